@@ -1,0 +1,41 @@
+"""Who trains how much: backbone, head, total, stored bytes. The only place that counts."""
+
+from dataclasses import asdict, dataclass
+
+from peftbench.methods.base import Tuner
+from peftbench.models import Model
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Trainable entries (numbers, not tensors).
+
+    Attributes:
+        backbone: what the method trains.
+        head: what every method trains besides.
+        total: both.
+        model: all entries of backbone and head, trained or not, without what the method adds.
+        stored_bytes: size of the delta's tensors; None before there is one.
+    """
+
+    backbone: int
+    head: int
+    total: int
+    model: int
+    stored_bytes: int | None = None
+
+    def as_dict(self) -> dict[str, int | None]:
+        """The counts by name."""
+        return asdict(self)
+
+
+def entries(model: Model) -> int:
+    """All entries of a model to which nothing is attached yet."""
+    return sum(parameter.numel() for parameter in model.module.parameters())
+
+
+def count(model: Model, tuner: Tuner, before: int, stored_bytes: int | None = None) -> Counts:
+    """Count what trains; `before` is `entries(model)` before the method was attached."""
+    backbone = sum(parameter.numel() for parameter in tuner.trainables().values())
+    head = sum(parameter.numel() for _, parameter in model.head())
+    return Counts(backbone, head, backbone + head, before, stored_bytes)

@@ -1,0 +1,62 @@
+"""The `peftbench` command. It imports nothing heavy before it knows what is asked."""
+
+import os
+import sys
+
+HELP = """peftbench: parameter-efficient fine-tuning methods compared on GLUE
+
+usage: peftbench COMMAND [...]
+
+  run [OVERRIDES]         run one cell; with -m a sweep (a Hydra application: --help, --cfg job, -m work)
+  count [OVERRIDES]       how many entries would train, without weights; --json for programs
+  list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
+  table STUDY             a study's results, one row per method
+  export RUN --to DIR     a LoRA run's adapter in PEFT's format
+
+examples:
+  peftbench run                                        LoRA on the built-in sample, offline
+  peftbench run task=mrpc method=bitfit data=folder data.path=GLUE
+  peftbench run -m study=pilot method=full,lora task=rte,mrpc seed=0,1,2
+  peftbench count model=bert_large_cased method=lora method.rank=64
+
+exit codes: 0 done, 1 a run failed, 2 wrong configuration, 3 wrong or missing data or weights, 4 training diverged
+shell completion: eval "$(peftbench run -sc install=bash)"
+"""
+
+COMMANDS = ("run", "count", "list", "table", "export")
+
+
+def main() -> None:
+    """Entry point of the `peftbench` command and of `python -m peftbench`."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        sys.exit(0 if arguments else 2)
+    if arguments[0] == "--version":
+        from peftbench import __version__
+
+        print(__version__)
+        sys.exit(0)
+    command, rest = arguments[0], arguments[1:]
+    if command in ("-sc", "--shell-completion"):
+        # Hydra's completion script asks the program itself; the word "run" is no override.
+        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(" run ", " ", 1)
+        command, rest = "run", arguments
+    if command not in COMMANDS:
+        from peftbench.errors import near
+
+        print(f"peftbench {command}: no such command; {near(command, COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+
+    from peftbench import commands
+    from peftbench.errors import BadInput
+
+    try:
+        code = commands.COMMANDS[command](rest)
+    except BadInput as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,267 @@
+"""Hydra's words in, a validated `Cell` out: DictConfig stops here, and every problem is reported at once."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from peftbench.config import (
+    Budget,
+    Cell,
+    DataSpec,
+    MethodSpec,
+    ModelSpec,
+    Protocol,
+    Scope,
+    TaskSpec,
+    TrackerSpec,
+)
+from peftbench.errors import ConfigError, near
+from peftbench.files import DELTA_FILE
+from peftbench.validate import check_method, parse, show
+
+CONFIG_NAME = "config"
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError)  # all are bad overrides
+PARTS = ("model", "task", "data", "method", "scope", "budget", "protocol", "tracker")  # groups a cell is made of
+GROUPS = (*PARTS, "experiment")
+
+
+def conf_dir() -> Path:
+    """Folder of the yaml files: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def words(group: str) -> list[str]:
+    """The words a user may choose in a group: its yaml files, bases (leading underscore) left out."""
+    return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def describe(group: str, word: str) -> str:
+    """The first comment of a word's file."""
+    first = (conf_dir() / group / f"{word}.yaml").read_text(encoding="utf-8").splitlines()
+    return next((line.lstrip("# ") for line in first if not line.startswith("# @")), "")
+
+
+def load(overrides: Sequence[str]) -> DictConfig:
+    """Compose the configuration, Hydra's own part included.
+
+    Raises:
+        ConfigError: an override cannot be applied; all such overrides are listed.
+    """
+    try:
+        return _compose(overrides)
+    except COMPOSE_ERRORS as error:
+        problems = _override_problems(overrides)
+        raise ConfigError(list(problems.values()) or [_one_line(error)]) from None
+
+
+def cell_from(overrides: Sequence[str]) -> Cell:
+    """The cell that these overrides describe, with every problem of all of them in one `ConfigError`."""
+    try:
+        return build(load(overrides))
+    except ConfigError as error:
+        good = [override for override in overrides if override not in _override_problems(overrides)]
+        if len(good) == len(overrides):
+            raise
+        # Values are looked at too, so that one mistyped key does not hide a bad number.
+        raise ConfigError([*error.problems, *_value_problems(good)]) from None
+
+
+def build(config: DictConfig) -> Cell:
+    """Turn a composed configuration (Hydra's part included) into a cell.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, impossible values: one line each.
+    """
+    choices = {str(key): value for key, value in config.hydra.runtime.choices.items()}
+    raw = resolved(config)
+    if absent := [group for group in PARTS if not isinstance(raw.get(group), dict) or not choices.get(group)]:
+        raise ConfigError([f"{group}: must be chosen; {near('', words(group))}" for group in absent])
+    problems = [f"{path}: must be given, as {path}=..." for path in _missing(raw)]
+    parts = _parts(raw, choices, problems)
+    top = {key: value for key, value in raw.items() if key not in GROUPS}
+    _check_top(top, problems)
+    if problems:
+        raise ConfigError(problems)
+    cell = Cell(**parts, **top, init_sha256=_delta_sha256(top["init_from"]))
+    _check_together(cell)
+    return cell
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """The configuration as plain data, interpolations resolved, without Hydra's own part.
+
+    Raises:
+        ConfigError: an interpolation leads nowhere.
+    """
+    try:
+        plain = OmegaConf.to_container(_without_hydra(config), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_one_line(error)) from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
+    """The dataclass of every group; a part that is not possible is None, and a line in `problems` says why."""
+    named = {group: {"name": choices[group], **raw[group]} for group in ("model", "task", "data", "budget")}
+    model = parse(ModelSpec, named["model"], "model", problems)
+    scope = dict(raw["scope"])
+    if model:
+        scope["layers"] = _layers(scope.get("layers"), model.depth, problems)
+    method = {key: value for key, value in raw["method"].items() if key not in ("_target_", "default_lr")}
+    target = str(raw["method"].get("_target_"))
+    check_method(target, method, problems)
+    return {
+        "model": model,
+        "task": parse(TaskSpec, named["task"], "task", problems),
+        "data": parse(DataSpec, named["data"], "data", problems),
+        "method": MethodSpec(choices["method"], target, method),
+        "scope": parse(Scope, scope, "scope", problems),
+        "budget": parse(Budget, named["budget"], "budget", problems),
+        "protocol": parse(Protocol, raw["protocol"], "protocol", problems),
+        "tracker": parse(TrackerSpec, raw["tracker"], "tracker", problems),
+    }
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="peftbench"):
+        return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    # masked_copy keeps the parent-less tree, so that ${...} still finds its keys
+    return OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+
+
+def _override_problems(overrides: Sequence[str]) -> dict[str, str]:
+    """What is wrong with each override that cannot be applied: group choices first, then keys on top of them."""
+    problems: dict[str, str] = {}
+    applied: list[str] = []
+    for override in sorted(overrides, key=lambda item: item.partition("=")[0] not in GROUPS):
+        try:
+            _compose([*applied, override])
+            applied.append(override)
+        except COMPOSE_ERRORS as error:
+            problems[override] = _explain(override, error, applied)
+    return problems
+
+
+def _explain(override: str, error: Exception, applied: Sequence[str]) -> str:
+    key, equals, value = override.partition("=")
+    key = key.lstrip("+~")
+    if not equals:
+        return f"{override}: not of the form key=value"
+    text = str(error)
+    if "Could not find" in text and (conf_dir() / key).is_dir():
+        return f"{override}: there is no {key} called '{value}'; {near(value, words(key))}"
+    if "Ambiguous value" in text:
+        return f"{override}: several values; a sweep needs -m (peftbench run -m ...)"
+    if "Could not override" in text or "not in struct" in text or "Could not find" in text:
+        return f"{override}: there is no key '{key}'; {near(key, _keys(applied))}"
+    return f"{override}: {_one_line(error)}"
+
+
+def _keys(applied: Sequence[str]) -> list[str]:
+    """Every key that an override may name, once the overrides in `applied` are."""
+    plain = OmegaConf.to_container(_without_hydra(_compose(applied)))
+    assert isinstance(plain, dict)
+    return [*GROUPS, *_walk(plain, "")]
+
+
+def _walk(node: Any, path: str) -> list[str]:
+    here = [path] if path else []
+    if not isinstance(node, Mapping):
+        return here
+    return here + [key for name in node for key in _walk(node[name], f"{path}.{name}" if path else str(name))]
+
+
+def _value_problems(overrides: Sequence[str]) -> list[str]:
+    try:
+        build(load(overrides))
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+def _one_line(error: Exception) -> str:
+    return re.sub(r"\s+", " ", str(error).split("See https://")[0].split("full_key:")[0]).strip()
+
+
+def _missing(node: Any, path: str = "") -> list[str]:
+    if isinstance(node, Mapping):
+        return [key for name in node for key in _missing(node[name], f"{path}.{name}" if path else str(name))]
+    return [path] if node == "???" else []
+
+
+def _layers(value: Any, depth: int, problems: list[str]) -> list[int] | None:
+    """Layer numbers from a list or a range like "6-11", checked against the depth of the backbone."""
+    if value is None:
+        return None
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)-(\d+)", value)):
+        layers = list(range(int(match[1]), int(match[2]) + 1))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        layers = [value]
+    elif isinstance(value, list) and all(type(item) is int for item in value):
+        layers = value
+    else:
+        problems.append(f"scope.layers={show(value)}: must be a range like 2-5 or a list like [0,5]")
+        return None
+    if not layers or min(layers) < 0 or max(layers) >= depth:
+        problems.append(f"scope.layers={show(value)}: outside the backbone, which has layers 0 to {depth - 1}")
+        return None
+    return sorted(set(layers))
+
+
+TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": bool, "progress": bool}
+
+
+def _check_top(top: Mapping[str, Any], problems: list[str]) -> None:
+    allowed = [*TOP, "init_from", *GROUPS]
+    problems.extend(f"{key}: there is no such key; {near(key, allowed)}" for key in top if key not in allowed)
+    for key, kind in TOP.items():
+        if type(top.get(key)) is not kind:
+            wanted = {int: "a whole number", str: "a text", bool: "true or false"}[kind]
+            problems.append(f"{key}={show(top.get(key))}: must be {wanted}")
+        elif kind is int and top[key] < 0:
+            problems.append(f"{key}={top[key]}: must be at least 0")
+    if isinstance(top.get("study"), str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", top["study"]):
+        problems.append(f"study={top['study']}: must be letters, digits, '.', '_' and '-' (it names a folder)")
+    start = top.get("init_from")
+    if start is not None and not (isinstance(start, str) and (Path(start) / DELTA_FILE).is_file()):
+        problems.append(f"init_from={show(start)}: no {DELTA_FILE} there (it must be the folder of a run)")
+
+
+def _check_together(cell: Cell) -> None:
+    """What is possible by itself and yet not together."""
+    problems = []
+    names = cell.task.metric_names()
+    if cell.task.headline not in names:
+        problems.append(f"task.headline={cell.task.headline}: not scored; {near(cell.task.headline, names)}")
+    if cell.task.train is None and cell.init_from is None:
+        problems.append(f"task={cell.task.name}: has no training rows; give init_from=<folder of an MNLI run>")
+    if cell.protocol.accumulation > cell.protocol.batch_size:
+        problems.append(
+            f"protocol.accumulation={cell.protocol.accumulation}: more parts than "
+            f"protocol.batch_size={cell.protocol.batch_size} has rows"
+        )
+    limit = int(cell.model.config["max_position_embeddings"])
+    limit -= 2 if cell.model.model_type == "roberta" else 0  # its positions start after the padding id
+    if cell.protocol.max_length > limit:
+        problems.append(f"protocol.max_length={cell.protocol.max_length}: {cell.model.name} has {limit} positions")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _delta_sha256(folder: str | None) -> str | None:
+    if folder is None:
+        return None
+    return hashlib.sha256((Path(folder) / DELTA_FILE).read_bytes()).hexdigest()

@@ -1,0 +1,259 @@
+"""The frozen dataclasses that a run is made of, and the fingerprint of what decides its score.
+
+Nothing here knows Hydra or torch: `compose.py` makes these from yaml, everything below `run` takes them or plain
+arguments.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+KINDS = (
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "intermediate",
+    "output",
+    "layer_norm",
+    "embeddings",
+    "pooler",
+)
+Kind = Literal[
+    "query",
+    "key",
+    "value",
+    "attention_output",
+    "intermediate",
+    "output",
+    "layer_norm",
+    "embeddings",
+    "pooler",
+]
+Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman"]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the standard module kinds lie in an architecture."""
+
+    layers: str
+    kinds: dict[Kind, tuple[str, ...]]
+    head: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A backbone: where its weights come from, and the numbers to build it without them."""
+
+    name: str
+    model_type: str
+    layout: Layout
+    config: dict[str, Any]
+    hub: str | None = None
+    revision: str | None = None
+    package: str | None = None
+    sha256: str | None = None
+    weights: str = "auto"
+
+    @property
+    def depth(self) -> int:
+        """Number of encoder layers."""
+        return int(self.config.get("num_hidden_layers") or self.config["n_layers"])
+
+
+@dataclass(frozen=True)
+class HubLayout:
+    """How the Hub's copy of a task names things."""
+
+    config: str
+    text: tuple[str, ...]
+    label: str
+    splits: dict[str, str]
+
+
+@dataclass(frozen=True)
+class FolderLayout:
+    """How the official download names things."""
+
+    name: str
+    files: dict[str, str]
+    text: tuple[str, ...]
+    label: str
+    label_values: tuple[str, ...] | None = None
+    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    skip_incomplete: bool = False
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """A GLUE task: labels, metrics, splits, and its two layouts."""
+
+    name: str
+    version: int
+    labels: tuple[str, ...] | None
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
+    headline: str
+    train: str | None
+    dev: tuple[str, ...]
+    test: tuple[str, ...]
+    hub: HubLayout
+    folder: FolderLayout
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs of the head: classes, or 1 for a regression."""
+        return len(self.labels) if self.labels else 1
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Every metric as a record names it: with the split's suffix where several dev sets are scored."""
+        if len(self.dev) <= 1:
+            return self.metrics
+        suffixes = [split.removeprefix("dev_") for split in self.dev]
+        return tuple(f"{metric}_{suffix}" for metric in self.metrics for suffix in suffixes)
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """Where the rows come from."""
+
+    name: str
+    source: Literal["hub", "folder", "sample"]
+    path: str | None = None
+    revision: str | None = None
+    limit: Count | None = None
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Where a method may act. `None` means everywhere."""
+
+    layers: tuple[int, ...] | None = None
+    kinds: tuple[Kind, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many backbone entries may train. `None`: the method's own hyper-parameters decide."""
+
+    name: str = "none"
+    entries: Count | None = None
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Everything but the method that decides a score. Units and sources stand in conf/protocol/default.yaml."""
+
+    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    epochs: Count = 5
+    max_steps: Count | None = None
+    batch_size: Count = 32
+    accumulation: Count = 1
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: Share = 0.06
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    max_length: Annotated[int, Field(ge=8)] = 128
+    bucketing: bool = True
+    precision: Literal["bf16", "fp32"] = "bf16"
+    evaluate_every: Literal["epoch"] | Count = "epoch"
+    patience: Count | None = None
+    selection: Literal["last", "best_dev", "held_out"] = "last"
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    eval_batch_size: Count = 128
+
+
+@dataclass(frozen=True)
+class TrackerSpec:
+    """How Weights & Biases follows a run."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    project: str = "peftbench"
+    entity: str | None = None
+    tags: tuple[str, ...] = ()
+    log_every: Count = 10
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method by name, the class that implements it, and its hyper-parameters."""
+
+    name: str
+    target: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One (model, task, data, method, scope, budget, protocol, seed): what one run executes."""
+
+    model: ModelSpec
+    task: TaskSpec
+    data: DataSpec
+    method: MethodSpec
+    scope: Scope
+    budget: Budget
+    protocol: Protocol
+    tracker: TrackerSpec
+    seed: int
+    study: str
+    outputs: str
+    cache: str
+    init_from: str | None = None
+    init_sha256: str | None = None
+    predict_test: bool = False
+    progress: bool = True
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with whatever decides the score, the seed apart.
+
+        Paths are left out (the same rows may lie elsewhere; the record holds the hash of what was read), and so is
+        what only says how a run is watched.
+        """
+        model = asdict(self.model)
+        del model["layout"]
+        decides = {
+            "model": model,
+            "task": {"name": self.task.name, "version": self.task.version, "headline": self.task.headline},
+            "data": {"source": self.data.source, "revision": self.data.revision, "limit": self.data.limit},
+            "method": asdict(self.method),
+            "scope": asdict(self.scope),
+            "budget": asdict(self.budget),
+            "protocol": asdict(self.protocol),
+            "init": self.init_sha256,
+        }
+        return digest(decides)[:16]
+
+    @property
+    def folder(self) -> str:
+        """The cell's own folder under `outputs`, which follows from the cell alone."""
+        words = [self.task.name, self.method.name, self.model.name]
+        if self.budget.name != "none":
+            words.insert(2, self.budget.name)
+        return f"{self.study}/{'-'.join(words)}-{self.fingerprint[:8]}/seed{self.seed}"
+
+
+def canonical(value: Any) -> Any:
+    """The same value for every way of writing it: whole floats become integers, tuples lists, keys strings."""
+    if isinstance(value, Mapping):
+        return {str(key): canonical(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON-like value, as hexadecimal digits."""
+    text = json.dumps(canonical(value), sort_keys=True, ensure_ascii=False, allow_nan=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,140 @@
+"""Text to token ids, once per (text, tokenizer, length): the result is kept in a safetensors file by content hash."""
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from peftbench.config import ModelSpec
+from peftbench.data.sources import Split
+from peftbench.files import write_atomically
+
+VERSION = "1"  # raised when the layout of the cached file changes
+
+
+class Tokenizer(Protocol):
+    """Turns rows of one or two texts into ids, special tokens included."""
+
+    sha256: str
+    pad_id: int
+
+    def encode(self, texts: Sequence[Sequence[str]], max_length: int) -> tuple[list[list[int]], list[int]]:
+        """Ids of every row, and per row how many of them belong to the first segment."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenised split.
+
+    Attributes:
+        ids: ids of all rows, one after another (tokens,) int32.
+        starts: where each row starts, and the end of the last (rows + 1,) int64.
+        first: how many ids of each row belong to the first segment (rows,) int32.
+        labels: as in `Split`.
+        pad_id: id that fills a row up.
+    """
+
+    name: str
+    ids: np.ndarray
+    starts: np.ndarray
+    first: np.ndarray
+    labels: np.ndarray | None
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens per row (rows,)."""
+        return np.diff(self.starts)
+
+
+class PretrainedTokenizer:
+    """The backbone's own tokenizer, from the folder its weights came from."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self._inner = AutoTokenizer.from_pretrained(folder)
+        self.pad_id = int(self._inner.pad_token_id)
+        self.sha256 = hashlib.sha256(self._inner.backend_tokenizer.to_str().encode()).hexdigest()
+
+    def encode(self, texts: Sequence[Sequence[str]], max_length: int) -> tuple[list[list[int]], list[int]]:
+        """See `Tokenizer`."""
+        encoded = self._inner(
+            *[list(column) for column in texts],
+            truncation="longest_first",
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=True,
+        )
+        first = [len(types) - sum(types) for types in encoded["token_type_ids"]]
+        return encoded["input_ids"], first
+
+
+class HashTokenizer:
+    """Words hashed into the vocabulary: lets a backbone with random weights run where no vocabulary is."""
+
+    def __init__(self, vocabulary: int, pad_id: int) -> None:
+        self.pad_id = pad_id
+        self.sha256 = hashlib.sha256(f"hash:{vocabulary}:{pad_id}".encode()).hexdigest()
+        self._special = [i for i in range(3) if i != pad_id][:2]
+        self._first_word, self._words = 3, min(vocabulary, pad_id if pad_id > 3 else vocabulary) - 3
+
+    def encode(self, texts: Sequence[Sequence[str]], max_length: int) -> tuple[list[list[int]], list[int]]:
+        """See `Tokenizer`."""
+        start, end = self._special
+        room = (max_length - 1 - len(texts)) // len(texts)
+        rows, first = [], []
+        for row in zip(*texts, strict=True):
+            segments = [[self._word(word) for word in text.lower().split()[:room]] + [end] for text in row]
+            rows.append([start, *(i for segment in segments for i in segment)])
+            first.append(1 + len(segments[0]))
+        return rows, first
+
+    def _word(self, word: str) -> int:
+        return self._first_word + zlib.crc32(word.encode()) % self._words
+
+
+def tokenizer_for(spec: ModelSpec, folder: Path | None) -> Tokenizer:
+    """The tokenizer that belongs to the weights in `folder`, or the hashing one where there are none."""
+    if folder is None:
+        return HashTokenizer(int(spec.config["vocab_size"]), int(spec.config["pad_token_id"]))
+    return PretrainedTokenizer(folder)
+
+
+def tokenize(split: Split, tokenizer: Tokenizer, max_length: int, cache: Path) -> Tokens:
+    """The split's token ids, from the cache where the same text was tokenised before.
+
+    A damaged cache file is never trusted: it is written anew.
+    """
+    key = hashlib.sha256(f"{VERSION}:{split.sha256}:{tokenizer.sha256}:{max_length}".encode()).hexdigest()
+    path = cache / "tokens" / f"{key[:32]}.safetensors"
+    found = _read(path, rows=len(split))
+    if found is None:
+        ids, first = tokenizer.encode(split.texts, max_length)
+        lengths = np.asarray([len(row) for row in ids], dtype=np.int64)
+        found = {
+            "ids": np.asarray([i for row in ids for i in row], dtype=np.int32),
+            "starts": np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
+            "first": np.asarray(first, dtype=np.int32),
+        }
+        write_atomically(path, save(found))
+    return Tokens(split.name, found["ids"], found["starts"], found["first"], split.labels, tokenizer.pad_id)
+
+
+def _read(path: Path, rows: int) -> dict[str, np.ndarray] | None:
+    try:
+        found = load_file(path)
+        whole = len(found["first"]) == rows and found["starts"][-1] == len(found["ids"])
+    except (OSError, SafetensorError, KeyError, IndexError):
+        return None
+    return found if whole else None

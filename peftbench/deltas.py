@@ -1,0 +1,139 @@
+"""Deltas and whole models: what a run learned, put into a file and back into a backbone."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peftbench.config import Budget, Cell, MethodSpec, ModelSpec, Scope
+from peftbench.errors import ConfigError, DataError
+from peftbench.files import DELTA_FILE, RECORD_FILE
+from peftbench.methods.base import Delta, Method, Tuner, copy_into
+from peftbench.models import Model, load
+from peftbench.results import read
+from peftbench.seeds import drawn_from
+from peftbench.validate import make_method, parse
+
+HEAD = "head."
+
+
+def attach(method: MethodSpec, scope: Scope, budget: Budget, model: Model, seed: int) -> Tuner:
+    """Freeze the backbone and attach a method; what the method draws comes from the seed's selection stream.
+
+    Raises:
+        ConfigError: the method finds nothing to train there.
+    """
+    for _, parameter in model.backbone():
+        parameter.requires_grad_(False)
+    with drawn_from(seed, "selection"):
+        return make_method(method).attach(model, scope, budget)
+
+
+def learned(cell: Cell, model: Model, tuner: Tuner) -> Delta:
+    """What the run learned: the tuner's part and the head, with the facts that are needed to use them."""
+    head = {HEAD + name: parameter.detach() for name, parameter in model.head()}
+    return Delta(
+        {**tuner.delta(), **head},
+        {
+            "method": asdict(cell.method),
+            "scope": asdict(cell.scope),
+            "budget": asdict(cell.budget),
+            "model": {"name": cell.model.name, "sha256": model.weights_sha256},
+            "task": {"name": cell.task.name, "labels": cell.task.num_labels},
+            "fingerprint": cell.fingerprint,
+            "seed": cell.seed,
+        },
+    )
+
+
+def restore(delta: Delta, model: Model, head: bool = True) -> Tuner:
+    """Attach the delta's own method to a fresh model and put the delta in; `head=False` leaves the head alone.
+
+    Raises:
+        DataError: the delta was learned on another backbone, or does not fit this one.
+    """
+    meta = delta.meta
+    if meta["model"] != {"name": model.name, "sha256": model.weights_sha256}:
+        raise DataError(f"the delta was learned on {meta['model']['name']} (other weights), not on this {model.name}")
+    tuner = attach(_method(meta), _scope(meta), Budget(**meta["budget"]), model, int(meta["seed"]))
+    _put(delta, tuner, model, head)
+    return tuner
+
+
+def start_from(cell: Cell, model: Model) -> Tuner:
+    """Attach the cell's method, starting from the run in `init_from` where there is one.
+
+    A delta of the same method, scope and budget is trained further; that of another is merged into the backbone
+    first. The head starts anew, unless the task can only be evaluated (AX).
+
+    Raises:
+        DataError: the delta does not fit.
+    """
+    fresh_head = cell.task.train is not None
+    if cell.init_from is None:
+        return attach(cell.method, cell.scope, cell.budget, model, cell.seed)
+    delta = Delta.load(Path(cell.init_from) / DELTA_FILE)
+    same = all(
+        delta.meta[key] == _plain(asdict(value))
+        for key, value in (("method", cell.method), ("scope", cell.scope), ("budget", cell.budget))
+    )
+    tuner = restore(delta, model, head=not fresh_head)
+    if same:
+        return tuner
+    tuner.merge()
+    return attach(cell.method, cell.scope, cell.budget, model, cell.seed)
+
+
+def reload(run: Path) -> tuple[Model, Tuner, Method]:
+    """A finished run's model with its tuner and method, as they were at the selected evaluation, in fp32.
+
+    Raises:
+        DataError: the run's record, delta or weights cannot be read.
+    """
+    record, delta = read(run / RECORD_FILE), Delta.load(run / DELTA_FILE)
+    problems: list[str] = []
+    spec = parse(ModelSpec, {"name": record.cell.model, **record.config["model"]}, "model", problems)
+    if spec is None:
+        raise DataError(f"{run / RECORD_FILE}: {problems[0]}")
+    model, _ = load(spec, int(delta.meta["task"]["labels"]), int(delta.meta["seed"]))
+    return model, restore(delta, model), make_method(_method(delta.meta))
+
+
+def _put(delta: Delta, tuner: Tuner, model: Model, head: bool) -> None:
+    own = {name: tensor for name, tensor in delta.tensors.items() if not name.startswith(HEAD)}
+    tuner.load_delta(own)
+    if head:
+        tensors: dict[str, torch.Tensor] = {
+            name.removeprefix(HEAD): tensor for name, tensor in delta.tensors.items() if name.startswith(HEAD)
+        }
+        copy_into(dict(model.head()), tensors)
+
+
+def _method(meta: Mapping[str, Any]) -> MethodSpec:
+    return MethodSpec(**meta["method"])
+
+
+def _scope(meta: Mapping[str, Any]) -> Scope:
+    return Scope(**{key: None if value is None else tuple(value) for key, value in meta["scope"].items()})
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON: tuples are lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def export_peft(run: Path, folder: Path) -> None:
+    """Write a finished LoRA run's adapter and head in PEFT's format.
+
+    Raises:
+        DataError: the run cannot be read.
+        ConfigError: its method has no PEFT format.
+    """
+    model, tuner, method = reload(run)
+    if not hasattr(method, "export_peft"):
+        raise ConfigError(f"{run}: {type(method).__name__} has no PEFT format; only LoRA runs do")
+    method.export_peft(tuner, model, folder)

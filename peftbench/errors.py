@@ -1,0 +1,43 @@
+"""The two ways in which what a person gave us can be wrong, and how a run can go wrong by itself."""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+class BadInput(Exception):
+    """What a person gave is wrong: one line per problem, and the exit code that says which kind it is."""
+
+    exit_code = 1
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class ConfigError(BadInput):
+    """A word, key or value of the configuration is not possible."""
+
+    exit_code = 2
+
+
+class DataError(BadInput):
+    """Data, weights or records cannot be read as what they should be."""
+
+    exit_code = 3
+
+
+class Diverged(Exception):
+    """The training loss is no longer a finite number."""
+
+    exit_code = 4
+
+
+def near(word: object, allowed: Iterable[object], limit: int = 12) -> str:
+    """Say what is allowed in the place of `word`, near misses first."""
+    words = sorted({str(item) for item in allowed})
+    close = get_close_matches(str(word), words, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    if len(words) > limit:
+        return f"allowed: {', '.join(words[:limit])}, ..."
+    return f"allowed: {', '.join(words)}"

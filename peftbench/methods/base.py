@@ -1,0 +1,193 @@
+"""The two Protocols of a method, and the delta: what a run learned, as a small portable file."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from peftbench.config import Budget, Scope
+from peftbench.errors import ConfigError, DataError
+from peftbench.files import write_atomically
+from peftbench.models import Model
+
+FORMAT = "peftbench-delta-1"
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What a run learned.
+
+    Attributes:
+        tensors: by name; those of the head are named "head.<parameter>".
+        meta: JSON-like facts: method (target, arguments), scope, budget, backbone, task.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the tensors, as they are stored."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def save(self, path: Path) -> str:
+        """Write a safetensors file, whole or not at all; returns the SHA-256 of its bytes."""
+        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
+        content = save(tensors, metadata={"format": FORMAT, "meta": json.dumps(dict(self.meta))})
+        write_atomically(path, content)
+        return hashlib.sha256(content).hexdigest()
+
+    @staticmethod
+    def load(path: Path) -> "Delta":
+        """Read a delta.
+
+        Raises:
+            DataError: the file is missing, damaged or not a delta.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                facts = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{path}: not a readable safetensors file ({error})") from None
+        if facts.get("format") != FORMAT:
+            raise DataError(f"{path}: not a peftbench delta of format {FORMAT}")
+        return Delta(tensors, json.loads(facts["meta"]))
+
+
+class Tuner(Protocol):
+    """A method attached to one model."""
+
+    def trainables(self) -> Mapping[str, nn.Parameter]:
+        """What the optimizer steps, by name; the head is not among them (every method trains it)."""
+        ...
+
+    def after_backward(self, step: int) -> None:
+        """Gradients of optimizer step `step` (from 0) are there, not yet clipped."""
+        ...
+
+    def after_step(self, step: int) -> None:
+        """The optimizer has stepped."""
+        ...
+
+    def delta(self) -> Mapping[str, torch.Tensor]:
+        """What was learned, by name, enough for `load_delta` on a freshly attached tuner."""
+        ...
+
+    def load_delta(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Put a delta in.
+
+        Raises:
+            DataError: names or shapes are not this tuner's.
+        """
+        ...
+
+    def merge(self) -> None:
+        """Fold what was learned into the backbone's own weights; the model then stands without the method."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What an exact resume needs beside trainables and optimizer."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up such a state."""
+        ...
+
+
+class Method(Protocol):
+    """A recipe: a frozen dataclass whose fields are the keys of its yaml."""
+
+    def attach(self, model: Model, scope: Scope, budget: Budget) -> Tuner:
+        """Choose what trains: set requires_grad of the backbone, insert modules.
+
+        Everything in the backbone is frozen before. Random numbers come from torch's global generator, which the
+        caller seeds. Must work on the meta device, where nothing has values.
+
+        Raises:
+            ConfigError: nothing can train within the scope, or the budget cannot be met.
+        """
+        ...
+
+
+class ParameterTuner:
+    """A tuner whose trainables are parameters of the model itself; hooks do nothing. Others build on it."""
+
+    def __init__(self, trainables: Mapping[str, nn.Parameter]) -> None:
+        self._trainables = dict(trainables)
+        for parameter in self._trainables.values():
+            parameter.requires_grad_(True)
+
+    def trainables(self) -> Mapping[str, nn.Parameter]:
+        """See `Tuner`."""
+        return self._trainables
+
+    def after_backward(self, step: int) -> None:
+        """Nothing to do."""
+
+    def after_step(self, step: int) -> None:
+        """Nothing to do."""
+
+    def delta(self) -> Mapping[str, torch.Tensor]:
+        """The trainables themselves."""
+        return {name: parameter.detach() for name, parameter in self._trainables.items()}
+
+    def load_delta(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """See `Tuner`."""
+        copy_into(self._trainables, tensors)
+
+    def merge(self) -> None:
+        """Nothing to do: the parameters are the model's own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing beside the trainables."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing to take up."""
+
+
+def copy_into(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy tensors into parameters of the same names and shapes.
+
+    Raises:
+        DataError: a name is missing or too much, or a shape differs.
+    """
+    if different := sorted(set(parameters) ^ set(tensors)):
+        raise DataError(f"the delta does not fit: {different[0]} is only on one side ({len(different)} such names)")
+    for name, parameter in parameters.items():
+        if parameter.shape != tensors[name].shape:
+            raise DataError(
+                f"the delta does not fit: {name} is {tuple(tensors[name].shape)}, here {tuple(parameter.shape)}"
+            )
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[name])
+
+
+def narrowed(scope: Scope, kinds: tuple[str, ...] | None) -> Scope:
+    """The scope, limited further to a method's own kinds (None: not limited)."""
+    if kinds is None:
+        return scope
+    if scope.kinds is None:
+        return Scope(scope.layers, kinds)  # type: ignore[arg-type]
+    return Scope(scope.layers, tuple(kind for kind in scope.kinds if kind in kinds))
+
+
+def require(found: Mapping[str, Any] | list[Any], what: str, scope: Scope) -> None:
+    """Refuse a scope in which a method finds nothing to train.
+
+    Raises:
+        ConfigError: `found` is empty.
+    """
+    if not found:
+        layers = "all layers" if scope.layers is None else f"layers {list(scope.layers)}"
+        kinds = "all kinds" if scope.kinds is None else f"kinds {list(scope.kinds)}"
+        raise ConfigError(f"scope: {what} in {layers}, {kinds} of this backbone")

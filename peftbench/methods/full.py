@@ -1,0 +1,18 @@
+"""Full fine-tuning."""
+
+from dataclasses import dataclass
+
+from peftbench.config import Budget, Scope
+from peftbench.methods.base import ParameterTuner, require
+from peftbench.models import Model
+
+
+@dataclass(frozen=True)
+class Full:
+    """Every backbone entry in scope trains. With scope.layers it is the classic "top layers only"."""
+
+    def attach(self, model: Model, scope: Scope, budget: Budget) -> ParameterTuner:
+        """See `Method`."""
+        found = dict(model.within(scope))
+        require(found, "no parameter", scope)
+        return ParameterTuner(found)

@@ -1,0 +1,16 @@
+"""Head only: the backbone as a fixed feature extractor."""
+
+from dataclasses import dataclass
+
+from peftbench.config import Budget, Scope
+from peftbench.methods.base import ParameterTuner
+from peftbench.models import Model
+
+
+@dataclass(frozen=True)
+class Head:
+    """Nothing of the backbone trains; the head does, as with every method."""
+
+    def attach(self, model: Model, scope: Scope, budget: Budget) -> ParameterTuner:
+        """See `Method`."""
+        return ParameterTuner({})

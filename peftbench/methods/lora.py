@@ -1,0 +1,117 @@
+"""LoRA (Hu et al. 2021, arXiv 2106.09685)."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from safetensors.torch import save
+from torch import nn
+from torch.nn import functional
+
+from peftbench.config import Budget, Count, Kind, Scope, Share
+from peftbench.files import write_atomically
+from peftbench.methods.base import ParameterTuner, narrowed, require
+from peftbench.models import Model
+
+
+class LoRALinear(nn.Module):
+    """A linear map with a low-rank term: W x + b + (alpha / rank) B A x, equation 3 of the paper.
+
+    `weight` (out, in) and `bias` (out,) are the frozen map's own parameters under their own names; `lora_A`
+    (rank, in) starts as in the released code (kaiming-uniform, a = sqrt 5), `lora_B` (out, rank) at zero.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        self.weight, self.bias = base.weight, base.bias
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.scaling = alpha / rank
+        self.dropout = nn.Dropout(dropout)
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) to (..., out)."""
+        low = functional.linear(functional.linear(self.dropout(x), self.lora_A), self.lora_B)
+        return functional.linear(x, self.weight, self.bias) + self.scaling * low
+
+    def merged(self) -> nn.Linear:
+        """The plain linear map with the low-rank term folded into its weight."""
+        with torch.no_grad():
+            update = self.scaling * (self.lora_B @ self.lora_A)
+            self.weight.copy_(self.weight.float() + update)
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        plain.weight, plain.bias = self.weight, self.bias
+        return plain
+
+
+class LoRATuner(ParameterTuner):
+    """The factors of every wrapped linear map."""
+
+    def __init__(self, model: Model, wrapped: Mapping[str, LoRALinear]) -> None:
+        self._model, self.wrapped = model, dict(wrapped)
+        super().__init__(
+            {
+                f"{name}.{factor}": getattr(layer, factor)
+                for name, layer in self.wrapped.items()
+                for factor in ("lora_A", "lora_B")
+            }
+        )
+
+    def merge(self) -> None:
+        """Fold every term into its weight and put the plain linear maps back."""
+        for name, layer in self.wrapped.items():
+            self._model.module.set_submodule(name, layer.merged())
+        self.wrapped, self._trainables = {}, {}
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank terms beside frozen linear maps."""
+
+    rank: Count = 8
+    alpha: Annotated[float, Field(gt=0)] = 16
+    dropout: Share = 0.1
+    kinds: tuple[Kind, ...] | None = ("query", "value")
+
+    def attach(self, model: Model, scope: Scope, budget: Budget) -> LoRATuner:
+        """See `Method`. Factors are named "<linear map>.lora_A" and "<linear map>.lora_B"."""
+        scope = narrowed(scope, self.kinds)
+        linears = model.linears(scope)
+        require(linears, "no linear map", scope)
+        wrapped = {}
+        for name, base in linears:
+            wrapped[name] = LoRALinear(base, self.rank, self.alpha, self.dropout)
+            model.module.set_submodule(name, wrapped[name])
+        return LoRATuner(model, wrapped)
+
+    def export_peft(self, tuner: LoRATuner, model: Model, folder: Path) -> None:
+        """Write the adapter and the head in PEFT's format: `peft.PeftModel.from_pretrained` loads the same logits."""
+        prefix = "base_model.model."
+        tensors = {
+            f"{prefix}{name}.{factor}.weight": getattr(layer, factor).detach().float().contiguous()
+            for name, layer in tuner.wrapped.items()
+            for factor in ("lora_A", "lora_B")
+        }
+        tensors |= {prefix + name: p.detach().float().contiguous() for name, p in model.head()}
+        config = {
+            "peft_type": "LORA",
+            "task_type": "SEQ_CLS",
+            "base_model_name_or_path": None,
+            "inference_mode": True,
+            "r": self.rank,
+            "lora_alpha": self.alpha,
+            "lora_dropout": self.dropout,
+            "bias": "none",
+            "target_modules": sorted(tuner.wrapped),
+            "modules_to_save": list(model.layout.head),
+        }
+        write_atomically(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
+        write_atomically(folder / "adapter_config.json", json.dumps(config, indent=2).encode())

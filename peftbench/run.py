@@ -1,0 +1,254 @@
+"""One cell, end to end: plan, read the rows, load the backbone, attach the method, train, record."""
+
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+from accelerate import PartialState
+
+from peftbench import deltas, provenance, results
+from peftbench.accounting import Counts, count, entries
+from peftbench.config import Cell
+from peftbench.data import sources
+from peftbench.data.sources import Split
+from peftbench.data.tokens import Tokens, tokenize, tokenizer_for
+from peftbench.errors import DataError, Diverged
+from peftbench.files import DELTA_FILE, write_atomically
+from peftbench.metrics import predict, standard_error
+from peftbench.models import Model, build, compute_precision, load, weights_folder
+from peftbench.results import CellName, Headline, Metrics, Record
+from peftbench.seeds import stream
+from peftbench.tracking import MetricsFile, Stopwatch, bar, wandb_run
+from peftbench.train import Fit, Trainer, Watcher
+
+
+@dataclass
+class Outcome:
+    """What a run came to: its record, where that lies, and the error that ended it, if any did."""
+
+    record: Record
+    path: Path
+    error: Exception | None = None
+
+
+def plan(cell: Cell) -> Counts:
+    """Attach the method to a backbone without weights and count: milliseconds, no memory, no files.
+
+    Raises:
+        ConfigError: the method finds nothing to train there.
+    """
+    model = build(cell.model, cell.task.num_labels, device="meta")
+    before = entries(model)
+    return count(model, deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed), before)
+
+
+def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str]) -> Outcome:
+    """Execute a cell and leave its record, also when training fails or diverges.
+
+    Args:
+        cell: what to run.
+        config: the resolved configuration, as it goes into the record.
+        overrides: what the user typed.
+
+    Raises:
+        ConfigError: the cell is not possible; nothing was written.
+        DataError: rows or weights cannot be read; nothing was written.
+    """
+    watch, started = Stopwatch(), datetime.now(UTC)
+    provenance.reset_peak_memory()
+    plan(cell)
+    rows = read_rows(cell)
+    weights = weights_folder(cell.model)
+    tokens = tokenize_rows(cell, rows, weights)
+    model, _ = load(cell.model, cell.task.num_labels, cell.seed)
+    before = entries(model)
+    tuner = deltas.start_from(cell, model)
+    compute_precision(model, cell.protocol.precision)
+
+    folder = Path(cell.outputs).expanduser() / cell.folder
+    keep_hydra_files(folder, config, overrides)
+    trainer = Trainer(
+        model=model,
+        tuner=tuner,
+        protocol=cell.protocol,
+        task=cell.task,
+        train=tokens.get("train"),
+        scored={name: tokens[name] for name in tokens if name != "train" and tokens[name].labels is not None},
+        choosing=choosing(cell),
+        seed=cell.seed,
+        log_every=cell.tracker.log_every,
+    )
+    status: Literal["done", "failed", "diverged"] = "done"
+    error: Exception | None = None
+    counts, hashes = count(model, tuner, before), hashes_of(rows, model)
+    try:
+        with watchers(cell, config, folder) as trainer.watchers:
+            fit = trainer.run()
+            delta = deltas.learned(cell, model, tuner)
+            counts = count(model, tuner, before, delta.stored_bytes)
+            hashes["delta"] = delta.save(folder / DELTA_FILE)
+            unseen = {name: trainer.predict(tokens[name]) for name in tokens if tokens[name].labels is None}
+            keep_predictions(cell, folder, tokens, {**fit.logits, **unseen})
+            for watcher in trainer.watchers:
+                watcher.end({**counts.as_dict(), cell.task.headline: headline(cell, fit, tokens).value})
+    except Diverged as caught:
+        status, error = "diverged", caught
+    except Exception as caught:  # the record keeps whatever went wrong; the sweep goes on
+        status, error = "failed", caught
+
+    fit = trainer.fit
+    record = Record(
+        schema=results.SCHEMA,
+        status=status,
+        cell=cell_name(cell),
+        fingerprint=cell.fingerprint,
+        headline=headline(cell, fit, tokens),
+        metrics=metrics(cell, fit),
+        counts=counts.as_dict(),
+        budget={**asdict(cell.budget), "used": counts.backbone},
+        time=times(fit, watch, started),
+        memory={"peak_mb": provenance.peak_memory_mb()},
+        throughput=throughput(fit),
+        hashes=hashes,
+        versions=provenance.versions(),
+        git=provenance.git(),
+        hardware=provenance.hardware(),
+        overrides=list(overrides),
+        config=dict(config),
+        error=None if error is None else "".join(traceback.format_exception(error)),
+    )
+    return Outcome(record, results.write(record, folder), error)
+
+
+def read_rows(cell: Cell) -> dict[str, Split]:
+    """The rows of every split that the cell needs: train, perhaps a held-out part of it, dev, perhaps test."""
+    task = cell.task
+    wanted = [*([task.train] if task.train else []), *task.dev]
+    if cell.predict_test or task.train is None:
+        wanted += task.test
+    rows = sources.load(cell.data, task, wanted)
+    if task.train and cell.protocol.selection == "held_out":
+        # One cut for all seeds, so that learning rates are compared on the same rows.
+        train = rows[task.train]
+        order = np.random.default_rng(stream(0, "held_out")).permutation(len(train))
+        kept = max(1, round(len(train) * cell.protocol.held_out))
+        if kept >= len(train):
+            raise DataError(f"protocol.held_out={cell.protocol.held_out}: leaves none of {len(train)} rows to train on")
+        rows["held_out"] = train.rows(np.sort(order[:kept]), "held_out")
+        rows[task.train] = train.rows(np.sort(order[kept:]), "train")
+    return rows
+
+
+def tokenize_rows(cell: Cell, rows: Mapping[str, Split], weights: Path | None) -> dict[str, Tokens]:
+    """Token ids of every split, from the cache where they were made before."""
+    tokenizer = tokenizer_for(cell.model, weights)
+    cache = Path(cell.cache).expanduser()
+    return {name: tokenize(split, tokenizer, cell.protocol.max_length, cache) for name, split in rows.items()}
+
+
+@contextmanager
+def watchers(cell: Cell, config: Mapping[str, Any], folder: Path) -> Iterator[list[Watcher]]:
+    """Those who follow the run: metrics.jsonl, a progress bar, W&B. Only the main process has any."""
+    with ExitStack() as stack:
+        found: list[Watcher] = []
+        if PartialState().is_main_process:
+            found.append(MetricsFile(stack.enter_context((folder / "metrics.jsonl").open("w", encoding="utf-8"))))
+            found += stack.enter_context(bar(f"{cell.task.name} {cell.method.name} seed {cell.seed}", cell.progress))
+            found += stack.enter_context(wandb_run(cell, config, folder))
+        yield found
+
+
+def choosing(cell: Cell) -> str:
+    """The metric that the selection rule looks at."""
+    if cell.protocol.selection != "held_out":
+        return cell.task.headline
+    plain = max((metric for metric in cell.task.metrics if cell.task.headline.startswith(metric)), key=len)
+    return f"{plain}_held_out"
+
+
+def headline(cell: Cell, fit: Fit, tokens: Mapping[str, Tokens]) -> Headline:
+    """The headline metric of the selected evaluation, with its standard error over the rows it was scored on."""
+    name = cell.task.headline
+    if not fit.logits or name not in fit.evaluations[fit.selected].metrics:
+        return Headline(name, None, None)
+    split = next(s for s in cell.task.dev if len(cell.task.dev) == 1 or name.endswith(s.removeprefix("dev_")))
+    plain = max((metric for metric in cell.task.metrics if name.startswith(metric)), key=len)
+    labels = tokens[split].labels
+    assert labels is not None
+    error = standard_error(plain, predict(fit.logits[split]), labels)
+    return Headline(name, fit.evaluations[fit.selected].metrics[name], error)
+
+
+def metrics(cell: Cell, fit: Fit) -> Metrics:
+    """All evaluations as the record holds them."""
+    found = [asdict(evaluation) for evaluation in fit.evaluations]
+    selected = found[fit.selected] if fit.logits else None
+    return Metrics(selected, found, cell.protocol.selection, bool(selected and selected["collapsed"]))
+
+
+def times(fit: Fit, watch: Stopwatch, started: datetime) -> dict[str, float | str]:
+    """Seconds by phase; what is neither training nor evaluation is set-up: reading, tokenising, loading, writing."""
+    total = watch.seconds()
+    train, evaluation = round(fit.train_s, 3), round(fit.eval_s, 3)
+    return {
+        "total_s": total,
+        "train_s": train,
+        "eval_s": evaluation,
+        "setup_s": round(total - train - evaluation, 3),
+        "started": started.isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def throughput(fit: Fit) -> dict[str, float]:
+    """Training speed, and how much of what was computed was padding."""
+    seconds = max(fit.train_s, 1e-9)
+    return {
+        "tokens_per_s": round(fit.tokens / seconds, 1),
+        "steps_per_s": round(fit.steps / seconds, 3),
+        "padding_share": round(fit.padded / max(1, fit.tokens + fit.padded), 4),
+    }
+
+
+def hashes_of(rows: Mapping[str, Split], model: Model) -> dict[str, Any]:
+    """Hashes of what the run was made from."""
+    return {"data": {name: split.sha256 for name, split in rows.items()}, "weights": model.weights_sha256}
+
+
+def cell_name(cell: Cell) -> CellName:
+    """The words that name the cell."""
+    return CellName(
+        cell.task.name,
+        cell.method.name,
+        cell.model.name,
+        cell.data.name,
+        cell.budget.name,
+        cell.seed,
+        cell.study,
+    )
+
+
+def keep_hydra_files(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Write `.hydra/config.yaml` and `.hydra/overrides.yaml`, as Hydra does for its own folders."""
+    for name, content in (("config", dict(config)), ("overrides", list(overrides))):
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        write_atomically(folder / ".hydra" / f"{name}.yaml", text.encode())
+
+
+def keep_predictions(cell: Cell, folder: Path, tokens: Mapping[str, Tokens], logits: Mapping[str, np.ndarray]) -> None:
+    """Write predictions/<split>.tsv: index, prediction, label (empty where not public), one logit per label."""
+    names = cell.task.labels
+    for split, values in logits.items():
+        labels = tokens[split].labels
+        lines = ["\t".join(["index", "prediction", "label", *(names or ["score"])])]
+        for i, (row, prediction) in enumerate(zip(values, predict(values), strict=True)):
+            shown = names[int(prediction)] if names else f"{prediction:.4f}"
+            label = "" if labels is None else names[int(labels[i])] if names else f"{labels[i]:.3f}"
+            lines.append("\t".join([str(i), shown, label, *(f"{logit:.5f}" for logit in row)]))
+        write_atomically(folder / "predictions" / f"{split}.tsv", ("\n".join(lines) + "\n").encode())

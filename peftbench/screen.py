@@ -1,0 +1,93 @@
+"""What a person sees on the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from peftbench.accounting import Counts
+from peftbench.config import Cell
+from peftbench.errors import DataError
+from peftbench.results import Record, read
+
+console = Console(highlight=False)
+
+
+def already_done(path: Path) -> bool:
+    """Say so if this cell has a finished record; it is never run again, nor overwritten."""
+    if not path.exists():
+        return False
+    try:
+        record = read(path)
+    except DataError:
+        return False
+    if record.status != "done":
+        return False
+    console.print(f"already done: {record.headline.name} {_value(record)}")
+    print(path, flush=True)
+    return True
+
+
+def summary(record: Record) -> None:
+    """One screen: what trained, counts, headline, time, memory."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column()
+    cell, counts = record.cell, record.counts or {}
+    table.add_row("cell", f"{cell.task} · {cell.method} · {cell.model} · data {cell.data} · seed {cell.seed}")
+    colour = "green" if record.status == "done" else "red"
+    table.add_row("status", f"[{colour}]{record.status}[/]" + (f"  {_reason(record)}" if record.error else ""))
+    table.add_row(record.headline.name, f"{_value(record)}  (dev, selection: {record.metrics.selection})")
+    if record.metrics.collapsed:
+        table.add_row("", "[yellow]collapsed: the predictions are all the same[/]")
+    others = {k: v for k, v in (record.metrics.selected or {}).get("metrics", {}).items() if k != record.headline.name}
+    if others:
+        table.add_row("also", "  ".join(f"{name} {value:.4f}" for name, value in others.items()))
+    share = (counts.get("backbone") or 0) / max(1, counts.get("model") or 1)
+    table.add_row(
+        "trained",
+        f"{counts.get('backbone'):,} backbone entries ({share:.3%} of the model) + {counts.get('head'):,} head",
+    )
+    stored = counts.get("stored_bytes")
+    if stored is not None:
+        table.add_row("stored", f"{stored:,} bytes")
+    times, speed = record.time, record.throughput
+    table.add_row(
+        "time",
+        f"{times['total_s']:.1f} s: training {times['train_s']:.1f}, evaluation {times['eval_s']:.1f}, "
+        f"set-up {times['setup_s']:.1f}",
+    )
+    table.add_row("speed", f"{speed['tokens_per_s']:,.0f} tokens/s, padding {speed['padding_share']:.1%}")
+    table.add_row("memory", f"{record.memory['peak_mb']:,.0f} MiB peak")
+    console.print(table)
+
+
+def counts(cell: Cell, found: Counts) -> None:
+    """The counts of one cell as a small table."""
+    table = Table(title=f"{cell.method.name} on {cell.model.name}, {cell.task.name}", title_justify="left")
+    for column in ("", "entries", "share of the model"):
+        table.add_column(column, justify="left" if not column else "right")
+    rows = {"backbone, trained": found.backbone, "head, trained": found.head, "total, trained": found.total}
+    for name, value in {**rows, "model": found.model}.items():
+        table.add_row(name, f"{value:,}", f"{value / found.model:.4%}")
+    console.print(table)
+
+
+def words(group: str, found: Mapping[str, str]) -> None:
+    """The words of a group with what each one is."""
+    console.print(f"[bold]{group}[/]")
+    width = max(map(len, found), default=0)
+    for word, text in found.items():
+        console.print(f"  {word:<{width}}  {text}", soft_wrap=True)
+
+
+def _value(record: Record) -> str:
+    value, error = record.headline.value, record.headline.standard_error
+    if value is None:
+        return "not scored"
+    return f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+
+
+def _reason(record: Record) -> str:
+    return (record.error or "").strip().splitlines()[-1]

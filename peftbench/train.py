@@ -1,0 +1,322 @@
+"""The training loop. It steps what a tuner offers and never asks which method it runs."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
+from torch import nn
+from torch.nn import functional
+
+from peftbench.config import Protocol as TrainingProtocol
+from peftbench.config import TaskSpec
+from peftbench.data.batches import collate, cut, epoch_order, evaluation_order
+from peftbench.data.tokens import Tokens
+from peftbench.errors import Diverged
+from peftbench.methods.base import Tuner
+from peftbench.metrics import predict, score
+from peftbench.models import Model
+from peftbench.seeds import stream
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores at one moment of training.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: passes over the training rows done.
+        metrics: every metric of every scored split, in [-1, 1].
+        collapsed: the predictions of a scored split are all the same.
+        chosen_by: the number that selection looks at.
+    """
+
+    step: int
+    epoch: float
+    metrics: dict[str, float]
+    collapsed: bool
+    chosen_by: float
+
+
+@dataclass
+class Fit:
+    """What training left behind: every evaluation, the selected one, its logits, and where the time went."""
+
+    evaluations: list[Evaluation] = field(default_factory=list)
+    selected: int = -1
+    logits: dict[str, np.ndarray] = field(default_factory=dict)
+    steps: int = 0
+    train_s: float = 0.0
+    eval_s: float = 0.0
+    tokens: int = 0
+    padded: int = 0
+
+
+class Watcher(Protocol):
+    """Someone who follows a run: a progress bar, W&B, a log file."""
+
+    def begin(self, steps: int) -> None:
+        """Training begins; it has at most so many optimizer steps."""
+        ...
+
+    def step(self, step: int, facts: Mapping[str, float]) -> None:
+        """Facts about training since the last call: loss, lr, grad_norm, tokens_per_s."""
+        ...
+
+    def evaluation(self, evaluation: Evaluation) -> None:
+        """The model was scored."""
+        ...
+
+    def end(self, summary: Mapping[str, Any]) -> None:
+        """Training ended well; final numbers by name."""
+        ...
+
+
+@dataclass
+class Trainer:
+    """One model, one tuner, one protocol. Rows of a global batch are shared out over processes and accumulated parts.
+
+    Attributes:
+        train: rows to train on; None: only evaluate.
+        scored: splits that are scored, by name.
+        choosing: name of the metric that selects.
+        log_every: optimizer steps between two calls of `Watcher.step`.
+    """
+
+    model: Model
+    tuner: Tuner
+    protocol: TrainingProtocol
+    task: TaskSpec
+    train: Tokens | None
+    scored: Mapping[str, Tokens]
+    choosing: str
+    seed: int
+    watchers: Sequence[Watcher] = ()
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        self.state = PartialState()
+        self.model.module.to(self.state.device)
+        self.parameters = dict(self.tuner.trainables()) | dict(self.model.head())
+        self.type_ids = getattr(self.model.module.config, "type_vocab_size", 0) > 1
+        self.fit = Fit()
+        self._best: dict[str, torch.Tensor] | None = None
+
+    def run(self) -> Fit:
+        """Train by the protocol, evaluate when it says so, and leave the selected weights in the model.
+
+        Raises:
+            Diverged: the loss is no longer finite.
+        """
+        if self.train is None:
+            self._evaluate(step=0, epoch=0.0)
+            return self.fit
+        order = self._order(self.train)
+        self._total = self.protocol.max_steps or self.protocol.epochs * len(order(0))
+        for watcher in self.watchers:
+            watcher.begin(self._total)
+        torch.manual_seed(stream(self.seed, "dropout") + self.state.process_index)
+        optimizer = self._optimizer()
+        step, epoch = 0, 0
+        while step < self._total and not self._out_of_patience():
+            batches = order(epoch)
+            for i, rows in enumerate(batches):
+                self._step(step, rows, optimizer)
+                step += 1
+                if step == self._total or self._evaluation_due(step, last=i + 1 == len(batches)):
+                    self._evaluate(step, epoch + (i + 1) / len(batches))
+                if step == self._total or self._out_of_patience():
+                    break
+            epoch += 1
+        self._restore_best()
+        return self.fit
+
+    def _order(self, train: Tokens) -> Callable[[int], list[np.ndarray]]:
+        lengths = train.lengths
+
+        def order(epoch: int) -> list[np.ndarray]:
+            return epoch_order(lengths, self.protocol.batch_size, self.protocol.bucketing, self.seed, epoch)
+
+        return order
+
+    def _optimizer(self) -> torch.optim.AdamW:
+        decayed = [p for name, p in self.parameters.items() if _decays(name)]
+        others = [p for name, p in self.parameters.items() if not _decays(name)]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": self.protocol.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+        self._losses = torch.zeros((), device=self.state.device)
+        self._since, self._logged_at, self._norm = time.perf_counter(), 0, torch.zeros(())
+        self._seen_tokens = 0
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.protocol.lr,
+            betas=self.protocol.betas,
+            eps=self.protocol.eps,
+            fused=True,
+        )
+
+    def _step(self, step: int, rows: np.ndarray, optimizer: torch.optim.AdamW) -> None:
+        """One optimizer step on a global batch of rows."""
+        started = time.perf_counter()
+        self.model.module.train()
+        assert self.train is not None
+        parts = list(cut(rows, self.protocol.accumulation * self.state.num_processes))
+        for part in parts[self.state.process_index :: self.state.num_processes]:
+            batch = self._collate(self.train, part)
+            loss = self._loss(batch) / len(rows)
+            loss.backward()
+            self._losses += loss.detach()
+        self._reduce_gradients()
+        self.tuner.after_backward(step)
+        if self.protocol.clip is not None:
+            self._norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.protocol.clip)
+        lr = self.protocol.lr * lr_factor(step, self._total, self.protocol.warmup, self.protocol.schedule)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        self.tuner.after_step(step)
+        optimizer.zero_grad(set_to_none=True)
+        self.fit.steps = step + 1
+        self.fit.train_s += time.perf_counter() - started
+        if (step + 1) % self.log_every == 0 or step + 1 == self._total:
+            self._log(step + 1, lr)
+
+    def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Summed loss of the rows of a batch: cross entropy, or squared error for a regression."""
+        with self._autocast():
+            logits = self.model.forward(batch)
+        if self.task.labels is None:
+            return functional.mse_loss(logits[:, 0], batch["labels"], reduction="sum")
+        return functional.cross_entropy(logits, batch["labels"], reduction="sum")
+
+    def _collate(self, tokens: Tokens, rows: np.ndarray) -> dict[str, torch.Tensor]:
+        batch = collate(tokens, rows, self.type_ids)
+        if self.model.module.training:
+            real = int(tokens.lengths[rows].sum())
+            self.fit.tokens += real
+            self.fit.padded += batch["input_ids"].numel() - real
+        return {key: value.to(self.state.device, non_blocking=True) for key, value in batch.items()}
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.protocol.precision == "bf16")
+
+    def _reduce_gradients(self) -> None:
+        """Sum gradients over processes: each has divided its loss by the size of the global batch."""
+        if self.state.num_processes == 1:
+            return
+        for parameter in self.parameters.values():
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            parameter.grad = reduce(gradient, reduction="sum")
+
+    def _log(self, step: int, lr: float) -> None:
+        count = step - self._logged_at
+        losses = reduce(self._losses, reduction="sum") if self.state.num_processes > 1 else self._losses
+        loss = losses.item() / count
+        if not math.isfinite(loss):
+            raise Diverged(f"the training loss is {loss} after step {step}")
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        facts = {
+            "loss": loss,
+            "lr": lr,
+            "grad_norm": float(self._norm),
+            "tokens_per_s": (self.fit.tokens - self._seen_tokens) / seconds,
+        }
+        self._losses.zero_()
+        self._since, self._logged_at, self._seen_tokens = time.perf_counter(), step, self.fit.tokens
+        for watcher in self.watchers:
+            watcher.step(step, facts)
+
+    def _evaluation_due(self, step: int, last: bool) -> bool:
+        every = self.protocol.evaluate_every
+        return last if every == "epoch" else step % every == 0
+
+    def _evaluate(self, step: int, epoch: float) -> None:
+        started = time.perf_counter()
+        logits = {name: self.predict(tokens) for name, tokens in self.scored.items()}
+        metrics, collapsed = self._score(logits)
+        evaluation = Evaluation(step, epoch, metrics, collapsed, metrics.get(self.choosing, math.nan))
+        self.fit.evaluations.append(evaluation)
+        self._select(evaluation, logits)
+        self.fit.eval_s += time.perf_counter() - started
+        self._since = time.perf_counter()
+        for watcher in self.watchers:
+            watcher.evaluation(evaluation)
+
+    def _score(self, logits: Mapping[str, np.ndarray]) -> tuple[dict[str, float], bool]:
+        metrics: dict[str, float] = {}
+        collapsed = False
+        for name, tokens in self.scored.items():
+            if tokens.labels is None:
+                continue
+            found = score(self.task.metrics, predict(logits[name]), tokens.labels)
+            collapsed = collapsed or found.collapsed
+            suffix = "_held_out" if name == "held_out" else ""
+            if name in self.task.dev and len(self.task.dev) > 1:
+                suffix = "_" + name.removeprefix("dev_")
+            metrics |= {metric + suffix: value for metric, value in found.values.items()}
+        return metrics, collapsed
+
+    def _select(self, evaluation: Evaluation, logits: dict[str, np.ndarray]) -> None:
+        """Keep this evaluation if the selection rule prefers it to the one kept so far."""
+        index = len(self.fit.evaluations) - 1
+        if self.protocol.selection != "last" and index > 0:
+            if not evaluation.chosen_by > self.fit.evaluations[self.fit.selected].chosen_by:
+                return
+        self.fit.selected, self.fit.logits = index, logits
+        if self.protocol.selection != "last":
+            learned = dict(self.tuner.delta()) | {f"head.{name}": p for name, p in self.model.head()}
+            self._best = {name: tensor.detach().clone() for name, tensor in learned.items()}
+
+    def _out_of_patience(self) -> bool:
+        if self.protocol.patience is None or not self.fit.evaluations:
+            return False
+        values = [evaluation.chosen_by for evaluation in self.fit.evaluations]
+        return len(values) - 1 - int(np.argmax(values)) >= self.protocol.patience
+
+    def _restore_best(self) -> None:
+        if self._best is None or self.fit.selected == len(self.fit.evaluations) - 1:
+            return
+        self.tuner.load_delta({k: v for k, v in self._best.items() if not k.startswith("head.")})
+        with torch.no_grad():
+            for name, parameter in self.model.head():
+                parameter.copy_(self._best[f"head.{name}"])
+
+    def predict(self, tokens: Tokens) -> np.ndarray:
+        """Logits (rows, labels) fp32 of a split, in the order of its rows."""
+        self.model.module.eval()
+        batches = evaluation_order(tokens.lengths, self.protocol.eval_batch_size)
+        mine = batches[self.state.process_index :: self.state.num_processes]
+        with torch.inference_mode(), self._autocast():
+            found = [(rows, self.model.forward(self._collate(tokens, rows))) for rows in mine]
+        pieces = [(rows, logits.cpu().numpy()) for rows, logits in found]
+        if self.state.num_processes > 1:
+            pieces = gather_object(pieces)
+        out = np.empty((len(tokens), self.task.num_labels), dtype=np.float32)
+        for rows, logits in pieces:
+            out[rows] = logits
+        return out
+
+
+def lr_factor(step: int, total: int, warmup: float, schedule: str) -> float:
+    """Learning rate of optimizer step `step` (from 0) as a share of the peak.
+
+    It rises over the first `warmup` share of the steps; then it stays (constant) or falls to 0 at `total`.
+    """
+    rising = math.ceil(warmup * total)
+    if step < rising:
+        return (step + 1) / rising
+    if schedule == "constant":
+        return 1.0
+    left = (total - step) / max(1, total - rising)
+    return left if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
+
+
+def _decays(name: str) -> bool:
+    return not (name.endswith(".bias") or "norm" in name.lower())

@@ -1,0 +1,126 @@
+"""Plain data in, frozen dataclasses out: pydantic checks, and each problem becomes one line for a person."""
+
+import dataclasses
+import importlib
+import json
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from peftbench.config import MethodSpec
+from peftbench.errors import ConfigError, near
+
+if TYPE_CHECKING:
+    from peftbench.methods.base import Method
+
+Spec = TypeVar("Spec")
+
+
+def parse(spec: type[Spec], raw: Mapping[str, Any], path: str, problems: list[str]) -> Spec | None:
+    """Make a dataclass from a mapping, or add a line to `problems` for each thing that is wrong with it."""
+    allowed = [item.name for item in dataclasses.fields(spec)]  # type: ignore[arg-type]
+    unknown = [key for key in raw if key not in allowed]
+    problems.extend(f"{path}.{key}: there is no such key; {near(key, allowed)}" for key in unknown)
+    known = {key: value for key, value in raw.items() if key in allowed}
+    try:
+        # JSON mode takes lists for tuples and is strict about everything else: "8" is no number, true is no 1.
+        return TypeAdapter(spec).validate_json(json.dumps(known), strict=True)
+    except ValidationError as error:
+        problems.extend(_validation_lines(error, known, path))
+        return None
+
+
+def _validation_lines(error: ValidationError, raw: Any, path: str) -> list[str]:
+    found: dict[str, tuple[Any, list[str]]] = {}
+    for item in error.errors():
+        value, steps = raw, []
+        for step in item["loc"]:  # past the real keys, pydantic names the members of a union
+            if isinstance(value, Mapping) and step in value:
+                value = value[step]
+            elif isinstance(value, list) and isinstance(step, int) and step < len(value):
+                value = value[step]
+            else:
+                if item["type"] == "missing":
+                    steps.append(str(step))
+                break
+            steps.append(str(step))
+        where = ".".join([path, *steps])
+        found.setdefault(where, (value, []))[1].append(_phrase(item))
+    return [
+        f"{where}: must be given"
+        if phrases == ["must be given"]
+        else f"{where}={show(value)}: {' or '.join(dict.fromkeys(phrases))}"
+        for where, (value, phrases) in found.items()
+    ]
+
+
+def show(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _phrase(item: Mapping[str, Any]) -> str:
+    kind, context = item["type"], item.get("ctx", {})
+    phrases = {
+        "missing": "must be given",
+        "int_type": "must be a whole number",
+        "int_from_float": "must be a whole number",
+        "float_type": "must be a number",
+        "bool_type": "must be true or false",
+        "string_type": "must be a text",
+        "tuple_type": "must be a list, [a, b]",
+        "dict_type": "must be a mapping of keys to values",
+        "finite_number": "must be a finite number",
+    }
+    if kind in phrases:
+        return phrases[kind]
+    if kind == "literal_error":
+        expected = re.findall(r"'([^']*)'", str(context.get("expected", "")))
+        return "must be " + expected[0] if len(expected) == 1 else near(item["input"], expected)
+    bounds = {
+        "greater_than": ("greater than", "gt"),
+        "greater_than_equal": ("at least", "ge"),
+        "less_than": ("less than", "lt"),
+        "less_than_equal": ("at most", "le"),
+    }
+    if kind in bounds:
+        text, key = bounds[kind]
+        return f"must be {text} {context[key]:g}"
+    return str(item["msg"])
+
+
+def method_class(target: str) -> type:
+    """The dataclass that a method's `_target_` names.
+
+    Raises:
+        ConfigError: there is none, or it is not a method.
+    """
+    module, _, name = target.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        raise ConfigError(f"method._target_={target}: no such class can be imported") from None
+    if not (dataclasses.is_dataclass(found) and isinstance(found, type) and hasattr(found, "attach")):
+        raise ConfigError(f"method._target_={target}: not a method (a dataclass with attach)")
+    return found
+
+
+def make_method(spec: MethodSpec) -> "Method":
+    """The method that a spec describes.
+
+    Raises:
+        ConfigError: its class or its arguments are not possible.
+    """
+    problems: list[str] = []
+    method = parse(method_class(spec.target), spec.arguments, "method", problems)
+    if problems:
+        raise ConfigError(problems)
+    return cast("Method", method)
+
+
+def check_method(target: str, raw: Mapping[str, Any], problems: list[str]) -> None:
+    try:
+        parse(method_class(target), raw, "method", problems)
+    except ConfigError as error:
+        problems.extend(error.problems)
