@@ -30,7 +30,9 @@ def score(names: Sequence[str], predictions: np.ndarray, references: np.ndarray)
     if len(predictions) != len(references) or len(references) == 0:
         raise ValueError(f"{len(predictions)} predictions for {len(references)} rows")
     collapsed = bool((predictions == predictions[0]).all())
-    values = {name: float(METRICS[name](predictions, references)) for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # constant or one-class input, which `collapsed` and 0 stand for
+        values = {name: float(METRICS[name](predictions, references)) for name in names}
     return Scores(values, collapsed)
 
 
@@ -51,9 +53,7 @@ def predict(logits: np.ndarray) -> np.ndarray:
 
 def _correlation(function: Callable[..., tuple[float, float]]) -> Callable[[np.ndarray, np.ndarray], float]:
     def correlation(predictions: np.ndarray, references: np.ndarray) -> float:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # constant input: nan, which becomes 0 below
-            value = function(predictions, references)[0] if len(predictions) > 1 else 0.0
+        value = function(predictions, references)[0] if len(predictions) > 1 else 0.0
         return 0.0 if np.isnan(value) else float(value)
 
     return correlation

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
+
+from peftbench.device import process_state
 
 PACKAGES = (
     "peftbench",
@@ -47,7 +48,7 @@ def git() -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     """What the run was computed on."""
-    state = PartialState()
+    state = process_state()
     cuda = state.device.type == "cuda"
     return {
         "device": torch.cuda.get_device_name(state.device) if cuda else "cpu",
@@ -69,7 +70,7 @@ def reset_peak_memory() -> None:
 
 def peak_memory_mb() -> float:
     """Peak since the reset, in MiB: of the GPU where there is one, else resident memory of this process."""
-    if PartialState().device.type == "cuda":
+    if process_state().device.type == "cuda":
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)
     try:
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import yaml
-from accelerate import PartialState
 
 from peftbench import deltas, provenance, results
 from peftbench.accounting import Counts, count, entries
@@ -18,8 +17,9 @@ from peftbench.config import Cell
 from peftbench.data import sources
 from peftbench.data.sources import Split
 from peftbench.data.tokens import Tokens, tokenize, tokenizer_for
+from peftbench.device import process_state
 from peftbench.errors import DataError, Diverged
-from peftbench.files import DELTA_FILE, write_atomically
+from peftbench.files import DELTA_FILE, RECORD_FILE, write_atomically
 from peftbench.metrics import predict, standard_error
 from peftbench.models import Model, build, compute_precision, load, weights_folder
 from peftbench.results import CellName, Headline, Metrics, Record
@@ -72,7 +72,9 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str]) -> Outc
     compute_precision(model, cell.protocol.precision)
 
     folder = Path(cell.outputs).expanduser() / cell.folder
-    keep_hydra_files(folder, config, overrides)
+    main = process_state().is_main_process  # the others compute with it; only the main process writes
+    if main:
+        keep_hydra_files(folder, config, overrides)
     trainer = Trainer(
         model=model,
         tuner=tuner,
@@ -92,9 +94,10 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str]) -> Outc
             fit = trainer.run()
             delta = deltas.learned(cell, model, tuner)
             counts = count(model, tuner, before, delta.stored_bytes)
-            hashes["delta"] = delta.save(folder / DELTA_FILE)
             unseen = {name: trainer.predict(tokens[name]) for name in tokens if tokens[name].labels is None}
-            keep_predictions(cell, folder, tokens, {**fit.logits, **unseen})
+            if main:
+                hashes["delta"] = delta.save(folder / DELTA_FILE)
+                keep_predictions(cell, folder, tokens, {**fit.logits, **unseen})
             for watcher in trainer.watchers:
                 watcher.end({**counts.as_dict(), cell.task.headline: headline(cell, fit, tokens).value})
     except Diverged as caught:
@@ -123,7 +126,9 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str]) -> Outc
         config=dict(config),
         error=None if error is None else "".join(traceback.format_exception(error)),
     )
-    return Outcome(record, results.write(record, folder), error)
+    if main:
+        results.write(record, folder)
+    return Outcome(record, folder / RECORD_FILE, error)
 
 
 def read_rows(cell: Cell) -> dict[str, Split]:
@@ -157,7 +162,7 @@ def watchers(cell: Cell, config: Mapping[str, Any], folder: Path) -> Iterator[li
     """Those who follow the run: metrics.jsonl, a progress bar, W&B. Only the main process has any."""
     with ExitStack() as stack:
         found: list[Watcher] = []
-        if PartialState().is_main_process:
+        if process_state().is_main_process:
             found.append(MetricsFile(stack.enter_context((folder / "metrics.jsonl").open("w", encoding="utf-8"))))
             found += stack.enter_context(bar(f"{cell.task.name} {cell.method.name} seed {cell.seed}", cell.progress))
             found += stack.enter_context(wandb_run(cell, config, folder))

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object, reduce
 from torch import nn
 from torch.nn import functional
@@ -17,6 +16,7 @@ from peftbench.config import Protocol as TrainingProtocol
 from peftbench.config import TaskSpec
 from peftbench.data.batches import collate, cut, epoch_order, evaluation_order
 from peftbench.data.tokens import Tokens
+from peftbench.device import process_state
 from peftbench.errors import Diverged
 from peftbench.methods.base import Tuner
 from peftbench.metrics import predict, score
@@ -100,7 +100,7 @@ class Trainer:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        self.state = PartialState()
+        self.state = process_state()
         self.model.module.to(self.state.device)
         self.parameters = dict(self.tuner.trainables()) | dict(self.model.head())
         self.type_ids = getattr(self.model.module.config, "type_vocab_size", 0) > 1

@@ -40,7 +40,8 @@ class Delta:
     def save(self, path: Path) -> str:
         """Write a safetensors file, whole or not at all; returns the SHA-256 of its bytes."""
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
-        content = save(tensors, metadata={"format": FORMAT, "meta": json.dumps(dict(self.meta))})
+        # one key alone: safetensors writes several in no fixed order, and equal deltas are to be equal files
+        content = save(tensors, metadata={FORMAT: json.dumps(dict(self.meta))})
         write_atomically(path, content)
         return hashlib.sha256(content).hexdigest()
 
@@ -57,9 +58,9 @@ class Delta:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise DataError(f"{path}: not a readable safetensors file ({error})") from None
-        if facts.get("format") != FORMAT:
+        if FORMAT not in facts:
             raise DataError(f"{path}: not a peftbench delta of format {FORMAT}")
-        return Delta(tensors, json.loads(facts["meta"]))
+        return Delta(tensors, json.loads(facts[FORMAT]))
 
 
 class Tuner(Protocol):

@@ -1,0 +1,67 @@
+"""Shared fixtures: a small backbone that needs no download, and real GLUE where it lies beside the checkout."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from peftbench import compose
+from peftbench.config import Cell
+from peftbench.run import Outcome, run
+
+GLUE = Path(__file__).resolve().parents[2] / "shared" / "glue"
+
+# A two-layer BERT with random weights on the built-in sample: a run takes about a second.
+TINY = [
+    "model=bert_tiny",
+    "model.weights=random",
+    "model.config.vocab_size=2000",
+    "task=sst2",
+    "data=sample",
+    "data.limit=48",
+    "tracker=none",
+    "tracker.log_every=1",
+    "protocol.max_length=24",
+    "protocol.batch_size=8",
+    "protocol.max_steps=6",
+    "progress=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No hub, no W&B account, a cache of the test's own."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+@pytest.fixture(scope="session")
+def glue() -> Path:
+    """Real GLUE in the layout of the official download."""
+    if not GLUE.is_dir():
+        pytest.skip(f"real GLUE is not at ../shared/glue beside this checkout ({GLUE})")
+    return GLUE
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., Cell]:
+    """Make a small cell; overrides come on top."""
+
+    def make(*overrides: str) -> Cell:
+        return compose.cell_from([*TINY, f"outputs={tmp_path / 'outputs'}", *overrides])
+
+    return make
+
+
+@pytest.fixture
+def run_tiny(tmp_path: Path) -> Callable[..., Outcome]:
+    """Run a small cell; overrides come on top."""
+
+    def go(*overrides: str) -> Outcome:
+        words = [*TINY, f"outputs={tmp_path / 'outputs'}", *overrides]
+        config = compose.load(words)
+        return run(compose.build(config), compose.resolved(config), words)
+
+    return go

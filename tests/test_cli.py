@@ -1,0 +1,178 @@
+"""The command as a person uses it: real processes, exit codes, what is on the screen."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+PYTHON = [sys.executable, "-m", "peftbench"]
+
+
+def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    return subprocess.run(
+        [*PYTHON, *words], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['peftbench', '--help']\n"
+        "from peftbench.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert ended.code == 0\n"
+        "heavy = {'torch', 'transformers', 'hydra', 'pandas', 'wandb', 'rich', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for word in ("run", "count", "list", "table", "export", "exit codes"):
+        assert word in done.stdout
+
+
+def test_a_run_ends_with_the_path_of_its_record_and_is_not_run_twice(tmp_path: Path) -> None:
+    first = call("run", *TINY, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    path = tmp_path / first.stdout.splitlines()[-1]
+    record = json.loads(path.read_text())
+    assert record["status"] == "done"
+    for word in ("status", "done", "accuracy", "backbone entries", "training", "MiB peak"):
+        assert word in first.stdout
+    before = path.stat().st_mtime_ns
+    second = call("run", *TINY, cwd=tmp_path)
+    assert second.returncode == 0
+    assert "already done" in second.stdout
+    assert second.stdout.splitlines()[-1] == first.stdout.splitlines()[-1]
+    assert path.stat().st_mtime_ns == before
+
+
+def test_a_sweep_runs_every_cell_and_the_table_shows_it(tmp_path: Path) -> None:
+    sweep = call("run", "-m", *TINY, "study=pilot", "method=bitfit,lora", "seed=0,1", cwd=tmp_path)
+    assert sweep.returncode == 0, sweep.stderr
+    assert "4 cells: 4 done, 0 failed" in sweep.stdout
+    assert len(list((tmp_path / "outputs" / "pilot").glob("*/*/result.json"))) == 4
+    table = call("table", "pilot", cwd=tmp_path, COLUMNS="160")
+    assert table.returncode == 0, table.stderr
+    assert "sample" in table.stdout
+    rows = [line for line in table.stdout.splitlines() if "(bert_tiny)" in line]
+    assert len(rows) == 2
+    assert all("(n=2)" in row for row in rows)
+
+
+def test_a_cell_that_diverges_does_not_stop_a_sweep(tmp_path: Path) -> None:
+    words = [*TINY, "study=pilot", "method=full", "protocol.clip=null", "protocol.schedule=constant"]
+    sweep = call("run", "-m", *words, "protocol.lr=1e30,1e-4", cwd=tmp_path)
+    assert sweep.returncode == 4, sweep.stderr
+    assert "2 cells: 1 done, 1 failed" in sweep.stdout
+    assert "diverged" in sweep.stdout
+    table = call("table", "pilot", cwd=tmp_path, COLUMNS="160")
+    assert "diverged: sst2 full seed 0" in table.stdout
+
+
+def test_bad_input_costs_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    wrong = call("run", *TINY, "protocol.lr=-1", "method.rnk=3", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert wrong.stdout == ""
+    assert len(wrong.stderr.splitlines()) == 2
+    assert "did you mean method.rank" in wrong.stderr
+    missing = call("run", *TINY, "data=folder", "data.path=nowhere", cwd=tmp_path)
+    assert missing.returncode == 3
+    assert missing.stderr.strip() == "data.path=nowhere: no such folder"
+    in_sweep = call("run", "-m", *TINY, "method=lora,lara", "seed=0,1", cwd=tmp_path)
+    assert in_sweep.returncode == 2
+    assert in_sweep.stderr.count("did you mean lora") == 1
+    for words in (["table", "nothing"], ["count", "model=bert"], ["list", "taks"], ["rum"]):
+        done = call(*words, cwd=tmp_path)
+        assert done.returncode == 2, words
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_hydras_own_switches_work(tmp_path: Path) -> None:
+    shown = call("run", "--cfg", "job", "task=rte", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "config: rte" in shown.stdout
+    helped = call("run", "--help", cwd=tmp_path)
+    assert helped.returncode == 0
+    assert "task: " in helped.stdout
+    completed = call("-sc", "query=bash", cwd=tmp_path, COMP_LINE="peftbench run task=s", COMP_POINT="20")
+    assert completed.stdout.split() == ["task=sst2", "task=stsb"] or set(completed.stdout.split()) == {
+        "task=sst2",
+        "task=stsb",
+    }
+
+
+def test_list_names_every_word(tmp_path: Path) -> None:
+    done = call("list", "tasks", cwd=tmp_path)
+    for task in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"):
+        assert f"  {task} " in done.stdout
+    assert "_base" not in done.stdout
+
+
+def test_a_lora_run_is_exported_to_peft(tmp_path: Path) -> None:
+    """PEFT loads the adapter to the run's own predictions, on real MiniLM."""
+    import peft
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from peftbench import compose
+    from peftbench.models import weights_folder
+
+    words = ["tracker=none", "data.limit=40", "protocol.max_steps=4", "protocol.lr=0.01", "progress=false"]
+    done = call("run", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = (tmp_path / done.stdout.splitlines()[-1]).parent
+    assert call("export", str(run), "--to", str(tmp_path / "adapter"), cwd=tmp_path).returncode == 0
+
+    folder = weights_folder(compose.cell_from([]).model)
+    plain = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
+    model = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    sample = Path(compose.__file__).parent / "data" / "sample" / "SST-2" / "dev.tsv"
+    rows = [line.split("\t")[0] for line in sample.read_text(encoding="utf-8").splitlines()[1:41]]
+    with torch.no_grad():
+        logits = model(**tokenizer(rows, padding=True, return_tensors="pt")).logits
+    ours = [line.split("\t")[3:] for line in (run / "predictions" / "dev.tsv").read_text().splitlines()[1:]]
+    expected = torch.tensor([[float(number) for number in row] for row in ours])
+    torch.testing.assert_close(logits, expected, atol=0.05, rtol=0)  # the run computed in bf16
+
+    from peftbench import deltas
+
+    ours_fp32, _, _ = deltas.reload(run)
+    with torch.no_grad():
+        exact = ours_fp32.module.eval()(**tokenizer(rows, padding=True, return_tensors="pt")).logits
+    torch.testing.assert_close(logits, exact, atol=1e-5, rtol=0)
+
+    refused = call("export", str(tmp_path), "--to", str(tmp_path / "x"), cwd=tmp_path)
+    assert refused.returncode == 3
+
+
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    """Data parallelism through accelerate: the same losses as one process with the same global batch."""
+    words = [*TINY, "method=lora", "method.dropout=0", "protocol.precision=fp32", "protocol.batch_size=9"]
+    words += ["+model.config.hidden_dropout_prob=0", "+model.config.attention_probs_dropout_prob=0"]
+    alone = call("run", *words, "outputs=alone", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "peftbench"]
+    both = subprocess.run(
+        [*launch, "run", *words, "outputs=both"],
+        cwd=tmp_path,
+        env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert both.returncode == 0, both.stderr[-3000:]
+
+    def series(where: str) -> list[float]:
+        (path,) = (tmp_path / where).rglob("metrics.jsonl")
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return [line["loss"] for line in lines if "loss" in line]
+
+    assert series("both") == pytest.approx(series("alone"), rel=1e-5)
+    (record,) = (tmp_path / "both").rglob("result.json")
+    assert json.loads(record.read_text())["hardware"]["processes"] == 2

@@ -1,0 +1,132 @@
+"""Every yaml composes and is valid; whatever is wrong gets one line that names it."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peftbench import compose
+from peftbench.config import canonical, digest
+from peftbench.errors import ConfigError
+
+ROOT = compose.conf_dir()
+YAMLS = sorted(
+    path.relative_to(ROOT)
+    for path in ROOT.rglob("*.yaml")
+    if not path.name.startswith("_") and path.parent != ROOT and path.parent.name != "local"
+)
+NEEDS = {"data/folder.yaml": ["data.path=."], "task/ax.yaml": []}
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=str)
+def test_every_yaml_composes_and_is_valid(path: Path) -> None:
+    extra = NEEDS.get(str(path), [])
+    word = f"{path.parent}={path.stem}"
+    if str(path) == "task/ax.yaml":
+        with pytest.raises(ConfigError, match="init_from"):
+            compose.cell_from([word])
+        return
+    assert compose.cell_from([word, *extra]).fingerprint
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=str)
+def test_every_key_has_a_comment(path: Path) -> None:
+    if path.parent.name in ("experiment",):
+        return
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert text.startswith("# "), "the first line says what this is"
+    if path.parent.name in ("protocol", "method", "scope", "budget", "data", "tracker"):
+        keys = [line for line in text.splitlines() if ":" in line and not line.lstrip().startswith(("#", "-"))]
+        bare = [line for line in keys if "#" not in line and not line.startswith(("defaults", "_target_"))]
+        bare = [line for line in bare if not line.startswith(("max_steps: 30", "batch_size: 16", "mode: disabled"))]
+        bare = [line for line in bare if not line.startswith("source:")]
+        assert not bare
+
+
+BAD = [
+    (["task=ret"], ["task=ret: there is no task called 'ret'; did you mean rte"]),
+    (["method=lra"], ["did you mean lora"]),
+    (["protocol.lrr=1"], ["there is no key 'protocol.lrr'; did you mean protocol.lr"]),
+    (["methd=lora"], ["there is no key 'methd'; did you mean method"]),
+    (["method=bitfit", "method.rank=4"], ["there is no key 'method.rank'"]),
+    (["protocol.lr=0"], ["protocol.lr=0: must be greater than 0"]),
+    (["protocol.lr=-1e-3"], ["protocol.lr=-0.001: must be greater than 0"]),
+    (["protocol.lr=fast"], ["protocol.lr=fast: must be a number"]),
+    (["protocol.lr=nan"], ["protocol.lr=NaN: must be"]),
+    (["protocol.epochs=1.5"], ["protocol.epochs=1.5: must be a whole number"]),
+    (["protocol.bucketing=maybe"], ["protocol.bucketing=maybe: must be true or false"]),
+    (["protocol.precision=fp16"], ["protocol.precision=fp16: did you mean bf16 or fp32"]),
+    (["protocol.warmup=1"], ["protocol.warmup=1: must be less than 1"]),
+    (["protocol.evaluate_every=0"], ["protocol.evaluate_every=0: must be epoch or must be greater than 0"]),
+    (["protocol.accumulation=64"], ["protocol.accumulation=64: more parts than"]),
+    (["protocol.max_length=513"], ["protocol.max_length=513: minilm_l6 has 512 positions"]),
+    (["method.rank=0"], ["method.rank=0: must be greater than 0"]),
+    (["method.kinds=[query,valu]"], ["method.kinds.1=valu: did you mean value"]),
+    (["scope.layers=4-6"], ["scope.layers=4-6: outside the backbone, which has layers 0 to 5"]),
+    (["scope.layers=[0,9]"], ["scope.layers=[0, 9]: outside the backbone"]),
+    (["scope.layers=top"], ["scope.layers=top: must be a range like 2-5 or a list"]),
+    (["scope.kinds=[bias]"], ["scope.kinds.0=bias:"]),
+    (["task.headline=f2"], ["task.headline=f2: not scored; allowed: accuracy"]),
+    (["data=folder"], ["data.path: must be given, as data.path=..."]),
+    (["seed=-1"], ["seed=-1: must be at least 0"]),
+    (["seed=one"], ["seed=one: must be a whole number"]),
+    (["study=a/b"], ["study=a/b: must be letters"]),
+    (["init_from=/nowhere"], ["init_from=/nowhere: no delta.safetensors there"]),
+    (["task=ax"], ["task=ax: has no training rows; give init_from"]),
+    (["+lr=1"], ["lr: there is no such key"]),
+    (["+protocol.momentum=1"], ["protocol.momentum: there is no such key"]),
+    (["method._target_=os.system"], ["method._target_=os.system: not a method"]),
+    (["method._target_=no.such.Thing"], ["method._target_=no.such.Thing: no such class"]),
+    (["method=lora,full"], ["a sweep needs -m"]),
+    (["task=null"], ["task=null"]),
+    (["~task"], ["task: must be chosen"]),
+    (["task"], ["task: not of the form key=value"]),
+    (["protocol.lr=${nope}"], ["nope"]),
+    (["protocol.betas=[0.9]"], ["protocol.betas"]),
+    (
+        ["task=ret", "protocl.epochs=3", "protocol.lr=-1", "method.rank=0", "seed=x"],
+        ["task=ret", "protocl.epochs", "protocol.lr=-1", "method.rank=0", "seed=x"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "expected"), BAD, ids=lambda words: " ".join(words)[:40])
+def test_bad_input_is_named_in_one_line_each(overrides: list[str], expected: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose.cell_from(overrides)
+    assert caught.value.exit_code == 2
+    assert len(caught.value.problems) == len(expected)
+    for line in expected:
+        assert any(line in problem for problem in caught.value.problems), caught.value.problems
+    assert not any("\n" in problem for problem in caught.value.problems)
+
+
+def test_a_scope_in_which_nothing_can_train_is_refused() -> None:
+    from peftbench.run import plan
+
+    with pytest.raises(ConfigError, match=r"no linear map in layers \[0\], kinds \['layer_norm'\]"):
+        plan(compose.cell_from(["scope.layers=0", "scope.kinds=[layer_norm]", "method.kinds=null"]))
+    with pytest.raises(ConfigError, match="no bias"):
+        plan(compose.cell_from(["model=modernbert_base", "method=bitfit"]))
+
+
+def test_the_fingerprint_knows_what_decides_a_score() -> None:
+    plain = compose.cell_from([])
+    for same in (["seed=3"], ["study=x"], ["progress=false"], ["tracker=none"], ["protocol.lr=0.0005"]):
+        assert compose.cell_from(same).fingerprint == plain.fingerprint, same
+    for other in (["protocol.lr=1e-4"], ["task=rte"], ["method.rank=4"], ["scope.layers=0-2"], ["data.limit=9"]):
+        assert compose.cell_from(other).fingerprint != plain.fingerprint, other
+    assert compose.cell_from(["seed=3"]).folder != plain.folder
+
+
+def test_each_method_brings_its_learning_rate() -> None:
+    assert compose.cell_from(["method=lora"]).protocol.lr == 5e-4
+    assert compose.cell_from(["method=full"]).protocol.lr == 5e-5
+    assert compose.cell_from(["method=full", "protocol.lr=0.1"]).protocol.lr == 0.1
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner)))
+def test_digest_does_not_see_how_a_value_is_written(value: object) -> None:
+    assert digest({"a": value, "b": 1}) == digest({"b": 1.0, "a": value})
+    assert canonical((1.0, 2.5)) == [1, 2.5]

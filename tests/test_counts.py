@@ -1,0 +1,97 @@
+"""Trainable counts against the closed forms and exact values of tests/data/counts.yaml, without weights."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from peftbench import compose
+from peftbench.accounting import Counts
+from peftbench.cli import main
+from peftbench.run import plan
+
+FACTS = yaml.safe_load((Path(__file__).parent / "data" / "counts.yaml").read_text(encoding="utf-8"))
+BACKBONES = {
+    "bert_tiny": "bert-tiny",
+    "bert_mini": "bert-mini",
+    "bert_small": "bert-small",
+    "bert_medium": "bert-medium",
+    "bert_base_cased": "bert-base-cased",
+    "bert_large_cased": "bert-large-cased",
+    "roberta_base": "roberta-base",
+    "roberta_large": "roberta-large",
+    "deberta_v3_base": "deberta-v3-base",
+    "electra_small": "electra-small-discriminator",
+    "distilbert": "distilbert-base-uncased",
+    "minilm_l6": "minilm-l6-h384-uncased",
+}
+# our overrides -> the entry of counts.yaml that they must reproduce for every backbone that it lists
+FORMS = {
+    "bitfit": ["method=bitfit"],
+    "bitfit_b_q_b_m2": ["method=bitfit", "method.kinds=[query,intermediate]"],
+    "bitfit_b_m2": ["method=bitfit", "method.kinds=[intermediate]"],
+    "bitfit_b_q": ["method=bitfit", "method.kinds=[query]"],
+    "lora_qv_r8": ["method=lora"],
+    "lora_qv_r1": ["method=lora", "method.rank=1"],
+    "lora_qv_r16": ["method=lora", "method.rank=16"],
+    "lora_six_r8": ["method=lora", "method.kinds=[query,key,value,attention_output,intermediate,output]"],
+}
+
+
+def counted(*overrides: str) -> Counts:
+    return plan(compose.cell_from(list(overrides)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("model", BACKBONES)
+def test_backbone_entries(model: str, form: str) -> None:
+    values = FACTS["methods"][form]["values"]
+    if BACKBONES[model] not in values:
+        assert BACKBONES[model] == "distilbert-base-uncased"  # counts.yaml has no value there: the closed form
+        numbers = FACTS["backbones"]["distilbert-base-uncased"]["numbers"]
+        form_text = FACTS["methods"][form]["closed_form"]
+        expected = eval(form_text, {}, {**numbers, **FACTS["methods"][form].get("with", {})})
+    else:
+        expected = values[BACKBONES[model]]
+    assert counted(f"model={model}", *FORMS[form]).backbone == expected
+
+
+@pytest.mark.parametrize("task", ["stsb", "sst2", "mnli"])
+@pytest.mark.parametrize("model", BACKBONES)
+def test_full_and_head(model: str, task: str) -> None:
+    facts = FACTS["backbones"][BACKBONES[model]]
+    labels = {"stsb": 1, "sst2": 2, "mnli": 3}[task]
+    full = counted(f"model={model}", "method=full", f"task={task}")
+    assert full.model == full.total == facts["parameters"][f"labels_{labels}"]
+    assert full.backbone == facts["parameters"]["without_head"]
+    assert full.head == facts["head"][f"labels_{labels}"]
+    assert counted(f"model={model}", "method=head", f"task={task}").backbone == 0
+
+
+def test_bitfit_without_the_deberta_pooler_is_the_published_103k() -> None:
+    kinds = "[query,key,value,attention_output,intermediate,output,layer_norm,embeddings]"
+    found = counted("model=deberta_v3_base", "method=bitfit", f"method.kinds={kinds}")
+    assert found.backbone == FACTS["methods"]["bitfit_prefix_only"]["values"]["deberta-v3-base"] == 102_912
+
+
+def test_scope_limits_every_method() -> None:
+    layer = 4 * (384 * 384 + 384) + 2 * 384 * 1536 + 1536 + 384 + 4 * 384
+    assert counted("method=full", "scope.layers=4-5").backbone == 2 * layer
+    assert counted("method=lora", "scope.layers=[0]").backbone == 4 * 384 * 8
+    assert counted("method=bitfit", "scope.layers=0-1", "scope.kinds=[query]").backbone == 2 * 384
+
+
+def test_count_command_prints_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["peftbench", "count", "model=bert_large_cased", "method=bitfit", "task=rte", "--json"]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "backbone": 272_384,
+        "head": 2_050,
+        "total": 274_434,
+        "model": 333_581_314,
+    }

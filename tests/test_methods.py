@@ -1,0 +1,236 @@
+"""The matrix: every method goes through the same checks on a two-layer model. A new method joins with one row."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from peftbench import deltas
+from peftbench.accounting import entries
+from peftbench.config import Cell
+from peftbench.files import DELTA_FILE
+from peftbench.methods.base import Delta, Tuner
+from peftbench.models import Model, compute_precision, load
+from peftbench.run import Outcome, read_rows, tokenize_rows
+from peftbench.train import Trainer
+
+D, F, L, R = 128, 512, 2, 8  # bert_tiny
+BIASES = L * (7 * D + F) + D + D  # layers, embeddings' norm, pooler
+EMBEDDINGS = (2000 + 512 + 2) * D + 2 * D
+LAYER = 4 * (D * D + D) + 2 * D * F + F + D + 4 * D
+GOLDEN = Path(__file__).parent / "data" / "golden_losses.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method on the two-layer model.
+
+    Attributes:
+        overrides: how a user asks for it.
+        entries: backbone entries that train, by closed form.
+        trains: whether a backbone parameter of the original model may change.
+    """
+
+    overrides: tuple[str, ...]
+    entries: int
+    trains: Callable[[str], bool]
+
+
+ROWS = {
+    "full": Row(("method=full",), EMBEDDINGS + L * LAYER + D * D + D, lambda name: True),
+    "full-top": Row(("method=full", "scope.layers=1"), LAYER, lambda name: ".layer.1." in name),
+    "head": Row(("method=head",), 0, lambda name: False),
+    "bitfit": Row(("method=bitfit",), BIASES, lambda name: name.endswith(".bias")),
+    "bitfit-query": Row(("method=bitfit", "method.kinds=[query]"), L * D, lambda name: name.endswith("query.bias")),
+    "lora": Row(("method=lora",), L * 4 * D * R, lambda name: False),
+    "lora-ffn": Row(
+        ("method=lora", "method.kinds=[intermediate,output]", "method.rank=2", "method.dropout=0"),
+        L * 2 * (D + F) * 2,
+        lambda name: False,
+    ),
+}
+matrix = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+
+
+def assemble(cell: Cell) -> tuple[Model, Tuner, Trainer]:
+    """Model, tuner and trainer of a cell, as `run` makes them."""
+    tokens = tokenize_rows(cell, read_rows(cell), None)
+    model, _ = load(cell.model, cell.task.num_labels, cell.seed)
+    tuner = deltas.start_from(cell, model)
+    compute_precision(model, cell.protocol.precision)
+    trainer = Trainer(
+        model, tuner, cell.protocol, cell.task, tokens["train"], {"dev": tokens["dev"]}, "accuracy", cell.seed
+    )
+    return model, tuner, trainer
+
+
+def values(model: Model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.module.named_parameters()}
+
+
+def dev_logits(trainer: Trainer) -> np.ndarray:
+    return trainer.predict(trainer.scored["dev"])
+
+
+@matrix
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_exactly_the_chosen_entries_change(tiny: Callable[..., Cell], row: Row, precision: str) -> None:
+    cell = tiny(*row.overrides, f"protocol.precision={precision}", "protocol.weight_decay=0.1", "protocol.lr=0.01")
+    model, tuner, trainer = assemble(cell)
+    before = values(model)
+    trainer.run()
+    after = values(model)
+    original = [name for name, _ in load(cell.model, 2, 0)[0].backbone()]
+    for name in original:
+        same = torch.equal(before[name], after[name])
+        if not row.trains(name):
+            assert same, f"{name} is frozen and yet changed"
+        elif "word_embeddings" not in name and "position_embeddings" not in name:
+            assert not same, f"{name} trains and yet did not change"
+    for name, parameter in tuner.trainables().items():
+        assert parameter.dtype == torch.float32, name
+    for name, _ in model.head():
+        assert not torch.equal(before[name], after[name]), f"the head's {name} did not train"
+
+
+@matrix
+def test_count_is_the_closed_form(tiny: Callable[..., Cell], row: Row) -> None:
+    model, tuner, _ = assemble(tiny(*row.overrides))
+    assert sum(p.numel() for p in tuner.trainables().values()) == row.entries
+    added = sum(p.numel() for name, p in model.backbone() if "lora_" in name)
+    assert entries(model) - added == EMBEDDINGS + L * LAYER + D * D + D + 2 * D + 2
+
+
+@matrix
+def test_delta_round_trip_and_merge_keep_the_logits(tiny: Callable[..., Cell], row: Row, tmp_path: Path) -> None:
+    cell = tiny(*row.overrides, "protocol.precision=fp32", "protocol.lr=0.01")
+    model, tuner, trainer = assemble(cell)
+    trainer.run()
+    expected = dev_logits(trainer)
+
+    delta = deltas.learned(cell, model, tuner)
+    delta.save(tmp_path / DELTA_FILE)
+    fresh, _ = load(cell.model, 2, seed=99)
+    restored = deltas.restore(Delta.load(tmp_path / DELTA_FILE), fresh)
+    other = Trainer(fresh, restored, cell.protocol, cell.task, None, trainer.scored, "accuracy", cell.seed)
+    np.testing.assert_array_equal(dev_logits(other), expected)
+
+    restored.merge()
+    np.testing.assert_allclose(dev_logits(other), expected, rtol=1e-5, atol=1e-6)
+    plain = {name for name, _ in load(cell.model, 2, 0)[0].module.named_parameters()}
+    assert {name for name, _ in fresh.module.named_parameters()} == plain
+
+
+@matrix
+def test_stored_bytes_are_the_trained_entries(run_tiny: Callable[..., Outcome], row: Row) -> None:
+    outcome = run_tiny(*row.overrides)
+    counts = outcome.record.counts
+    assert counts is not None
+    assert counts["stored_bytes"] == 4 * (row.entries + 2 * D + 2)
+    size = (outcome.path.parent / DELTA_FILE).stat().st_size
+    assert 0 < size - counts["stored_bytes"] < 20_000
+
+
+@matrix
+def test_equal_seeds_give_equal_records_and_others_do_not(
+    run_tiny: Callable[..., Outcome], row: Row, tmp_path: Path
+) -> None:
+    first, second, other = (
+        stripped(run_tiny(*row.overrides, f"outputs={tmp_path / where}", f"seed={seed}"))
+        for where, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert first == second
+    assert first["losses"] != other["losses"]
+    assert first["hashes"]["delta"] != other["hashes"]["delta"]
+
+
+def stripped(outcome: Outcome) -> dict[str, object]:
+    """A record without what is measured, and without the folder that differs on purpose."""
+    from peftbench.results import MEASURED
+
+    record = json.loads(outcome.record.as_json())
+    for key in (*MEASURED, "overrides"):
+        del record[key]
+    record["config"].pop("outputs")
+    record["losses"] = losses_of(outcome)
+    return record
+
+
+def losses_of(outcome: Outcome) -> list[float]:
+    lines = [json.loads(line) for line in (outcome.path.parent / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_losses_follow_the_recorded_series(run_tiny: Callable[..., Outcome], name: str) -> None:
+    recorded: Mapping[str, list[float]] = json.loads(GOLDEN.read_text())
+    found = losses_of(run_tiny(*ROWS[name].overrides, "protocol.precision=fp32"))
+    np.testing.assert_allclose(found, recorded[name], rtol=2e-4)
+
+
+def test_the_matrix_has_every_method() -> None:
+    from peftbench.compose import words
+
+    tested = {override.removeprefix("method=") for row in ROWS.values() for override in row.overrides[:1]}
+    assert tested == set(words("method"))
+
+
+def test_bf16_follows_fp32(run_tiny: Callable[..., Outcome], tmp_path: Path) -> None:
+    low = losses_of(run_tiny("method=full", f"outputs={tmp_path / 'a'}"))
+    high = losses_of(run_tiny("method=full", "protocol.precision=fp32", f"outputs={tmp_path / 'b'}"))
+    np.testing.assert_allclose(low, high, rtol=0.02)
+
+
+def test_frozen_matrices_are_resident_in_bf16(tiny: Callable[..., Cell]) -> None:
+    model, _, _ = assemble(tiny("method=bitfit"))
+    kinds = {name: p.dtype for name, p in model.backbone()}
+    assert all(kinds[name] == torch.bfloat16 for name in kinds if name.endswith("dense.weight"))
+    assert all(kinds[name] == torch.float32 for name in kinds if name.endswith("bias") or "LayerNorm" in name)
+
+
+def test_accumulated_parts_equal_one_batch(run_tiny: Callable[..., Outcome], tmp_path: Path) -> None:
+    common = ("method=lora", "method.dropout=0", "protocol.precision=fp32", "protocol.batch_size=12")
+    common += ("+model.config.hidden_dropout_prob=0", "+model.config.attention_probs_dropout_prob=0")
+    whole = losses_of(run_tiny(*common, f"outputs={tmp_path / 'a'}"))
+    parts = losses_of(run_tiny(*common, "protocol.accumulation=5", f"outputs={tmp_path / 'b'}"))
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+
+
+def test_a_method_from_another_package(
+    tmp_path: Path, run_tiny: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One Python file and one yaml, outside this repository."""
+    (tmp_path / "norms_only.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from peftbench.methods.base import ParameterTuner\n"
+        "@dataclass(frozen=True)\n"
+        "class NormsOnly:\n"
+        "    def attach(self, model, scope, budget):\n"
+        "        return ParameterTuner({n: p for n, p in model.within(scope) if 'LayerNorm' in n})\n"
+    )
+    conf = tmp_path / "conf" / "method"
+    conf.mkdir(parents=True)
+    text = yaml.safe_dump({"_target_": "norms_only.NormsOnly", "default_lr": 1e-3})
+    (conf / "norms_only.yaml").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = run_tiny(f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "method=norms_only").record
+    assert found.status == "done"
+    assert found.counts is not None
+    assert found.counts["backbone"] == 4 * L * D + 2 * D
+
+
+def test_a_delta_of_another_backbone_is_refused(tiny: Callable[..., Cell], tmp_path: Path) -> None:
+    cell = tiny("method=bitfit")
+    model, tuner, _ = assemble(cell)
+    deltas.learned(cell, model, tuner).save(tmp_path / DELTA_FILE)
+    other, _ = load(tiny("model=bert_mini", "model.weights=random").model, 2, 0)
+    with pytest.raises(Exception, match="learned on bert_tiny"):
+        deltas.restore(Delta.load(tmp_path / DELTA_FILE), other)
+    (tmp_path / DELTA_FILE).write_bytes(b"not a delta")
+    with pytest.raises(Exception, match="not a readable safetensors"):
+        Delta.load(tmp_path / DELTA_FILE)
