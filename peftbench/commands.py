@@ -22,6 +22,7 @@ def run(arguments: Sequence[str]) -> int:
     from hydra import main as hydra_main
     from hydra._internal.utils import get_args_parser
 
+    arguments = [compose.longhand(argument) for argument in arguments]
     asked = get_args_parser().parse_args(list(arguments))
     only_shows = asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion
     if not only_shows:

@@ -56,6 +56,7 @@ def load(overrides: Sequence[str]) -> DictConfig:
     Raises:
         ConfigError: an override cannot be applied; all such overrides are listed.
     """
+    overrides = [longhand(override) for override in overrides]
     try:
         return _compose(overrides)
     except COMPOSE_ERRORS as error:
@@ -63,8 +64,15 @@ def load(overrides: Sequence[str]) -> DictConfig:
         raise ConfigError(list(problems.values()) or [_one_line(error)]) from None
 
 
+def longhand(override: str) -> str:
+    """`budget=20000` (or a sweep, `budget=5000,20000`) as Hydra needs it: budget.entries=20000."""
+    match = re.fullmatch(r"budget=(\d+(?:,\d+)*)", override)
+    return f"budget.entries={match[1]}" if match else override
+
+
 def cell_from(overrides: Sequence[str]) -> Cell:
     """The cell that these overrides describe, with every problem of all of them in one `ConfigError`."""
+    overrides = [longhand(override) for override in overrides]
     try:
         return build(load(overrides))
     except ConfigError as error:
@@ -96,6 +104,18 @@ def build(config: DictConfig) -> Cell:
     return cell
 
 
+def method_named(name: str) -> MethodSpec:
+    """A method by its word, with the defaults of its yaml.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    if name not in words("method"):
+        raise ConfigError(f"budget.like={name}: there is no such method; {near(name, words('method'))}")
+    raw = resolved(load([f"method={name}"]))["method"]
+    return MethodSpec(name, str(raw["_target_"]), {k: v for k, v in raw.items() if k not in ("_target_", "default_lr")})
+
+
 def resolved(config: DictConfig) -> dict[str, Any]:
     """The configuration as plain data, interpolations resolved, without Hydra's own part.
 
@@ -113,6 +133,9 @@ def resolved(config: DictConfig) -> dict[str, Any]:
 def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
     """The dataclass of every group; a part that is not possible is None, and a line in `problems` says why."""
     named = {group: {"name": choices[group], **raw[group]} for group in ("model", "task", "data", "budget")}
+    if choices["budget"] == "none":  # a budget given by its keys is known by them
+        given = [f"{value}" if key == "entries" else f"{key}-{value}" for key, value in raw["budget"].items() if value]
+        named["budget"]["name"] = "-".join(given) or "none"
     model = parse(ModelSpec, named["model"], "model", problems)
     scope = dict(raw["scope"])
     if model:

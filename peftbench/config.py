@@ -22,6 +22,8 @@ KINDS = (
     "layer_norm",
     "embeddings",
     "pooler",
+    "attention_norm",
+    "output_norm",
 )
 Kind = Literal[
     "query",
@@ -33,6 +35,8 @@ Kind = Literal[
     "layer_norm",
     "embeddings",
     "pooler",
+    "attention_norm",
+    "output_norm",
 ]
 Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman"]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -140,10 +144,15 @@ class Scope:
 
 @dataclass(frozen=True)
 class Budget:
-    """How many backbone entries may train. `None`: the method's own hyper-parameters decide."""
+    """How many backbone entries may train: a number, a share of the backbone's, or as many as another method's.
+
+    Where all are None the method's own hyper-parameters decide. `budgets.resolve` turns the others into `entries`.
+    """
 
     name: str = "none"
     entries: Count | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    like: str | None = None
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -170,15 +170,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def compute_precision(model: Model, precision: str) -> None:
-    """Keep frozen matrices resident in bf16; whatever trains, every norm and the buffers stay in fp32."""
+def compute_precision(model: Model, precision: str, trained: Iterable[nn.Parameter]) -> None:
+    """Keep frozen matrices resident in bf16; whatever is trained, every norm and the buffers stay in fp32."""
     if precision == "fp32":
         return
+    kept = {id(parameter) for parameter in trained}
     for module in model.module.modules():
         if any(norm in type(module).__name__ for norm in NORMS):
             continue
         for parameter in module.parameters(recurse=False):
-            if not parameter.requires_grad:
+            if id(parameter) not in kept:
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 

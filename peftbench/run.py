@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from peftbench import deltas, provenance, results
+from peftbench import budgets, deltas, provenance, results
 from peftbench.accounting import Counts, count, entries
 from peftbench.config import Cell
 from peftbench.data import sources
@@ -43,6 +43,7 @@ def plan(cell: Cell) -> Counts:
     Raises:
         ConfigError: the method finds nothing to train there.
     """
+    cell = budgets.resolve(cell)
     model = build(cell.model, cell.task.num_labels, device="meta")
     before = entries(model)
     return count(model, deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed), before)
@@ -63,13 +64,14 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str]) -> Outc
     watch, started = Stopwatch(), datetime.now(UTC)
     provenance.reset_peak_memory()
     plan(cell)
+    asked, cell = cell.budget, budgets.resolve(cell)
     rows = read_rows(cell)
     weights = weights_folder(cell.model)
     tokens = tokenize_rows(cell, rows, weights)
     model, _ = load(cell.model, cell.task.num_labels, cell.seed)
     before = entries(model)
     tuner = deltas.start_from(cell, model)
-    compute_precision(model, cell.protocol.precision)
+    compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
 
     folder = Path(cell.outputs).expanduser() / cell.folder
     main = process_state().is_main_process  # the others compute with it; only the main process writes
@@ -114,7 +116,13 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str]) -> Outc
         headline=headline(cell, fit, tokens),
         metrics=metrics(cell, fit),
         counts=counts.as_dict(),
-        budget={**asdict(cell.budget), "used": counts.backbone},
+        budget={
+            **asdict(asked),
+            "asked": cell.budget.entries,
+            "used": counts.backbone,
+            "left": None if cell.budget.entries is None else cell.budget.entries - counts.backbone,
+            **tuner.facts(),
+        },
         time=times(fit, watch, started),
         memory={"peak_mb": provenance.peak_memory_mb()},
         throughput=throughput(fit),

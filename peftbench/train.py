@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -102,6 +102,8 @@ class Trainer:
     def __post_init__(self) -> None:
         self.state = process_state()
         self.model.module.to(self.state.device)
+        for parameter in self.tuner.trainables().values():
+            parameter.data = parameter.data.to(self.state.device)
         self.parameters = dict(self.tuner.trainables()) | dict(self.model.head())
         self.type_ids = getattr(self.model.module.config, "type_vocab_size", 0) > 1
         self.fit = Fit()
@@ -122,6 +124,7 @@ class Trainer:
             watcher.begin(self._total)
         torch.manual_seed(stream(self.seed, "dropout") + self.state.process_index)
         optimizer = self._optimizer()
+        self.tuner.prepare(self._total, self._passes)
         step, epoch = 0, 0
         while step < self._total and not self._out_of_patience():
             batches = order(epoch)
@@ -144,7 +147,7 @@ class Trainer:
 
         return order
 
-    def _optimizer(self) -> torch.optim.AdamW:
+    def _optimizer(self) -> torch.optim.Optimizer:
         decayed = [p for name, p in self.parameters.items() if _decays(name)]
         others = [p for name, p in self.parameters.items() if not _decays(name)]
         groups: list[dict[str, Any]] = [
@@ -154,7 +157,7 @@ class Trainer:
         self._losses = torch.zeros((), device=self.state.device)
         self._since, self._logged_at, self._norm = time.perf_counter(), 0, torch.zeros(())
         self._seen_tokens = 0
-        return torch.optim.AdamW(
+        return self.tuner.optimizer(
             [group for group in groups if group["params"]],
             lr=self.protocol.lr,
             betas=self.protocol.betas,
@@ -162,15 +165,16 @@ class Trainer:
             fused=True,
         )
 
-    def _step(self, step: int, rows: np.ndarray, optimizer: torch.optim.AdamW) -> None:
+    def _step(self, step: int, rows: np.ndarray, optimizer: torch.optim.Optimizer) -> None:
         """One optimizer step on a global batch of rows."""
         started = time.perf_counter()
         self.model.module.train()
         assert self.train is not None
         parts = list(cut(rows, self.protocol.accumulation * self.state.num_processes))
-        for part in parts[self.state.process_index :: self.state.num_processes]:
-            batch = self._collate(self.train, part)
-            loss = self._loss(batch) / len(rows)
+        mine = parts[self.state.process_index :: self.state.num_processes]
+        for i, part in enumerate(mine):
+            loss = self._loss(self._collate(self.train, part)) / len(rows)
+            self.tuner.before_backward(step, last=i + 1 == len(mine))
             loss.backward()
             self._losses += loss.detach()
         self._reduce_gradients()
@@ -195,6 +199,18 @@ class Trainer:
         if self.task.labels is None:
             return functional.mse_loss(logits[:, 0], batch["labels"], reduction="sum")
         return functional.cross_entropy(logits, batch["labels"], reduction="sum")
+
+    def _passes(self, count: int) -> Iterator[None]:
+        """Run batches of training rows forward and backward without dropout; yields after each."""
+        assert self.train is not None
+        self.model.module.eval()
+        order = epoch_order(self.train.lengths, self.protocol.batch_size, False, self.seed, epoch=0)
+        for i in range(count):
+            rows = order[i % len(order)]
+            for part in list(cut(rows, self.state.num_processes))[self.state.process_index :: self.state.num_processes]:
+                (self._loss(self._collate(self.train, part)) / len(rows)).backward()
+            yield
+            self.model.module.zero_grad(set_to_none=True)
 
     def _collate(self, tokens: Tokens, rows: np.ndarray) -> dict[str, torch.Tensor]:
         batch = collate(tokens, rows, self.type_ids)

@@ -62,7 +62,7 @@ def assemble(cell: Cell) -> tuple[Model, Tuner, Trainer]:
     tokens = tokenize_rows(cell, read_rows(cell), None)
     model, _ = load(cell.model, cell.task.num_labels, cell.seed)
     tuner = deltas.start_from(cell, model)
-    compute_precision(model, cell.protocol.precision)
+    compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
     trainer = Trainer(
         model, tuner, cell.protocol, cell.task, tokens["train"], {"dev": tokens["dev"]}, "accuracy", cell.seed
     )

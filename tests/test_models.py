@@ -47,7 +47,7 @@ def test_padding_does_not_change_a_row(name: str, precision: str) -> None:
     model, _ = load(small(name), 3, seed=0)
     for _, parameter in model.backbone():
         parameter.requires_grad_(False)
-    compute_precision(model, precision)
+    compute_precision(model, precision, [])
     model.module.eval()
     ids = torch.randint(3, 300, (2, 9), generator=torch.Generator().manual_seed(0))
     alone = {"input_ids": ids[:1, :5], "attention_mask": torch.ones(1, 5, dtype=torch.long)}

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,8 +70,24 @@ class Tuner(Protocol):
         """What the optimizer steps, by name; the head is not among them (every method trains it)."""
         ...
 
+    def optimizer(self, groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Optimizer:
+        """The optimizer of trainables and head: AdamW, or what takes its place for this method."""
+        ...
+
+    def prepare(self, steps: int, passes: Callable[[int], Iterator[None]]) -> None:
+        """Training is about to begin: it has at most `steps` optimizer steps.
+
+        `passes(n)` runs n batches forward and backward, without dropout, and yields after each: whatever requires
+        a gradient has it then.
+        """
+        ...
+
+    def before_backward(self, step: int, last: bool) -> None:
+        """A part of step `step` (from 0) is about to go backward; `last`: its gradients complete the step's."""
+        ...
+
     def after_backward(self, step: int) -> None:
-        """Gradients of optimizer step `step` (from 0) are there, not yet clipped."""
+        """Gradients of the step are there, summed over processes, not yet clipped."""
         ...
 
     def after_step(self, step: int) -> None:
@@ -92,6 +108,10 @@ class Tuner(Protocol):
 
     def merge(self) -> None:
         """Fold what was learned into the backbone's own weights; the model then stands without the method."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-like facts for the record, e.g. how a budget was spent."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -130,6 +150,16 @@ class ParameterTuner:
         """See `Tuner`."""
         return self._trainables
 
+    def optimizer(self, groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(groups, **settings)
+
+    def prepare(self, steps: int, passes: Callable[[int], Iterator[None]]) -> None:
+        """Nothing to do."""
+
+    def before_backward(self, step: int, last: bool) -> None:
+        """Nothing to do."""
+
     def after_backward(self, step: int) -> None:
         """Nothing to do."""
 
@@ -146,6 +176,10 @@ class ParameterTuner:
 
     def merge(self) -> None:
         """Nothing to do: the parameters are the model's own."""
+
+    def facts(self) -> dict[str, Any]:
+        """Nothing to tell."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing beside the trainables."""
@@ -182,7 +216,7 @@ def narrowed(scope: Scope, kinds: tuple[str, ...] | None) -> Scope:
     return Scope(scope.layers, tuple(kind for kind in scope.kinds if kind in kinds))
 
 
-def require(found: Mapping[str, Any] | list[Any], what: str, scope: Scope) -> None:
+def require(found: Sized, what: str, scope: Scope) -> None:
     """Refuse a scope in which a method finds nothing to train.
 
     Raises:

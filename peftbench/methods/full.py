@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from peftbench.config import Budget, Scope
+from peftbench.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, require
 from peftbench.models import Model
 
@@ -12,7 +13,9 @@ class Full:
     """Every backbone entry in scope trains. With scope.layers it is the classic "top layers only"."""
 
     def attach(self, model: Model, scope: Scope, budget: Budget) -> ParameterTuner:
-        """See `Method`."""
+        """See `Method`. A budget is refused: scope.layers says how much trains."""
+        if budget.entries is not None:
+            raise ConfigError("budget: full fine-tuning takes none; limit it with scope.layers or scope.kinds")
         found = dict(model.within(scope))
         require(found, "no parameter", scope)
         return ParameterTuner(found)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from peftbench.config import Budget, Count, Kind, Scope, Share
+from peftbench.errors import ConfigError
 from peftbench.files import write_atomically
 from peftbench.methods.base import ParameterTuner, narrowed, require
 from peftbench.models import Model
@@ -82,15 +83,29 @@ class LoRA:
     kinds: tuple[Kind, ...] | None = ("query", "value")
 
     def attach(self, model: Model, scope: Scope, budget: Budget) -> LoRATuner:
-        """See `Method`. Factors are named "<linear map>.lora_A" and "<linear map>.lora_B"."""
-        scope = narrowed(scope, self.kinds)
-        linears = model.linears(scope)
-        require(linears, "no linear map", scope)
+        """See `Method`. A budget chooses the rank: the largest that does not exceed it.
+
+        Factors are named "<linear map>.lora_A" and "<linear map>.lora_B".
+        """
+        inside = narrowed(scope, self.kinds)
+        linears = model.linears(inside)
+        require(linears, "no linear map", inside)
+        rank = self.rank
+        if budget.entries is not None:
+            each = self.entries(model, scope) // self.rank
+            rank = budget.entries // each
+            if rank < 1:
+                raise ConfigError(f"budget: {budget.entries:,} entries; LoRA here needs at least {each:,} (rank 1)")
         wrapped = {}
         for name, base in linears:
-            wrapped[name] = LoRALinear(base, self.rank, self.alpha, self.dropout)
+            wrapped[name] = LoRALinear(base, rank, self.alpha, self.dropout)
             model.module.set_submodule(name, wrapped[name])
         return LoRATuner(model, wrapped)
+
+    def entries(self, model: Model, scope: Scope) -> int:
+        """How many entries would train there: rank (in + out) for every linear map."""
+        linears = model.linears(narrowed(scope, self.kinds))
+        return sum(self.rank * (base.in_features + base.out_features) for _, base in linears)
 
     def export_peft(self, tuner: LoRATuner, model: Model, folder: Path) -> None:
         """Write the adapter and the head in PEFT's format: `peft.PeftModel.from_pretrained` loads the same logits."""
@@ -106,7 +121,7 @@ class LoRA:
             "task_type": "SEQ_CLS",
             "base_model_name_or_path": None,
             "inference_mode": True,
-            "r": self.rank,
+            "r": next(iter(tuner.wrapped.values())).lora_A.shape[0],
             "lora_alpha": self.alpha,
             "lora_dropout": self.dropout,
             "bias": "none",

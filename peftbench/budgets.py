@@ -1,0 +1,43 @@
+"""Budgets as people give them (a share, another method's count) turned into a number of backbone entries."""
+
+from dataclasses import replace
+
+from peftbench import compose, deltas
+from peftbench.config import Budget, Cell
+from peftbench.errors import ConfigError
+from peftbench.models import build
+
+
+def resolve(cell: Cell) -> Cell:
+    """The same cell with its budget as a number of entries.
+
+    Raises:
+        ConfigError: several kinds of budget at once, or `like` names a method that needs a budget itself.
+    """
+    given = {key: value for key, value in vars(cell.budget).items() if key != "name" and value is not None}
+    if not given:
+        return cell
+    if len(given) > 1:
+        raise ConfigError(f"budget: {' and '.join(given)} are given; only one can hold")
+    return replace(cell, budget=Budget(cell.budget.name, _entries(cell)))
+
+
+def _entries(cell: Cell) -> int:
+    budget = cell.budget
+    if budget.entries is not None:
+        return budget.entries
+    model = build(cell.model, cell.task.num_labels, device="meta")
+    if budget.fraction is not None:
+        whole = sum(parameter.numel() for _, parameter in model.backbone())
+        if (entries := round(budget.fraction * whole)) < 1:
+            raise ConfigError(f"budget.fraction={budget.fraction:g}: less than one of {whole:,} entries")
+        return entries
+    method = compose.method_named(str(budget.like))
+    try:
+        tuner = deltas.attach(method, cell.scope, Budget(), model, cell.seed)
+    except ConfigError as error:
+        raise ConfigError(f"budget.like={budget.like}: {error.problems[0]}") from None
+    entries = sum(parameter.numel() for parameter in tuner.trainables().values())
+    if entries == 0:
+        raise ConfigError(f"budget.like={budget.like}: it trains no backbone entry")
+    return entries

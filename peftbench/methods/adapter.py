@@ -1,0 +1,84 @@
+"""Bottleneck adapters: Houlsby et al. 2019 (arXiv 1902.00751) and Pfeiffer et al. 2021 (arXiv 2005.00247)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from peftbench.config import Budget, Count, Kind, Scope
+from peftbench.errors import ConfigError
+from peftbench.methods.base import ParameterTuner, narrowed, require
+from peftbench.models import Model
+
+
+class AdapterLinear(nn.Module):
+    """A sub-layer's projection followed by a bottleneck: y + up(gelu(down(y))), y = W x + b.
+
+    `weight` (out, in) and `bias` (out,) are the frozen projection's own under their own names. The bottleneck starts
+    near the identity: weights from N(0, 0.01) cut at two standard deviations, biases zero (Houlsby, section 3.6).
+    """
+
+    def __init__(self, base: nn.Linear, width: int) -> None:
+        super().__init__()
+        self.weight, self.bias = base.weight, base.bias
+        out, device = base.out_features, base.weight.device
+        self.adapter_down = nn.Linear(out, width, device=device)
+        self.adapter_up = nn.Linear(width, out, device=device)
+        for layer in (self.adapter_down, self.adapter_up):
+            nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) to (..., out)."""
+        y = functional.linear(x, self.weight, self.bias)
+        update: torch.Tensor = self.adapter_up(functional.gelu(self.adapter_down(y)))
+        return y + update
+
+
+class AdapterTuner(ParameterTuner):
+    """The bottlenecks of every wrapped projection."""
+
+    def merge(self) -> None:
+        """Refused: a bottleneck is not linear, so no weight can stand for it."""
+        raise ConfigError("adapters cannot be merged into the backbone's weights: they are not linear")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Bottlenecks after the projections of the named kinds: attention_output and output (Houlsby), output (Pfeiffer).
+
+    `layer_norm` trains the layers' norms as well, as Houlsby does (counted with the method).
+    """
+
+    width: Count = 64
+    kinds: tuple[Kind, ...] = ("attention_output", "output")
+    layer_norm: bool = False
+
+    def attach(self, model: Model, scope: Scope, budget: Budget) -> AdapterTuner:
+        """See `Method`. A budget chooses the width: the largest that does not exceed it."""
+        inside = narrowed(scope, self.kinds)
+        linears = model.linears(inside)
+        require(linears, "no projection", inside)
+        norms = narrowed(scope, ("layer_norm",))
+        trained = {n: p for n, p in model.within(norms) if model.place(n).layer is not None} if self.layer_norm else {}
+        chosen = self._fitted([base.out_features for _, base in linears], trained, budget)
+        for name, base in linears:
+            wrapped = AdapterLinear(base, chosen.width)
+            model.module.set_submodule(name, wrapped)
+            for part in ("adapter_down", "adapter_up"):
+                trained |= {f"{name}.{part}.{key}": p for key, p in wrapped.get_submodule(part).named_parameters()}
+        return AdapterTuner(trained)
+
+    def _fitted(self, outs: list[int], norms: Mapping[str, nn.Parameter], budget: Budget) -> "Adapter":
+        if budget.entries is None:
+            return self
+        fixed = sum(outs) + sum(p.numel() for p in norms.values())
+        each = sum(2 * out + 1 for out in outs)
+        width = (budget.entries - fixed) // each
+        if width < 1:
+            raise ConfigError(
+                f"budget: {budget.entries:,} entries; adapters here need at least {fixed + each:,} (width 1)"
+            )
+        return replace(self, width=width)

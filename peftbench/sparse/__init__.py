@@ -1,0 +1,1 @@
+"""The selective engine: which entries of which tensors train, and how that costs what the budget says."""

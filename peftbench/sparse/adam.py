@@ -1,0 +1,46 @@
+"""AdamW in which every entry's moments are corrected from its own first step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class EntryAdamW(torch.optim.AdamW):
+    """AdamW that treats one flat parameter entry by entry.
+
+    With one shared step counter, an entry that joins late has zero moments and a bias correction of about 1: its
+    first updates reach 4 times the learning rate. Here entry i, in its n-th step, is corrected by 1 - beta^n.
+
+    Args:
+        groups: parameter groups, as for AdamW; one of them holds `values`.
+        values: the flat parameter.
+        ages: gives, per entry, how many steps it has been trained for, the present one included (at least 1).
+    """
+
+    def __init__(self, groups: Any, values: nn.Parameter, ages: Callable[[], torch.Tensor], **settings: Any) -> None:
+        super().__init__(groups, **settings)
+        self._values, self._ages = values, ages
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Step the other parameters as AdamW does, then the flat one."""
+        gradient, self._values.grad = self._values.grad, None  # AdamW skips what has no gradient
+        result = super().step(closure)
+        self._values.grad = gradient
+        if gradient is None:
+            return result
+        group = next(g for g in self.param_groups if any(p is self._values for p in g["params"]))
+        (beta1, beta2), lr = group["betas"], group["lr"]
+        state = self.state[self._values]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(self._values)
+            state["exp_avg_sq"] = torch.zeros_like(self._values)
+        mean, square, age = state["exp_avg"], state["exp_avg_sq"], self._ages().to(gradient.dtype)
+        mean.lerp_(gradient, 1 - beta1)
+        square.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        bottom = (square / (1 - beta2**age)).sqrt_().add_(group["eps"])
+        self._values.mul_(1 - lr * group["weight_decay"])
+        self._values.addcdiv_(mean / (1 - beta1**age), bottom, value=-lr)
+        return result

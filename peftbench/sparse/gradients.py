@@ -1,0 +1,81 @@
+"""Gradients at chosen entries, with as little of the dense gradient as possible.
+
+Two routes. *Sampled*: for a linear map y = W x the gradient at (i, j) is the sum over tokens of dY[t, i] X[t, j];
+a forward hook keeps X and a hook on y receives dY, and W itself needs no gradient. *Dense*: autograd makes the whole
+gradient of one tensor, a hook takes what is chosen and frees it before the next tensor's arrives.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+# Share of a matrix's entries above which one dense product beats sampling; measured by scripts/bench_selective.py
+# on a CPU with bf16 matrix instructions.
+DENSE_ABOVE = 0.01
+
+Receive = Callable[[torch.Tensor], None]
+Index = Callable[[], torch.Tensor]
+
+
+def sampled(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """sum_t dy[t, rows] * x[t, columns], in fp32.
+
+    Args:
+        x: (tokens, in), input of the linear map.
+        dy: (tokens, out), gradient of its output.
+        rows, columns: (n,) int64, of the chosen entries.
+    """
+    left, right = dy.t().contiguous()[rows], x.t().contiguous()[columns]
+    return torch.linalg.vecdot(left.float(), right.float())
+
+
+def dense(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """The same numbers, gathered from the dense product dy^T x."""
+    return (dy.t() @ x)[rows, columns].float()
+
+
+def watch_linear(module: nn.Module, index: Index, receive: Receive) -> RemovableHandle:
+    """Call `receive` with the gradient at the chosen entries of a linear map's weight, once per use in a pass.
+
+    Args:
+        module: the linear map; its weight needs no gradient and its forward is left as it is.
+        index: gives the flat positions (n,) int64 of the chosen entries; asked anew each time, so that nothing
+            wider than the store's int32 ids is kept.
+        receive: gets their gradient (n,) fp32.
+    """
+
+    def forward_hook(_: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        if not torch.is_grad_enabled():
+            return
+        x = inputs[0].detach()
+        if not output.requires_grad:
+            output.requires_grad_(True)  # nothing below trains, and yet this map's own gradient is wanted
+
+        def backward_hook(dy: torch.Tensor) -> None:
+            flat, width, chosen = dy.reshape(-1, dy.shape[-1]), x.shape[-1], index()
+            product = dense if chosen.numel() > DENSE_ABOVE * width * flat.shape[1] else sampled
+            receive(product(x.reshape(-1, width).to(flat.dtype), flat, chosen // width, chosen % width))
+
+        output.register_hook(backward_hook)
+
+    return module.register_forward_hook(forward_hook)
+
+
+def watch_dense(parameter: nn.Parameter, receive: Receive, hold: Callable[[], bool]) -> RemovableHandle:
+    """Call `receive` with a parameter's whole gradient as soon as a backward pass has made it, then free it.
+
+    While `hold()` is true the gradient stays and accumulates: a score needs the sum over the parts of a batch.
+    """
+    parameter.requires_grad_(True)
+
+    def hook(made: torch.Tensor) -> None:
+        if hold():
+            return
+        assert made.grad is not None
+        receive(made.grad)
+        made.grad = None
+
+    return parameter.register_post_accumulate_grad_hook(hook)

@@ -1,0 +1,148 @@
+"""Chosen entries of many tensors as one flat fp32 parameter, with an int32 index beside it.
+
+Entries are numbered through all candidate tensors: tensor i covers the ids [offsets[i], offsets[i + 1]). Per chosen
+entry the store keeps its value (4 bytes) and id (4 bytes), and 4 more for the order where the selection grows;
+with Adam's two moments that is 16 to 20 bytes. Nothing else grows with the model.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from peftbench.errors import ConfigError, DataError
+
+
+class SparseStore:
+    """The chosen entries.
+
+    Attributes:
+        values: what the optimizer steps, (budget,) fp32, in the order in which entries were chosen; the tail that
+            is not chosen yet is zero and gets zero gradients, so that Adam leaves it alone.
+        ids: ids of the chosen entries, (budget,) int32; the first `used` are meaningful.
+        used: how many are chosen so far.
+    """
+
+    def __init__(self, candidates: Mapping[str, nn.Parameter], budget: int) -> None:
+        self.names, self.tensors = list(candidates), list(candidates.values())
+        sizes = [tensor.numel() for tensor in self.tensors]
+        self.offsets = [0]
+        for size in sizes:
+            self.offsets.append(self.offsets[-1] + size)
+        self.total = self.offsets[-1]
+        if budget > self.total:
+            raise ConfigError(f"budget: {budget:,} entries asked, the candidates have {self.total:,}")
+        if self.total >= 2**31:
+            raise ConfigError(f"scope: {self.total:,} candidate entries; an int32 index reaches 2,147,483,647")
+        device = self.tensors[0].device
+        self.values = nn.Parameter(torch.zeros(budget, device=device))
+        self.ids = torch.zeros(budget, dtype=torch.int32, device=device)
+        self.used = 0
+        self._sorted: torch.Tensor | None = None  # places in `values` by rising id; None: they rise already
+        self._cuts = [0] * len(self.offsets)  # tensor i's entries are the sorted places [cuts[i], cuts[i + 1])
+
+    @property
+    def budget(self) -> int:
+        """How many entries may be chosen."""
+        return self.values.numel()
+
+    def add(self, ids: torch.Tensor) -> torch.Tensor:
+        """Choose more entries by id; their values are what the tensors hold now.
+
+        Returns:
+            Their places in `values`.
+        """
+        start, self.used = self.used, self.used + ids.numel()
+        assert self.used <= self.budget, "more entries than the budget"
+        self.ids[start : self.used] = ids
+        self._reindex()
+        with torch.no_grad():
+            for i in range(len(self.tensors)):
+                places, index = self.part(i)
+                new = places >= start
+                if bool(new.any()):
+                    self.values.data[places[new]] = self.tensors[i].detach().view(-1)[index[new]].float()
+        return torch.arange(start, self.used, device=ids.device)
+
+    def part(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tensor i's chosen entries: places in `values`, and flat positions in the tensor (int64, rising)."""
+        cut = slice(self._cuts[i], self._cuts[i + 1])
+        if self._sorted is None:
+            places = torch.arange(cut.start, cut.stop, device=self.ids.device)
+        else:
+            places = self._sorted[cut].long()
+        return places, self.ids[places].long() - self.offsets[i]
+
+    def write_back(self) -> None:
+        """Put the values into the tensors, in the tensors' own precision."""
+        with torch.no_grad():
+            for i, tensor in enumerate(self.tensors):
+                places, index = self.part(i)
+                if places.numel():
+                    tensor.detach().view(-1)[index] = self.values.detach()[places].to(tensor.dtype)
+
+    def to(self, device: torch.device) -> None:
+        """Move values and ids to where the tensors are."""
+        self.values.data, self.ids = self.values.data.to(device), self.ids.to(device)
+        self._sorted = None if self._sorted is None else self._sorted.to(device)
+
+    def tensors_by_name(self) -> dict[str, torch.Tensor]:
+        """The chosen entries as "<tensor>.index" (int32, rising) and "<tensor>.values" (fp32): 8 bytes per entry."""
+        found = {}
+        for i, name in enumerate(self.names):
+            places, index = self.part(i)
+            if places.numel():
+                found[f"{name}.index"] = index.int()
+                found[f"{name}.values"] = self.values.detach()[places]
+        return found
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take up chosen entries as `tensors_by_name` gives them, and write them into the tensors.
+
+        Raises:
+            DataError: a name is no candidate, an index does not fit, or there are more entries than the budget.
+        """
+        ids, values = [], []
+        for name in sorted(key.removesuffix(".index") for key in tensors if key.endswith(".index")):
+            if name not in self.names or f"{name}.values" not in tensors:
+                raise DataError(f"the delta does not fit: {name} is no candidate here")
+            i, index = self.names.index(name), tensors[f"{name}.index"].long()
+            if index.numel() and (int(index.min()) < 0 or int(index.max()) >= self.tensors[i].numel()):
+                raise DataError(f"the delta does not fit: an index of {name} lies outside it")
+            ids.append(index + self.offsets[i])
+            values.append(tensors[f"{name}.values"])
+        count = sum(part.numel() for part in ids)
+        if count > self.budget:
+            raise DataError(f"the delta does not fit: {count:,} entries, the budget is {self.budget:,}")
+        self.used = 0
+        if ids:
+            every, order = torch.cat(ids).sort()
+            self.add(every.int().to(self.ids.device))
+            self.values.data[:count] = torch.cat(values)[order].to(self.values.device)
+        self.write_back()
+
+    def restore(self, ids: torch.Tensor) -> None:
+        """Take up ids in the order in which they were chosen; the values come with the trainables."""
+        self.used = ids.numel()
+        self.ids[: self.used] = ids.to(self.ids.device)
+        self._reindex()
+
+    def _reindex(self) -> None:
+        chosen = self.ids[: self.used]
+        rising = bool((chosen[1:] > chosen[:-1]).all())
+        ordered = chosen if rising else chosen.sort().values
+        self._sorted = None if rising else chosen.argsort().int()
+        bounds = torch.tensor(self.offsets, device=chosen.device, dtype=torch.int32)
+        self._cuts = torch.searchsorted(ordered.contiguous(), bounds).tolist()
+
+
+def quotas(sizes: Sequence[int], budget: int) -> list[int]:
+    """Share a budget out over tensors in proportion to their sizes, exactly: largest remainders get the rest."""
+    total = sum(sizes)
+    exact = [size * budget for size in sizes]
+    shares = [value // total for value in exact]
+    left = budget - sum(shares)
+    order = sorted(range(len(sizes)), key=lambda i: (-(exact[i] % total), i))
+    for i in order[:left]:
+        shares[i] += 1
+    return shares
