@@ -172,8 +172,11 @@ class Trainer:
         assert self.train is not None
         parts = list(cut(rows, self.protocol.accumulation * self.state.num_processes))
         mine = parts[self.state.process_index :: self.state.num_processes]
+        weight = 1.0 / len(rows)
+        if not mine:  # fewer rows than processes: one more look at a row, for nothing, keeps the processes in step
+            mine, weight = [rows[:1]], 0.0
         for i, part in enumerate(mine):
-            loss = self._loss(self._collate(self.train, part)) / len(rows)
+            loss = self._loss(self._collate(self.train, part)) * weight
             self.tuner.before_backward(step, last=i + 1 == len(mine))
             loss.backward()
             self._losses += loss.detach()

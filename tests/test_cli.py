@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY
+from safetensors.torch import load_file
 
 PYTHON = [sys.executable, "-m", "peftbench"]
 
@@ -151,10 +153,13 @@ def test_a_lora_run_is_exported_to_peft(tmp_path: Path) -> None:
     assert refused.returncode == 3
 
 
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Data parallelism through accelerate: the same losses as one process with the same global batch."""
-    words = [*TINY, "method=lora", "method.dropout=0", "protocol.precision=fp32", "protocol.batch_size=9"]
+@pytest.mark.parametrize("method", ["lora", "id3", "random_masking"])
+def test_two_processes_train_as_one(tmp_path: Path, method: str) -> None:
+    """Data parallelism through accelerate: the same losses, and the same chosen entries, as one process."""
+    # batches of 9 rows: unequal parts, and a last batch of 3 rows
+    words = [*TINY, f"method={method}", "protocol.precision=fp32", "protocol.batch_size=9", "protocol.lr=0.01"]
     words += ["+model.config.hidden_dropout_prob=0", "+model.config.attention_probs_dropout_prob=0"]
+    words += ["method.dropout=0"] if method == "lora" else ["budget=103"]
     alone = call("run", *words, "outputs=alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "peftbench"]
@@ -173,6 +178,14 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         return [line["loss"] for line in lines if "loss" in line]
 
-    assert series("both") == pytest.approx(series("alone"), rel=1e-5)
+    def delta(where: str) -> dict[str, torch.Tensor]:
+        (path,) = (tmp_path / where).rglob("delta.safetensors")
+        return load_file(path)
+
+    assert series("both") == pytest.approx(series("alone"), rel=1e-4)
+    one, two = delta("alone"), delta("both")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3, msg=name)
     (record,) = (tmp_path / "both").rglob("result.json")
     assert json.loads(record.read_text())["hardware"]["processes"] == 2

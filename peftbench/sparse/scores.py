@@ -7,10 +7,10 @@ import torch
 
 def d3(gradient: torch.Tensor, weight: torch.Tensor, eps: float, exp: float) -> torch.Tensor:
     """|gradient| / (|weight| + eps)^exp, in fp32 (Agarwal et al. 2024, arXiv 2408.14470; D3)."""
-    bottom = weight.detach().float().abs_().add_(eps)
+    bottom = weight.detach().abs().float().add_(eps)  # abs makes the copy that the rest works on
     if exp != 1:
         bottom.pow_(exp)
-    return gradient.float().abs_().div_(bottom)
+    return gradient.abs().float().div_(bottom)
 
 
 @dataclass

@@ -1,0 +1,458 @@
+"""The selective engine: exact budgets, exact gradients, and nothing outside the selection ever changes."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_methods import assemble, values
+from torch import nn
+
+from peftbench.config import Cell
+from peftbench.errors import ConfigError, DataError
+from peftbench.methods.selective import SelectiveTuner
+from peftbench.run import plan
+from peftbench.sparse.gradients import dense, sampled, watch_linear
+from peftbench.sparse.schedule import unmasked
+from peftbench.sparse.scores import Best, d3
+from peftbench.sparse.select import random_ids, smallest_ids
+from peftbench.sparse.store import SparseStore, quotas
+
+shapes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6)
+
+
+def store_of(sizes: list[tuple[int, int]], budget: int) -> SparseStore:
+    random = torch.Generator().manual_seed(0)
+    return SparseStore({f"t{i}": nn.Parameter(torch.randn(s, generator=random)) for i, s in enumerate(sizes)}, budget)
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=20), st.data())
+def test_quotas_are_exact_and_fair(sizes: list[int], data: st.DataObject) -> None:
+    budget = data.draw(st.integers(0, sum(sizes)))
+    shares = quotas(sizes, budget)
+    assert sum(shares) == budget
+    for size, share in zip(sizes, shares, strict=True):
+        assert abs(share - size * budget / sum(sizes)) < 1
+        assert 0 <= share <= size
+
+
+@given(st.integers(1, 5000), st.integers(1, 300), st.sampled_from(["uniform", "cosine", "front"]), st.integers(1, 20))
+def test_a_schedule_rises_to_exactly_the_budget(budget: int, steps: int, shape: str, every: int) -> None:
+    series = [unmasked(budget, steps, t, shape, every) for t in range(steps + 3)]  # type: ignore[arg-type]
+    assert series[0] == 0
+    assert all(a <= b for a, b in pairwise(series))
+    assert series[steps:] == [budget] * 3
+    if shape == "uniform" and every == 1:
+        assert series[:-3] == [round(Fraction(budget * t, steps)) for t in range(steps)]
+    for t in range(steps):
+        if t % every:
+            assert series[t] == series[t - 1]
+
+
+@settings(deadline=None)
+@given(shapes, st.data())
+def test_the_best_are_those_of_a_full_sort(sizes: list[tuple[int, int]], data: st.DataObject) -> None:
+    store = store_of(sizes, 1)
+    count = data.draw(st.integers(1, store.total))
+    score = st.sampled_from([0.0, 0.5, 1.0, 2.0, -torch.inf])  # many ties
+    scores = torch.tensor(data.draw(st.lists(score, min_size=store.total, max_size=store.total)))
+    best = Best(count)
+    for i in data.draw(st.permutations(range(len(sizes)))):
+        cut = slice(store.offsets[i], store.offsets[i + 1])
+        best.offer(scores[cut], store.offsets[i], extra=scores[cut] * 3)
+    order = sorted((i for i in range(store.total) if scores[i] > -torch.inf), key=lambda i: (-scores[i], i))[:count]
+    if not order:
+        assert best.ids is None
+        return
+    assert best.ids is not None
+    assert best.ids.tolist() == order
+    assert best.extra is not None
+    assert best.extra.tolist() == [3 * float(scores[i]) for i in order]
+
+
+@settings(deadline=None)
+@given(shapes, st.data())
+def test_a_store_gathers_writes_and_reloads(sizes: list[tuple[int, int]], data: st.DataObject) -> None:
+    total = sum(a * b for a, b in sizes)
+    store = store_of(sizes, total)
+    before = [t.detach().clone() for t in store.tensors]
+    left = list(range(total))
+    while left and data.draw(st.booleans()):  # entries join in any order, a few at a time
+        new = data.draw(st.lists(st.sampled_from(left), min_size=1, max_size=5, unique=True))
+        store.add(torch.tensor(new, dtype=torch.int32))
+        left = [i for i in left if i not in new]
+    flat = torch.cat([t.reshape(-1) for t in before])
+    chosen = store.ids[: store.used].long()
+    assert torch.equal(store.values.detach()[: store.used], flat[chosen])
+    store.values.data[: store.used] += 1
+    store.write_back()
+    after = torch.cat([t.detach().reshape(-1) for t in store.tensors])
+    expected = flat.clone()
+    expected[chosen] += 1
+    assert torch.equal(after, expected)
+
+    other = store_of(sizes, total)
+    other.load(store.tensors_by_name())
+    assert torch.equal(torch.cat([t.detach().reshape(-1) for t in other.tensors]), after)
+    assert sum(t.numel() * t.element_size() for t in store.tensors_by_name().values()) == 8 * store.used
+
+
+def test_a_store_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ConfigError, match="10 entries asked, the candidates have 6"):
+        store_of([(2, 3)], 10)
+    store = store_of([(2, 3)], 2)
+    for tensors, message in (
+        ({"x.index": torch.tensor([0]), "x.values": torch.zeros(1)}, "x is no candidate"),
+        ({"t0.index": torch.tensor([6]), "t0.values": torch.zeros(1)}, "lies outside"),
+        ({"t0.index": torch.tensor([0, 1, 2]), "t0.values": torch.zeros(3)}, "3 entries, the budget is 2"),
+    ):
+        with pytest.raises(DataError, match=message):
+            store.load(tensors)
+
+
+@settings(deadline=None, max_examples=40)
+@given(shapes, st.booleans(), st.booleans(), st.integers(0, 9), st.data())
+def test_random_masks_are_exact(
+    sizes: list[tuple[int, int]], per_tensor: bool, structured: bool, seed: int, data: st.DataObject
+) -> None:
+    total = sum(a * b for a, b in sizes)
+    budget = data.draw(st.integers(1, total))
+    store = store_of(sizes, budget)
+    torch.manual_seed(seed)
+    ids = random_ids(store, per_tensor, structured).tolist()
+    assert len(ids) == len(set(ids)) == budget
+    assert ids == sorted(ids)
+    assert ids[0] >= 0
+    assert ids[-1] < total
+    shares = [sum(a <= i < b for i in ids) for a, b in pairwise(store.offsets)]
+    if per_tensor:
+        assert shares == quotas([a * b for a, b in sizes], budget)
+    if structured:
+        for (rows, width), share, offset in zip(sizes, shares, store.offsets, strict=False):
+            columns = {(i - offset) % width for i in ids if offset <= i < offset + rows * width}
+            assert len(columns) == -(-share // rows)
+    torch.manual_seed(seed)
+    assert random_ids(store, per_tensor, structured).tolist() == ids
+
+
+def test_the_smallest_are_the_smallest() -> None:
+    store = store_of([(5, 7), (3, 3)], 9)
+    flat = torch.cat([t.detach().reshape(-1) for t in store.tensors]).abs()
+    assert sorted(smallest_ids(store).tolist()) == sorted(flat.argsort()[:9].tolist())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 40), st.integers(1, 23), st.integers(1, 31), st.sampled_from([0.001, 0.05, 1.0]), st.integers(0, 99)
+)
+def test_a_sampled_gradient_is_the_gathered_dense_one(t: int, out: int, width: int, density: float, seed: int) -> None:
+    random = torch.Generator().manual_seed(seed)
+    x, dy = torch.randn(t, width, generator=random), torch.randn(t, out, generator=random)
+    count = max(1, round(density * out * width))
+    ids = torch.randperm(out * width, generator=random)[:count]
+    exact = (dy.double().t() @ x.double()).view(-1)[ids].float()
+    for product in (sampled, dense):
+        torch.testing.assert_close(product(x, dy, ids // width, ids % width), exact, atol=1e-5, rtol=1e-6)
+
+
+def test_a_watched_linear_map_gets_its_gradient_even_where_nothing_below_trains() -> None:
+    torch.manual_seed(0)
+    linear, x = nn.Linear(5, 4), torch.randn(3, 2, 5)
+    index = torch.tensor([0, 7, 19])
+    plain = torch.autograd.grad(linear(x).square().sum(), linear.weight)[0].view(-1)[index]
+    for parameter in linear.parameters():
+        parameter.requires_grad_(False)
+    found: list[torch.Tensor] = []
+    watch_linear(linear, lambda: index, found.append)
+    linear(x).square().sum().backward()
+    torch.testing.assert_close(found[0], plain)
+
+
+def test_d3_is_the_formula() -> None:
+    g, w = torch.tensor([[-2.0, 0.5]]), torch.tensor([[0.25, -1.0]])
+    torch.testing.assert_close(d3(g, w, eps=0.5, exp=2.0), torch.tensor([[2 / 0.75**2, 0.5 / 1.5**2]]))
+    torch.testing.assert_close(d3(g, w, eps=0.5, exp=0.0), g.abs())
+    assert torch.equal(w, torch.tensor([[0.25, -1.0]]))
+
+
+SETTINGS = [
+    ("uniform", 500, 1, 1),
+    ("uniform", 3, 1, 1),  # fewer entries than steps
+    ("uniform", 53, 1, 3),  # accumulated parts, and no multiple of the steps
+    ("cosine", 97, 1, 1),
+    ("front", 97, 4, 1),
+]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(("schedule", "budget", "every", "parts"), SETTINGS)
+@pytest.mark.parametrize("kinds", ["null", "[query,output]"])
+def test_id3_is_exact_at_every_step(
+    tiny: Callable[..., Cell], schedule: str, budget: int, every: int, parts: int, precision: str, kinds: str
+) -> None:
+    steps = 10
+    cell = tiny(
+        "method=id3", f"budget={budget}", f"method.schedule={schedule}", f"method.every={every}",
+        f"method.kinds={kinds}", "method.steps=7", f"protocol.accumulation={parts}", f"protocol.max_steps={steps}",
+        f"protocol.precision={precision}", "protocol.weight_decay=0.3", "protocol.clip=0.01", "protocol.lr=0.01",
+    )  # fmt: skip
+    model, tuner, trainer = assemble(cell)
+    assert isinstance(tuner, SelectiveTuner)
+    before, used, chosen = values(model), [], []
+    step_done = tuner.after_step
+
+    def after_step(step: int) -> None:
+        step_done(step)
+        used.append(tuner.store.used)
+        chosen.append(tuner.store.ids[: tuner.store.used].tolist())
+
+    tuner.after_step = after_step  # type: ignore[method-assign]
+    trainer.run()
+    assert used == [unmasked(budget, 7, t + 1, schedule, every) for t in range(steps)]  # type: ignore[arg-type]
+    assert used[6:] == [budget] * 4
+    for earlier, later in pairwise(chosen):
+        assert later[: len(earlier)] == earlier, "what is unmasked stays unmasked"
+    assert len(set(chosen[-1])) == budget
+    after, changed = values(model), 0
+    for i, name in enumerate(tuner.store.names):
+        inside = torch.zeros_like(before[name], dtype=torch.bool).view(-1)
+        inside[tuner.store.part(i)[1]] = True
+        different = (before[name] != after[name]).view(-1)
+        assert not (different & ~inside).any(), f"{name}: an entry outside the mask changed"
+        changed += int(different.sum())
+    assert changed > 0.5 * budget
+    assert all(torch.equal(before[n], after[n]) for n, _ in model.backbone() if n not in tuner.store.names)
+
+
+def reference_id3(cell: Cell, steps: int, budget: int, eps: float, exp: float) -> tuple[list[set[int]], torch.Tensor]:
+    """ID3 written plainly with dense tensors: masks, full sort, torch's own AdamW, one shared step counter."""
+    model, tuner, trainer = assemble(cell)
+    assert isinstance(tuner, SelectiveTuner)
+    tensors = tuner.store.tensors
+    for tensor in tensors:
+        tensor.requires_grad_(True)
+    head = [p for _, p in model.head()]
+    optimizer = torch.optim.AdamW([*tensors, *head], lr=cell.protocol.lr, weight_decay=0.0)
+    mask = torch.zeros(tuner.store.total, dtype=torch.bool)
+    sets: list[set[int]] = []
+    torch.manual_seed(0)
+    assert trainer.train is not None
+    order = trainer._order(trainer.train)(0)
+    model.module.train()
+    for t in range(steps):
+        rows = order[t]
+        (trainer._loss(trainer._collate(trainer.train, rows)) / len(rows)).backward()
+        gradient = torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.view(-1) for p in tensors])
+        weight = torch.cat([p.detach().view(-1) for p in tensors])
+        scores = gradient.abs() / (weight.abs() + eps) ** exp
+        scores[mask] = -1
+        mask[scores.argsort(descending=True, stable=True)[: budget // steps]] = True
+        for p, part in zip(tensors, mask.split([p.numel() for p in tensors]), strict=True):
+            if p.grad is not None:
+                p.grad.view(-1)[~part] = 0
+        optimizer.step()
+        optimizer.zero_grad()
+        sets.append(set(mask.nonzero().squeeze(1).tolist()))
+    return sets, torch.cat([p.detach().view(-1) for p in tensors])
+
+
+PARITY = [
+    "method=id3", "method.kinds=null", "method.adam=shared", "method.eps=0.01", "protocol.precision=fp32",
+    "protocol.batch_size=2", "protocol.clip=null", "protocol.schedule=constant", "protocol.warmup=0",
+    "protocol.lr=0.002", "+model.config.hidden_dropout_prob=0", "+model.config.attention_probs_dropout_prob=0",
+]  # fmt: skip
+
+
+def chosen_sets(cell: Cell) -> tuple[list[set[int]], torch.Tensor]:
+    """Train a cell: the chosen set after every step, and all candidate entries at the end."""
+    _, tuner, trainer = assemble(cell)
+    assert isinstance(tuner, SelectiveTuner)
+    found: list[set[int]] = []
+    step_done = tuner.after_step
+
+    def after_step(step: int) -> None:
+        step_done(step)
+        found.append(set(tuner.store.ids[: tuner.store.used].tolist()))
+
+    tuner.after_step = after_step  # type: ignore[method-assign]
+    trainer.run()
+    return found, torch.cat([t.detach().view(-1) for t in tuner.store.tensors])
+
+
+def test_id3_equals_a_plain_dense_implementation(tiny: Callable[..., Cell]) -> None:
+    """The same chosen set after every step for 20 steps, and the same weights, with the shared step counter."""
+    steps, budget = 20, 400
+    cell = tiny(*PARITY, f"budget={budget}", f"protocol.max_steps={steps}")
+    sets, weights = reference_id3(cell, steps, budget, eps=0.01, exp=1.0)
+    found, ours = chosen_sets(cell)
+    assert found == sets
+    torch.testing.assert_close(ours, weights, atol=1e-5, rtol=0)
+
+
+def test_entries_that_join_late_do_not_overshoot() -> None:
+    """Under a constant gradient Adam moves by lr a step; with one shared counter a late entry moves up to 4 lr."""
+    from peftbench.sparse.adam import EntryAdamW
+
+    for shared, largest in ((False, 1.01), (True, 3.0)):
+        p, born, now = nn.Parameter(torch.zeros(2)), torch.tensor([0, 500]), [0]
+        settings = {"lr": 1.0, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+        own = EntryAdamW([p], p, lambda now=now, born=born: (now[0] - born + 1).clamp(min=1), **settings)
+        optimizer = torch.optim.AdamW([p], **settings) if shared else own
+        moves = []
+        for step in range(530):
+            now[0], before = step, p.detach().clone()
+            p.grad = torch.tensor([1.0, float(step >= 500)])
+            optimizer.step()
+            moves.append((before - p.detach())[1].item())
+        assert moves[499] == 0
+        assert (max(moves) < largest) != shared
+        if not shared:
+            np.testing.assert_allclose(moves[500:], 1.0, rtol=1e-3)
+
+
+def test_entry_adam_is_adam_where_all_join_at_once() -> None:
+    from peftbench.sparse.adam import EntryAdamW
+
+    torch.manual_seed(0)
+    ours, theirs = (nn.Parameter(torch.ones(50)) for _ in range(2))
+    head_a, head_b = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    settings = {"lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-6, "weight_decay": 0.1}
+    step = [0]
+    a = EntryAdamW([{"params": [ours, head_a]}], ours, lambda: torch.full((50,), step[0] + 1), **settings)
+    b = torch.optim.AdamW([{"params": [theirs, head_b]}], **settings)
+    for step[0] in range(30):
+        ours.grad = torch.randn(50)
+        theirs.grad = ours.grad.clone()
+        head_a.grad = torch.randn(3)
+        head_b.grad = head_a.grad.clone()
+        a.step()
+        b.step()
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(head_a, head_b)
+
+
+@pytest.mark.parametrize("method", ["id3", "random_masking"])
+def test_state_costs_what_the_budget_says(tiny: Callable[..., Cell], method: str) -> None:
+    """Values, index, order and Adam's moments: at most 20 bytes per entry, growing or not."""
+    _, tuner, trainer = assemble(tiny(f"method={method}", "budget=2000"))
+    assert isinstance(tuner, SelectiveTuner)
+    made: list[torch.optim.Optimizer] = []
+    make = tuner.optimizer
+
+    def keep(*groups: Any, **settings: Any) -> torch.optim.Optimizer:
+        made.append(make(*groups, **settings))
+        return made[0]
+
+    tuner.optimizer = keep  # type: ignore[method-assign]
+    trainer.run()
+    state = made[0].state[tuner.store.values]
+    held = [tuner.store.values, tuner.store.ids, state["exp_avg"], state["exp_avg_sq"]]
+    held += [] if tuner.store._sorted is None else [tuner.store._sorted]
+    assert sum(t.numel() * t.element_size() for t in held) <= 20 * 2000
+    assert not any(p.grad is not None for p in tuner.store.tensors), "no dense gradient is left"
+
+
+BUDGETS = [
+    (["method=id3"], "needs a budget"),
+    (["method=full", "budget=1000"], "full fine-tuning takes none"),
+    (["method=id3", "budget=999999999"], "999,999,999 entries asked, the candidates have"),
+    (["method=id3", "budget=10", "scope.kinds=[layer_norm]"], "no candidate entry"),
+    (["method=lora", "budget=10"], "LoRA here needs at least 1,024"),
+    (["method=houlsby", "budget=10"], "adapters here need at least"),
+    (["method=bitfit", "budget=10"], "the smallest bias here has 128"),
+    (["method=gradual_unfreeze", "budget=10"], "the topmost group alone has"),
+    (["method=spafit", "budget=10"], "these strata need at least"),
+    (["method=id3", "budget.like=id3"], "budget.like=id3: .*needs a budget"),
+    (["method=id3", "budget.like=head"], "trains no backbone entry"),
+    (["method=id3", "budget.like=bitfitt"], "there is no such method; did you mean bitfit"),
+    (["method=id3", "budget.fraction=0.1", "budget.entries=5"], "only one can hold"),
+    (["method=id3", "budget.fraction=1e-12"], "less than one of"),
+    (["method=spafit_4_9_i"], "boundaries 4, 9, None: the backbone has layers 0 to 1"),
+    (["method=spafit_4_9_i", "method.strata.0.last=1", "method.strata.1.last=0"], "are out of order"),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), BUDGETS, ids=lambda words: " ".join(words)[:50])
+def test_impossible_budgets_are_one_line(tiny: Callable[..., Cell], overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        plan(tiny(*overrides))
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["budget.entries=0", "budget.entries=-5", "budget.fraction=1.5", "budget.fraction=0", "budget.entries=x"],
+)
+def test_impossible_numbers_are_refused_before_anything(tiny: Callable[..., Cell], override: str) -> None:
+    with pytest.raises(ConfigError, match=override.replace(".", r"\.")):
+        tiny("method=id3", override)
+
+
+@pytest.mark.parametrize("budget", [1100, 2300, 5000, 20_000])
+@pytest.mark.parametrize(
+    "method", ["lora", "bitfit", "houlsby", "pfeiffer", "id3", "random_masking", "id3_lora", "spafit"]
+)
+def test_nobody_exceeds_a_budget(tiny: Callable[..., Cell], method: str, budget: int) -> None:
+    extra = ["method.strata.0.last=-1", "method.strata.1.last=0"] if method == "spafit" else []
+    needs = {"spafit": 3072, "houlsby": 1540}.get(method, 0)  # rank 1, width 1
+    cell = tiny(f"method={method}", f"budget={budget}", *extra)
+    if budget < needs:
+        with pytest.raises(ConfigError, match="need at least"):
+            plan(cell)
+        return
+    used = plan(cell).backbone
+    assert 0 < used <= budget
+    if method in ("id3", "random_masking", "id3_lora"):
+        assert used == budget
+
+
+def test_a_budget_like_another_method(tiny: Callable[..., Cell]) -> None:
+    bitfit = plan(tiny("method=bitfit")).backbone
+    assert plan(tiny("method=id3", "budget.like=bitfit")).backbone == bitfit
+    assert tiny("method=id3", "budget.like=bitfit").fingerprint != tiny("method=id3", "budget=5").fingerprint
+    assert tiny("method=id3", "budget=500").budget.name == "500"
+
+
+def test_id3_equals_the_authors_package(tiny: Callable[..., Cell], tmp_path: Path) -> None:
+    """`selective-optimizers` 0.4: the same chosen set after every step for 20 steps, weights equal to 1e-5.
+
+    Compared where that package is right: weight decay 0, the budget a multiple of the steps, head exempt (its budget
+    counts the head, ours does not), fp32, the shared step counter.
+    """
+    from selective_optimizers.wrap import get_selective_optimizer
+
+    steps, budget = 20, 400
+    cell = tiny(*PARITY, f"budget={budget}", f"protocol.max_steps={steps}")
+    model, tuner, trainer = assemble(cell)
+    assert isinstance(tuner, SelectiveTuner)
+    for tensor in tuner.store.tensors:
+        tensor.requires_grad_(True)
+    head = [p for _, p in model.head()]
+    optimizer = get_selective_optimizer(torch.optim.AdamW, "id3")(
+        [{"params": tuner.store.tensors}, {"params": head, "choose_all": True}],
+        lr=cell.protocol.lr, budget=budget + sum(p.numel() for p in head), max_steps=steps, eps=0.01, exp=1.0,
+        verify=False,
+    )  # fmt: skip
+    sets: list[set[int]] = []
+    assert trainer.train is not None
+    order = trainer._order(trainer.train)(0)
+    model.module.train()
+    for rows in order[:steps]:
+        (trainer._loss(trainer._collate(trainer.train, rows)) / len(rows)).backward()
+        for tensor in tuner.store.tensors:
+            tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad  # it cannot do without
+        optimizer.step()
+        optimizer.zero_grad()
+        masks = optimizer.param_groups[0]["chosen_masks"]
+        sets.append(set(torch.cat([mask.view(-1) for mask in masks]).nonzero().squeeze(1).tolist()))
+    theirs = torch.cat([t.detach().view(-1) for t in tuner.store.tensors])
+
+    found, ours = chosen_sets(cell)
+    assert found == sets
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
