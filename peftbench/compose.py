@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -156,8 +157,15 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
 
 
 def _compose(overrides: Sequence[str]) -> DictConfig:
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="peftbench"):
-        return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+    running, GlobalHydra.instance().hydra = (
+        GlobalHydra.instance().hydra,
+        None,
+    )  # inside a Hydra job there is one already
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="peftbench"):
+            return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = running
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

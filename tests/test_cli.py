@@ -65,6 +65,20 @@ def test_a_sweep_runs_every_cell_and_the_table_shows_it(tmp_path: Path) -> None:
     assert all("(n=2)" in row for row in rows)
 
 
+def test_budgets_on_the_command_line(tmp_path: Path) -> None:
+    done = call("run", "-m", *TINY, "method=id3", "budget=50,200", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = call("run", *TINY, "method=id3", "budget.like=bitfit", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
+    assert sorted(record["budget"]["used"] for record in records) == [50, 200, 3072]
+    for record in records:
+        assert record["budget"]["asked"] == record["budget"]["used"] == record["counts"]["backbone"]
+        assert record["budget"]["left"] == 0
+        assert [count for _, count in record["budget"]["growth"]][-1] == record["budget"]["used"]
+        assert sum(record["budget"]["by_layer"].values()) == record["budget"]["used"]
+
+
 def test_a_cell_that_diverges_does_not_stop_a_sweep(tmp_path: Path) -> None:
     words = [*TINY, "study=pilot", "method=full", "protocol.clip=null", "protocol.schedule=constant"]
     sweep = call("run", "-m", *words, "protocol.lr=1e30,1e-4", cwd=tmp_path)
