@@ -119,17 +119,12 @@ class Trainer:
             self._evaluate(step=0, epoch=0.0)
             return self.fit
         order = self._order(self.train)
-        self._total = self.protocol.max_steps or self.protocol.epochs * len(order(0))
-        for watcher in self.watchers:
-            watcher.begin(self._total)
-        torch.manual_seed(stream(self.seed, "dropout") + self.state.process_index)
-        optimizer = self._optimizer()
-        self.tuner.prepare(self._total, self._passes)
+        optimizer = self.begin(self.protocol.max_steps or self.protocol.epochs * len(order(0)))
         step, epoch = 0, 0
         while step < self._total and not self._out_of_patience():
             batches = order(epoch)
             for i, rows in enumerate(batches):
-                self._step(step, rows, optimizer)
+                self.step(step, rows, optimizer)
                 step += 1
                 if step == self._total or self._evaluation_due(step, last=i + 1 == len(batches)):
                     self._evaluate(step, epoch + (i + 1) / len(batches))
@@ -138,6 +133,16 @@ class Trainer:
             epoch += 1
         self._restore_best()
         return self.fit
+
+    def begin(self, total: int) -> torch.optim.Optimizer:
+        """Everything that comes before the first of `total` optimizer steps."""
+        self._total = total
+        for watcher in self.watchers:
+            watcher.begin(total)
+        torch.manual_seed(stream(self.seed, "dropout") + self.state.process_index)
+        optimizer = self._optimizer()
+        self.tuner.prepare(total, self._passes)
+        return optimizer
 
     def _order(self, train: Tokens) -> Callable[[int], list[np.ndarray]]:
         lengths = train.lengths
@@ -165,7 +170,7 @@ class Trainer:
             fused=True,
         )
 
-    def _step(self, step: int, rows: np.ndarray, optimizer: torch.optim.Optimizer) -> None:
+    def step(self, step: int, rows: np.ndarray, optimizer: torch.optim.Optimizer) -> None:
         """One optimizer step on a global batch of rows."""
         started = time.perf_counter()
         self.model.module.train()
