@@ -47,7 +47,7 @@ def run_cell(config: DictConfig) -> int:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from peftbench import screen
+    from peftbench import budgets, screen
     from peftbench.errors import BadInput
     from peftbench.run import run as run_it
 
@@ -55,7 +55,7 @@ def run_cell(config: DictConfig) -> int:
     with open_dict(config):
         config.hydra = hydra
     try:
-        cell = compose.build(config)
+        cell = budgets.resolve(compose.build(config))  # 0.1% and the number it comes to are the same cell
         path = Path(cell.outputs).expanduser() / cell.folder / RECORD_FILE
         if screen.already_done(path):
             return 0

@@ -236,7 +236,7 @@ class Cell:
             "data": {"source": self.data.source, "revision": self.data.revision, "limit": self.data.limit},
             "method": asdict(self.method),
             "scope": asdict(self.scope),
-            "budget": asdict(self.budget),
+            "budget": {"entries": self.budget.entries, "fraction": self.budget.fraction, "like": self.budget.like},
             "protocol": asdict(self.protocol),
             "init": self.init_sha256,
         }

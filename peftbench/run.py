@@ -64,7 +64,7 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str]) -> Outc
     watch, started = Stopwatch(), datetime.now(UTC)
     provenance.reset_peak_memory()
     plan(cell)
-    asked, cell = cell.budget, budgets.resolve(cell)
+    cell = budgets.resolve(cell)
     rows = read_rows(cell)
     weights = weights_folder(cell.model)
     tokens = tokenize_rows(cell, rows, weights)
@@ -117,7 +117,7 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str]) -> Outc
         metrics=metrics(cell, fit),
         counts=counts.as_dict(),
         budget={
-            **asdict(asked),
+            "name": cell.budget.name,
             "asked": cell.budget.entries,
             "used": counts.backbone,
             "left": None if cell.budget.entries is None else cell.budget.entries - counts.backbone,

@@ -70,6 +70,8 @@ def test_budgets_on_the_command_line(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     done = call("run", *TINY, "method=id3", "budget.like=bitfit", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    again = call("run", *TINY, "method=id3", "budget.like=bitfit", cwd=tmp_path)
+    assert "already done" in again.stdout
     records = [json.loads(path.read_text()) for path in tmp_path.rglob("result.json")]
     assert sorted(record["budget"]["used"] for record in records) == [50, 200, 3072]
     for record in records:
