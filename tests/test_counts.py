@@ -1,6 +1,8 @@
 """Trainable counts against the closed forms and exact values of tests/data/counts.yaml, without weights."""
 
 import json
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import yaml
 from peftbench import compose
 from peftbench.accounting import Counts
 from peftbench.cli import main
+from peftbench.config import Cell
 from peftbench.run import plan
 
 FACTS = yaml.safe_load((Path(__file__).parent / "data" / "counts.yaml").read_text(encoding="utf-8"))
@@ -36,11 +39,28 @@ FORMS = {
     "lora_qv_r1": ["method=lora", "method.rank=1"],
     "lora_qv_r16": ["method=lora", "method.rank=16"],
     "lora_six_r8": ["method=lora", "method.kinds=[query,key,value,attention_output,intermediate,output]"],
+    "lora_six_r2": [
+        "method=lora",
+        "method.kinds=[query,key,value,attention_output,intermediate,output]",
+        "method.rank=2",
+    ],
+    "houlsby_m8": ["method=houlsby", "method.width=8"],
+    "houlsby_m64": ["method=houlsby"],
+    "houlsby_m64_with_layernorm": ["method=houlsby", "method.layer_norm=true"],
+    "pfeiffer_m16": ["method=pfeiffer", "method.width=16"],
+    "pfeiffer_m64": ["method=pfeiffer"],
 }
 
 
-def counted(*overrides: str) -> Counts:
-    return plan(compose.cell_from(list(overrides)))
+@cache
+def composed(*overrides: str) -> Cell:
+    return compose.cell_from(list(overrides))
+
+
+def counted(model: str, *method: str, task: str = "sst2") -> Counts:
+    """Counts of a method on a model; each is composed once, and put together here."""
+    parts = composed(f"model={model}"), composed(*method), composed(f"task={task}")
+    return plan(replace(parts[1], model=parts[0].model, task=parts[2].task))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -54,7 +74,7 @@ def test_backbone_entries(model: str, form: str) -> None:
         expected = eval(form_text, {}, {**numbers, **FACTS["methods"][form].get("with", {})})
     else:
         expected = values[BACKBONES[model]]
-    assert counted(f"model={model}", *FORMS[form]).backbone == expected
+    assert counted(model, *FORMS[form]).backbone == expected
 
 
 @pytest.mark.parametrize("task", ["stsb", "sst2", "mnli"])
@@ -62,24 +82,41 @@ def test_backbone_entries(model: str, form: str) -> None:
 def test_full_and_head(model: str, task: str) -> None:
     facts = FACTS["backbones"][BACKBONES[model]]
     labels = {"stsb": 1, "sst2": 2, "mnli": 3}[task]
-    full = counted(f"model={model}", "method=full", f"task={task}")
+    full = counted(model, "method=full", task=task)
     assert full.model == full.total == facts["parameters"][f"labels_{labels}"]
     assert full.backbone == facts["parameters"]["without_head"]
     assert full.head == facts["head"][f"labels_{labels}"]
-    assert counted(f"model={model}", "method=head", f"task={task}").backbone == 0
+    assert counted(model, "method=head", task=task).backbone == 0
 
 
 def test_bitfit_without_the_deberta_pooler_is_the_published_103k() -> None:
     kinds = "[query,key,value,attention_output,intermediate,output,layer_norm,embeddings]"
-    found = counted("model=deberta_v3_base", "method=bitfit", f"method.kinds={kinds}")
+    found = counted("deberta_v3_base", "method=bitfit", f"method.kinds={kinds}")
     assert found.backbone == FACTS["methods"]["bitfit_prefix_only"]["values"]["deberta-v3-base"] == 102_912
 
 
 def test_scope_limits_every_method() -> None:
     layer = 4 * (384 * 384 + 384) + 2 * 384 * 1536 + 1536 + 384 + 4 * 384
-    assert counted("method=full", "scope.layers=4-5").backbone == 2 * layer
-    assert counted("method=lora", "scope.layers=[0]").backbone == 4 * 384 * 8
-    assert counted("method=bitfit", "scope.layers=0-1", "scope.kinds=[query]").backbone == 2 * 384
+    assert counted("minilm_l6", "method=full", "scope.layers=4-5").backbone == 2 * layer
+    assert counted("minilm_l6", "method=lora", "scope.layers=[0]").backbone == 4 * 384 * 8
+    assert counted("minilm_l6", "method=bitfit", "scope.layers=0-1", "scope.kinds=[query]").backbone == 2 * 384
+
+
+SPAFIT = FACTS["spafit"]["values"]
+
+
+@pytest.mark.parametrize("variant", SPAFIT)
+def test_spafit_is_the_published_count(variant: str) -> None:
+    """Head and pooler bias included, as the paper counts: 4-9-I is printed as 5.65M, 4-9-II as 7.49M."""
+    word = "spafit_" + variant.lower().replace("-", "_")
+    deep = "model=bert_large_cased"  # the boundaries are checked against the depth when the method is attached
+    assert plan(composed(deep, f"method={word}")).total == SPAFIT[variant]
+
+
+def test_spafit_scales_to_any_depth() -> None:
+    assert counted("bert_large_cased", "method=spafit").total == SPAFIT["4-9-I"]
+    d, f = 384, 1536  # MiniLM: layer 0 frozen, layers 1 and 2 BitFit, layers 3 to 5 LoRA and BitFit, pooler bias
+    assert counted("minilm_l6", "method=spafit").backbone == 2 * (7 * d + f) + 3 * (f + 2 * d + 2 * d * 64 * 3) + d
 
 
 def test_count_command_prints_json(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,9 @@ def _from_sample(data: DataSpec, task: TaskSpec, split: str) -> Split:
 
 def _from_hub(data: DataSpec, task: TaskSpec, split: str) -> Split:
     from datasets import load_dataset
+    from huggingface_hub.utils import logging
 
+    logging.set_verbosity_error()  # its retries; what comes of them is said below in one line
     try:
         rows = load_dataset(str(data.path), task.hub.config, revision=data.revision, split=task.hub.splits[split])
     except (OSError, ValueError, RuntimeError) as error:
