@@ -115,12 +115,25 @@ class TaskSpec:
         """Outputs of the head: classes, or 1 for a regression."""
         return len(self.labels) if self.labels else 1
 
+    def scored(self) -> dict[str, tuple[str, str]]:
+        """Every dev metric as a record names it -> its split and its plain name.
+
+        Where several dev sets are scored the name ends in the split's: accuracy_matched, accuracy_mismatched.
+        """
+        return {
+            f"{metric}_{split.removeprefix('dev_')}" if len(self.dev) > 1 else metric: (split, metric)
+            for metric in self.metrics
+            for split in self.dev
+        }
+
     def metric_names(self) -> tuple[str, ...]:
-        """Every metric as a record names it: with the split's suffix where several dev sets are scored."""
-        if len(self.dev) <= 1:
-            return self.metrics
-        suffixes = [split.removeprefix("dev_") for split in self.dev]
-        return tuple(f"{metric}_{suffix}" for metric in self.metrics for suffix in suffixes)
+        """What the headline may be: a metric that is scored on dev, or any where there is no dev set."""
+        return tuple(self.scored()) or self.metrics
+
+    @property
+    def plain_headline(self) -> str:
+        """The headline metric without the name of its dev set."""
+        return self.scored()[self.headline][1] if self.dev else self.headline
 
 
 @dataclass(frozen=True)

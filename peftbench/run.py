@@ -181,8 +181,7 @@ def choosing(cell: Cell) -> str:
     """The metric that the selection rule looks at."""
     if cell.protocol.selection != "held_out":
         return cell.task.headline
-    plain = max((metric for metric in cell.task.metrics if cell.task.headline.startswith(metric)), key=len)
-    return f"{plain}_held_out"
+    return f"{cell.task.plain_headline}_held_out"
 
 
 def headline(cell: Cell, fit: Fit, tokens: Mapping[str, Tokens]) -> Headline:
@@ -190,8 +189,7 @@ def headline(cell: Cell, fit: Fit, tokens: Mapping[str, Tokens]) -> Headline:
     name = cell.task.headline
     if not fit.logits or name not in fit.evaluations[fit.selected].metrics:
         return Headline(name, None, None)
-    split = next(s for s in cell.task.dev if len(cell.task.dev) == 1 or name.endswith(s.removeprefix("dev_")))
-    plain = max((metric for metric in cell.task.metrics if name.startswith(metric)), key=len)
+    split, plain = cell.task.scored()[name]
     labels = tokens[split].labels
     assert labels is not None
     error = standard_error(plain, predict(fit.logits[split]), labels)

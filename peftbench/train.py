@@ -281,10 +281,8 @@ class Trainer:
                 continue
             found = score(self.task.metrics, predict(logits[name]), tokens.labels)
             collapsed = collapsed or found.collapsed
-            suffix = "_held_out" if name == "held_out" else ""
-            if name in self.task.dev and len(self.task.dev) > 1:
-                suffix = "_" + name.removeprefix("dev_")
-            metrics |= {metric + suffix: value for metric, value in found.values.items()}
+            names = {metric: key for key, (split, metric) in self.task.scored().items() if split == name}
+            metrics |= {names.get(metric, f"{metric}_{name}"): value for metric, value in found.values.items()}
         return metrics, collapsed
 
     def _select(self, evaluation: Evaluation, logits: dict[str, np.ndarray]) -> None:

@@ -132,6 +132,16 @@ def test_the_fingerprint_knows_what_decides_a_score() -> None:
     assert compose.cell_from(["seed=3"]).folder != plain.folder
 
 
+def test_two_dev_sets_are_told_apart() -> None:
+    task = compose.cell_from(["task=mnli_mismatched"]).task
+    assert task.scored() == {
+        "accuracy_matched": ("dev_matched", "accuracy"),
+        "accuracy_mismatched": ("dev_mismatched", "accuracy"),
+    }
+    assert (task.headline, task.plain_headline) == ("accuracy_mismatched", "accuracy")
+    assert compose.cell_from(["task=mrpc"]).task.scored() == {"accuracy": ("dev", "accuracy"), "f1": ("dev", "f1")}
+
+
 def test_each_method_brings_its_learning_rate() -> None:
     assert compose.cell_from(["method=lora"]).protocol.lr == 5e-4
     assert compose.cell_from(["method=full"]).protocol.lr == 5e-5
