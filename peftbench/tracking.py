@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -114,24 +115,24 @@ def wandb_run(cell: Cell, config: Mapping[str, Any], folder: Path) -> Iterator[l
     import wandb
 
     os.environ.setdefault("WANDB_SILENT", "true")
-    run = wandb.init(
-        project=cell.tracker.project,
-        entity=cell.tracker.entity,
-        group=cell.study,
-        name=f"{cell.task.name}-{cell.method.name}-{cell.model.name}-s{cell.seed}",
-        tags=[
-            cell.task.name,
-            cell.method.name,
-            cell.model.name,
-            f"data:{cell.data.name}",
-            *cell.tracker.tags,
-        ],
-        config={**config, "fingerprint": cell.fingerprint},
-        mode=mode,
-        dir=str(folder),
-        reinit="finish_previous",
-        settings=wandb.Settings(console="off", disable_git=True, init_timeout=30),
-    )
+    patience = float(os.environ.get("WANDB_INIT_TIMEOUT", "30"))  # seconds
+    settings = {
+        "project": cell.tracker.project,
+        "entity": cell.tracker.entity,
+        "group": cell.study,
+        "name": f"{cell.task.name}-{cell.method.name}-{cell.model.name}-s{cell.seed}",
+        "tags": [cell.task.name, cell.method.name, cell.model.name, f"data:{cell.data.name}", *cell.tracker.tags],
+        "config": {**config, "fingerprint": cell.fingerprint},
+        "dir": str(folder),
+        "reinit": "finish_previous",
+        "settings": wandb.Settings(console="off", disable_git=True, init_timeout=patience),
+    }
+    try:
+        run = wandb.init(mode=mode, **settings)
+    except wandb.Error as error:
+        reason = str(error).strip().splitlines()[0]
+        print(f"tracker.mode={mode}: W&B cannot be used ({reason}); this run is kept offline", file=sys.stderr)
+        run = wandb.init(mode="offline", **settings)
     try:
         yield [WandbRun(run)]
     except BaseException:

@@ -104,3 +104,23 @@ def test_several_runs_in_one_process_are_several_also_after_a_crash(
 def test_disabled_leaves_no_trace(run_tiny: Run) -> None:
     outcome = run_tiny("tracker=none")
     assert not list(outcome.path.parent.rglob("*wandb*"))
+
+
+def test_without_a_key_an_online_run_is_kept_offline(run_tiny: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_tiny("tracker=wandb", "tracker.mode=online")
+    assert outcome.record.status == "done"
+    assert "tracker.mode=online: W&B cannot be used" in capsys.readouterr().err
+    assert [run["exit"] for run in offline_runs(outcome.path.parent)] == [0]
+
+
+def test_an_unreachable_server_does_not_stop_a_run(
+    run_tiny: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "3")
+    outcome = run_tiny("tracker=wandb", "tracker.mode=online")
+    assert outcome.record.status == "done"
+    assert outcome.record.headline.value is not None
+    assert "this run is kept offline" in capsys.readouterr().err
+    assert offline_runs(outcome.path.parent)[-1]["exit"] == 0
