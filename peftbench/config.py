@@ -8,23 +8,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
 
-KINDS = (
-    "query",
-    "key",
-    "value",
-    "attention_output",
-    "intermediate",
-    "output",
-    "layer_norm",
-    "embeddings",
-    "pooler",
-    "attention_norm",
-    "output_norm",
-)
 Kind = Literal[
     "query",
     "key",
@@ -38,6 +25,7 @@ Kind = Literal[
     "attention_norm",
     "output_norm",
 ]
+KINDS: tuple[str, ...] = get_args(Kind)
 Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(gt=0)]

@@ -17,7 +17,6 @@ from torch import nn
 from peftbench.config import Cell
 from peftbench.errors import ConfigError, DataError
 from peftbench.methods.selective import SelectiveTuner
-from peftbench.run import plan
 from peftbench.sparse.gradients import dense, sampled, watch_linear
 from peftbench.sparse.schedule import unmasked
 from peftbench.sparse.scores import Best, d3
@@ -356,67 +355,6 @@ def test_state_costs_what_the_budget_says(tiny: Callable[..., Cell], method: str
     held += [] if tuner.store._sorted is None else [tuner.store._sorted]
     assert sum(t.numel() * t.element_size() for t in held) <= 20 * 2000
     assert not any(p.grad is not None for p in tuner.store.tensors), "no dense gradient is left"
-
-
-BUDGETS = [
-    (["method=id3"], "needs a budget"),
-    (["method=full", "budget=1000"], "full fine-tuning takes none"),
-    (["method=id3", "budget=999999999"], "999,999,999 entries asked, the candidates have"),
-    (["method=id3", "budget=10", "scope.kinds=[layer_norm]"], "no candidate entry"),
-    (["method=lora", "budget=10"], "LoRA here needs at least 1,024"),
-    (["method=houlsby", "budget=10"], "adapters here need at least"),
-    (["method=bitfit", "budget=10"], "the smallest bias here has 128"),
-    (["method=gradual_unfreeze", "budget=10"], "the topmost group alone has"),
-    (["method=spafit", "budget=10"], "these strata need at least"),
-    (["method=id3", "budget.like=id3"], "budget.like=id3: .*needs a budget"),
-    (["method=id3", "budget.like=head"], "trains no backbone entry"),
-    (["method=id3", "budget.like=bitfitt"], "there is no such method; did you mean bitfit"),
-    (["method=id3", "budget.fraction=0.1", "budget.entries=5"], "only one can hold"),
-    (["method=id3", "budget.fraction=1e-12"], "less than one of"),
-    (["method=spafit_4_9_i"], "boundaries 4, 9, None: the backbone has layers 0 to 1"),
-    (["method=spafit_4_9_i", "method.strata.0.last=1", "method.strata.1.last=0"], "are out of order"),
-]
-
-
-@pytest.mark.parametrize(("overrides", "message"), BUDGETS, ids=lambda words: " ".join(words)[:50])
-def test_impossible_budgets_are_one_line(tiny: Callable[..., Cell], overrides: list[str], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        plan(tiny(*overrides))
-    assert len(caught.value.problems) == 1
-
-
-@pytest.mark.parametrize(
-    "override",
-    ["budget.entries=0", "budget.entries=-5", "budget.fraction=1.5", "budget.fraction=0", "budget.entries=x"],
-)
-def test_impossible_numbers_are_refused_before_anything(tiny: Callable[..., Cell], override: str) -> None:
-    with pytest.raises(ConfigError, match=override.replace(".", r"\.")):
-        tiny("method=id3", override)
-
-
-@pytest.mark.parametrize("budget", [1100, 2300, 5000, 20_000])
-@pytest.mark.parametrize(
-    "method", ["lora", "bitfit", "houlsby", "pfeiffer", "id3", "random_masking", "id3_lora", "spafit"]
-)
-def test_nobody_exceeds_a_budget(tiny: Callable[..., Cell], method: str, budget: int) -> None:
-    extra = ["method.strata.0.last=-1", "method.strata.1.last=0"] if method == "spafit" else []
-    needs = {"spafit": 3072, "houlsby": 1540}.get(method, 0)  # rank 1, width 1
-    cell = tiny(f"method={method}", f"budget={budget}", *extra)
-    if budget < needs:
-        with pytest.raises(ConfigError, match="need at least"):
-            plan(cell)
-        return
-    used = plan(cell).backbone
-    assert 0 < used <= budget
-    if method in ("id3", "random_masking", "id3_lora"):
-        assert used == budget
-
-
-def test_a_budget_like_another_method(tiny: Callable[..., Cell]) -> None:
-    bitfit = plan(tiny("method=bitfit")).backbone
-    assert plan(tiny("method=id3", "budget.like=bitfit")).backbone == bitfit
-    assert tiny("method=id3", "budget.like=bitfit").fingerprint != tiny("method=id3", "budget=5").fingerprint
-    assert tiny("method=id3", "budget=500").budget.name == "500"
 
 
 def test_id3_equals_the_authors_package(tiny: Callable[..., Cell], tmp_path: Path) -> None:
