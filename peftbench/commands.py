@@ -1,7 +1,6 @@
 """What each command does. torch is imported by those that need it, when they need it."""
 
 import json
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -34,7 +33,6 @@ def run(arguments: Sequence[str]) -> int:
         codes.append(run_cell(config))
 
     sys.argv = [sys.argv[0], *arguments]
-    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     hydra_main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, version_base="1.3")(task)()
     failed = [code for code in codes if code]
     if len(codes) > 1:
