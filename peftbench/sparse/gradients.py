@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 # Share of a matrix's entries above which one dense product beats sampling; measured by scripts/bench_selective.py
 # on a CPU with bf16 matrix instructions.
-DENSE_ABOVE = 0.01
+DENSE_ABOVE = 0.0015
 
 Receive = Callable[[torch.Tensor], None]
 Index = Callable[[], torch.Tensor]
