@@ -286,3 +286,14 @@ def test_a_delta_of_another_backbone_is_refused(tiny: Callable[..., Cell], tmp_p
     (tmp_path / DELTA_FILE).write_bytes(b"not a delta")
     with pytest.raises(Exception, match="not a readable safetensors"):
         Delta.load(tmp_path / DELTA_FILE)
+
+
+def test_strata_pass_every_hook_on(tiny: Callable[..., Cell]) -> None:
+    """Layers that open one after another do so inside strata too: nothing trains before its turn."""
+    part = "{_target_: peftbench.methods.gradual.GradualUnfreeze, every: 3}"
+    model, _, trainer = assemble(tiny("method=spafit", f"method.strata=[{{last: null, methods: [{part}]}}]"))
+    assert [p.requires_grad for n, p in model.backbone() if ".layer.0." in n] == [False] * 16
+    before = values(model)
+    trainer.run()
+    changed = {n for n, p in model.backbone() if not torch.equal(before[n], p)}
+    assert any(".layer.0." in n for n in changed), "the lower layer joined after three steps"

@@ -1,6 +1,6 @@
 """Layers in strata, each with methods of its own; SPAFIT (Arora and Wang 2024, arXiv 2405.00201) is a yaml of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from peftbench.config import Budget, Kind, MethodSpec, Scope
-from peftbench.errors import ConfigError
+from peftbench.errors import ConfigError, DataError
 from peftbench.methods.base import Method, ParameterTuner, Tuner, narrowed
 from peftbench.methods.bitfit import BitFit
 from peftbench.methods.lora import LoRA
@@ -97,10 +97,32 @@ class StrataTuner(ParameterTuner):
                 if name in found:
                     raise ConfigError(f"method.strata: two methods train {name}")
                 found[name] = parameter
-        super().__init__(found)
+        self._trainables = found  # each part has set requires_grad itself: some open theirs one after another
+
+    def prepare(self, steps: int, passes: Callable[[int], Iterator[None]]) -> None:
+        """Every part prepares."""
+        for part in self._parts:
+            part.prepare(steps, passes)
+
+    def before_backward(self, step: int, last: bool) -> None:
+        """Every part is told."""
+        for part in self._parts:
+            part.before_backward(step, last)
+
+    def after_backward(self, step: int) -> None:
+        """Every part is told."""
+        for part in self._parts:
+            part.after_backward(step)
+
+    def after_step(self, step: int) -> None:
+        """Every part is told."""
+        for part in self._parts:
+            part.after_step(step)
 
     def load_delta(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """See `Tuner`."""
+        if unknown := sorted(set(tensors) - set(self._trainables)):
+            raise DataError(f"the delta does not fit: {unknown[0]} is no trainable of these strata")
         for part in self._parts:
             part.load_delta({name: tensors[name] for name in part.trainables() if name in tensors})
 
