@@ -1,5 +1,6 @@
 """What each command does. torch is imported by those that need it, when they need it."""
 
+import functools
 import json
 import sys
 from argparse import ArgumentParser, Namespace
@@ -8,9 +9,10 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from peftbench import compose
+from peftbench import compose, results
 from peftbench.errors import ConfigError, DataError, near
 from peftbench.files import DELTA_FILE, RECORD_FILE
+from peftbench.study import search
 
 PLURALS = {"models": "model", "tasks": "task", "methods": "method", "protocols": "protocol"}
 PLURALS |= {"budgets": "budget", "trackers": "tracker", "experiments": "experiment", "scopes": "scope"}
@@ -45,19 +47,26 @@ def run_cell(config: DictConfig) -> int:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from peftbench import budgets, screen
+    from peftbench import screen
     from peftbench.errors import BadInput
-    from peftbench.run import run as run_it
 
     hydra = HydraConfig.get()
+    overrides = list(hydra.overrides.task)
     with open_dict(config):
         config.hydra = hydra
     try:
-        cell = budgets.resolve(compose.build(config))  # 0.1% and the number it comes to are the same cell
+        cell = compose.build(config)
         path = Path(cell.outputs).expanduser() / cell.folder / RECORD_FILE
-        if screen.already_done(path):
+        if (record := results.finished(path)) is not None:
+            screen.already_done(record, path)
             return 0
-        outcome = run_it(cell, compose.resolved(config), list(hydra.overrides.task))
+        from peftbench.run import run as run_it
+
+        found = None
+        if cell.select.factors is not None:
+            found = search.search(cell, functools.partial(run_try, overrides))
+            screen.searched(found)
+        outcome = run_it(cell, compose.resolved(config), overrides, found)
     except BadInput as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -67,6 +76,18 @@ def run_cell(config: DictConfig) -> int:
     if outcome.error is None:
         return 0
     return getattr(outcome.error, "exit_code", 1)
+
+
+def run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[results.Record, str]:
+    """One try of a search: find its record, or run it; gives the record and the try's folder."""
+    from peftbench.run import run as run_it
+
+    config = compose.load([*overrides, *words])
+    cell = compose.build(config)
+    record = results.finished(Path(cell.outputs).expanduser() / cell.folder / RECORD_FILE)
+    if record is None:
+        record = run_it(cell, compose.resolved(config), [*overrides, *words]).record
+    return record, cell.folder
 
 
 def cells_of(asked: Namespace) -> list[list[str]]:

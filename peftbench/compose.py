@@ -20,6 +20,7 @@ from peftbench.config import (
     ModelSpec,
     Protocol,
     Scope,
+    Select,
     TaskSpec,
     TrackerSpec,
 )
@@ -29,7 +30,17 @@ from peftbench.validate import check_method, parse, show
 
 CONFIG_NAME = "config"
 COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError)  # all are bad overrides
-PARTS = ("model", "task", "data", "method", "scope", "budget", "protocol", "tracker")  # groups a cell is made of
+PARTS = (
+    "model",
+    "task",
+    "data",
+    "method",
+    "scope",
+    "budget",
+    "protocol",
+    "select",
+    "tracker",
+)  # groups a cell is made of
 GROUPS = (*PARTS, "experiment")
 
 
@@ -152,6 +163,7 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
         "scope": parse(Scope, scope, "scope", problems),
         "budget": parse(Budget, named["budget"], "budget", problems),
         "protocol": parse(Protocol, raw["protocol"], "protocol", problems),
+        "select": parse(Select, raw["select"], "select", problems),
         "tracker": parse(TrackerSpec, raw["tracker"], "tracker", problems),
     }
 

@@ -28,6 +28,7 @@ Kind = Literal[
 KINDS: tuple[str, ...] = get_args(Kind)
 Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman"]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -160,7 +161,7 @@ class Budget:
 class Protocol:
     """Everything but the method that decides a score. Units and sources stand in conf/protocol/default.yaml."""
 
-    lr: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    lr: Positive
     epochs: Count = 5
     max_steps: Count | None = None
     batch_size: Count = 32
@@ -179,6 +180,23 @@ class Protocol:
     selection: Literal["last", "best_dev", "held_out"] = "last"
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     eval_batch_size: Count = 128
+
+
+@dataclass(frozen=True)
+class Select:
+    """How the learning rate is chosen before a cell runs; where `factors` is None, protocol.lr is used as it is.
+
+    Attributes:
+        factors: the learning rates tried, as multiples of protocol.lr.
+        rows: those on which they are scored.
+        seed: the seed that all tries run with.
+        max_steps: optimizer steps of each try; None: as many as the cell itself takes.
+    """
+
+    factors: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    rows: Literal["held_out", "dev"] = "held_out"
+    seed: Annotated[int, Field(ge=0)] = 0
+    max_steps: Count | None = None
 
 
 @dataclass(frozen=True)
@@ -212,6 +230,7 @@ class Cell:
     scope: Scope
     budget: Budget
     protocol: Protocol
+    select: Select
     tracker: TrackerSpec
     seed: int
     study: str
@@ -241,6 +260,8 @@ class Cell:
             "protocol": asdict(self.protocol),
             "init": self.init_sha256,
         }
+        if self.select.factors is not None:
+            decides["select"] = asdict(self.select)
         return digest(decides)[:16]
 
     @property

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from peftbench import __version__
 from peftbench.device import process_state
 
 PACKAGES = (
-    "peftbench",
     "torch",
     "transformers",
     "datasets",
@@ -26,7 +26,8 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a score may depend on."""
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
+    found = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "peftbench": __version__, **found}
 
 
 def git() -> dict[str, Any]:

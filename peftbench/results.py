@@ -51,6 +51,25 @@ class Metrics:
 
 
 @dataclass(frozen=True)
+class Search:
+    """How the learning rate was chosen.
+
+    Attributes:
+        chosen: the learning rate with the best score; of equal ones the smallest.
+        rows: where the tries were scored: held_out or dev.
+        scores: score of every learning rate tried; None where that try failed or diverged.
+        folders: the tries' folders under `outputs`.
+        seconds: what the tries cost together.
+    """
+
+    chosen: float
+    rows: str
+    scores: dict[str, float | None]
+    folders: list[str]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Record:
     """Everything that is known about a finished run.
 
@@ -65,6 +84,7 @@ class Record:
         config: the resolved configuration; overrides: what the user typed.
         hashes: of the rows of every split, of the weights file, of the delta.
         error: what went wrong, where the status is not done.
+        search: how the learning rate was chosen, where it was.
     """
 
     schema: int
@@ -85,6 +105,12 @@ class Record:
     overrides: list[str]
     config: dict[str, Any]
     error: str | None = None
+    search: Search | None = None
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate that was used."""
+        return self.search.chosen if self.search else float(self.config["protocol"]["lr"])
 
     def as_json(self) -> str:
         """Indented JSON; a number that is not finite is written as null."""
@@ -117,6 +143,17 @@ def read(path: Path) -> Record:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])
         raise DataError(f"{path}: not a valid record: {where}: {first['msg']}") from None
+
+
+def finished(path: Path) -> Record | None:
+    """The record at this path, if its run ended well; None where there is none or it is not readable."""
+    if not path.exists():
+        return None
+    try:
+        record = read(path)
+    except DataError:
+        return None
+    return record if record.status == "done" else None
 
 
 def find(study: Path) -> Iterator[Path]:

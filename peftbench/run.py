@@ -3,7 +3,7 @@
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from peftbench.errors import DataError, Diverged
 from peftbench.files import DELTA_FILE, RECORD_FILE, write_atomically
 from peftbench.metrics import predict, standard_error
 from peftbench.models import Model, build, compute_precision, load, weights_folder
-from peftbench.results import CellName, Headline, Metrics, Record
+from peftbench.results import CellName, Headline, Metrics, Record, Search
 from peftbench.seeds import stream
 from peftbench.tracking import MetricsFile, Stopwatch, bar, wandb_run
 from peftbench.train import Fit, Trainer, Watcher
@@ -49,13 +49,14 @@ def plan(cell: Cell) -> Counts:
     return count(model, deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed), before)
 
 
-def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str]) -> Outcome:
+def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str], search: Search | None = None) -> Outcome:
     """Execute a cell and leave its record, also when training fails or diverges.
 
     Args:
         cell: what to run.
         config: the resolved configuration, as it goes into the record.
         overrides: what the user typed.
+        search: how the learning rate was chosen; None: it is protocol.lr.
 
     Raises:
         ConfigError: the cell is not possible; nothing was written.
@@ -64,6 +65,7 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str]) -> Outc
     watch, started = Stopwatch(), datetime.now(UTC)
     provenance.reset_peak_memory()
     plan(cell)
+    folder, fingerprint = Path(cell.outputs).expanduser() / cell.folder, cell.fingerprint
     cell = budgets.resolve(cell)
     rows = read_rows(cell)
     weights = weights_folder(cell.model)
@@ -73,14 +75,13 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str]) -> Outc
     tuner = deltas.start_from(cell, model)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
 
-    folder = Path(cell.outputs).expanduser() / cell.folder
     main = process_state().is_main_process  # the others compute with it; only the main process writes
     if main:
         keep_hydra_files(folder, config, overrides)
     trainer = Trainer(
         model=model,
         tuner=tuner,
-        protocol=cell.protocol,
+        protocol=cell.protocol if search is None else replace(cell.protocol, lr=search.chosen),
         task=cell.task,
         train=tokens.get("train"),
         scored={name: tokens[name] for name in tokens if name != "train" and tokens[name].labels is not None},
@@ -112,7 +113,7 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str]) -> Outc
         schema=results.SCHEMA,
         status=status,
         cell=cell_name(cell),
-        fingerprint=cell.fingerprint,
+        fingerprint=fingerprint,
         headline=headline(cell, fit, tokens),
         metrics=metrics(cell, fit),
         counts=counts.as_dict(),
@@ -133,6 +134,7 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str]) -> Outc
         overrides=list(overrides),
         config=dict(config),
         error=None if error is None else "".join(traceback.format_exception(error)),
+        search=search,
     )
     if main:
         results.write(record, folder)

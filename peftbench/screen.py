@@ -8,25 +8,21 @@ from rich.table import Table
 
 from peftbench.accounting import Counts
 from peftbench.config import Cell
-from peftbench.errors import DataError
-from peftbench.results import Record, read
+from peftbench.results import Record, Search
 
 console = Console(highlight=False)
 
 
-def already_done(path: Path) -> bool:
-    """Say so if this cell has a finished record; it is never run again, nor overwritten."""
-    if not path.exists():
-        return False
-    try:
-        record = read(path)
-    except DataError:
-        return False
-    if record.status != "done":
-        return False
+def already_done(record: Record, path: Path) -> None:
+    """This cell has a finished record; it is never run again, nor overwritten."""
     console.print(f"already done: {record.headline.name} {_value(record)}")
     print(path, flush=True)
-    return True
+
+
+def searched(found: Search) -> None:
+    """One line: the learning rates tried, their scores, and the chosen one."""
+    tried = "  ".join(f"{lr}: {'failed' if value is None else f'{value:.4f}'}" for lr, value in found.scores.items())
+    console.print(f"lr {found.chosen:g} chosen on {found.rows.replace('_', '-')} rows of {tried}")
 
 
 def summary(record: Record) -> None:

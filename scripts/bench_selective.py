@@ -3,20 +3,24 @@
     python scripts/bench_selective.py steps     step times on MiniLM's shape, batch 32 x 64 tokens, bf16
     python scripts/bench_selective.py memory    peak resident memory, every method in a process of its own
     python scripts/bench_selective.py crossover sampled against dense gradient of one matrix, by density
-    python scripts/bench_selective.py growth    scoring and selection against model size and budget
+    python scripts/bench_selective.py growth [PNG] scoring and selection against model size and budget; a plot too
 
 Prints JSON. Methods take turns, so that a slow moment of the machine meets all of them; medians are reported.
 """
 
+import functools
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 from peftbench import budgets, compose, deltas
@@ -28,12 +32,15 @@ from peftbench.sparse.gradients import dense, sampled
 from peftbench.train import Trainer
 
 BATCH, WIDTH, ROUNDS, WARM = 32, 64, 15, 3
+LINEAR = "scope.kinds=[query,key,value,attention_output,intermediate,output]"
 METHODS = {
     "full": ["method=full"],
     "lora r8": ["method=lora"],
     "bitfit": ["method=bitfit"],
-    "random masking 0.1%": ["method=random_masking", "budget.fraction=0.001"],
-    "id3 20k": ["method=id3", "budget=20000", "method.steps=200"],
+    "random masking, 0.1% of the matrices": ["method=random_masking", "budget=10617"],
+    "random masking, 0.1% of the backbone": ["method=random_masking", "budget.fraction=0.001"],
+    "id3": ["method=id3", "budget=20000", "method.steps=200"],
+    "id3, all tensors": ["method=id3", "budget=20000", "method.steps=200", "method.kinds=null"],
 }
 
 
@@ -69,11 +76,11 @@ def stepper(*overrides: str) -> Callable[[], None]:
     return step
 
 
-def peer_stepper() -> Callable[[], None]:
+def peer_stepper(*overrides: str) -> Callable[[], None]:
     """ID3 by the authors' package, `selective-optimizers` 0.4, on the same model and rows, bf16 autocast."""
     from selective_optimizers.wrap import get_selective_optimizer
 
-    trainer, _ = trainer_of("method=full", "scope.kinds=" + "[query,key,value,attention_output,intermediate,output]")
+    trainer, _ = trainer_of("method=full", *overrides)
     head = [p for _, p in trainer.model.head()]
     body = list(trainer.tuner.trainables().values())
     optimizer = get_selective_optimizer(torch.optim.AdamW, "id3")(
@@ -92,7 +99,7 @@ def peer_stepper() -> Callable[[], None]:
     return step
 
 
-def alternating(steppers: dict[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
+def alternating(steppers: Mapping[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
     """Median, least and greatest milliseconds of a step, the steppers taking turns."""
     times: dict[str, list[float]] = {name: [] for name in steppers}
     for round_ in range(rounds + WARM):
@@ -109,13 +116,19 @@ def alternating(steppers: dict[str, Callable[[], None]], rounds: int = ROUNDS) -
 
 def steps() -> dict[str, Any]:
     """Step times of every method and of the peer, and the ratios that matter."""
-    found = alternating({**{name: stepper(*words) for name, words in METHODS.items()}, "peer id3": peer_stepper()})
+    ours = {name: stepper(*words) for name, words in METHODS.items()}
+    found = alternating({**ours, "peer's id3": peer_stepper(LINEAR), "peer's id3, all tensors": peer_stepper()})
     ms = {name: row["median_ms"] for name, row in found.items()}
-    ratios = {
-        "random masking / lora": ms["random masking 0.1%"] / ms["lora r8"],
-        "id3 / full": ms["id3 20k"] / ms["full"],
-        "id3 / peer id3": ms["id3 20k"] / ms["peer id3"],
-    }
+    matrices, backbone = (f"random masking, 0.1% of the {part}" for part in ("matrices", "backbone"))
+    pairs = [
+        (matrices, "lora r8"),
+        (backbone, "lora r8"),
+        ("id3", "full"),
+        ("id3, all tensors", "full"),
+        ("id3", "peer's id3"),
+        ("id3, all tensors", "peer's id3, all tensors"),
+    ]
+    ratios = {f"{ours} / {other}": ms[ours] / ms[other] for ours, other in pairs}
     return {"steps": found, "ratios": {name: round(value, 3) for name, value in ratios.items()}}
 
 
@@ -158,19 +171,74 @@ def crossover() -> dict[str, Any]:
 
 
 def growth() -> dict[str, Any]:
-    """ID3's step over full fine-tuning's forward and backward, by model size and by budget."""
-    sizes = ["bert_tiny", "bert_mini", "bert_small", "bert_medium", "bert_base_cased"]
-    by_size, by_budget = {}, {}
-    for model in sizes:
-        pair = {
-            "full": stepper(f"model={model}", "method=full"),
-            "id3": stepper(f"model={model}", "method=id3", "budget=20000", "method.steps=200"),
-        }
-        by_size[model] = alternating(pair, rounds=5)
-    for budget in (2_000, 20_000, 200_000, 2_000_000):
-        one = {"id3": stepper("method=id3", f"budget={budget}", "method.steps=200")}
-        by_budget[str(budget)] = alternating(one, rounds=5)["id3"]
-    return {"by_size": by_size, "by_budget": by_budget}
+    """Scoring and selection by themselves: milliseconds a step against model size and budget, and the fitted growth."""
+    sizes = ["bert_tiny", "bert_mini", "bert_small", "bert_medium", "bert_base_cased", "bert_large_cased"]
+    by_size = [selection_ms(f"model={model}", "budget=20000") for model in sizes]
+    by_budget = [selection_ms("model=minilm_l6", f"budget={budget}") for budget in (2_000, 20_000, 200_000, 2_000_000)]
+    return {
+        "by_size": dict(zip(sizes, by_size, strict=True)),
+        "by_budget": by_budget,
+        "exponent_of_entries": exponent([(row["entries"], row["ms"]) for row in by_size[2:]]),
+        "exponent_of_budget": exponent([(row["budget"], row["ms"]) for row in by_budget]),
+        "ns_per_entry": round(1e6 * by_size[-1]["ms"] / by_size[-1]["entries"], 3),
+    }
+
+
+def selection_ms(*overrides: str) -> dict[str, float]:
+    """Median milliseconds that ID3 adds to a backward pass which makes the same dense gradients and drops them."""
+    random = torch.Generator().manual_seed(0)
+    takers = {}
+    for name, words in {"bare": ["method=full", LINEAR], "id3": ["method=id3", "method.steps=200", *overrides]}.items():
+        trainer, optimizer = trainer_of(*words, *[word for word in overrides if word.startswith("model=")])
+        tensors = [p for _, p in trainer.model.backbone() if p.requires_grad]
+        gradients = [torch.randn(p.shape, generator=random).to(p.dtype) for p in tensors]
+        takers[name] = functools.partial(one_selection, trainer, optimizer, tensors, gradients, itertools.count())
+        entries = sum(p.numel() for p in tensors)
+    found = alternating(takers, rounds=7)
+    budget = next(int(word.partition("=")[2]) for word in overrides if word.startswith("budget="))
+    return {
+        "entries": entries,
+        "budget": budget,
+        "ms": round(found["id3"]["median_ms"] - found["bare"]["median_ms"], 2),
+        "bare_ms": found["bare"]["median_ms"],
+    }
+
+
+def one_selection(
+    trainer: Trainer,
+    optimizer: torch.optim.Optimizer,
+    tensors: Sequence[torch.nn.Parameter],
+    gradients: Sequence[torch.Tensor],
+    numbers: Iterator[int],
+) -> None:
+    """What a step does around the model's own products: gradients arrive, the tuner chooses, values are written."""
+    step = next(numbers)
+    trainer.tuner.before_backward(step, last=True)
+    torch.autograd.backward(tensors, gradients)
+    trainer.tuner.after_backward(step)
+    trainer.tuner.after_step(step)
+    optimizer.zero_grad(set_to_none=True)
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> float:
+    """b of the least-squares fit y = a x^b."""
+    x, y = np.log(np.array(points)).T
+    return round(float(np.polyfit(x, y, 1)[0]), 2)
+
+
+def draw(found: dict[str, Any], path: Path) -> None:
+    """Both growths side by side, as a PNG."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
+    panels = [
+        ("entries", list(found["by_size"].values()), "candidate entries (bert_tiny ... bert_large_cased)", "entries"),
+        ("budget", found["by_budget"], "budget (MiniLM-L6)", "budget"),
+    ]
+    for axis, (key, rows, label, name) in zip(axes, panels, strict=True):
+        axis.loglog([row[key] for row in rows], [row["ms"] for row in rows], "o-", color="#0072b2")
+        axis.set(xlabel=label, title=f"grows as {name}^{found[f'exponent_of_{name}']}")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("scoring and selection, ms per step")
+    figure.savefig(path, dpi=130)
 
 
 def main() -> None:
@@ -183,6 +251,10 @@ def main() -> None:
     }
     if len(sys.argv) == 3 and sys.argv[1] == "peak":
         print(peak(sys.argv[2]))
+    elif len(sys.argv) == 3 and sys.argv[1] == "growth":
+        found = growth()
+        print(json.dumps(found, indent=1))
+        draw(found, Path(sys.argv[2]))
     elif len(sys.argv) == 2 and sys.argv[1] in parts:
         print(json.dumps(parts[sys.argv[1]](), indent=1))
     else:

@@ -31,7 +31,9 @@ def test_every_yaml_composes_and_is_valid(path: Path) -> None:
     assert compose.cell_from([word, *extra]).fingerprint
 
 
-EXPLAINED = [path for path in YAMLS if path.parent.name in ("protocol", "method", "scope", "budget", "data", "tracker")]
+EXPLAINED = [
+    path for path in YAMLS if path.parent.name in ("protocol", "method", "scope", "budget", "data", "select", "tracker")
+]
 
 
 @pytest.mark.parametrize("path", EXPLAINED, ids=str)

@@ -14,7 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 # Share of a matrix's entries above which one dense product beats sampling; measured by scripts/bench_selective.py
 # on a CPU with bf16 matrix instructions.
-DENSE_ABOVE = 0.0015
+DENSE_ABOVE = 0.0022
+TOKENS = 512  # sampled at a time: so many rows of a layer's activations stay in a core's cache while columns are picked
 
 Receive = Callable[[torch.Tensor], None]
 Index = Callable[[], torch.Tensor]
@@ -28,8 +29,11 @@ def sampled(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torc
         dy: (tokens, out), gradient of its output.
         rows, columns: (n,) int64, of the chosen entries.
     """
-    left, right = dy.t().contiguous()[rows], x.t().contiguous()[columns]
-    return torch.linalg.vecdot(left.float(), right.float())
+    total = torch.zeros(rows.numel(), device=x.device)
+    for some_dy, some_x in zip(dy.split(TOKENS), x.split(TOKENS), strict=True):
+        left, right = some_dy.t().index_select(0, rows), some_x.t().index_select(0, columns)
+        total += torch.linalg.vecdot(left.float(), right.float())
+    return total
 
 
 def dense(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -35,11 +35,13 @@ class Best:
         """
         if self.count == 0:
             return
-        floor = -torch.inf if self.scores is None or len(self.scores) < self.count else self.scores[-1]
-        if scores.numel() > 4 * self.count and floor == -torch.inf:
+        floor: float | torch.Tensor = -torch.inf
+        if self.scores is not None and len(self.scores) == self.count:
+            floor = self.scores[-1]
+        elif scores.numel() > 4 * self.count:
             # the count-th best of this tensor alone is a floor already, and topk finds it without sorting all
             floor = torch.topk(scores, self.count, sorted=True).values[-1]
-        places = ((scores >= floor) & (scores > -torch.inf)).nonzero().squeeze(1)
+        places = ((scores >= floor) & (scores > -torch.inf)).nonzero().squeeze(1)  # a GPU is waited for here alone
         if not places.numel():
             return
         ids, found = places + first_id, scores[places]

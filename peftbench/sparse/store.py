@@ -6,6 +6,7 @@ with Adam's two moments that is 16 to 20 bytes. Nothing else grows with the mode
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -56,12 +57,13 @@ class SparseStore:
         assert self.used <= self.budget, "more entries than the budget"
         self.ids[start : self.used] = ids
         self._reindex()
+        rising, order = ids.sort()
+        cuts = self._cut(rising)
         with torch.no_grad():
-            for i in range(len(self.tensors)):
-                places, index = self.part(i)
-                new = places >= start
-                if bool(new.any()):
-                    self.values.data[places[new]] = self.tensors[i].detach().view(-1)[index[new]].float()
+            for i, (first, last) in enumerate(pairwise(cuts)):
+                if first < last:
+                    index = rising[first:last].long() - self.offsets[i]
+                    self.values.data[start + order[first:last]] = self.tensors[i].detach().view(-1)[index].float()
         return torch.arange(start, self.used, device=ids.device)
 
     def part(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -132,8 +134,13 @@ class SparseStore:
         rising = bool((chosen[1:] > chosen[:-1]).all())
         ordered = chosen if rising else chosen.sort().values
         self._sorted = None if rising else chosen.argsort().int()
-        bounds = torch.tensor(self.offsets, device=chosen.device, dtype=torch.int32)
-        self._cuts = torch.searchsorted(ordered.contiguous(), bounds).tolist()
+        self._cuts = self._cut(ordered)
+
+    def _cut(self, rising: torch.Tensor) -> list[int]:
+        """Where each tensor's ids begin among rising ones, and where the last one's end."""
+        bounds = torch.tensor(self.offsets, device=rising.device, dtype=torch.int32)
+        found: list[int] = torch.searchsorted(rising.contiguous(), bounds).tolist()
+        return found
 
 
 def quotas(sizes: Sequence[int], budget: int) -> list[int]:

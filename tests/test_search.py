@@ -1,0 +1,85 @@
+"""The learning rate is chosen on rows that the score is not read from, and the tries are kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from test_cli import call
+
+from peftbench import compose, results
+from peftbench.study import search
+
+SMALL = [*TINY, "method=bitfit", "select=lr", "select.max_steps=3"]
+
+
+def test_the_tries_differ_from_the_cell_in_what_the_search_says_alone() -> None:
+    cell = compose.cell_from([*SMALL, "seed=3", "study=pilot", "select.factors=[1,0.1]"])
+    found = [compose.cell_from([*SMALL, "seed=3", "study=pilot", *words]) for words in search.tries(cell)]
+    assert [one.protocol.lr for one in found] == [1e-4, 1e-3]
+    assert {(one.seed, one.study, one.protocol.selection, one.protocol.max_steps) for one in found} == {
+        (0, "pilot.search", "held_out", 3)
+    }
+    assert all(one.method == cell.method and one.data == cell.data for one in found)
+    assert len({one.folder for one in found}) == 2
+
+
+def test_a_cell_with_a_search_is_another_cell() -> None:
+    plain = compose.cell_from([*SMALL, "select=none"])
+    assert plain.fingerprint != compose.cell_from(SMALL).fingerprint
+    assert compose.cell_from(SMALL).fingerprint != compose.cell_from([*SMALL, "select.rows=dev"]).fingerprint
+
+
+def record(value: float | None, status: str = "done") -> results.Record:
+    evaluations = [{"chosen_by": 0.9}, {"chosen_by": value}]
+    return results.Record(
+        schema=1, status=status, cell=None, fingerprint="", headline=None, counts=None, budget={}, overrides=[],
+        metrics=results.Metrics(evaluations[0], evaluations, "held_out", False), time={"total_s": 2.0}, memory={},
+        throughput={}, hashes={}, versions={}, git={}, hardware={}, config={},
+    )  # fmt: skip
+
+
+def test_the_best_rate_is_chosen_the_smallest_of_equals_and_never_a_failed_one() -> None:
+    cell = compose.cell_from([*SMALL, "protocol.lr=1e-3", "select.factors=[1,3,10,30]"])
+    values = iter([record(0.5), record(0.7), record(0.7), record(0.99, "diverged")])
+    found = search.search(cell, lambda words: (next(values), "folder"))
+    assert found.chosen == 3e-3
+    assert found.scores == {"0.001": 0.5, "0.003": 0.7, "0.01": 0.7, "0.03": None}
+    assert found.seconds == 8.0
+
+
+def test_a_sweep_searches_once_and_every_seed_uses_what_was_chosen(tmp_path: Path) -> None:
+    words = [*SMALL, "study=pilot", f"outputs={tmp_path}", "select.factors=[0.1,1,10]"]
+    done = call("run", "-m", *words, "seed=0,1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tries = [results.read(path) for path in results.find(tmp_path / "pilot.search")]
+    records = [results.read(path) for path in results.find(tmp_path / "pilot")]
+    assert len(tries) == 3
+    assert len(records) == 2
+    scores = {one.lr: one.metrics.evaluations[-1]["metrics"]["accuracy_held_out"] for one in tries}
+    best = max(scores.values())
+    for one in records:
+        assert one.search is not None
+        assert one.lr == min(lr for lr, value in scores.items() if value == best)
+        assert {float(lr): value for lr, value in one.search.scores.items()} == scores
+        assert all((tmp_path / folder / "result.json").is_file() for folder in one.search.folders)
+    facts = [json.loads(line) for line in next(tmp_path.glob("pilot/*/seed1/metrics.jsonl")).read_text().splitlines()]
+    assert max(fact["lr"] for fact in facts if "lr" in fact) <= records[0].lr
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["select.factors=[]"], "select.factors"),
+        (["select.factors=[0]"], "select.factors"),
+        (["select.factors=[-1]"], "select.factors"),
+        (["select.rows=test"], "select.rows"),
+        (["select.max_steps=0"], "select.max_steps"),
+        (["select=lrr"], "did you mean lr"),
+    ],
+)
+def test_an_impossible_search_is_one_line(words: list[str], line: str, tmp_path: Path) -> None:
+    done = call("run", *SMALL, *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert all("select" in problem for problem in done.stderr.splitlines())
