@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
 
 from peftbench.config import Layout, ModelSpec, Scope
+from peftbench.dropout import ATTENTION, Noise, replace_dropout
 from peftbench.errors import ConfigError, DataError
 from peftbench.seeds import drawn_from
 
@@ -46,6 +47,7 @@ class Model:
         layout: where the standard kinds lie in it.
         depth: number of encoder layers.
         weights_sha256: hash of the file that the backbone came from; None for random weights.
+        noise: the random numbers of its dropout.
     """
 
     module: nn.Module
@@ -54,8 +56,10 @@ class Model:
     name: str
     weights_sha256: str | None = None
     places: Mapping[str, Place] = field(init=False)
+    noise: Noise = field(init=False)
 
     def __post_init__(self) -> None:
+        self.noise = replace_dropout(self.module)
         self.places = {name: self.place(name) for name, _ in self.backbone()}
 
     def is_head(self, name: str) -> bool:
@@ -184,7 +188,7 @@ def compute_precision(model: Model, precision: str, trained: Iterable[nn.Paramet
 
 
 def _attention(spec: ModelSpec) -> str:
-    return "eager" if spec.model_type == "deberta-v2" else "sdpa"  # DeBERTa's attention has no sdpa form
+    return "eager" if spec.model_type == "deberta-v2" else ATTENTION  # DeBERTa's attention has one form only
 
 
 def _find(spec: ModelSpec) -> Path:

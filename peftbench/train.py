@@ -16,7 +16,7 @@ from peftbench.config import Protocol as TrainingProtocol
 from peftbench.config import TaskSpec
 from peftbench.data.batches import collate, cut, epoch_order, evaluation_order
 from peftbench.data.tokens import Tokens
-from peftbench.device import process_state
+from peftbench.device import keep_freed_memory, process_state
 from peftbench.errors import Diverged
 from peftbench.methods.base import Tuner
 from peftbench.metrics import predict, score
@@ -101,6 +101,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.state = process_state()
+        keep_freed_memory()
         self.model.module.to(self.state.device)
         for parameter in self.tuner.trainables().values():
             parameter.data = parameter.data.to(self.state.device)
@@ -139,7 +140,9 @@ class Trainer:
         self._total = total
         for watcher in self.watchers:
             watcher.begin(total)
-        torch.manual_seed(stream(self.seed, "dropout") + self.state.process_index)
+        dropout = stream(self.seed, "dropout") + self.state.process_index
+        torch.manual_seed(dropout)
+        self.model.noise.seed(dropout)
         optimizer = self._optimizer()
         self.tuner.prepare(total, self._passes)
         return optimizer

@@ -22,6 +22,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from peftbench import budgets, compose, deltas
 from peftbench.config import Cell
@@ -76,13 +77,22 @@ def stepper(*overrides: str) -> Callable[[], None]:
     return step
 
 
-def peer_stepper(*overrides: str) -> Callable[[], None]:
-    """ID3 by the authors' package, `selective-optimizers` 0.4, on the same model and rows, bf16 autocast."""
+def peer_stepper(matrices_alone: bool) -> Callable[[], None]:
+    """ID3 as people run the authors' package, `selective-optimizers` 0.4: transformers' own model under bf16 autocast.
+
+    Args:
+        matrices_alone: candidates are the layers' linear maps, as in ours; otherwise everything but the classifier.
+    """
     from selective_optimizers.wrap import get_selective_optimizer
 
-    trainer, _ = trainer_of("method=full", *overrides)
-    head = [p for _, p in trainer.model.head()]
-    body = list(trainer.tuner.trainables().values())
+    spec = compose.cell_from(["tracker=none"]).model
+    config = AutoConfig.for_model(spec.model_type, **spec.config, num_labels=2)
+    module = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa").train()
+    head = list(module.classifier.parameters())
+    linear = {m.weight for m in module.bert.encoder.modules() if isinstance(m, torch.nn.Linear)}
+    body = [p for p in module.bert.parameters() if not matrices_alone or p in linear]
+    for parameter in module.bert.parameters():
+        parameter.requires_grad_(not matrices_alone or parameter in linear)
     optimizer = get_selective_optimizer(torch.optim.AdamW, "id3")(
         [{"params": body}, {"params": head, "choose_all": True}],
         lr=1e-3,
@@ -90,11 +100,16 @@ def peer_stepper(*overrides: str) -> Callable[[], None]:
         max_steps=200,
         verify=False,
     )
-    rows, count = torch.arange(BATCH).numpy(), [0]
+    ids, labels = torch.randint(1000, spec.config["vocab_size"], (BATCH, WIDTH)), torch.randint(2, (BATCH,))
+    mask = torch.ones_like(ids)
 
     def step() -> None:
-        trainer.step(count[0], rows, optimizer)
-        count[0] += 1
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = module(input_ids=ids, attention_mask=mask).logits
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+        torch.nn.utils.clip_grad_norm_([*body, *head], 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 
@@ -117,7 +132,8 @@ def alternating(steppers: Mapping[str, Callable[[], None]], rounds: int = ROUNDS
 def steps() -> dict[str, Any]:
     """Step times of every method and of the peer, and the ratios that matter."""
     ours = {name: stepper(*words) for name, words in METHODS.items()}
-    found = alternating({**ours, "peer's id3": peer_stepper(LINEAR), "peer's id3, all tensors": peer_stepper()})
+    peers = {"peer's id3": peer_stepper(True), "peer's id3, all tensors": peer_stepper(False)}
+    found = alternating({**ours, **peers})
     ms = {name: row["median_ms"] for name, row in found.items()}
     matrices, backbone = (f"random masking, 0.1% of the {part}" for part in ("matrices", "backbone"))
     pairs = [

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from peftbench.config import Budget, Count, Kind, Scope, Share
+from peftbench.dropout import Dropout
 from peftbench.errors import ConfigError
 from peftbench.files import write_atomically
 from peftbench.methods.base import ParameterTuner, narrowed, require
@@ -27,12 +28,12 @@ class LoRALinear(nn.Module):
     (rank, in) starts as in the released code (kaiming-uniform, a = sqrt 5), `lora_B` (out, rank) at zero.
     """
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: nn.Module) -> None:
         super().__init__()
         self.weight, self.bias = base.weight, base.bias
         self.in_features, self.out_features = base.in_features, base.out_features
         self.scaling = alpha / rank
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         device = base.weight.device
         self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
@@ -40,8 +41,9 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) to (..., out)."""
-        low = functional.linear(functional.linear(self.dropout(x), self.lora_A), self.lora_B)
-        return functional.linear(x, self.weight, self.bias) + self.scaling * low
+        plain = functional.linear(x, self.weight, self.bias)
+        low = self.scaling * functional.linear(self.dropout(x), self.lora_A)  # the scale where there is least to scale
+        return torch.addmm(plain.flatten(0, -2), low.flatten(0, -2), self.lora_B.t()).view_as(plain)
 
     def merged(self) -> nn.Linear:
         """The plain linear map with the low-rank term folded into its weight."""
@@ -98,7 +100,7 @@ class LoRA:
                 raise ConfigError(f"budget: {budget.entries:,} entries; LoRA here needs at least {each:,} (rank 1)")
         wrapped = {}
         for name, base in linears:
-            wrapped[name] = LoRALinear(base, rank, self.alpha, self.dropout)
+            wrapped[name] = LoRALinear(base, rank, self.alpha, Dropout(self.dropout, model.noise))
             model.module.set_submodule(name, wrapped[name])
         return LoRATuner(model, wrapped)
 

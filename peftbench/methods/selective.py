@@ -170,7 +170,7 @@ class SelectiveTuner(ParameterTuner):
         kinds: dict[str, int] = {}
         layers: dict[str, int] = {}
         for i, name in enumerate(self.store.names):
-            count = self.store.part(i)[0].numel()
+            count = self.store.part(i)[1].numel()
             place = self._model.place(name)
             kind, layer = "+".join(sorted(place.kinds)), "none" if place.layer is None else str(place.layer)
             kinds[kind], layers[layer] = kinds.get(kind, 0) + count, layers.get(layer, 0) + count
@@ -202,7 +202,7 @@ class SelectiveTuner(ParameterTuner):
             tensor.requires_grad_(False)
             if self._growing:
                 self._hooks.append(watch_dense(tensor, self._score(i), lambda: self._more_parts))
-            elif self.store.part(i)[0].numel():
+            elif self.store.part(i)[1].numel():
                 self._hooks.append(self._watch_chosen(i))
 
     def _watch_chosen(self, i: int) -> RemovableHandle:

@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 # Share of a matrix's entries above which one dense product beats sampling; measured by scripts/bench_selective.py
 # on a CPU with bf16 matrix instructions.
 DENSE_ABOVE = 0.0022
-TOKENS = 512  # sampled at a time: so many rows of a layer's activations stay in a core's cache while columns are picked
+TOKENS = 2048  # sampled at a time: what is picked is copied, and the copies of all tokens would not fit a cache
 
 Receive = Callable[[torch.Tensor], None]
 Index = Callable[[], torch.Tensor]
@@ -25,20 +25,21 @@ def sampled(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torc
     """sum_t dy[t, rows] * x[t, columns], in fp32.
 
     Args:
-        x: (tokens, in), input of the linear map.
+        x: (tokens, in), input of the linear map; it is rounded to dy's precision, as the map itself does.
         dy: (tokens, out), gradient of its output.
         rows, columns: (n,) int64, of the chosen entries.
     """
     total = torch.zeros(rows.numel(), device=x.device)
     for some_dy, some_x in zip(dy.split(TOKENS), x.split(TOKENS), strict=True):
-        left, right = some_dy.t().index_select(0, rows), some_x.t().index_select(0, columns)
-        total += torch.linalg.vecdot(left.float(), right.float())
+        left = some_dy.gather(1, rows.expand(len(some_dy), -1))
+        right = some_x.gather(1, columns.expand(len(some_x), -1)).to(left.dtype)
+        total += (left.float() * right).sum(0)
     return total
 
 
 def dense(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """The same numbers, gathered from the dense product dy^T x."""
-    return (dy.t() @ x)[rows, columns].float()
+    return (dy.t() @ x.to(dy.dtype))[rows, columns].float()
 
 
 def watch_linear(module: nn.Module, index: Index, receive: Receive) -> RemovableHandle:
@@ -61,7 +62,7 @@ def watch_linear(module: nn.Module, index: Index, receive: Receive) -> Removable
         def backward_hook(dy: torch.Tensor) -> None:
             flat, width, chosen = dy.reshape(-1, dy.shape[-1]), x.shape[-1], index()
             product = dense if chosen.numel() > DENSE_ABOVE * width * flat.shape[1] else sampled
-            receive(product(x.reshape(-1, width).to(flat.dtype), flat, chosen // width, chosen % width))
+            receive(product(x.reshape(-1, width), flat, chosen // width, chosen % width))
 
         output.register_hook(backward_hook)
 

@@ -66,13 +66,10 @@ class SparseStore:
                     self.values.data[start + order[first:last]] = self.tensors[i].detach().view(-1)[index].float()
         return torch.arange(start, self.used, device=ids.device)
 
-    def part(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def part(self, i: int) -> tuple[slice | torch.Tensor, torch.Tensor]:
         """Tensor i's chosen entries: places in `values`, and flat positions in the tensor (int64, rising)."""
         cut = slice(self._cuts[i], self._cuts[i + 1])
-        if self._sorted is None:
-            places = torch.arange(cut.start, cut.stop, device=self.ids.device)
-        else:
-            places = self._sorted[cut].long()
+        places = cut if self._sorted is None else self._sorted[cut].long()
         return places, self.ids[places].long() - self.offsets[i]
 
     def write_back(self) -> None:
@@ -80,7 +77,7 @@ class SparseStore:
         with torch.no_grad():
             for i, tensor in enumerate(self.tensors):
                 places, index = self.part(i)
-                if places.numel():
+                if index.numel():
                     tensor.detach().view(-1)[index] = self.values.detach()[places].to(tensor.dtype)
 
     def to(self, device: torch.device) -> None:
@@ -93,7 +90,7 @@ class SparseStore:
         found = {}
         for i, name in enumerate(self.names):
             places, index = self.part(i)
-            if places.numel():
+            if index.numel():
                 found[f"{name}.index"] = index.int()
                 found[f"{name}.values"] = self.values.detach()[places]
         return found

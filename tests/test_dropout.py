@@ -1,0 +1,72 @@
+"""Dropout drops the share it should, scales exactly, and can be taken up where it was left."""
+
+import json
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from peftbench.dropout import Dropout, Noise, attention
+
+
+@given(p=st.floats(0.01, 0.9), seed=st.integers(0, 2**32), rows=st.integers(1, 7), columns=st.integers(1, 9))
+def test_every_element_is_zero_or_scaled_and_so_is_its_gradient(p: float, seed: int, rows: int, columns: int) -> None:
+    x = torch.full((rows, columns), 2.0, requires_grad=True)
+    dropped = Dropout(p, Noise(seed))(x)
+    dropped.sum().backward()
+    scale = 1 / (1 - round(p * 2**15) / 2**15)
+    assert x.grad is not None
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], torch.full_like(dropped[kept], 2 * scale))
+    torch.testing.assert_close(x.grad, kept * torch.full_like(x, scale))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("p", [0.1, 0.5])
+def test_the_share_that_is_dropped_is_p(p: float, dtype: torch.dtype) -> None:
+    n = 2_000_000
+    dropped = Dropout(p, Noise(1))(torch.ones(n, dtype=dtype))
+    share = (dropped == 0).double().mean().item()
+    assert abs(share - p) < 5 * (p * (1 - p) / n) ** 0.5 + 2e-5
+    assert dropped.dtype == dtype
+    neighbours = torch.corrcoef(torch.stack([(dropped == 0)[:-1], (dropped == 0)[1:]]).double())[0, 1].item()
+    assert abs(neighbours) < 5 / n**0.5
+
+
+def test_nothing_is_dropped_in_evaluation_or_at_zero() -> None:
+    x = torch.randn(5, 6)
+    assert Dropout(0.5, Noise()).eval()(x) is x
+    assert Dropout(0.0, Noise())(x) is x
+
+
+def test_the_stream_goes_on_where_its_state_was_taken() -> None:
+    one, other = Noise(3), Noise(4)
+    drop = Dropout(0.3, one)
+    drop(torch.ones(10))
+    other.load_state_dict(json.loads(json.dumps(one.state_dict())))
+    x = torch.randn(50)
+    assert torch.equal(drop(x), Dropout(0.3, other)(x))
+    one.seed(3)
+    assert torch.equal(drop(x), Dropout(0.3, Noise(3))(x))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_torchs_own_but_for_what_is_dropped(masked: bool) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 2, 4, 7, 8).unbind()
+    mask = torch.ones(2, 1, 7, 7, dtype=torch.bool)
+    mask[1, :, :, 5:] = False
+    module = torch.nn.Module()
+    module.is_causal = False
+    wanted, _ = sdpa_attention_forward(module, query, key, value, mask if masked else None, dropout=0.0)
+    module.dropout = Dropout(1e-9, Noise())  # rounds to no element dropped, and still takes the path that drops
+    found, _ = attention(module, query, key, value, mask if masked else None, dropout=1e-9)
+    torch.testing.assert_close(found, wanted)
+    module.dropout = Dropout(0.2, Noise(1))
+    many = torch.stack(
+        [attention(module, query, key, value, mask if masked else None, dropout=0.2)[0] for _ in range(3000)]
+    )
+    torch.testing.assert_close(many.mean(0), wanted, atol=0.06, rtol=0)
+    assert (many.std(0) > 0.01).all()
