@@ -1,6 +1,7 @@
 """Hydra's words in, a validated `Cell` out: DictConfig stops here, and every problem is reported at once."""
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -268,7 +269,7 @@ TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": 
 
 
 def _check_top(top: Mapping[str, Any], problems: list[str]) -> None:
-    allowed = [*TOP, "init_from", *GROUPS]
+    allowed = [*TOP, "init_from", "checkpoint_every", *GROUPS]
     problems.extend(f"{key}: there is no such key; {near(key, allowed)}" for key in top if key not in allowed)
     for key, kind in TOP.items():
         if type(top.get(key)) is not kind:
@@ -278,6 +279,9 @@ def _check_top(top: Mapping[str, Any], problems: list[str]) -> None:
             problems.append(f"{key}={top[key]}: must be at least 0")
     if isinstance(top.get("study"), str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", top["study"]):
         problems.append(f"study={top['study']}: must be letters, digits, '.', '_' and '-' (it names a folder)")
+    every = top.get("checkpoint_every")
+    if every is not None and (type(every) not in (int, float) or not 0 <= every < math.inf):
+        problems.append(f"checkpoint_every={show(every)}: must be a number of seconds, or null")
     start = top.get("init_from")
     if start is not None and not (isinstance(start, str) and (Path(start) / DELTA_FILE).is_file()):
         problems.append(f"init_from={show(start)}: no {DELTA_FILE} there (it must be the folder of a run)")

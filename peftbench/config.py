@@ -240,6 +240,7 @@ class Cell:
     init_sha256: str | None = None
     predict_test: bool = False
     progress: bool = True
+    checkpoint_every: float | None = None
 
     @property
     def fingerprint(self) -> str:

@@ -1,6 +1,7 @@
 """The files of a cell by name, and files that are either whole or not there."""
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -22,3 +23,17 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Rename a file that cannot be trusted, out of the way of a good one, and say why."""
+    for number in range(1, 1000):
+        aside = path.with_name(f"{path.name}.bad{number}")
+        if not aside.exists():
+            break
+    try:
+        path.rename(aside)
+    except OSError as error:
+        print(f"{path}: {reason} (it cannot be renamed: {error.strerror})", file=sys.stderr)
+        return
+    print(f"{path}: {reason}; kept as {aside.name}", file=sys.stderr)

@@ -1,9 +1,10 @@
 """One cell, end to end: plan, read the rows, load the backbone, attach the method, train, record."""
 
+import functools
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -13,19 +14,22 @@ import yaml
 
 from peftbench import budgets, deltas, provenance, results
 from peftbench.accounting import Counts, count, entries
+from peftbench.checkpoint import Checkpoints
 from peftbench.config import Cell
 from peftbench.data import sources
 from peftbench.data.sources import Split
 from peftbench.data.tokens import Tokens, tokenize, tokenizer_for
 from peftbench.device import process_state
-from peftbench.errors import DataError, Diverged
+from peftbench.errors import BadInput, DataError, Diverged
 from peftbench.files import DELTA_FILE, RECORD_FILE, write_atomically
+from peftbench.fit import Fit, Watcher
 from peftbench.metrics import predict, standard_error
 from peftbench.models import Model, build, compute_precision, load, weights_folder
 from peftbench.results import CellName, Headline, Metrics, Record, Search
 from peftbench.seeds import stream
+from peftbench.stopping import Stop
 from peftbench.tracking import MetricsFile, Stopwatch, bar, wandb_run
-from peftbench.train import Fit, Trainer, Watcher
+from peftbench.train import Trainer
 
 
 @dataclass
@@ -35,6 +39,18 @@ class Outcome:
     record: Record
     path: Path
     error: Exception | None = None
+
+
+@dataclass
+class Work:
+    """What is known of a run so far: its record is made of it, wherever the run ends."""
+
+    counts: Counts
+    tokens: Mapping[str, Tokens] = field(default_factory=dict)
+    hashes: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    fit: Fit = field(default_factory=Fit)
+    checkpoints: Checkpoints = field(default_factory=lambda: Checkpoints(Path(), {}, None))
 
 
 def plan(cell: Cell) -> Counts:
@@ -64,70 +80,43 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str], search:
     """
     watch, started = Stopwatch(), datetime.now(UTC)
     provenance.reset_peak_memory()
-    plan(cell)
+    work = Work(counts=plan(cell))
     folder, fingerprint = Path(cell.outputs).expanduser() / cell.folder, cell.fingerprint
     cell = budgets.resolve(cell)
-    rows = read_rows(cell)
-    weights = weights_folder(cell.model)
-    tokens = tokenize_rows(cell, rows, weights)
-    model, _ = load(cell.model, cell.task.num_labels, cell.seed)
-    before = entries(model)
-    tuner = deltas.start_from(cell, model)
-    compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
-
-    main = process_state().is_main_process  # the others compute with it; only the main process writes
-    if main:
-        keep_hydra_files(folder, config, overrides)
-    trainer = Trainer(
-        model=model,
-        tuner=tuner,
-        protocol=cell.protocol if search is None else replace(cell.protocol, lr=search.chosen),
-        task=cell.task,
-        train=tokens.get("train"),
-        scored={name: tokens[name] for name in tokens if name != "train" and tokens[name].labels is not None},
-        choosing=choosing(cell),
-        seed=cell.seed,
-        log_every=cell.tracker.log_every,
-    )
+    if search is not None:
+        cell = replace(cell, protocol=replace(cell.protocol, lr=search.chosen))
+    keep = functools.partial(keep_hydra_files, folder, config, overrides)
     status: Literal["done", "failed", "diverged"] = "done"
     error: Exception | None = None
-    counts, hashes = count(model, tuner, before), hashes_of(rows, model)
     try:
-        with watchers(cell, config, folder) as trainer.watchers:
-            fit = trainer.run()
-            delta = deltas.learned(cell, model, tuner)
-            counts = count(model, tuner, before, delta.stored_bytes)
-            unseen = {name: trainer.predict(tokens[name]) for name in tokens if tokens[name].labels is None}
-            if main:
-                hashes["delta"] = delta.save(folder / DELTA_FILE)
-                keep_predictions(cell, folder, tokens, {**fit.logits, **unseen})
-            for watcher in trainer.watchers:
-                watcher.end({**counts.as_dict(), cell.task.headline: headline(cell, fit, tokens).value})
+        with Stop() as stop:
+            execute(cell, config, folder, fingerprint, work, keep, stop)
+    except BadInput:
+        raise
     except Diverged as caught:
         status, error = "diverged", caught
     except Exception as caught:  # the record keeps whatever went wrong; the sweep goes on
         status, error = "failed", caught
 
-    fit = trainer.fit
     record = Record(
         schema=results.SCHEMA,
         status=status,
         cell=cell_name(cell),
         fingerprint=fingerprint,
-        headline=headline(cell, fit, tokens),
-        metrics=metrics(cell, fit),
-        counts=counts.as_dict(),
+        headline=headline(cell, work.fit, work.tokens),
+        metrics=metrics(cell, work.fit),
+        counts=work.counts.as_dict(),
         budget={
             "name": cell.budget.name,
             "asked": cell.budget.entries,
-            "used": counts.backbone,
-            "left": None if cell.budget.entries is None else cell.budget.entries - counts.backbone,
-            **tuner.facts(),
+            "used": work.counts.backbone,
+            "left": None if cell.budget.entries is None else cell.budget.entries - work.counts.backbone,
+            **work.facts,
         },
-        time=times(fit, watch, started),
+        time=times(work.fit, watch, started),
         memory={"peak_mb": provenance.peak_memory_mb()},
-        throughput=throughput(fit),
-        hashes=hashes,
+        throughput=throughput(work.fit),
+        hashes=work.hashes,
         versions=provenance.versions(),
         git=provenance.git(),
         hardware=provenance.hardware(),
@@ -136,9 +125,74 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str], search:
         error=None if error is None else "".join(traceback.format_exception(error)),
         search=search,
     )
-    if main:
+    if process_state().is_main_process:
         results.write(record, folder)
+        if status != "failed":  # a failure may pass, and the next try goes on from there
+            work.checkpoints.remove()
     return Outcome(record, folder / RECORD_FILE, error)
+
+
+def execute(
+    cell: Cell,
+    config: Mapping[str, Any],
+    folder: Path,
+    fingerprint: str,
+    work: Work,
+    keep: Callable[[], None],
+    stop: Stop,
+) -> None:
+    """Load, attach, count, train, and keep what was learned; `work` is told as it goes."""
+    rows = read_rows(cell)
+    weights = weights_folder(cell.model)
+    work.tokens = tokens = tokenize_rows(cell, rows, weights)
+    model, _ = load(cell.model, cell.task.num_labels, cell.seed)
+    work.hashes = hashes_of(rows, model)
+    before = entries(model)
+    tuner = deltas.start_from(cell, model)
+    compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
+    work.counts = count(model, tuner, before)
+
+    main = process_state().is_main_process  # the others compute with it; only the main process writes
+    if main:
+        keep()
+    work.checkpoints = Checkpoints(folder, identity(cell, fingerprint, work.hashes), cell.checkpoint_every)
+    trainer = Trainer(
+        model=model,
+        tuner=tuner,
+        protocol=cell.protocol,
+        task=cell.task,
+        train=tokens.get("train"),
+        scored={name: tokens[name] for name in tokens if name != "train" and tokens[name].labels is not None},
+        choosing=choosing(cell),
+        seed=cell.seed,
+        log_every=cell.tracker.log_every,
+        checkpoints=work.checkpoints,
+        stop=stop,
+    )
+    work.fit = trainer.fit
+    with watchers(cell, config, folder) as trainer.watchers:
+        fit = trainer.run()
+        delta = deltas.learned(cell, model, tuner)
+        work.counts = count(model, tuner, before, delta.stored_bytes)
+        work.facts = tuner.facts()
+        unseen = {name: trainer.predict(tokens[name]) for name in tokens if tokens[name].labels is None}
+        if main:
+            work.hashes["delta"] = delta.save(folder / DELTA_FILE)
+            keep_predictions(cell, folder, tokens, {**fit.logits, **unseen})
+        for watcher in trainer.watchers:
+            watcher.end({**work.counts.as_dict(), cell.task.headline: headline(cell, fit, tokens).value})
+
+
+def identity(cell: Cell, fingerprint: str, hashes: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint must have been made by to be taken up."""
+    state = process_state()
+    return {
+        "cell": [fingerprint, cell.seed, cell.protocol.lr],
+        "data": hashes["data"],
+        "weights": hashes["weights"],
+        "versions": provenance.versions(),
+        "device": [state.device.type, state.num_processes],
+    }
 
 
 def read_rows(cell: Cell) -> dict[str, Split]:
@@ -173,7 +227,9 @@ def watchers(cell: Cell, config: Mapping[str, Any], folder: Path) -> Iterator[li
     with ExitStack() as stack:
         found: list[Watcher] = []
         if process_state().is_main_process:
-            found.append(MetricsFile(stack.enter_context((folder / "metrics.jsonl").open("w", encoding="utf-8"))))
+            path = folder / "metrics.jsonl"
+            path.touch()
+            found.append(MetricsFile(stack.enter_context(path.open("r+", encoding="utf-8"))))
             found += stack.enter_context(bar(f"{cell.task.name} {cell.method.name} seed {cell.seed}", cell.progress))
             found += stack.enter_context(wandb_run(cell, config, folder))
         yield found
@@ -207,7 +263,7 @@ def metrics(cell: Cell, fit: Fit) -> Metrics:
 
 def times(fit: Fit, watch: Stopwatch, started: datetime) -> dict[str, float | str]:
     """Seconds by phase; what is neither training nor evaluation is set-up: reading, tokenising, loading, writing."""
-    total = watch.seconds()
+    total = round(watch.seconds() + fit.earlier_s, 3)
     train, evaluation = round(fit.train_s, 3), round(fit.eval_s, 3)
     return {
         "total_s": total,

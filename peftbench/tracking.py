@@ -13,17 +13,25 @@ from typing import IO, Any
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from peftbench.config import Cell
-from peftbench.train import Evaluation
+from peftbench.fit import Evaluation
 
 
 class MetricsFile:
     """metrics.jsonl: one line per logged training point and per evaluation."""
 
     def __init__(self, file: IO[str]) -> None:
+        """`file` is open for reading and writing: what an interrupted run wrote is kept up to its checkpoint."""
         self._file = file
 
-    def begin(self, steps: int) -> None:
-        """Nothing to write."""
+    def begin(self, steps: int, done: int) -> None:
+        """Drop what was written after the checkpoint: it comes again."""
+        self._file.seek(0)
+        kept = [line for line in self._file if _step_of(line) <= done] if done else []
+        if kept and "evaluation" in kept[-1] and _step_of(kept[-1]) == done:
+            kept.pop()  # the checkpoint was made before it
+        self._file.seek(0)
+        self._file.writelines(kept)
+        self._file.truncate()
 
     def step(self, step: int, facts: Mapping[str, float]) -> None:
         """See `Watcher`."""
@@ -46,9 +54,9 @@ class Bar:
         self._task: TaskID | None = None
         self._headline = ""
 
-    def begin(self, steps: int) -> None:
+    def begin(self, steps: int, done: int) -> None:
         """See `Watcher`."""
-        self._task = self._progress.add_task(self._title, total=steps, note="")
+        self._task = self._progress.add_task(self._title, total=steps, completed=done, note="")
 
     def step(self, step: int, facts: Mapping[str, float]) -> None:
         """See `Watcher`."""
@@ -62,6 +70,13 @@ class Bar:
 
     def end(self, summary: Mapping[str, Any]) -> None:
         """Nothing to show: the bar goes away."""
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # cut off in the middle
 
 
 @contextmanager
@@ -84,7 +99,7 @@ class WandbRun:
     def __init__(self, run: Any) -> None:
         self._run = run
 
-    def begin(self, steps: int) -> None:
+    def begin(self, steps: int, done: int) -> None:
         """Nothing to log."""
 
     def step(self, step: int, facts: Mapping[str, float]) -> None:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,69 +12,19 @@ from accelerate.utils import gather_object, reduce
 from torch import nn
 from torch.nn import functional
 
+from peftbench.checkpoint import Checkpoints
 from peftbench.config import Protocol as TrainingProtocol
 from peftbench.config import TaskSpec
 from peftbench.data.batches import collate, cut, epoch_order, evaluation_order
 from peftbench.data.tokens import Tokens
 from peftbench.device import keep_freed_memory, process_state
 from peftbench.errors import Diverged
+from peftbench.fit import Evaluation, Fit, Watcher
 from peftbench.methods.base import Tuner
 from peftbench.metrics import predict, score
 from peftbench.models import Model
 from peftbench.seeds import stream
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Scores at one moment of training.
-
-    Attributes:
-        step: optimizer steps done.
-        epoch: passes over the training rows done.
-        metrics: every metric of every scored split, in [-1, 1].
-        collapsed: the predictions of a scored split are all the same.
-        chosen_by: the number that selection looks at.
-    """
-
-    step: int
-    epoch: float
-    metrics: dict[str, float]
-    collapsed: bool
-    chosen_by: float
-
-
-@dataclass
-class Fit:
-    """What training left behind: every evaluation, the selected one, its logits, and where the time went."""
-
-    evaluations: list[Evaluation] = field(default_factory=list)
-    selected: int = -1
-    logits: dict[str, np.ndarray] = field(default_factory=dict)
-    steps: int = 0
-    train_s: float = 0.0
-    eval_s: float = 0.0
-    tokens: int = 0
-    padded: int = 0
-
-
-class Watcher(Protocol):
-    """Someone who follows a run: a progress bar, W&B, a log file."""
-
-    def begin(self, steps: int) -> None:
-        """Training begins; it has at most so many optimizer steps."""
-        ...
-
-    def step(self, step: int, facts: Mapping[str, float]) -> None:
-        """Facts about training since the last call: loss, lr, grad_norm, tokens_per_s."""
-        ...
-
-    def evaluation(self, evaluation: Evaluation) -> None:
-        """The model was scored."""
-        ...
-
-    def end(self, summary: Mapping[str, Any]) -> None:
-        """Training ended well; final numbers by name."""
-        ...
+from peftbench.stopping import Stop
 
 
 @dataclass
@@ -86,6 +36,8 @@ class Trainer:
         scored: splits that are scored, by name.
         choosing: name of the metric that selects.
         log_every: optimizer steps between two calls of `Watcher.step`.
+        checkpoints: where the state of training is kept, and taken up from; None: nowhere.
+        stop: whether a signal asks to leave.
     """
 
     model: Model
@@ -98,6 +50,8 @@ class Trainer:
     seed: int
     watchers: Sequence[Watcher] = ()
     log_every: int = 10
+    checkpoints: Checkpoints | None = None
+    stop: Stop = field(default_factory=Stop)
 
     def __post_init__(self) -> None:
         self.state = process_state()
@@ -120,32 +74,84 @@ class Trainer:
             self._evaluate(step=0, epoch=0.0)
             return self.fit
         order = self._order(self.train)
-        optimizer = self.begin(self.protocol.max_steps or self.protocol.epochs * len(order(0)))
-        step, epoch = 0, 0
-        while step < self._total and not self._out_of_patience():
-            batches = order(epoch)
-            for i, rows in enumerate(batches):
-                self.step(step, rows, optimizer)
-                step += 1
-                if step == self._total or self._evaluation_due(step, last=i + 1 == len(batches)):
-                    self._evaluate(step, epoch + (i + 1) / len(batches))
-                if step == self._total or self._out_of_patience():
-                    break
-            epoch += 1
+        self._epoch_steps = len(order(0))
+        kept = None if self.checkpoints is None else self.checkpoints.read()
+        optimizer = self.begin(self.protocol.max_steps or self.protocol.epochs * self._epoch_steps, kept)
+        with self.stop.deferred():
+            self._steps(order, optimizer)
         self._restore_best()
         return self.fit
 
-    def begin(self, total: int) -> torch.optim.Optimizer:
-        """Everything that comes before the first of `total` optimizer steps."""
+    def _steps(self, order: Callable[[int], list[np.ndarray]], optimizer: torch.optim.Optimizer) -> None:
+        """From the first step, or where a checkpoint left off, to the last."""
+        batches = order(self.fit.steps // self._epoch_steps)
+        while True:
+            step = self.fit.steps
+            if self._evaluation_due(step):
+                self._keep(optimizer)
+                self._evaluate(step, step / self._epoch_steps)
+            if step == self._total or self._out_of_patience():
+                return
+            if self.stop.asked or (self.checkpoints and self.checkpoints.due() and self.state.num_processes == 1):
+                self._keep(optimizer)
+                self.stop.check()
+            if step % self._epoch_steps == 0:
+                batches = order(step // self._epoch_steps)
+            self.step(step, batches[step % self._epoch_steps], optimizer)
+
+    def begin(self, total: int, kept: Mapping[str, Any] | None = None) -> torch.optim.Optimizer:
+        """Everything that comes before the first of `total` optimizer steps, or before the next after a checkpoint."""
         self._total = total
-        for watcher in self.watchers:
-            watcher.begin(total)
         dropout = stream(self.seed, "dropout") + self.state.process_index
         torch.manual_seed(dropout)
         self.model.noise.seed(dropout)
         optimizer = self._optimizer()
+        if kept is not None:
+            self._take_up(kept, optimizer)
+        for watcher in self.watchers:
+            watcher.begin(total, self.fit.steps)
         self.tuner.prepare(total, self._passes)
+        if kept is not None:  # what a tuner draws while it prepares was drawn before
+            self.model.noise.load_state_dict(kept["noise"][self.state.process_index])
+            torch.set_rng_state(kept["random"][self.state.process_index])
+            if self.state.device.type == "cuda":
+                torch.cuda.set_rng_state(kept["cuda"][self.state.process_index])
         return optimizer
+
+    def _keep(self, optimizer: torch.optim.Optimizer) -> None:
+        """Write a checkpoint: all that the next step depends on."""
+        if self.checkpoints is None:
+            return
+        on_gpu = self.state.device.type == "cuda"
+        mine = [(self.model.noise.state_dict(), torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None)]
+        everyones = gather_object(mine) if self.state.num_processes > 1 else mine
+        noise, random, cuda = zip(*everyones, strict=True)
+        if not self.state.is_main_process:
+            return
+        self.checkpoints.write(
+            {
+                "parameters": {name: p.detach() for name, p in self.parameters.items()},
+                "optimizer": optimizer.state_dict(),
+                "tuner": self.tuner.state_dict(),
+                "fit": self.fit.state_dict(),
+                "best": self._best,
+                "log": (self._losses, self._logged_at, self._norm, self._seen_tokens),
+                "noise": noise,
+                "random": random,
+                "cuda": cuda,
+            }
+        )
+
+    def _take_up(self, kept: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(kept["parameters"][name])
+        optimizer.load_state_dict(kept["optimizer"])
+        self.tuner.load_state_dict(kept["tuner"])
+        self.fit.load_state_dict(kept["fit"])
+        self._best = kept["best"]
+        losses, self._logged_at, self._norm, self._seen_tokens = kept["log"]
+        self._losses = losses.to(self.state.device)
 
     def _order(self, train: Tokens) -> Callable[[int], list[np.ndarray]]:
         lengths = train.lengths
@@ -260,9 +266,11 @@ class Trainer:
         for watcher in self.watchers:
             watcher.step(step, facts)
 
-    def _evaluation_due(self, step: int, last: bool) -> bool:
-        every = self.protocol.evaluate_every
-        return last if every == "epoch" else step % every == 0
+    def _evaluation_due(self, step: int) -> bool:
+        if step == 0 or (self.fit.evaluations and self.fit.evaluations[-1].step == step):
+            return False
+        every = self._epoch_steps if self.protocol.evaluate_every == "epoch" else self.protocol.evaluate_every
+        return step == self._total or step % every == 0
 
     def _evaluate(self, step: int, epoch: float) -> None:
         started = time.perf_counter()
@@ -318,8 +326,11 @@ class Trainer:
         self.model.module.eval()
         batches = evaluation_order(tokens.lengths, self.protocol.eval_batch_size)
         mine = batches[self.state.process_index :: self.state.num_processes]
+        found = []
         with torch.inference_mode(), self._autocast():
-            found = [(rows, self.model.forward(self._collate(tokens, rows))) for rows in mine]
+            for rows in mine:
+                self.stop.check()
+                found.append((rows, self.model.forward(self._collate(tokens, rows))))
         pieces = [(rows, logits.cpu().numpy()) for rows, logits in found]
         if self.state.num_processes > 1:
             pieces = gather_object(pieces)

@@ -183,6 +183,7 @@ class SelectiveTuner(ParameterTuner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up such a state; the values themselves come with the trainables."""
         self.store.restore(state["ids"])
+        self.store.write_back()
         self._growth = [(int(step), int(count)) for step, count in state["growth"]]
 
     def _ages(self) -> torch.Tensor:

@@ -126,6 +126,15 @@ class StrataTuner(ParameterTuner):
         for part in self._parts:
             part.load_delta({name: tensors[name] for name in part.trainables() if name in tensors})
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state of every part."""
+        return {"parts": [part.state_dict() for part in self._parts]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up such a state."""
+        for part, inside in zip(self._parts, state["parts"], strict=True):
+            part.load_state_dict(inside)
+
     def merge(self) -> None:
         """Merge every part."""
         for part in self._parts:

@@ -35,6 +35,7 @@ class EntryAdamW(torch.optim.AdamW):
         (beta1, beta2), lr = group["betas"], group["lr"]
         state = self.state[self._values]
         if not state:
+            state["step"] = torch.zeros(())  # not used here: torch asks for it when a state is loaded
             state["exp_avg"] = torch.zeros_like(self._values)
             state["exp_avg_sq"] = torch.zeros_like(self._values)
         mean, square, age = state["exp_avg"], state["exp_avg_sq"], self._ages().to(gradient.dtype)

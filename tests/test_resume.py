@@ -1,0 +1,166 @@
+"""A run that was stopped goes on where it stopped and ends, bit for bit, as if nothing had happened."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_methods import ROWS
+
+from peftbench import results
+from peftbench.checkpoint import FILE, Checkpoints
+from peftbench.run import Outcome
+from peftbench.stopping import Stopped
+from peftbench.train import Trainer
+
+Run = Callable[..., Outcome]
+Signal = Callable[[int], None]
+
+
+@pytest.fixture
+def signal_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Signal]:
+    """Make the process get a SIGTERM in the middle of a given step (0: of none)."""
+    plain = Trainer.step
+    at = [0]
+
+    def step(self: Trainer, number: int, *rest: Any) -> None:
+        if number == at[0] and at[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        plain(self, number, *rest)
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+    def set_to(number: int) -> None:
+        at[0] = number
+
+    yield set_to
+
+
+def what_is_left(outcome: Outcome) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The record without what is measured and what says where it lies, and every other file's bytes."""
+    folder = outcome.path.parent
+    raw = asdict(results.read(outcome.path))
+    for key in (*results.MEASURED, "overrides", "config"):
+        del raw[key]
+    files = ["delta.safetensors", "predictions/dev.tsv"]
+    assert not list(folder.glob("*checkpoint*"))
+    return raw, {name: (folder / name).read_bytes() for name in files}
+
+
+def losses(outcome: Outcome) -> list[str]:
+    lines = (outcome.path.parent / "metrics.jsonl").read_text().splitlines()
+    return [line.partition('"tokens_per_s"')[0] for line in lines]
+
+
+OTHER = {
+    "best dev, several evaluations": ["method=lora", "protocol.selection=best_dev", "protocol.evaluate_every=2"],
+    "accumulation": ["method=id3", "budget=50", "protocol.accumulation=3"],
+    "several epochs": ["method=bitfit", "protocol.max_steps=null", "protocol.epochs=2"],
+    "patience": ["method=full", "protocol.patience=3", "protocol.evaluate_every=1", "protocol.lr=0.01"],
+}
+
+
+@pytest.mark.parametrize("name", [*ROWS, *OTHER])
+def test_a_stopped_run_ends_as_an_undisturbed_one(
+    name: str, run_tiny: Run, signal_at: Signal, tmp_path: Path
+) -> None:
+    overrides = OTHER.get(name) or list(ROWS[name].overrides)
+    whole = run_tiny(*overrides, f"outputs={tmp_path / 'whole'}")
+    signal_at(3)
+    with pytest.raises(Stopped):
+        run_tiny(*overrides, f"outputs={tmp_path / 'broken'}")
+    assert not list((tmp_path / "broken").rglob("result.json"))
+    assert len(list((tmp_path / "broken").rglob(FILE))) == 1
+    signal_at(0)
+    resumed = run_tiny(*overrides, f"outputs={tmp_path / 'broken'}")
+    assert what_is_left(resumed) == what_is_left(whole)
+    assert losses(resumed) == losses(whole)
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_evaluation(
+    run_tiny: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nobody asks a killed process: what counts is the checkpoint before."""
+    words = ["method=id3", "budget=50", "protocol.evaluate_every=2"]
+    whole = run_tiny(*words, f"outputs={tmp_path / 'whole'}")
+    plain, done = Trainer.step, []
+
+    def step(self: Trainer, number: int, *rest: Any) -> None:
+        done.append(number)
+        if number == 5 and done.count(5) == 1:
+            raise SystemExit  # no handler of ours runs
+        plain(self, number, *rest)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(SystemExit):
+        run_tiny(*words, f"outputs={tmp_path / 'broken'}")
+    resumed = run_tiny(*words, f"outputs={tmp_path / 'broken'}")
+    assert done == [0, 1, 2, 3, 4, 5, 4, 5]
+    assert what_is_left(resumed) == what_is_left(whole)
+    assert losses(resumed) == losses(whole)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_starts_anew(
+    damage: str, run_tiny: Run, signal_at: Signal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run_tiny("method=lora", f"outputs={tmp_path / 'whole'}")
+    signal_at(3)
+    with pytest.raises(Stopped):
+        run_tiny("method=lora", f"outputs={tmp_path / 'broken'}")
+    signal_at(0)
+    (path,) = (tmp_path / "broken").rglob(FILE)
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "flip":
+        content[-100] ^= 1
+    path.write_bytes({"empty": b"", "text": b"not a checkpoint"}.get(damage, bytes(content)))
+    resumed = run_tiny("method=lora", f"outputs={tmp_path / 'broken'}")
+    assert "damaged; the cell starts anew" in capsys.readouterr().err
+    assert [bad.name for bad in path.parent.glob("*.bad*")] == [f"{FILE}.bad1"]
+    (path.parent / f"{FILE}.bad1").unlink()
+    assert what_is_left(resumed) == what_is_left(whole)
+
+
+def test_a_checkpoint_of_other_rows_is_not_taken_up(
+    run_tiny: Run, signal_at: Signal, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signal_at(3)
+    with pytest.raises(Stopped):
+        run_tiny("method=lora")
+    (path,) = tmp_path.rglob(FILE)
+    kept = Checkpoints(path.parent, {"data": "other rows"}, every=60)
+    assert kept.read() is None
+    assert "of another data" in capsys.readouterr().err
+    assert Checkpoints(path.parent, {"data": "other rows"}, every=None).read() is None
+
+
+nested = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner),
+)
+
+
+@given(state=st.dictionaries(st.text(), nested), seed=st.integers(0, 99))
+def test_whatever_is_kept_comes_back(state: dict[str, Any], seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    random = torch.Generator().manual_seed(seed)
+    tensor = torch.randn(3, 2, generator=random).bfloat16()
+    kept = Checkpoints(tmp_path_factory.mktemp("kept"), {"who": seed}, every=60)
+    kept.write({"plain": state, "tensors": [tensor, tensor.t()], "array": tensor.float().numpy(), "empty": tensor[:0]})
+    found = kept.read()
+    assert found is not None
+    assert found["plain"] == state
+    assert torch.equal(found["tensors"][0], tensor)
+    assert torch.equal(found["tensors"][1], tensor.t())
+    assert isinstance(found["array"], np.ndarray)
+    assert found["empty"].shape == (0, 2)
+    kept.remove()
+    assert kept.read() is None
