@@ -1,18 +1,16 @@
 """What each command does. torch is imported by those that need it, when they need it."""
 
-import functools
 import json
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from peftbench import compose, results
+from peftbench import compose
 from peftbench.errors import ConfigError, DataError, near
-from peftbench.files import DELTA_FILE, RECORD_FILE
-from peftbench.study import search
+from peftbench.files import DELTA_FILE
 
 PLURALS = {"models": "model", "tasks": "task", "methods": "method", "protocols": "protocol"}
 PLURALS |= {"budgets": "budget", "trackers": "tracker", "experiments": "experiment", "scopes": "scope"}
@@ -20,100 +18,56 @@ PLURALS |= {"budgets": "budget", "trackers": "tracker", "experiments": "experime
 
 def run(arguments: Sequence[str]) -> int:
     """`peftbench run`: check everything, then let Hydra run one cell or sweep over many."""
-    from hydra import main as hydra_main
     from hydra._internal.utils import get_args_parser
 
     arguments = [compose.longhand(argument) for argument in arguments]
     asked = get_args_parser().parse_args(list(arguments))
-    only_shows = asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion
-    if not only_shows:
-        for overrides in cells_of(asked):
-            compose.cell_from(overrides)
-    codes: list[int] = []
-
-    def task(config: DictConfig) -> None:
-        codes.append(run_cell(config))
-
-    sys.argv = [sys.argv[0], *arguments]
-    hydra_main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, version_base="1.3")(task)()
-    failed = [code for code in codes if code]
-    if len(codes) > 1:
-        print(f"{len(codes)} cells: {len(codes) - len(failed)} done, {len(failed)} failed")
-    return max(failed, default=0)
-
-
-def run_cell(config: DictConfig) -> int:
-    """Run one composed cell, say how it went; returns its exit code. The last line printed is the record's path."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import open_dict
-
-    from peftbench import screen
-    from peftbench.errors import BadInput
-
-    hydra = HydraConfig.get()
-    overrides = list(hydra.overrides.task)
-    with open_dict(config):
-        config.hydra = hydra
-    try:
-        cell = compose.build(config)
-        path = Path(cell.outputs).expanduser() / cell.folder / RECORD_FILE
-        if (record := results.finished(path)) is not None:
-            screen.already_done(record, path)
-            return 0
-        from peftbench.run import run as run_it
-
-        found = None
-        if cell.select.factors is not None:
-            found = search.search(cell, functools.partial(run_try, overrides))
-            screen.searched(found)
-        outcome = run_it(cell, compose.resolved(config), overrides, found)
-    except BadInput as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
-        return error.exit_code
-    screen.summary(outcome.record)
-    print(outcome.path, flush=True)
-    if outcome.error is None:
+    if asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion:
+        hydra_job(arguments)
         return 0
-    return getattr(outcome.error, "exit_code", 1)
+    own = [item for item in asked.overrides if not item.startswith(("hydra.", "hydra/"))]
+    if asked.multirun:
+        return sweep(arguments, own)
+    compose.cell_from(own)
+    return hydra_job(arguments) or 0
 
 
-def run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[results.Record, str]:
-    """One try of a search: find its record, or run it; gives the record and the try's folder."""
-    from peftbench.run import run as run_it
+def sweep(arguments: Sequence[str], overrides: Sequence[str]) -> int:
+    """Run what is left of a sweep; the exit code is 0, or 100 and the number of cells that failed (199 at most)."""
+    from peftbench.study import sweep as study
 
-    config = compose.load([*overrides, *words])
-    cell = compose.build(config)
-    record = results.finished(Path(cell.outputs).expanduser() / cell.folder / RECORD_FILE)
-    if record is None:
-        record = run_it(cell, compose.resolved(config), [*overrides, *words]).record
-    return record, cell.folder
+    rerun = next((item.partition("=")[2] for item in reversed(overrides) if item.startswith("rerun=")), "unfinished")
+    found = study.plan(overrides, rerun)
+    if found.left:
+        study.left[:] = found.left
+        hydra_job(arguments)
+    count = study.tally(found)
+    notes = [
+        f"{count[key]} {text}" for key, text in (("elsewhere", "with another runner"), ("left", "left")) if count[key]
+    ]
+    before = f" ({found.before} of them before)" if found.before else ""
+    print(", ".join([f"{len(found.cells)} cells: {count['done']} done{before}", f"{count['failed']} failed", *notes]))
+    return 100 + min(99, count["failed"]) if count["failed"] else 0
 
 
-def cells_of(asked: Namespace) -> list[list[str]]:
-    """The overrides of every cell that a command line describes: one, or a sweep's."""
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
+def hydra_job(arguments: Sequence[str]) -> int | None:
+    """Hand a command line to Hydra; gives the exit code where it was one cell."""
+    from hydra import main as hydra_main
 
-    if not asked.multirun:
-        return [asked.overrides]
-    parser = OverridesParser.create()
-    problems = []
-    parsed = []
-    for override in asked.overrides:
-        try:
-            parsed.append(parser.parse_override(override))
-        except HydraException:
-            problems.append(f"{override}: not of the form key=value or key=value1,value2")
-    if problems:
-        raise ConfigError(problems)
-    plain = [item.input_line for item in parsed if not item.is_sweep_override()]
-    swept = dict(compose.load([str(line) for line in plain]).hydra.sweeper.params or {})
-    typed = {item.key_or_group for item in parsed}
-    lines = [f"{key}={value}" for key, value in swept.items() if key not in typed]
-    batches = BasicSweeper.split_arguments(parser.parse_overrides(lines) + parsed, max_batch_size=None)
-    return [list(overrides) for batch in batches for overrides in batch]
+    codes: list[int] = []
+    sys.argv = [sys.argv[0], *arguments]
+
+    def task(config: DictConfig) -> int:
+        from hydra.core.hydra_config import HydraConfig
+
+        from peftbench.study.cell import run_cell, with_hydra
+
+        hydra = HydraConfig.get()
+        codes.append(run_cell(with_hydra(config, hydra), list(hydra.overrides.task)))
+        return codes[-1]
+
+    hydra_main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, version_base="1.3")(task)()
+    return codes[-1] if codes else None
 
 
 def count(arguments: Sequence[str]) -> int:

@@ -112,6 +112,7 @@ def build(config: DictConfig) -> Cell:
     _check_top(top, problems)
     if problems:
         raise ConfigError(problems)
+    del top["rerun"]  # says what a sweep runs, not what a cell is
     cell = Cell(**parts, **top, init_sha256=_delta_sha256(top["init_from"]))
     _check_together(cell)
     return cell
@@ -265,7 +266,8 @@ def _layers(value: Any, depth: int, problems: list[str]) -> list[int] | None:
     return sorted(set(layers))
 
 
-TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": bool, "progress": bool}
+TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": bool, "progress": bool, "rerun": str}
+RERUN = ("unfinished", "failed", "all")
 
 
 def _check_top(top: Mapping[str, Any], problems: list[str]) -> None:
@@ -279,6 +281,8 @@ def _check_top(top: Mapping[str, Any], problems: list[str]) -> None:
             problems.append(f"{key}={top[key]}: must be at least 0")
     if isinstance(top.get("study"), str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", top["study"]):
         problems.append(f"study={top['study']}: must be letters, digits, '.', '_' and '-' (it names a folder)")
+    if isinstance(top.get("rerun"), str) and top["rerun"] not in RERUN:
+        problems.append(f"rerun={top['rerun']}: must be one of {', '.join(RERUN)}")
     every = top.get("checkpoint_every")
     if every is not None and (type(every) not in (int, float) or not 0 <= every < math.inf):
         problems.append(f"checkpoint_every={show(every)}: must be a number of seconds, or null")

@@ -1,18 +1,21 @@
 """The record of a run and its store: one typed JSON file, written whole, which is the truth about a cell."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 from peftbench.errors import DataError
-from peftbench.files import RECORD_FILE, write_atomically
+from peftbench.files import RECORD_FILE, set_aside, write_atomically
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, SCHEMA)  # 1 had no digest and is otherwise the same
 MEASURED = ("time", "memory", "throughput")  # the keys in which two equal runs on a CPU may differ
 
 
@@ -113,8 +116,10 @@ class Record:
         return self.search.chosen if self.search else float(self.config["protocol"]["lr"])
 
     def as_json(self) -> str:
-        """Indented JSON; a number that is not finite is written as null."""
-        return json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
+        """Indented JSON; a number that is not finite is written as null. The last key is a digest of the others."""
+        raw = json.loads(json.dumps(_finite(asdict(self)), allow_nan=False))
+        raw["sha256"] = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
+        return json.dumps(raw, indent=1, ensure_ascii=False)
 
 
 def write(record: Record, folder: Path) -> Path:
@@ -131,14 +136,13 @@ def read(path: Path) -> Record:
         DataError: the file is missing, damaged, or of another schema.
     """
     try:
-        raw = json.loads(path.read_bytes())
+        raw = _checked(path.read_bytes())
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable record ({error})") from None
-    if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        found = raw.get("schema") if isinstance(raw, dict) else None
-        raise DataError(f"{path}: a record of schema {found}, this version reads schema {SCHEMA}")
+    if raw.get("schema") not in READABLE:
+        raise DataError(f"{path}: a record of schema {raw.get('schema')}, this version reads schema {SCHEMA}")
     try:
-        return TypeAdapter(Record).validate_python(raw)
+        return _adapter().validate_python(raw)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(step) for step in first["loc"])
@@ -146,14 +150,54 @@ def read(path: Path) -> Record:
 
 
 def finished(path: Path) -> Record | None:
-    """The record at this path, if its run ended well; None where there is none or it is not readable."""
-    if not path.exists():
+    """The record at this path, if its run ended well; one that is not readable is set aside."""
+    if status(path) != "done":
         return None
     try:
-        record = read(path)
-    except DataError:
+        return read(path)
+    except DataError as error:
+        set_aside(path, error.problems[0].removeprefix(f"{path}: "))
         return None
-    return record if record.status == "done" else None
+
+
+def status(path: Path) -> str | None:
+    """How the run of a record ended, read without looking at the rest; None where there is none.
+
+    A damaged record is set aside. One of another schema is left alone and counts as "done": it is never run over.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{path}: not a readable record ({error.strerror})") from None
+    try:
+        raw = _checked(content)
+    except ValueError as error:
+        set_aside(path, f"damaged record ({error})")
+        return None
+    return "done" if raw["schema"] not in READABLE else str(raw.get("status"))
+
+
+def _checked(content: bytes) -> dict[str, Any]:
+    """The record as plain data.
+
+    Raises:
+        ValueError: it is no JSON object, or not the bytes that were written.
+    """
+    raw = json.loads(content)
+    if not isinstance(raw, dict):
+        raise ValueError("not a JSON object")
+    found = raw.pop("sha256", None)
+    if raw.get("schema") != 1:
+        if found != hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest():
+            raise ValueError("its sha256 does not match")
+    return raw
+
+
+@cache
+def _adapter() -> TypeAdapter[Record]:
+    return TypeAdapter(Record)
 
 
 def find(study: Path) -> Iterator[Path]:

@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 Spec = TypeVar("Spec")
 
 
+@cache
+def _adapter(spec: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(spec)
+
+
 def parse(spec: type[Spec], raw: Mapping[str, Any], path: str, problems: list[str]) -> Spec | None:
     """Make a dataclass from a mapping, or add a line to `problems` for each thing that is wrong with it."""
     allowed = [item.name for item in dataclasses.fields(spec)]  # type: ignore[arg-type]
@@ -26,7 +32,8 @@ def parse(spec: type[Spec], raw: Mapping[str, Any], path: str, problems: list[st
     known = {key: value for key, value in raw.items() if key in allowed}
     try:
         # JSON mode takes lists for tuples and is strict about everything else: "8" is no number, true is no 1.
-        return TypeAdapter(spec).validate_json(json.dumps(known), strict=True)
+        found: Spec = _adapter(cast(Any, spec)).validate_json(json.dumps(known), strict=True)
+        return found
     except ValidationError as error:
         problems.extend(_validation_lines(error, known, path))
         return None

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ Signal = Callable[[int], None]
 
 
 @pytest.fixture
-def signal_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Signal]:
+def signal_at(monkeypatch: pytest.MonkeyPatch) -> Signal:
     """Make the process get a SIGTERM in the middle of a given step (0: of none)."""
     plain = Trainer.step
     at = [0]
@@ -40,7 +40,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Signal]:
     def set_to(number: int) -> None:
         at[0] = number
 
-    yield set_to
+    return set_to
 
 
 def what_is_left(outcome: Outcome) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -68,9 +68,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", [*ROWS, *OTHER])
-def test_a_stopped_run_ends_as_an_undisturbed_one(
-    name: str, run_tiny: Run, signal_at: Signal, tmp_path: Path
-) -> None:
+def test_a_stopped_run_ends_as_an_undisturbed_one(name: str, run_tiny: Run, signal_at: Signal, tmp_path: Path) -> None:
     overrides = OTHER.get(name) or list(ROWS[name].overrides)
     whole = run_tiny(*overrides, f"outputs={tmp_path / 'whole'}")
     signal_at(3)
@@ -150,7 +148,9 @@ nested = st.recursive(
 
 
 @given(state=st.dictionaries(st.text(), nested), seed=st.integers(0, 99))
-def test_whatever_is_kept_comes_back(state: dict[str, Any], seed: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_whatever_is_kept_comes_back(
+    state: dict[str, Any], seed: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     random = torch.Generator().manual_seed(seed)
     tensor = torch.randn(3, 2, generator=random).bfloat16()
     kept = Checkpoints(tmp_path_factory.mktemp("kept"), {"who": seed}, every=60)

@@ -1,10 +1,12 @@
 """One cell, end to end: the record, selection, divergence, starting from another run."""
 
+import hashlib
 import itertools
 import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -203,13 +205,21 @@ def test_missing_data_leaves_nothing_behind(run_tiny: Run, tmp_path: Path) -> No
     assert not (tmp_path / "outputs").exists()
 
 
+def signed(raw: dict[str, Any]) -> str:
+    raw.pop("sha256")
+    raw["sha256"] = hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
+    return json.dumps(raw)
+
+
 def test_a_damaged_or_older_record_is_refused_by_name(run_tiny: Run) -> None:
     path = run_tiny().path
     content = path.read_text()
     for damaged, message in (
         (content[: len(content) // 2], "not a readable record"),
-        (content.replace('"schema": 1', '"schema": 0'), "schema 0, this version reads schema 1"),
-        (content.replace('"status": "done"', '"status": "perfect"'), "not a valid record: status"),
+        (content.replace('"schema": 2', '"schema": 0'), "its sha256 does not match"),
+        (content.replace('"done"', '"gone"'), "its sha256 does not match"),
+        (json.dumps({**json.loads(content), "schema": 1, "status": "perfect"}), "not a valid record: status"),
+        (signed({**json.loads(content), "schema": 99}), "a record of schema 99, this version reads schema 2"),
     ):
         path.write_text(damaged)
         with pytest.raises(DataError, match=message):

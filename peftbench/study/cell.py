@@ -1,0 +1,115 @@
+"""One cell of a study: found finished, left to the runner that has it, or run, its learning rate searched first."""
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, open_dict
+
+from peftbench import compose, results, screen
+from peftbench.config import Cell
+from peftbench.errors import BadInput
+from peftbench.files import RECORD_FILE
+from peftbench.study import search
+from peftbench.study.lock import Lock, owner
+
+ELSEWHERE = 75  # exit code of a cell that another runner has; EX_TEMPFAIL of sysexits.h
+
+
+def run_cell(config: DictConfig, overrides: Sequence[str]) -> int:
+    """Run one composed cell, say how it went; returns its exit code. The last line printed is the record's path.
+
+    Args:
+        config: the cell's, Hydra's own part included.
+        overrides: what the user typed.
+    """
+    try:
+        cell = compose.build(config)
+        with Lock(folder_of(cell)) if _rank() == 0 else nullcontext() as lock:
+            if (code := _agreed(functools.partial(_settled, cell, lock, config.rerun == "all"))) is not None:
+                return code
+            return _run(cell, config, overrides)
+    except BadInput as error:
+        for problem in error.problems:
+            print(problem, file=sys.stderr)
+        return error.exit_code
+
+
+def folder_of(cell: Cell) -> Path:
+    """The cell's own folder."""
+    return Path(cell.outputs).expanduser() / cell.folder
+
+
+def record_of(cell: Cell) -> Path:
+    """Where the cell's record is, or will be."""
+    return folder_of(cell) / RECORD_FILE
+
+
+def _settled(cell: Cell, lock: Lock | None, again: bool) -> int | None:
+    """The exit code of a cell that needs no run here, once that is said; None: it needs one."""
+    assert lock is not None
+    if not again and (record := results.finished(record_of(cell))) is not None:
+        screen.already_done(record, record_of(cell))
+        return 0
+    if not lock.held:
+        print(f"{folder_of(cell)}: {owner(lock.path)} is running it")
+        return ELSEWHERE
+    return None
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def _agreed(decide: Callable[[], int | None]) -> int | None:
+    """What the first of several processes that compute one cell together decides."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return decide()
+    from accelerate.utils import broadcast_object_list
+
+    from peftbench.device import process_state
+
+    process_state()
+    decided = [decide() if _rank() == 0 else None]
+    broadcast_object_list(decided)
+    return decided[0]
+
+
+def _run(cell: Cell, config: DictConfig, overrides: Sequence[str]) -> int:
+    from peftbench.run import run
+
+    found = None
+    if cell.select.factors is not None:
+        found = search.search(cell, functools.partial(_run_try, overrides))
+        screen.searched(found)
+    outcome = run(cell, compose.resolved(config), overrides, found)
+    screen.summary(outcome.record)
+    print(outcome.path, flush=True)
+    return 0 if outcome.error is None else getattr(outcome.error, "exit_code", 1)
+
+
+def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[results.Record, str]:
+    """One try of a search: find its record, or run it, or wait for the runner that has it."""
+    from peftbench.run import run
+
+    config = compose.load([*overrides, *words])
+    cell = compose.build(config)
+    while True:
+        with Lock(folder_of(cell)) as lock:
+            if (record := results.finished(record_of(cell))) is not None:
+                return record, cell.folder
+            if lock.held:
+                return run(cell, compose.resolved(config), [*overrides, *words]).record, cell.folder
+        time.sleep(1)
+
+
+def with_hydra(config: DictConfig, hydra: Any) -> DictConfig:
+    """A job's configuration with Hydra's own part, which Hydra hands out apart."""
+    with open_dict(config):
+        config.hydra = hydra
+    return config

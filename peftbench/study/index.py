@@ -1,0 +1,67 @@
+"""What a study consists of: every cell that was asked for, by the words that asked for it."""
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from peftbench import __version__, compose
+from peftbench.files import set_aside, write_atomically
+
+FILE = "study.json"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A cell of a study: its folder under `outputs`, and the overrides that describe it."""
+
+    folder: str
+    overrides: list[str]
+
+
+def key(overrides: Sequence[str]) -> str:
+    """The same for the same words in any order, as long as neither yaml files nor this package change."""
+    return hashlib.sha256("\n".join([_yaml_digest(), *sorted(overrides)]).encode()).hexdigest()[:32]
+
+
+def read(study: Path) -> dict[str, Planned]:
+    """The cells of a study by the key of their words; a damaged file is set aside."""
+    path = study / FILE
+    if not path.exists():
+        return {}
+    try:
+        raw = json.loads(path.read_bytes())
+        return {name: Planned(cell["folder"], list(cell["overrides"])) for name, cell in raw["cells"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        set_aside(path, "not a readable list of a study's cells")
+        return {}
+
+
+def add(study: Path, cells: Mapping[str, Planned]) -> None:
+    """Add cells to a study; runners that start at the same moment lose none."""
+    with _alone(study):
+        known = read(study)
+        if not cells.keys() <= known.keys():
+            every = {name: vars(cell) for name, cell in {**known, **cells}.items()}
+            write_atomically(study / FILE, json.dumps({"cells": every}, ensure_ascii=False).encode())
+
+
+@contextmanager
+def _alone(study: Path) -> Iterator[None]:
+    study.mkdir(parents=True, exist_ok=True)
+    with (study / f".{FILE}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@cache
+def _yaml_digest() -> str:
+    found = hashlib.sha256(__version__.encode())
+    for path in sorted(compose.conf_dir().rglob("*.yaml")):
+        found.update(str(path.relative_to(compose.conf_dir())).encode())
+        found.update(path.read_bytes())
+    return found.hexdigest()

@@ -1,0 +1,134 @@
+"""A sweep: which cells a command line means, which of them are left to run, and how they went."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from peftbench import compose, results
+from peftbench.config import Cell
+from peftbench.errors import ConfigError
+from peftbench.files import RECORD_FILE
+from peftbench.study import index, lock
+from peftbench.study.index import Planned
+
+
+def cells_of(overrides: Sequence[str]) -> list[list[str]]:
+    """The overrides of every cell that a multirun's command line describes, an experiment's own sweep included.
+
+    Raises:
+        ConfigError: an override cannot be read.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    parser = OverridesParser.create()
+    problems, parsed = [], []
+    for override in overrides:
+        try:
+            parsed.append(parser.parse_override(override))
+        except HydraException:
+            problems.append(f"{override}: not of the form key=value or key=value1,value2")
+    if problems:
+        raise ConfigError(problems)
+    plain = [item.input_line for item in parsed if not item.is_sweep_override()]
+    swept = dict(compose.load([str(line) for line in plain]).hydra.sweeper.params or {})
+    typed = {item.key_or_group for item in parsed}
+    lines = [f"{key}={value}" for key, value in swept.items() if key not in typed]
+    try:
+        batches = BasicSweeper.split_arguments(parser.parse_overrides(lines) + parsed, max_batch_size=None)
+    except HydraException as error:
+        raise ConfigError(str(error)) from None
+    return [list(words) for batch in batches for words in batch]
+
+
+left: list[list[str]] = []  # what Hydra's sweeper is to run; Hydra makes it itself, so it cannot be told otherwise
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """The cells of one command line.
+
+    Attributes:
+        outputs: the folder that all studies lie in.
+        cells: folder and overrides of each.
+        left: overrides of those to run now.
+        before: how many were finished before.
+    """
+
+    outputs: Path
+    cells: list[Planned]
+    left: list[list[str]]
+    before: int
+
+
+def plan(overrides: Sequence[str], rerun: str = "unfinished") -> Sweep:
+    """Find every cell of a command line and whether it has to run; the study remembers them.
+
+    Cells that the study knows by the same words are not composed again.
+
+    Raises:
+        ConfigError: a cell is not possible; every problem of every cell is in it.
+    """
+    every = cells_of(overrides)
+    outputs, study = where(every[0])
+    known = index.read(outputs / study)
+    by_key = {index.key(words): words for words in every}
+    new = _compose({name: words for name, words in by_key.items() if name not in known})
+    cells = {name: known[name] if name in known else new[name] for name in by_key}
+    if new:
+        for name in {cell.folder.partition("/")[0] for cell in new.values()}:
+            index.add(outputs / name, {k: cell for k, cell in new.items() if cell.folder.startswith(name + "/")})
+    status = {name: results.status(outputs / cell.folder / RECORD_FILE) for name, cell in cells.items()}
+    left = [by_key[name] for name in cells if wanted(status[name], rerun)]
+    return Sweep(outputs, list(cells.values()), left, before=len(cells) - len(left))
+
+
+def wanted(status: str | None, rerun: str) -> bool:
+    """Whether a cell with a record of this status (None: it has none) is to be run."""
+    if rerun == "all":
+        return True
+    return status in ("failed", "diverged") if rerun == "failed" else status != "done"
+
+
+def where(overrides: Sequence[str]) -> tuple[Path, str]:
+    """The outputs folder and the study that these overrides name."""
+    given = dict(item.partition("=")[::2] for item in overrides)
+    plain = compose.resolved(compose.load([f"{key}={given[key]}" for key in ("outputs", "study") if key in given]))
+    return Path(str(plain["outputs"])).expanduser(), str(plain["study"])
+
+
+def tally(sweep: Sweep) -> dict[str, int]:
+    """How the sweep's cells stand: done, failed (diverged included), with another runner, left."""
+    found = {"done": 0, "failed": 0, "elsewhere": 0, "left": 0}
+    for cell in sweep.cells:
+        status = results.status(sweep.outputs / cell.folder / RECORD_FILE)
+        if status == "done":
+            found["done"] += 1
+        elif lock.alive(sweep.outputs / cell.folder / lock.FILE):
+            found["elsewhere"] += 1
+        else:
+            found["left" if status is None else "failed"] += 1
+    return found
+
+
+def _compose(every: dict[str, list[str]]) -> dict[str, Planned]:
+    """Folder of each cell; cells that differ by their seed alone are composed once."""
+    problems: dict[str, None] = {}
+    cells: dict[tuple[str, ...], Cell | None] = {}
+    found = {}
+    for name, words in every.items():
+        seed = next((word[5:] for word in words if word.startswith("seed=") and word[5:].isdecimal()), None)
+        base = tuple(word for word in words if seed is None or word != f"seed={seed}")
+        if base not in cells:
+            try:
+                cells[base] = compose.cell_from(words)
+            except ConfigError as error:
+                cells[base] = None
+                problems |= dict.fromkeys(error.problems)
+        if (cell := cells[base]) is not None:
+            found[name] = Planned(replace(cell, seed=cell.seed if seed is None else int(seed)).folder, words)
+    if problems:
+        raise ConfigError(list(problems))
+    return found
