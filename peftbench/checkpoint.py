@@ -17,9 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from peftbench.files import set_aside, write_atomically
+from peftbench.files import CHECKPOINT_FILE, set_aside, write_atomically
 
-FILE = "checkpoint.safetensors"
 KEY = "peftbench-checkpoint-1"
 
 
@@ -32,7 +31,7 @@ class Checkpoints:
         identity: JSON-like; a checkpoint of another one is not taken up.
         every: seconds between two of them during training; None: none are written or read.
         """
-        self._path, self._identity, self._every = folder / FILE, dict(identity), every
+        self._path, self._identity, self._every = folder / CHECKPOINT_FILE, dict(identity), every
         self._last = time.monotonic()
 
     def due(self) -> bool:

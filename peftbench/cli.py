@@ -8,6 +8,8 @@ HELP = """peftbench: parameter-efficient fine-tuning methods compared on GLUE
 usage: peftbench COMMAND [...]
 
   run [OVERRIDES]         run one cell; with -m a sweep (a Hydra application: --help, --cfg job, -m work)
+  plan [OVERRIDES]        what a sweep would run, and about how long it would take, before anything starts
+  status STUDY            how a sweep stands: done, running, failed, stopped, missing, time left
   count [OVERRIDES]       how many entries would train, without weights; --json for programs
   list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
   table STUDY             a study's results, one row per method
@@ -19,11 +21,12 @@ examples:
   peftbench run -m study=pilot method=full,lora task=rte,mrpc seed=0,1,2
   peftbench count model=bert_large_cased method=lora method.rank=64
 
-exit codes: 0 done, 1 a run failed, 2 wrong configuration, 3 wrong or missing data or weights, 4 training diverged
+exit codes: 0 done, 1 a run failed, 2 wrong configuration, 3 wrong or missing data or weights, 4 training diverged,
+            75 another runner has the cell, 100 + n: n cells of a sweep failed, 130 and 143 stopped by a signal
 shell completion: eval "$(peftbench run -sc install=bash)"
 """
 
-COMMANDS = ("run", "count", "list", "table", "export")
+COMMANDS = ("run", "plan", "status", "count", "list", "table", "export")
 
 
 def main() -> None:
@@ -59,6 +62,11 @@ def main() -> None:
         code = error.exit_code
     except KeyboardInterrupt:
         code = 130
+    except BaseException as stopped:  # `Stopped`, whose module a --help need not import
+        if not hasattr(stopped, "exit_code"):
+            raise
+        print(f"{stopped}; the same command goes on from here", file=sys.stderr)
+        code = int(stopped.exit_code)
     except BrokenPipeError:  # whoever read our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0

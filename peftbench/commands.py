@@ -36,8 +36,7 @@ def sweep(arguments: Sequence[str], overrides: Sequence[str]) -> int:
     """Run what is left of a sweep; the exit code is 0, or 100 and the number of cells that failed (199 at most)."""
     from peftbench.study import sweep as study
 
-    rerun = next((item.partition("=")[2] for item in reversed(overrides) if item.startswith("rerun=")), "unfinished")
-    found = study.plan(overrides, rerun)
+    found = study.plan(overrides, _rerun(overrides))
     if found.left:
         study.left[:] = found.left
         hydra_job(arguments)
@@ -110,6 +109,37 @@ def table(arguments: Sequence[str]) -> int:
     return 0
 
 
+def status(arguments: Sequence[str]) -> int:
+    """`peftbench status STUDY`: done, running, failed, stopped and missing cells, time left, how to run failures."""
+    parser = ArgumentParser(prog="peftbench status")
+    parser.add_argument("study", help="name of the study, a folder under the outputs")
+    parser.add_argument("--outputs", default="outputs", help="where the records lie")
+    asked = parser.parse_args(arguments)
+    from peftbench import screen
+    from peftbench.study import status as study
+
+    cells = study.of(Path(asked.outputs).expanduser(), asked.study)
+    screen.status(asked.study, cells, study.count(cells), study.seconds_left(cells))
+    return 0
+
+
+def plan(arguments: Sequence[str]) -> int:
+    """`peftbench plan OVERRIDES`: the cells that `run -m` with these overrides would run, and what they would take."""
+    from peftbench import screen
+    from peftbench.study import status as study
+    from peftbench.study import sweep
+
+    rerun, overrides = _rerun(arguments), [compose.longhand(argument) for argument in arguments if argument != "-m"]
+    found = sweep.look(overrides, rerun)
+    near_by = [cell for name in found.studies() for cell in study.of_any(found.outputs, name)]
+    screen.plan(found, study.sum_of_guesses(found.folders_left(), study.known_seconds(near_by)))
+    return 0
+
+
+def _rerun(overrides: Sequence[str]) -> str:
+    return next((item.partition("=")[2] for item in reversed(overrides) if item.startswith("rerun=")), "unfinished")
+
+
 def export(arguments: Sequence[str]) -> int:
     """`peftbench export RUN --to DIR`: a LoRA run's adapter and head in PEFT's format."""
     parser = ArgumentParser(prog="peftbench export")
@@ -125,4 +155,12 @@ def export(arguments: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = {"run": run, "count": count, "list": list_words, "table": table, "export": export}
+COMMANDS = {
+    "run": run,
+    "plan": plan,
+    "status": status,
+    "count": count,
+    "list": list_words,
+    "table": table,
+    "export": export,
+}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 RECORD_FILE = "result.json"
 DELTA_FILE = "delta.safetensors"
+CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

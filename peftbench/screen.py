@@ -1,7 +1,8 @@
 """What a person sees on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -9,6 +10,10 @@ from rich.table import Table
 from peftbench.accounting import Counts
 from peftbench.config import Cell
 from peftbench.results import Record, Search
+
+if TYPE_CHECKING:
+    from peftbench.study.status import CellStatus, State
+    from peftbench.study.sweep import Sweep
 
 console = Console(highlight=False)
 
@@ -68,6 +73,37 @@ def counts(cell: Cell, found: Counts) -> None:
     for name, value in {**rows, "model": found.model}.items():
         table.add_row(name, f"{value:,}", f"{value / found.model:.4%}")
     console.print(table)
+
+
+def status(study: str, cells: Sequence["CellStatus"], count: Mapping["State", int], seconds: float | None) -> None:
+    """How a study stands: one line, then a line for every cell that failed, with what runs it again."""
+    parts = [f"{number} {state}" for state, number in count.items() if number or state == "done"]
+    left = "" if seconds is None or not seconds else f"; about {duration(seconds)} left for one runner"
+    console.print(f"{study}: {len(cells)} cells: {', '.join(parts)}{left}", soft_wrap=True)
+    for cell in cells:
+        if cell.state == "failed":
+            console.print(f"failed: {cell.folder}: {cell.reason}", soft_wrap=True, markup=False)
+            console.print(f"  {cell.command}", soft_wrap=True, markup=False)
+        elif cell.state in ("running", "stopped"):
+            console.print(f"{cell.state}: {cell.folder}", soft_wrap=True, markup=False)
+
+
+def plan(sweep: "Sweep", seconds: float | None) -> None:
+    """What a sweep would run."""
+    for folder in sweep.folders_left():
+        print(folder)
+    cost = "nothing is known about their time yet" if seconds is None else f"about {duration(seconds)} for one runner"
+    print(
+        f"{len(sweep.cells)} cells: {sweep.before} need no run, {len(sweep.left)} to run"
+        + (f"; {cost}" if sweep.left else "")
+    )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 45 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def words(group: str, found: Mapping[str, str]) -> None:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from test_methods import ROWS
 
 from peftbench import results
-from peftbench.checkpoint import FILE, Checkpoints
+from peftbench.checkpoint import Checkpoints
+from peftbench.files import CHECKPOINT_FILE as FILE
 from peftbench.run import Outcome
 from peftbench.stopping import Stopped
 from peftbench.train import Trainer

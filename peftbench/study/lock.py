@@ -103,7 +103,8 @@ def alive(path: Path) -> bool:
     if not owner:
         return path.exists() and time.time() - path.stat().st_mtime < DEAD
     if owner.get("host") == socket.gethostname():
-        return _started(int(owner["pid"])) == owner.get("started")
+        started = _started(int(owner["pid"]))
+        return started is not None and started == owner.get("started")
     try:
         return time.time() - path.stat().st_mtime < DEAD
     except OSError:

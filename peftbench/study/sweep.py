@@ -62,14 +62,34 @@ class Sweep:
     left: list[list[str]]
     before: int
 
+    def studies(self) -> list[str]:
+        """The studies that the cells belong to."""
+        return sorted({cell.folder.partition("/")[0] for cell in self.cells})
+
+    def folders_left(self) -> list[str]:
+        """The folders of the cells to run."""
+        left = {tuple(words) for words in self.left}
+        return [cell.folder for cell in self.cells if tuple(cell.overrides) in left]
+
 
 def plan(overrides: Sequence[str], rerun: str = "unfinished") -> Sweep:
     """Find every cell of a command line and whether it has to run; the study remembers them.
 
-    Cells that the study knows by the same words are not composed again.
-
     Raises:
         ConfigError: a cell is not possible; every problem of every cell is in it.
+    """
+    found = look(overrides, rerun)
+    for study in found.studies():
+        cells = [cell for cell in found.cells if cell.folder.startswith(f"{study}/")]
+        index.add(found.outputs / study, {index.key(cell.overrides): cell for cell in cells})
+    return found
+
+
+def look(overrides: Sequence[str], rerun: str = "unfinished") -> Sweep:
+    """The same, and nothing is written. Cells that the study knows by the same words are not composed again.
+
+    Raises:
+        ConfigError: as `plan`.
     """
     every = cells_of(overrides)
     outputs, study = where(every[0])
@@ -77,9 +97,6 @@ def plan(overrides: Sequence[str], rerun: str = "unfinished") -> Sweep:
     by_key = {index.key(words): words for words in every}
     new = _compose({name: words for name, words in by_key.items() if name not in known})
     cells = {name: known[name] if name in known else new[name] for name in by_key}
-    if new:
-        for name in {cell.folder.partition("/")[0] for cell in new.values()}:
-            index.add(outputs / name, {k: cell for k, cell in new.items() if cell.folder.startswith(name + "/")})
     status = {name: results.status(outputs / cell.folder / RECORD_FILE) for name, cell in cells.items()}
     left = [by_key[name] for name in cells if wanted(status[name], rerun)]
     return Sweep(outputs, list(cells.values()), left, before=len(cells) - len(left))

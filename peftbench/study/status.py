@@ -1,0 +1,124 @@
+"""How a study stands, and what a sweep would cost, by what records say. No torch, no Hydra."""
+
+import json
+import shlex
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from peftbench import results
+from peftbench.errors import ConfigError, near
+from peftbench.files import CHECKPOINT_FILE, RECORD_FILE
+from peftbench.study import index, lock
+
+State = Literal["done", "running", "failed", "stopped", "missing"]
+STATES: tuple[State, ...] = ("done", "running", "failed", "stopped", "missing")
+
+
+@dataclass(frozen=True)
+class CellStatus:
+    """One cell of a study.
+
+    Attributes:
+        folder: under `outputs`.
+        state: done; running (a living runner holds it); failed (diverged included); stopped (it goes on from a
+            checkpoint); missing (nothing is there yet).
+        seconds: what it took, where it is done.
+        reason: the last line of its error, where it failed.
+        command: what runs it by itself.
+    """
+
+    folder: str
+    state: State
+    seconds: float | None
+    reason: str | None
+    command: str
+
+
+def of(outputs: Path, study: str) -> list[CellStatus]:
+    """Every cell of a study, in the order in which the cells were asked for.
+
+    Raises:
+        ConfigError: there is no such study.
+    """
+    if not (outputs / study).is_dir():
+        known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
+        raise ConfigError(f"study {study}: there is none under {outputs}; {near(study, known)}")
+    cells = {cell.folder: cell.overrides for cell in index.read(outputs / study).values()}
+    for path in (outputs / study).glob("*/*/.hydra/overrides.yaml"):  # cells that ran by themselves
+        if (folder := str(path.parent.parent.relative_to(outputs))) not in cells:
+            cells[folder] = list(yaml.safe_load(path.read_text(encoding="utf-8")))
+    for path in results.find(outputs / study):
+        cells.setdefault(str(path.parent.relative_to(outputs)), [])
+    return [_status(outputs, folder, overrides) for folder, overrides in cells.items()]
+
+
+def of_any(outputs: Path, study: str) -> list[CellStatus]:
+    """The same, empty where there is no such study yet."""
+    return of(outputs, study) if (outputs / study).is_dir() else []
+
+
+def _status(outputs: Path, folder: str, overrides: Sequence[str]) -> CellStatus:
+    path = outputs / folder / RECORD_FILE
+    found = results.status(path)
+    if found == "done":
+        return CellStatus(folder, "done", _seconds(path), None, command(overrides))
+    if lock.alive(path.with_name(lock.FILE)):
+        return CellStatus(folder, "running", None, None, command(overrides))
+    if found is not None:
+        raw = json.loads(path.read_bytes())
+        reason = (raw.get("error") or "no reason given").strip().splitlines()[-1]
+        return CellStatus(folder, "failed", None, f"{found}: {reason}", command(overrides or raw.get("overrides", [])))
+    stopped = path.with_name(CHECKPOINT_FILE).exists()
+    return CellStatus(folder, "stopped" if stopped else "missing", None, None, command(overrides))
+
+
+def command(overrides: Sequence[str]) -> str:
+    """The command line that runs one cell."""
+    return shlex.join(["peftbench", "run", *overrides])
+
+
+def count(cells: Iterable[CellStatus]) -> dict[State, int]:
+    """How many cells are in each state."""
+    found: dict[State, int] = dict.fromkeys(STATES, 0)
+    for cell in cells:
+        found[cell.state] += 1
+    return found
+
+
+def seconds_left(cells: Sequence[CellStatus]) -> float | None:
+    """Seconds that what is not done would take one runner: per method and task the median
+    of what is done, else of all."""
+    return sum_of_guesses([cell.folder for cell in cells if cell.state != "done"], known_seconds(cells))
+
+
+def known_seconds(cells: Iterable[CellStatus]) -> dict[str, list[float]]:
+    """What finished cells took, by their folder without the seed."""
+    known: dict[str, list[float]] = {}
+    for cell in cells:
+        if cell.seconds is not None:
+            known.setdefault(_kind(cell.folder), []).append(cell.seconds)
+    return known
+
+
+def sum_of_guesses(folders: Sequence[str], known: Mapping[str, Sequence[float]]) -> float | None:
+    """Seconds for so many cells by what others took; None where nothing is known."""
+    every = [value for values in known.values() for value in values]
+    if not every:
+        return None if folders else 0.0
+    return sum(statistics.median(known.get(_kind(folder)) or every) for folder in folders)
+
+
+def _kind(folder: str) -> str:
+    """Task, method, model and fingerprint of a folder study/words-fingerprint/seedN."""
+    return folder.split("/")[1] if folder.count("/") >= 2 else folder
+
+
+def _seconds(path: Path) -> float | None:
+    raw: dict[str, Any] = json.loads(path.read_bytes())
+    value = raw.get("time", {}).get("total_s")
+    return float(value) if isinstance(value, (int, float)) else None

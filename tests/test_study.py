@@ -1,0 +1,138 @@
+"""Sweeps as a person runs them: what is skipped, what is taken up again, what status and plan say."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from test_cli import PYTHON, call
+
+from peftbench import results
+from peftbench.study import status
+
+STUDY = ["-m", *TINY, "study=pilot", "method=bitfit,head", "seed=0,1"]
+
+
+def records(where: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(where)): path.read_bytes() for path in results.find(where / "outputs" / "pilot")}
+
+
+def test_a_finished_sweep_is_skipped_without_torch_and_runs_again_only_when_asked(tmp_path: Path) -> None:
+    planned = call("plan", *STUDY, cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    assert "4 cells: 0 need no run, 4 to run; nothing is known about their time yet" in planned.stdout
+    assert not (tmp_path / "outputs").exists(), "plan writes nothing"
+    first = call("run", *STUDY, cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    before = records(tmp_path)
+    code = (
+        "import sys\n"
+        f"sys.argv = ['peftbench', 'run', *{STUDY!r}]\n"
+        "from peftbench.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert ended.code == 0, ended.code\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    again = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.strip() == "4 cells: 4 done (4 of them before), 0 failed"
+    assert records(tmp_path) == before
+    planned = call("plan", *STUDY, "task=sst2,stsb", cwd=tmp_path)
+    assert "8 cells: 4 need no run, 4 to run; about" in planned.stdout
+    anew = call("run", *STUDY, "method=head", "seed=0", "rerun=all", cwd=tmp_path)
+    assert anew.returncode == 0
+    changed = [name for name, content in records(tmp_path).items() if before[name] != content]
+    assert len(changed) == 1
+
+
+def test_a_cell_in_a_sweep_is_the_cell_alone(tmp_path: Path) -> None:
+    assert (
+        call("run", "-m", *TINY, "study=pilot", "method=lora,id3", "budget.like=bitfit", cwd=tmp_path).returncode == 0
+    )
+    alone = call("run", *TINY, "study=pilot", "method=id3", "budget.like=bitfit", "outputs=alone", cwd=tmp_path)
+    assert alone.returncode == 0
+
+    def left(where: str) -> list[bytes]:
+        (folder,) = (tmp_path / where / "pilot").glob("*-id3-*/seed0")
+        raw = json.loads((folder / "result.json").read_bytes())
+        for key in (*results.MEASURED, "overrides", "config", "sha256"):
+            del raw[key]
+        return [json.dumps(raw).encode(), (folder / "delta.safetensors").read_bytes()]
+
+    assert left("outputs") == left("alone")
+
+
+def test_status_says_how_every_cell_stands_and_failed_ones_are_taken_up_again(tmp_path: Path) -> None:
+    words = ["-m", *TINY, "study=pilot", "method=full", "protocol.clip=null", "protocol.schedule=constant"]
+    sweep = call("run", *words, "protocol.lr=1e30,1e-4", "seed=0,1", cwd=tmp_path)
+    assert sweep.returncode == 102, sweep.stderr
+    shown = call("status", "pilot", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("pilot: 4 cells: 2 done, 2 failed")
+    lines = shown.stdout.splitlines()
+    failed = [i for i, line in enumerate(lines) if line.startswith("failed: pilot/")]
+    assert len(failed) == 2
+    assert all("diverged: peftbench.errors.Diverged: the training loss is" in lines[i] for i in failed)
+    for i in failed:  # the command that is shown does run the cell
+        again = subprocess.run(
+            [*PYTHON, *lines[i + 1].split()[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        )
+        assert again.returncode == 4
+    kept = call("run", *words, "protocol.lr=1e30,1e-4", "seed=0,1", "rerun=failed", cwd=tmp_path)
+    assert kept.returncode == 102
+    assert "4 cells: 2 done (2 of them before), 2 failed" in kept.stdout
+    one = next(iter((tmp_path / "outputs" / "pilot").glob("*/seed1/result.json")))
+    one.unlink()
+    assert status.count(status.of(tmp_path / "outputs", "pilot"))["missing"] == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+def test_a_damaged_record_is_set_aside_and_its_cell_runs_again(tmp_path: Path, damage: str) -> None:
+    words = [*TINY, "study=pilot", "method=head"]
+    first = call("run", *words, cwd=tmp_path)
+    path = tmp_path / first.stdout.splitlines()[-1]
+    good = path.read_bytes()
+    at = good.index(b'"value": 0.') + 11
+    bad = {"cut": good[:500], "flip": good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :], "empty": b""}[damage]
+    path.write_bytes(bad)
+    again = call("run", *words, cwd=tmp_path)
+    assert again.returncode == 0
+    assert "damaged record" in again.stderr
+    assert path.with_name("result.json.bad1").read_bytes() == bad
+    kept, anew = json.loads(good), json.loads(path.read_bytes())
+    assert (kept["headline"], kept["metrics"], kept["hashes"]) == (anew["headline"], anew["metrics"], anew["hashes"])
+
+
+def test_a_signal_ends_a_sweep_within_seconds_and_the_next_start_goes_on(tmp_path: Path) -> None:
+    words = [*TINY, "study=pilot", "method=lora", "protocol.max_steps=4000", "tracker.log_every=1"]
+    running = subprocess.Popen([*PYTHON, "run", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    logs: list[Path] = []
+    while running.poll() is None and not (logs and logs[0].stat().st_size > 200):
+        logs = list(tmp_path.rglob("metrics.jsonl"))
+        os.sched_yield()
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=10)
+    assert running.returncode == 143
+    assert "stopped by SIGTERM; the same command goes on from here" in said
+    assert [cell.state for cell in status.of(tmp_path / "outputs", "pilot")] == ["stopped"]
+    (kept,) = tmp_path.rglob("checkpoint.safetensors")
+    assert not (kept.parent / "lock.json").exists()
+    assert not (kept.parent / "result.json").exists()
+
+
+def test_what_status_and_plan_refuse(tmp_path: Path) -> None:
+    (tmp_path / "outputs" / "pilot").mkdir(parents=True)
+    for words, line in (
+        (["status", "pilo"], "did you mean pilot"),
+        (["plan", "method=lara,lora"], "did you mean lora"),
+        (["plan", "method=lora,"], "method=lora,"),
+        (["run", "-m", "rerun=every"], "rerun=every: must be one of"),
+    ):
+        done = call(*words, cwd=tmp_path)
+        assert done.returncode == 2, words
+        assert line in done.stderr
+        assert "Traceback" not in done.stderr
