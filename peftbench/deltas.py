@@ -11,7 +11,7 @@ from peftbench.config import Budget, Cell, MethodSpec, ModelSpec, Scope
 from peftbench.errors import ConfigError, DataError
 from peftbench.files import DELTA_FILE, RECORD_FILE
 from peftbench.methods.base import Delta, Method, Tuner, copy_into
-from peftbench.models import Model, load
+from peftbench.models import Model, file_sha256, load
 from peftbench.results import read
 from peftbench.seeds import drawn_from
 from peftbench.validate import make_method, parse
@@ -74,7 +74,7 @@ def start_from(cell: Cell, model: Model) -> Tuner:
     fresh_head = cell.task.train is not None
     if cell.init_from is None:
         return attach(cell.method, cell.scope, cell.budget, model, cell.seed)
-    delta = Delta.load(Path(cell.init_from) / DELTA_FILE)
+    delta = _own_delta(Path(cell.init_from))
     same = all(
         delta.meta[key] == _plain(asdict(value))
         for key, value in (("method", cell.method), ("scope", cell.scope), ("budget", cell.budget))
@@ -92,13 +92,26 @@ def reload(run: Path) -> tuple[Model, Tuner, Method]:
     Raises:
         DataError: the run's record, delta or weights cannot be read.
     """
-    record, delta = read(run / RECORD_FILE), Delta.load(run / DELTA_FILE)
+    record, delta = read(run / RECORD_FILE), _own_delta(run)
     problems: list[str] = []
     spec = parse(ModelSpec, {"name": record.cell.model, **record.config["model"]}, "model", problems)
     if spec is None:
         raise DataError(f"{run / RECORD_FILE}: {problems[0]}")
     model, _ = load(spec, int(delta.meta["task"]["labels"]), int(delta.meta["seed"]))
     return model, restore(delta, model), make_method(_method(delta.meta))
+
+
+def _own_delta(run: Path) -> Delta:
+    """The delta in a run's folder.
+
+    Raises:
+        DataError: it cannot be read, or is not the one that the record beside it was made with.
+    """
+    delta = Delta.load(run / DELTA_FILE)
+    record = read(run / RECORD_FILE)
+    if file_sha256(run / DELTA_FILE) != record.hashes.get("delta"):
+        raise DataError(f"{run / DELTA_FILE}: not the delta that {RECORD_FILE} beside it was made with; it is refused")
+    return delta
 
 
 def _put(delta: Delta, tuner: Tuner, model: Model, head: bool) -> None:

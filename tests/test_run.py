@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peftbench import compose, results
+from peftbench import compose, deltas, results
 from peftbench.config import Cell
 from peftbench.errors import DataError, Diverged
 from peftbench.methods.base import Delta
@@ -203,6 +203,15 @@ def test_missing_data_leaves_nothing_behind(run_tiny: Run, tmp_path: Path) -> No
     with pytest.raises(DataError):
         run_tiny("data=folder", f"data.path={tmp_path / 'nowhere'}")
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_delta_with_a_flipped_bit_is_refused(run_tiny: Run) -> None:
+    folder = run_tiny("method=lora").path.parent
+    content = bytearray((folder / "delta.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "delta.safetensors").write_bytes(bytes(content))
+    with pytest.raises(DataError, match="not the delta that result.json beside it was made with"):
+        deltas.reload(folder)
 
 
 def signed(raw: dict[str, Any]) -> str:

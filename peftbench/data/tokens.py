@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from peftbench.config import ModelSpec
 from peftbench.data.sources import Split
-from peftbench.files import write_atomically
+from peftbench.files import set_aside, write_atomically
 
-VERSION = "1"  # raised when the layout of the cached file changes
+VERSION = "2"  # raised when the layout of the cached file changes
+KEY = "sha256"
 
 
 class Tokenizer(Protocol):
@@ -114,7 +115,7 @@ def tokenizer_for(spec: ModelSpec, folder: Path | None) -> Tokenizer:
 def tokenize(split: Split, tokenizer: Tokenizer, max_length: int, cache: Path) -> Tokens:
     """The split's token ids, from the cache where the same text was tokenised before.
 
-    A damaged cache file is never trusted: it is written anew.
+    A damaged cache file is never trusted: it is set aside and written anew.
     """
     key = hashlib.sha256(f"{VERSION}:{split.sha256}:{tokenizer.sha256}:{max_length}".encode()).hexdigest()
     path = cache / "tokens" / f"{key[:32]}.safetensors"
@@ -127,14 +128,29 @@ def tokenize(split: Split, tokenizer: Tokenizer, max_length: int, cache: Path) -
             "starts": np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
             "first": np.asarray(first, dtype=np.int32),
         }
-        write_atomically(path, save(found))
+        write_atomically(path, save(found, metadata={KEY: _digest(found)}))
     return Tokens(split.name, found["ids"], found["starts"], found["first"], split.labels, tokenizer.pad_id)
 
 
 def _read(path: Path, rows: int) -> dict[str, np.ndarray] | None:
-    try:
-        found = load_file(path)
-        whole = len(found["first"]) == rows and found["starts"][-1] == len(found["ids"])
-    except (OSError, SafetensorError, KeyError, IndexError):
+    if not path.exists():
         return None
-    return found if whole else None
+    try:
+        with safe_open(path, "np") as file:
+            digest = (file.metadata() or {}).get(KEY)
+            found = {name: file.get_tensor(name) for name in ("ids", "starts", "first")}
+        whole = digest == _digest(found) and len(found["first"]) == rows
+    except (OSError, SafetensorError):
+        whole = False
+    if not whole:
+        set_aside(path, "damaged; the text is tokenised anew")
+        return None
+    return found
+
+
+def _digest(arrays: dict[str, np.ndarray]) -> str:
+    found = hashlib.sha256()
+    for name in sorted(arrays):
+        found.update(f"{name}:{arrays[name].dtype}:{arrays[name].shape}".encode())
+        found.update(arrays[name].tobytes())
+    return found.hexdigest()
