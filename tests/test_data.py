@@ -188,11 +188,13 @@ def test_a_damaged_cache_is_not_trusted(tmp_path: Path) -> None:
     good = tokens.tokenize(split, tokenizer, 16, tmp_path)
     (file,) = (tmp_path / "tokens").iterdir()
     content = file.read_bytes()
-    for damaged in (b"", content[: len(content) // 2], b"\0" * len(content)):
+    flipped = content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+    for damaged in (b"", content[: len(content) // 2], b"\0" * len(content), flipped):
         file.write_bytes(damaged)
         again = tokens.tokenize(split, tokenizer, 16, tmp_path)
         np.testing.assert_array_equal(again.ids, good.ids)
-    assert tokenizer.asked == 4
+    assert tokenizer.asked == 5
+    assert len(list((tmp_path / "tokens").glob("*.bad*"))) == 4
 
 
 def test_the_backbones_own_tokenizer(tmp_path: Path) -> None:
