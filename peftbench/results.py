@@ -58,7 +58,7 @@ class Search:
     """How the learning rate was chosen.
 
     Attributes:
-        chosen: the learning rate with the best score; of equal ones the smallest.
+        chosen: the learning rate with the best score; of equal ones that nearest to protocol.lr.
         rows: where the tries were scored: held_out or dev.
         scores: score of every learning rate tried; None where that try failed or diverged.
         folders: the tries' folders under `outputs`.

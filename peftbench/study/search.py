@@ -45,7 +45,7 @@ def search(cell: Cell, run_try: Callable[[list[str]], tuple[Record, str]]) -> Se
     if not known:
         raise ConfigError(f"select: none of the learning rates {[rate for rate, _, _ in found]} has a score")
     return Search(
-        chosen=max(known, key=lambda rate: (known[rate], -rate)),
+        chosen=max(known, key=lambda rate: (known[rate], -abs(math.log(rate / cell.protocol.lr)))),
         rows=cell.select.rows,
         scores={f"{rate:g}": value for rate, value in scores.items()},
         folders=[folder for _, _, folder in found],
