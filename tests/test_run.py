@@ -210,7 +210,7 @@ def test_a_delta_with_a_flipped_bit_is_refused(run_tiny: Run) -> None:
     content = bytearray((folder / "delta.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / "delta.safetensors").write_bytes(bytes(content))
-    with pytest.raises(DataError, match="not the delta that .* beside it was made with"):
+    with pytest.raises(DataError, match="not the delta that"):
         deltas.reload(folder)
 
 
