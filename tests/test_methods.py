@@ -205,7 +205,7 @@ def stripped(outcome: Outcome) -> dict[str, object]:
     from peftbench.results import MEASURED
 
     record = json.loads(outcome.record.as_json())
-    for key in (*MEASURED, "overrides"):
+    for key in (*MEASURED, "overrides", "sha256"):
         del record[key]
     record["config"].pop("outputs")
     record["losses"] = losses_of(outcome)
