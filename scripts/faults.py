@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from peftbench import results
@@ -32,6 +32,7 @@ SWEEP = [
 ]  # fmt: skip
 CELLS = 6
 QUIET = "tracker=none"
+PLAIN = (sys.executable, "-m", "peftbench")
 
 # What a process runs whose training is to go wrong: the command itself, with one function replaced.
 WRAPPER = """
@@ -90,25 +91,31 @@ class Driver:
             raise SystemExit("the undisturbed sweep did not finish")
 
     def start(
-        self, name: str, *words: str, command: list[str] | None = None, **options: object
+        self,
+        name: str,
+        *words: str,
+        command: Sequence[str] = PLAIN,
+        environment: Mapping[str, str] | None = None,
+        first: Callable[[], None] | None = None,
     ) -> subprocess.Popen[str]:
-        """The sweep in a process group of its own, writing into a folder of this name."""
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PEFTBENCH_CACHE": str(self.work / name / "cache")}
-        environment |= {str(k): str(v) for k, v in options.pop("environment", {}).items()}  # type: ignore[attr-defined]
-        line = [
-            *(command or [sys.executable, "-m", "peftbench"]),
-            *SWEEP,
-            f"outputs={self.work / name}",
-            *(words or [QUIET]),
-        ]
+        """The sweep in a process group of its own, writing into a folder of this name; `first` is called in it."""
+        variables = {**os.environ, "HF_HUB_OFFLINE": "1", "PEFTBENCH_CACHE": str(self.work / name / "cache")}
+        line = [*command, *SWEEP, f"outputs={self.work / name}", *(words or [QUIET])]
         return subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-            env=environment, **options,  # type: ignore[call-overload]
+            env=variables | dict(environment or {}), preexec_fn=first,
         )  # fmt: skip
 
-    def run(self, name: str, *words: str, **options: object) -> tuple[int, str]:
+    def run(
+        self,
+        name: str,
+        *words: str,
+        command: Sequence[str] = PLAIN,
+        environment: Mapping[str, str] | None = None,
+        first: Callable[[], None] | None = None,
+    ) -> tuple[int, str]:
         """The sweep to its end; exit code and screen."""
-        process = self.start(name, *words, **options)  # type: ignore[arg-type]
+        process = self.start(name, *words, command=command, environment=environment, first=first)
         screen, _ = process.communicate(timeout=600)
         return process.returncode, screen
 
@@ -223,7 +230,7 @@ class Driver:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
         size = self.random.choice([0, 100, 3000, 20_000])
-        self.run("full", preexec_fn=limit)
+        self.run("full", first=limit)
         finished = self.records("full") if (self.work / "full").exists() else {}
         self.recover("no room for files", "full", finished)
 
