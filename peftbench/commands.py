@@ -36,10 +36,11 @@ def sweep(arguments: Sequence[str], overrides: Sequence[str]) -> int:
     """Run what is left of a sweep; the exit code is 0, or 100 and the number of cells that failed (199 at most)."""
     from peftbench.study import sweep as study
 
+    _check_launcher(arguments)
     found = study.plan(overrides, _rerun(overrides))
     if found.left:
         study.left[:] = found.left
-        hydra_job(arguments)
+        _launch(arguments)
     count = study.tally(found)
     notes = [
         f"{count[key]} {text}" for key, text in (("elsewhere", "with another runner"), ("left", "left")) if count[key]
@@ -47,6 +48,33 @@ def sweep(arguments: Sequence[str], overrides: Sequence[str]) -> int:
     before = f" ({found.before} of them before)" if found.before else ""
     print(", ".join([f"{len(found.cells)} cells: {count['done']} done{before}", f"{count['failed']} failed", *notes]))
     return 100 + min(99, count["failed"]) if count["failed"] else 0
+
+
+def _check_launcher(arguments: Sequence[str]) -> None:
+    """Refuse a launcher that is not there, before anything runs.
+
+    Raises:
+        ConfigError: it is unknown, or its plugin is not installed.
+    """
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # registers those that are installed
+    known = {name.removesuffix(".yaml") for name in ConfigStore.instance().list("hydra/launcher")}
+    ours = {path.stem: path.read_text() for path in (compose.conf_dir() / "hydra" / "launcher").glob("*.yaml")}
+    for word in (item.partition("=")[2] for item in arguments if item.startswith("hydra/launcher=")):
+        if word not in known | set(ours):
+            raise ConfigError(f"hydra/launcher={word}: there is none; {near(word, [*known, *ours])}")
+        if word in ours and not known & {"joblib" if word == "joblib" else "submitit_slurm"}:
+            raise ConfigError(f"hydra/launcher={word}: needs a plugin of Hydra; pip install 'peftbench[launchers]'")
+
+
+def _launch(arguments: Sequence[str]) -> None:
+    """Let Hydra run the sweep; a launcher whose own jobs died ends it, and what they had done counts."""
+    try:
+        hydra_job(arguments)
+    except Exception as error:
+        print(f"the launcher gave up: {str(error).strip().splitlines()[0]}", file=sys.stderr)
 
 
 def hydra_job(arguments: Sequence[str]) -> int | None:

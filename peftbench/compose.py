@@ -112,7 +112,8 @@ def build(config: DictConfig) -> Cell:
     _check_top(top, problems)
     if problems:
         raise ConfigError(problems)
-    del top["rerun"]  # says what a sweep runs, not what a cell is
+    for key in OF_THE_RUNNER:
+        del top[key]
     cell = Cell(**parts, **top, init_sha256=_delta_sha256(top["init_from"]))
     _check_together(cell)
     return cell
@@ -267,6 +268,8 @@ def _layers(value: Any, depth: int, problems: list[str]) -> list[int] | None:
 
 
 TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": bool, "progress": bool, "rerun": str}
+TOP |= {"cells_per_gpu": int}
+OF_THE_RUNNER = ("rerun", "cells_per_gpu")  # say how cells are run, not what a cell is
 RERUN = ("unfinished", "failed", "all")
 
 
@@ -277,8 +280,8 @@ def _check_top(top: Mapping[str, Any], problems: list[str]) -> None:
         if type(top.get(key)) is not kind:
             wanted = {int: "a whole number", str: "a text", bool: "true or false"}[kind]
             problems.append(f"{key}={show(top.get(key))}: must be {wanted}")
-        elif kind is int and top[key] < 0:
-            problems.append(f"{key}={top[key]}: must be at least 0")
+        elif kind is int and top[key] < (least := int(key == "cells_per_gpu")):
+            problems.append(f"{key}={top[key]}: must be at least {least}")
     if isinstance(top.get("study"), str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", top["study"]):
         problems.append(f"study={top['study']}: must be letters, digits, '.', '_' and '-' (it names a folder)")
     if isinstance(top.get("rerun"), str) and top["rerun"] not in RERUN:

@@ -162,6 +162,7 @@ class Protocol:
     """Everything but the method that decides a score. Units and sources stand in conf/protocol/default.yaml."""
 
     lr: Positive
+    head_lr: Positive | None = None
     epochs: Count = 5
     max_steps: Count | None = None
     batch_size: Count = 32

@@ -162,17 +162,18 @@ class Trainer:
         return order
 
     def _optimizer(self) -> torch.optim.Optimizer:
-        decayed = [p for name, p in self.parameters.items() if _decays(name)]
-        others = [p for name, p in self.parameters.items() if not _decays(name)]
-        groups: list[dict[str, Any]] = [
-            {"params": decayed, "weight_decay": self.protocol.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
+        head = dict(self.model.head())
+        groups: list[dict[str, Any]] = []
+        for in_head, lr in ((False, self.protocol.lr), (True, self.protocol.head_lr or self.protocol.lr)):
+            for decays, weight_decay in ((True, self.protocol.weight_decay), (False, 0.0)):
+                named = [p for n, p in self.parameters.items() if (n in head, _decays(n)) == (in_head, decays)]
+                groups += [{"params": named, "weight_decay": weight_decay, "lr": lr}] if named else []
+        self._peaks = [group["lr"] for group in groups]
         self._losses = torch.zeros((), device=self.state.device)
         self._since, self._logged_at, self._norm = time.perf_counter(), 0, torch.zeros(())
         self._seen_tokens = 0
         return self.tuner.optimizer(
-            [group for group in groups if group["params"]],
+            groups,
             lr=self.protocol.lr,
             betas=self.protocol.betas,
             eps=self.protocol.eps,
@@ -198,16 +199,16 @@ class Trainer:
         self.tuner.after_backward(step)
         if self.protocol.clip is not None:
             self._norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.protocol.clip)
-        lr = self.protocol.lr * lr_factor(step, self._total, self.protocol.warmup, self.protocol.schedule)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        factor = lr_factor(step, self._total, self.protocol.warmup, self.protocol.schedule)
+        for group, peak in zip(optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
         optimizer.step()
         self.tuner.after_step(step)
         optimizer.zero_grad(set_to_none=True)
         self.fit.steps = step + 1
         self.fit.train_s += time.perf_counter() - started
         if (step + 1) % self.log_every == 0 or step + 1 == self._total:
-            self._log(step + 1, lr)
+            self._log(step + 1, self.protocol.lr * factor)
 
     def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """Summed loss of the rows of a batch: cross entropy, or squared error for a regression."""

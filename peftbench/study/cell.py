@@ -15,7 +15,7 @@ from peftbench import compose, results, screen
 from peftbench.config import Cell
 from peftbench.errors import BadInput
 from peftbench.files import RECORD_FILE
-from peftbench.study import search
+from peftbench.study import gpus, search
 from peftbench.study.lock import Lock, owner
 
 ELSEWHERE = 75  # exit code of a cell that another runner has; EX_TEMPFAIL of sysexits.h
@@ -33,6 +33,7 @@ def run_cell(config: DictConfig, overrides: Sequence[str]) -> int:
         with Lock(folder_of(cell)) if _rank() == 0 else nullcontext() as lock:
             if (code := _agreed(functools.partial(_settled, cell, lock, config.rerun == "all"))) is not None:
                 return code
+            gpus.take_place(config.cells_per_gpu)
             return _run(cell, config, overrides)
     except BadInput as error:
         for problem in error.problems:
