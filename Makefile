@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint install slurm clean
 
 install: $(STAMP)
 
@@ -29,6 +29,12 @@ lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
+
+# A Slurm cluster of this machine alone (as root, on Debian), and a sweep through it with a killed job.
+slurm: $(STAMP)
+	scripts/slurm_one_node.sh start
+	$(BIN)/python scripts/slurm_sweep.py
+	scripts/slurm_one_node.sh stop
 
 clean:
 	rm -rf outputs dist .pytest_cache .mypy_cache .ruff_cache
