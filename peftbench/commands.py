@@ -25,7 +25,8 @@ def run(arguments: Sequence[str]) -> int:
     if asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion:
         hydra_job(arguments)
         return 0
-    own = [item for item in asked.overrides if not item.startswith(("hydra.", "hydra/"))]
+    hydras = ("hydra.", "hydra/")  # of Hydra's own settings only this one says what a cell is
+    own = [item for item in asked.overrides if not item.startswith(hydras) or item.startswith(compose.SEARCHPATH)]
     if asked.multirun:
         return sweep(arguments, own)
     compose.cell_from(own)
@@ -90,7 +91,8 @@ def hydra_job(arguments: Sequence[str]) -> int | None:
         from peftbench.study.cell import run_cell, with_hydra
 
         hydra = HydraConfig.get()
-        codes.append(run_cell(with_hydra(config, hydra), list(hydra.overrides.task)))
+        paths = [item for item in hydra.overrides.hydra if item.startswith(compose.SEARCHPATH)]
+        codes.append(run_cell(with_hydra(config, hydra), [*paths, *hydra.overrides.task]))
         return codes[-1]
 
     hydra_main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, version_base="1.3")(task)()

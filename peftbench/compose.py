@@ -12,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from peftbench.config import (
     Budget,
@@ -30,7 +31,8 @@ from peftbench.files import DELTA_FILE
 from peftbench.validate import check_method, parse, show
 
 CONFIG_NAME = "config"
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, ValueError, TypeError)  # all are bad overrides
+SEARCHPATH = "hydra.searchpath="  # where a user's own yaml files lie
+COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError)  # all are bad overrides
 PARTS = (
     "model",
     "task",
@@ -89,7 +91,8 @@ def cell_from(overrides: Sequence[str]) -> Cell:
     try:
         return build(load(overrides))
     except ConfigError as error:
-        good = [override for override in overrides if override not in _override_problems(overrides)]
+        wrong = _override_problems(overrides)
+        good = [override for override in overrides if override not in wrong]
         if len(good) == len(overrides):
             raise
         # Values are looked at too, so that one mistyped key does not hide a bad number.
@@ -103,6 +106,7 @@ def build(config: DictConfig) -> Cell:
         ConfigError: unknown keys, wrong types, impossible values: one line each.
     """
     choices = {str(key): value for key, value in config.hydra.runtime.choices.items()}
+    _check_method_yaml(config, choices)
     raw = resolved(config)
     if absent := [group for group in PARTS if not isinstance(raw.get(group), dict) or not choices.get(group)]:
         raise ConfigError([f"{group}: must be chosen; {near('', words(group))}" for group in absent])
@@ -117,6 +121,16 @@ def build(config: DictConfig) -> Cell:
     cell = Cell(**parts, **top, init_sha256=_delta_sha256(top["init_from"]))
     _check_together(cell)
     return cell
+
+
+def _check_method_yaml(config: DictConfig, choices: Mapping[str, str]) -> None:
+    """What the yaml of a method must give, or interpolations of others lead nowhere."""
+    if not choices.get("method"):
+        return
+    given = config.get("method")
+    wanted = ("_target_", "default_lr")
+    if absent := [key for key in wanted if not isinstance(given, DictConfig) or key not in given]:
+        raise ConfigError(f"method={choices['method']}: its yaml file does not give {' and '.join(absent)}")
 
 
 def method_named(name: str) -> MethodSpec:
@@ -151,9 +165,10 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
     if choices["budget"] == "none":  # a budget given by its keys is known by them
         given = [f"{value}" if key == "entries" else f"{key}-{value}" for key, value in raw["budget"].items() if value]
         named["budget"]["name"] = "-".join(given) or "none"
+    _check_sizes(raw["model"].get("config"), problems)
     model = parse(ModelSpec, named["model"], "model", problems)
     scope = dict(raw["scope"])
-    if model:
+    if model and not problems:
         scope["layers"] = _layers(scope.get("layers"), model.depth, problems)
     method = {key: value for key, value in raw["method"].items() if key not in ("_target_", "default_lr")}
     target = str(raw["method"].get("_target_"))
@@ -191,8 +206,9 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 def _override_problems(overrides: Sequence[str]) -> dict[str, str]:
     """What is wrong with each override that cannot be applied: group choices first, then keys on top of them."""
     problems: dict[str, str] = {}
-    applied: list[str] = []
-    for override in sorted(overrides, key=lambda item: item.partition("=")[0] not in GROUPS):
+    applied = [item for item in overrides if item.startswith(SEARCHPATH)]
+    others = [item for item in overrides if not item.startswith(SEARCHPATH)]
+    for override in sorted(others, key=lambda item: item.partition("=")[0] not in GROUPS):
         try:
             _compose([*applied, override])
             applied.append(override)
@@ -207,7 +223,9 @@ def _explain(override: str, error: Exception, applied: Sequence[str]) -> str:
     if not equals:
         return f"{override}: not of the form key=value"
     text = str(error)
-    if "Could not find" in text and (conf_dir() / key).is_dir():
+    if isinstance(error, YAMLError):
+        return f"{override}: no valid yaml: {_one_line(error)}"
+    if f"Could not find '{key}/{value}'" in text and (conf_dir() / key).is_dir():
         return f"{override}: there is no {key} called '{value}'; {near(value, words(key))}"
     if "Ambiguous value" in text:
         return f"{override}: several values; a sweep needs -m (peftbench run -m ...)"
@@ -265,6 +283,21 @@ def _layers(value: Any, depth: int, problems: list[str]) -> list[int] | None:
         problems.append(f"scope.layers={show(value)}: outside the backbone, which has layers 0 to {depth - 1}")
         return None
     return sorted(set(layers))
+
+
+SIZES = {"vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads"}
+SIZES |= {"intermediate_size", "dim", "n_layers", "n_heads", "hidden_dim"}  # the last four are DistilBERT's names
+
+
+def _check_sizes(config: Any, problems: list[str]) -> None:
+    """The numbers that a backbone is built from, which transformers takes as they come."""
+    if not isinstance(config, Mapping):
+        return
+    bad = [key for key in config if key in SIZES and (type(config[key]) is not int or config[key] < 1)]
+    problems.extend(f"model.config.{key}={show(config[key])}: must be a whole number, at least 1" for key in bad)
+    for hidden, heads in (("hidden_size", "num_attention_heads"), ("dim", "n_heads")):
+        if not bad and hidden in config and config[hidden] % config[heads]:
+            problems.append(f"model.config.{hidden}={config[hidden]}: not divisible by {heads}={config[heads]}")
 
 
 TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": bool, "progress": bool, "rerun": str}

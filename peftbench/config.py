@@ -98,6 +98,7 @@ class TaskSpec:
     test: tuple[str, ...]
     hub: HubLayout
     folder: FolderLayout
+    score_range: tuple[float, float] | None = None
 
     @property
     def num_labels(self) -> int:
@@ -171,8 +172,8 @@ class Protocol:
     warmup: Share = 0.06
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     betas: tuple[Share, Share] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    eps: Positive = 1e-8
+    clip: Positive | None = 1.0
     max_length: Annotated[int, Field(ge=8)] = 128
     bucketing: bool = True
     precision: Literal["bf16", "fp32"] = "bf16"

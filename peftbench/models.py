@@ -1,5 +1,6 @@
 """Backbone and head: built from config alone or loaded from safetensors, with every parameter's place known."""
 
+import functools
 import hashlib
 import importlib.util
 from collections.abc import Iterable, Iterator, Mapping
@@ -169,7 +170,13 @@ def weights_folder(spec: ModelSpec) -> Path | None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal digits."""
+    """SHA-256 of a file's bytes, as hexadecimal digits; a file that has not changed is read once per process."""
+    stat = path.stat()
+    return _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, *_: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

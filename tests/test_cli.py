@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import TINY
 from safetensors.torch import load_file
 
@@ -202,3 +203,18 @@ def test_two_processes_train_as_one(tmp_path: Path, method: str) -> None:
         torch.testing.assert_close(one[name], two[name], atol=1e-4, rtol=1e-3, msg=name)
     (record,) = (tmp_path / "both").rglob("result.json")
     assert json.loads(record.read_text())["hardware"]["processes"] == 2
+
+
+def test_a_method_of_somebody_elses_yaml_runs_sweeps_and_is_reproduced(tmp_path: Path) -> None:
+    folder = tmp_path / "conf" / "method"
+    folder.mkdir(parents=True)
+    (folder / "mine.yaml").write_text("_target_: peftbench.methods.bitfit.BitFit\ndefault_lr: 1.0e-3\nkinds: [query]\n")
+    words = [*TINY, f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "method=mine"]
+    assert call("run", *words, cwd=tmp_path).returncode == 0
+    (overrides,) = tmp_path.glob("outputs/default/*/seed0/.hydra/overrides.yaml")
+    assert words[-2] in yaml.safe_load(overrides.read_text())
+    sweep = call("run", "-m", *words, "seed=0,1", cwd=tmp_path)
+    assert sweep.stdout.splitlines()[-1] == "2 cells: 2 done (1 of them before), 0 failed"
+    (folder / "mine.yaml").write_text("_target_: peftbench.methods.bitfit.BitFit\ndefault_lr: 1.0e-3\nkinds: [value]\n")
+    sweep = call("run", "-m", *words, "seed=0,1", cwd=tmp_path)
+    assert sweep.stdout.splitlines()[-1] == "2 cells: 2 done, 0 failed"

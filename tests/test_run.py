@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from peftbench import compose, deltas, results
 from peftbench.config import Cell
@@ -271,3 +273,17 @@ def test_minilm_learns_similarity_on_real_glue(glue: Path, run_tiny: Run) -> Non
     ).record  # fmt: skip
     assert record.headline.value is not None
     assert record.headline.value > 0.5  # 0.60; a head on the untouched backbone has about 0.1
+
+
+def test_the_head_may_have_a_learning_rate_of_its_own(run_tiny: Callable[..., Outcome]) -> None:
+    def moved(*words: str) -> dict[str, torch.Tensor]:
+        path = run_tiny("method=bitfit", "protocol.max_steps=1", "protocol.warmup=0", *words).path
+        return load_file(path.with_name("delta.safetensors"))
+
+    plain, faster = moved("protocol.lr=1e-3"), moved("protocol.lr=1e-3", "protocol.head_lr=1e-2")
+    for name in plain:
+        same = torch.equal(plain[name], faster[name])
+        assert same != name.startswith("head."), name
+    # Adam's first step is the learning rate, whatever the gradient; biases of the head start at zero.
+    assert faster["head.classifier.bias"].abs().max().item() == pytest.approx(1e-2, rel=1e-3)
+    assert plain["head.classifier.bias"].abs().max().item() == pytest.approx(1e-3, rel=1e-3)

@@ -49,6 +49,18 @@ def test_the_best_rate_is_chosen_of_equals_the_nearest_and_never_a_failed_one() 
     assert found.seconds == 8.0
 
 
+def test_a_try_that_another_runner_has_is_asked_for_again_after_the_others() -> None:
+    cell = compose.cell_from([*SMALL, "protocol.lr=1e-3", "select.factors=[1,3,10]"])
+    asked: list[str] = []
+
+    def run_try(words: list[str]) -> tuple[results.Record, str] | None:
+        asked.append(words[-1])
+        return None if asked.count("protocol.lr=0.001") == 1 and words[-1] == "protocol.lr=0.001" else (record(0.5), "")
+
+    assert search.search(cell, run_try).chosen == 1e-3
+    assert asked == ["protocol.lr=0.001", "protocol.lr=0.003", "protocol.lr=0.01", "protocol.lr=0.001"]
+
+
 def test_a_sweep_searches_once_and_every_seed_uses_what_was_chosen(tmp_path: Path) -> None:
     words = [*SMALL, "study=pilot", f"outputs={tmp_path}", "select.factors=[0.1,1,10]"]
     done = call("run", "-m", *words, "seed=0,1", cwd=tmp_path)

@@ -155,6 +155,8 @@ def _label(path: Path, number: int, text: str, task: TaskSpec) -> float:
             value = float("nan")
         if not np.isfinite(value):
             raise DataError(f"{path}, line {number}: the score '{text}' is not a number")
+        if task.score_range and not task.score_range[0] <= value <= task.score_range[1]:
+            raise DataError(f"{path}, line {number}: the score {text} is outside {list(task.score_range)}")
         return value
     allowed = task.folder.label_values or task.labels
     if text not in allowed:

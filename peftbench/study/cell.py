@@ -3,7 +3,6 @@
 import functools
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -94,19 +93,18 @@ def _run(cell: Cell, config: DictConfig, overrides: Sequence[str]) -> int:
     return 0 if outcome.error is None else getattr(outcome.error, "exit_code", 1)
 
 
-def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[results.Record, str]:
-    """One try of a search: find its record, or run it, or wait for the runner that has it."""
+def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[results.Record, str] | None:
+    """One try of a search: find its record, or run it; None where another runner has it."""
     from peftbench.run import run
 
     config = compose.load([*overrides, *words])
     cell = compose.build(config)
-    while True:
-        with Lock(folder_of(cell)) as lock:
-            if (record := results.finished(record_of(cell))) is not None:
-                return record, cell.folder
-            if lock.held:
-                return run(cell, compose.resolved(config), [*overrides, *words]).record, cell.folder
-        time.sleep(1)
+    with Lock(folder_of(cell)) as lock:
+        if (record := results.finished(record_of(cell))) is None:
+            if not lock.held:
+                return None
+            record = run(cell, compose.resolved(config), [*overrides, *words]).record
+    return record, cell.folder
 
 
 def with_hydra(config: DictConfig, hydra: Any) -> DictConfig:

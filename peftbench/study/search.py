@@ -1,6 +1,7 @@
 """The learning rate, chosen before a cell runs: the tries are ordinary cells, kept in a study of their own."""
 
 import math
+import time
 from collections.abc import Callable
 
 from peftbench.config import Cell
@@ -29,17 +30,26 @@ def tries(cell: Cell) -> list[list[str]]:
     return [[*fixed, f"protocol.lr={rate}"] for rate in rates(cell)]
 
 
-def search(cell: Cell, run_try: Callable[[list[str]], tuple[Record, str]]) -> Search:
-    """Run every try that has no record yet, and choose.
+def search(cell: Cell, run_try: Callable[[list[str]], tuple[Record, str] | None]) -> Search:
+    """Run every try that has no record yet, and choose. Those that another runner has are waited for at the end.
 
     Args:
         cell: the cell whose learning rate is wanted; `cell.select.factors` is not None.
-        run_try: runs a try by its overrides, or finds its record; gives the record and its folder.
+        run_try: runs a try by its overrides, or finds its record; gives the record and its folder, or None where
+            another runner has it.
 
     Raises:
         ConfigError: no try has a score.
     """
-    found = [(rate, *run_try(words)) for rate, words in zip(rates(cell), tries(cell), strict=True)]
+    left = dict(zip(rates(cell), tries(cell), strict=True))
+    tried: dict[float, tuple[Record, str]] = {}
+    while left:
+        before = len(tried)
+        tried |= {rate: done for rate, words in left.items() if (done := run_try(words)) is not None}
+        left = {rate: words for rate, words in left.items() if rate not in tried}
+        if left and len(tried) == before:
+            time.sleep(1)
+    found = [(rate, *tried[rate]) for rate in rates(cell)]
     scores = {rate: score(record, last=cell.protocol.selection == "last") for rate, record, _ in found}
     known = {rate: value for rate, value in scores.items() if value is not None}
     if not known:

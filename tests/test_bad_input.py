@@ -1,0 +1,239 @@
+"""Over two hundred malformed command lines, yaml files and data files: a line that names it, nothing written."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from peftbench.cli import main
+
+FLOATS = {"lr", "head_lr", "eps"}
+WRONG: dict[str, tuple[str, ...]] = {  # per protocol key, values that it cannot have
+    "lr": ("fast", "0", "-1", "nan", "inf", "null", "[1]", "true", "'1e-3'"),
+    "head_lr": ("fast", "0", "-1", "nan", "inf", "[1]", "true"),
+    "epochs": ("0", "-1", "1.5", "many", "null", "[]"),
+    "max_steps": ("0", "-3", "2.5", "all", "{}"),
+    "batch_size": ("0", "-1", "3.3", "null", "big"),
+    "accumulation": ("0", "-1", "33", "x"),
+    "schedule": ("liner", "null", "3", "[linear]"),
+    "warmup": ("1", "-0.1", "2", "ten", "null"),
+    "weight_decay": ("-1", "inf", "nan", "x", "null"),
+    "betas": ("0.9", "[0.9]", "[1,2]", "[0.9,0.9,0.9]", "null"),
+    "eps": ("0", "-1", "small"),
+    "clip": ("0", "-1", "inf", "x"),
+    "max_length": ("7", "513", "0", "-1", "long", "null"),
+    "bucketing": ("maybe", "2", "null", "[]"),
+    "precision": ("fp16", "bf17", "null", "16"),
+    "evaluate_every": ("0", "-1", "epochs", "null", "1.5"),
+    "patience": ("0", "-1", "x", "0.5"),
+    "selection": ("best", "dev", "null", "1"),
+    "held_out": ("0", "1", "-0.5", "x", "null"),
+    "eval_batch_size": ("0", "-1", "x", "null"),
+}
+LINES: list[tuple[list[str], str]] = [
+    *(([f"protocol.{key}={value}"], f"protocol.{key}") for key, values in WRONG.items() for value in values),
+    *(([f"{group}=nope"], f"{group}=nope") for group in ("model", "task", "data", "method", "scope", "budget")),
+    *(([f"{group}=nope"], f"{group}=nope") for group in ("protocol", "select", "tracker", "experiment")),
+    *(([f"{group}=null"], group) for group in ("model", "task", "data", "method", "scope", "protocol", "tracker")),
+    *(([f"{word}=1"], word) for word in ("sed", "learning_rate", "protocol.lrr", "method.rnak", "a.b.c", "tracker.x")),
+    *(([f"+{word}=1"], word) for word in ("sed", "protocol.lrr", "tracker.x", "scope.x", "model.x", "task.x")),
+    *(([word], word) for word in ("lora", "=", "=lora", "method", "protocol.lr", "-x", "--lr", "1")),
+    *(([f"seed={value}"], "seed") for value in ("-1", "x", "1.5", "null", "[1]", "true", "1e3")),
+    *(([f"study={value}"], "study") for value in ("a/b", "..", "'a b'", "null", "''", "[a]")),
+    *(([f"rerun={value}"], "rerun") for value in ("some", "null", "1")),
+    *(([f"cells_per_gpu={value}"], "cells_per_gpu") for value in ("0", "-1", "x", "1.5")),
+    *(([f"checkpoint_every={value}"], "checkpoint_every") for value in ("-1", "often", "inf", "[]")),
+    *(([f"progress={value}"], "progress") for value in ("3", "perhaps", "null")),
+    *(([f"outputs={value}"], "outputs") for value in ("3", "null", "[a]")),
+    *(([f"init_from={value}"], "init_from") for value in ("/nowhere", "3", "[a]")),
+    *(([f"budget={value}"], "budget") for value in ("0", "-5", "lots", "1.5", "320kk")),
+    *(([f"budget.fraction={value}"], "budget.fraction") for value in ("0", "-1", "1.5", "x")),
+    *(([f"budget.entries={value}"], "budget.entries") for value in ("0", "-1", "x", "2.5")),
+    *(([f"budget.like={value}"], "budget.like") for value in ("nope", "bitfitt", "id3")),
+    (["method=id3", "budget=99999999999"], "budget"),
+    (["method=id3"], "budget"),
+    (["method=full", "budget=1000"], "budget"),
+    (["method=lora", "budget=3"], "budget"),
+    (["budget.entries=5", "budget.fraction=0.1"], "budget"),
+    *(([f"scope.layers={value}"], "scope.layers") for value in ("4-9", "-1", "x", "[]", "5-2", "[0,99]", "1.5")),
+    *(([f"scope.kinds={value}"], "scope.kinds") for value in ("[bias]", "query", "[1]", "{}")),
+    *(([f"method.rank={value}"], "method.rank") for value in ("0", "-1", "x", "1.5", "null")),
+    *(([f"method.dropout={value}"], "method.dropout") for value in ("1", "-0.1", "x")),
+    *(([f"method.kinds={value}"], "method.kinds") for value in ("[valu]", "3", "query")),
+    *(([f"method._target_={value}"], "method._target_") for value in ("os.system", "no.such", "x", "null", "3")),
+    *(([f"data.limit={value}"], "data.limit") for value in ("0", "-1", "x", "1.5")),
+    *(([f"model.weights={value}"], "weights") for value in ("/nowhere", "radnom")),
+    *(([f"model.config.hidden_size={value}"], "hidden_size") for value in ("-1", "x", "0", "null", "7")),
+    *(([f"model.config.num_hidden_layers={value}"], "num_hidden_layers") for value in ("-1", "x", "0", "null", "2.5")),
+    *(([f"task.metrics={value}"], "task") for value in ("[]", "[acc]", "accuracy")),
+    *(([f"select.factors={value}"], "select.factors") for value in ("[]", "[0]", "[-1]", "x", "[a]")),
+    (["select.rows=test"], "select.rows"),
+    (["data=folder"], "data.path"),
+    (["data=folder", "data.path=/nowhere"], "/nowhere"),
+    (["data=folder", "data.path=3"], "data.path"),
+    (["task=cola", "data=sample"], "data=sample"),
+    (["task=ax"], "init_from"),
+    (["protocol.lr=${nope}"], "nope"),
+    (["protocol.lr={a"], "protocol.lr"),
+    (["protocol.lr=[1,"], "protocol.lr"),
+    (["method=lora,full"], "-m"),
+    (["seed=0,1"], "-m"),
+    (["~task"], "task"),
+    (["~protocol.lr"], "protocol.lr"),
+    (["-m", "method=lora,"], "method=lora,"),
+    (["-m", "method=lora,nope"], "nope"),
+    (["-m", "seed=range(3"], "seed=range(3"),
+    (["-m", "protocol.lr=1e-3,fast"], "protocol.lr=fast"),
+    (["-m", "hydra/launcher=cluster"], "hydra/launcher=cluster"),
+]
+COMMANDS: list[tuple[list[str], str]] = [
+    ([], "usage"),
+    (["runn"], "did you mean run"),
+    (["train"], "train: no such command"),
+    (["-x"], "-x"),
+    (["count", "method=nope"], "method=nope"),
+    (["count", "--jsn"], "--jsn"),
+    (["plan", "method=nope,lora"], "nope"),
+    (["plan", "rerun=x"], "rerun"),
+    (["list", "modls"], "did you mean"),
+    (["status"], "study"),
+    (["status", "nope"], "nope"),
+    (["status", "a", "b"], "b"),
+    (["table"], "study"),
+    (["table", "nope"], "nope"),
+    (["table", "nope", "--outputs", "/nowhere"], "/nowhere"),
+    (["table", "nope", "--colour"], "--colour"),
+    (["export"], "run"),
+    (["export", "/nowhere", "--to", "x"], "/nowhere"),
+    (["export", "/nowhere"], "--to"),
+]
+RTE = "index\tsentence1\tsentence2\tlabel\n"
+STSB = "index\tgenre\tsentence1\tsentence2\tscore\n"
+MRPC = "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n"
+FILES: list[tuple[str, str, bytes, str]] = [  # task, folder, train.tsv, what the line must say
+    ("rte", "RTE", b"", "train.tsv"),
+    ("rte", "RTE", b"\n\n\n", "train.tsv"),
+    ("rte", "RTE", RTE.encode(), "no rows"),
+    ("rte", "RTE", b"\xff\xfe\x00", "not UTF-8"),
+    ("rte", "RTE", b"PK\x03\x04\x00\x00\xa0\xa1", "train.tsv"),
+    ("rte", "RTE", b'{"sentence1": "a"}\n', "line 1"),
+    ("rte", "RTE", RTE.replace("\t", ",").encode() + b"0,a,b,entailment\n", "line 1"),
+    ("rte", "RTE", RTE.encode() + b"0\ta\tb\n", "line 2"),
+    ("rte", "RTE", RTE.encode() + b"0\ta\tb\tentailment\n1\ta\tb\tmaybe\n", "line 3"),
+    ("rte", "RTE", RTE.encode() + b"0\ta\tb\tentailment\textra\n", "line 2"),
+    ("rte", "RTE", RTE.encode() + b"0\ta\tb\t1\n", "line 2"),
+    ("rte", "RTE", RTE.encode() + b"0\ta\tb\t\n", "line 2"),
+    ("rte", "RTE", RTE.replace("label", "Label").encode() + b"0\ta\tb\tentailment\n", "'label'"),
+    ("rte", "RTE", RTE.encode() + "0\tä\tb\tentailment\n".encode("latin-1"), "not UTF-8"),
+    ("rte", "RTE", (RTE + "0\ta\tb\tentailment\n").encode("utf-16"), "not UTF-8"),
+    ("stsb", "STS-B", STSB.encode() + b"0\tnews\ta\tb\thigh\n", "line 2"),
+    ("stsb", "STS-B", STSB.encode() + b"0\tnews\ta\tb\tnan\n", "line 2"),
+    ("stsb", "STS-B", STSB.encode() + b"0\tnews\ta\tb\tinf\n", "line 2"),
+    ("stsb", "STS-B", STSB.encode() + b"0\tnews\ta\tb\t3,5\n", "line 2"),
+    ("stsb", "STS-B", STSB.encode() + b"0\tnews\ta\tb\t6.5\n", "line 2"),
+    ("stsb", "STS-B", STSB.encode() + b"0\tnews\ta\t3\n", "line 2"),
+    ("cola", "CoLA", b"gj04\t2\t\tA sentence.\n", "line 1"),
+    ("cola", "CoLA", b"gj04\t1\tA sentence.\n", "line 1"),
+    ("sst2", "SST-2", b"sentence\tlabel\nfine\tgood\n", "line 2"),
+    ("sst2", "SST-2", b"label\nfine\n", "'sentence'"),
+    ("mrpc", "MRPC", MRPC.encode() + b"yes\t1\t2\ta\tb\n", "line 2"),
+    ("qnli", "QNLI", b"index\tquestion\tsentence\tlabel\n0\ta\tb\tneutral\n", "line 2"),
+    ("wnli", "WNLI", b"index\tsentence1\tsentence2\tlabel\n0\ta\tb\tTrue\n", "line 2"),
+]
+YAMLS: list[tuple[str, str]] = [  # a user's own conf/method/mine.yaml, what the line must say
+    ("", "method"),
+    ("rank: 8\n", "_target_"),
+    ("_target_: peftbench.methods.lora.LoRA\n\trank: 8\n", "mine"),
+    ("_target_: peftbench.methods.lora.LoRA\nrank: [8\n", "mine"),
+    ("_target_: peftbench.methods.lora.LoRA\ndefault_lr: 1e-3\nrnak: 8\n", "method.rnak"),
+    ("_target_: peftbench.methods.lora.LoRA\ndefault_lr: x\n", "protocol.lr"),
+    ("_target_: peftbench.methods.lora.LoRA\nrank: 8\n", "default_lr"),
+    ("_target_: mine.Method\ndefault_lr: 1.0e-3\n", "mine.Method"),
+    ("_target_: peftbench.methods.lora\ndefault_lr: 1.0e-3\n", "method._target_"),
+    ("- a\n- b\n", "mine"),
+    ("just words\n", "mine"),
+    ("_target_: peftbench.methods.bitfit.BitFit\ndefault_lr: 1.0e-3\nkinds: [biases]\n", "method.kinds"),
+    ("defaults: [nope]\n_target_: peftbench.methods.bitfit.BitFit\n", "nope"),
+    ("_target_: ${nope}\ndefault_lr: 1.0e-3\n", "nope"),
+    ("_target_: peftbench.methods.bitfit.BitFit\ndefault_lr: -1\nkinds: null\n", "protocol.lr"),
+]
+
+
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Call the command where nothing may be written; gives what it said when it refused."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: str, naming: str) -> str:
+        before = sorted(tmp_path.rglob("*"))
+        monkeypatch.setattr(sys, "argv", ["peftbench", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        assert ended.value.code in (2, 3), (words, out, err)
+        text = err or out
+        assert "Traceback" not in text
+        assert naming in text, text
+        if "usage" not in text:
+            assert len(text.splitlines()) <= 4, text
+        assert sorted(tmp_path.rglob("*")) == before
+        return text
+
+    return call
+
+
+@pytest.mark.parametrize(("words", "naming"), LINES, ids=lambda value: " ".join(value)[:40])
+def test_command_lines(said: Callable[..., str], words: list[str], naming: str) -> None:
+    said("run", *words, naming=naming)
+
+
+@pytest.mark.parametrize(("words", "naming"), COMMANDS, ids=lambda value: " ".join(value)[:40])
+def test_commands(said: Callable[..., str], words: list[str], naming: str) -> None:
+    said(*words, naming=naming)
+
+
+@pytest.mark.parametrize(("task", "folder", "content", "naming"), FILES)
+def test_data_files(
+    tmp_path: Path, said: Callable[..., str], task: str, folder: str, content: bytes, naming: str
+) -> None:
+    (tmp_path / folder).mkdir()
+    for name in ("train.tsv", "dev.tsv"):
+        (tmp_path / folder / name).write_bytes(content)
+    text = said("run", *TINY, f"task={task}", "data=folder", f"data.path={tmp_path}", naming=naming)
+    assert "train.tsv" in text or "no rows" in text
+
+
+@pytest.mark.parametrize(("content", "naming"), YAMLS)
+def test_yaml_files(tmp_path: Path, said: Callable[..., str], content: str, naming: str) -> None:
+    (tmp_path / "conf" / "method").mkdir(parents=True)
+    (tmp_path / "conf" / "method" / "mine.yaml").write_text(content)
+    said("run", *TINY, f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "method=mine", naming=naming)
+
+
+def test_the_corpus_is_large() -> None:
+    assert len(LINES) + len(COMMANDS) + len(FILES) + len(YAMLS) >= 200
+    assert len({" ".join(words) for words, _ in LINES}) == len(LINES)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(word=st.text(min_size=1, max_size=30).filter(lambda word: "\0" not in word and word.strip() not in ("-h",)))
+@example(word="protocol.lr=${oc.env:NOPE}")
+@example(word="method.rank=${eval:1}")
+@example(word="\ud800")
+@example(word="[")
+@example(word="hydra.mode=MULTIRUN")
+def test_any_other_text_is_an_override_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], word: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["peftbench", "count", "model=bert_tiny", word])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capfd.readouterr()
+    assert ended.value.code in (0, 2, 3)
+    assert "Traceback" not in out + err
+    assert list(tmp_path.iterdir()) == []
