@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from peftbench.accounting import Counts
 from peftbench.config import Cell
 from peftbench.results import Record, Search
 
 if TYPE_CHECKING:
+    from peftbench.accounting import Counts
     from peftbench.study.status import CellStatus, State
     from peftbench.study.sweep import Sweep
 
@@ -64,7 +64,7 @@ def summary(record: Record) -> None:
     console.print(table)
 
 
-def counts(cell: Cell, found: Counts) -> None:
+def counts(cell: Cell, found: "Counts") -> None:
     """The counts of one cell as a small table."""
     table = Table(title=f"{cell.method.name} on {cell.model.name}, {cell.task.name}", title_justify="left")
     for column in ("", "entries", "share of the model"):

@@ -35,11 +35,15 @@ def test_a_finished_sweep_is_skipped_without_torch_and_runs_again_only_when_aske
         "from peftbench.cli import main\n"
         "try: main()\n"
         "except SystemExit as ended: assert ended.code == 0, ended.code\n"
+        "for words in (['status', 'pilot'], ['table', 'pilot']):\n"
+        "    sys.argv = ['peftbench', *words]\n"
+        "    try: main()\n"
+        "    except SystemExit as ended: assert ended.code == 0, ended.code\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     again = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
-    assert again.stdout.strip() == "4 cells: 4 done (4 of them before), 0 failed"
+    assert again.stdout.splitlines()[0] == "4 cells: 4 done (4 of them before), 0 failed"
     assert records(tmp_path) == before
     planned = call("plan", *STUDY, "task=sst2,stsb", cwd=tmp_path)
     assert "8 cells: 4 need no run, 4 to run; about" in planned.stdout

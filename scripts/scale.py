@@ -1,0 +1,118 @@
+"""How long `status`, the check before a sweep and `table` take with thousands of finished cells.
+
+    python scripts/scale.py [--cells 1000 3000 10000] [--work DIR]
+
+One real run's record is written again for every cell, with the cell's own words and digest. Prints seconds of whole
+processes (medians of three), milliseconds per cell from each size to the next, and bytes per cell.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from peftbench import results
+from peftbench.study import index, sweep
+
+BASE = ["model=bert_tiny", "model.weights=random", "task=sst2", "data=sample", "data.limit=48", "tracker=none"]
+BASE += ["protocol.max_steps=6", "progress=false", "method=bitfit"]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, nargs="+", default=[1000, 3000, 10000])
+    parser.add_argument("--work", type=Path, help="default: a temporary folder, removed at the end")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        measure(asked.work or Path(temporary), asked.cells)
+
+
+def measure(work: Path, sizes: Sequence[int]) -> None:
+    """Every size, every command."""
+    template = real_record(work)
+    found: dict[str, list[float]] = {}
+    for cells in sizes:
+        words = fill(work, f"n{cells}", cells, template)
+        for name, line in (
+            ("status", ["status", f"n{cells}", "--outputs", str(work)]),
+            ("skip", ["run", "-m", *words]),
+            ("table", ["table", f"n{cells}", "--outputs", str(work)]),
+        ):
+            found.setdefault(name, []).append(seconds(line))
+    costs = {"seconds": found, "ms_per_cell": per_cell(sizes, found)}
+    print(json.dumps({"cells": list(sizes), **costs, **size_of(work, sizes)}, indent=1))
+
+
+def real_record(work: Path) -> results.Record:
+    """The record of a run made now."""
+    command(["run", *BASE, "study=template", f"outputs={work}"])
+    return results.read(next(results.find(work / "template")))
+
+
+def fill(work: Path, study: str, cells: int, template: results.Record) -> list[str]:
+    """Write a study of so many finished cells; returns the overrides that describe it."""
+    words = [*BASE, f"study={study}", f"outputs={work}", f"protocol.lr={rates(10)}", f"seed=range({cells // 10})"]
+    planned = {}
+    for overrides in sweep.cells_of(words):
+        given = dict(word.partition("=")[::2] for word in overrides)
+        cell = dataclasses.replace(template.cell, study=study, seed=int(given["seed"]))
+        fingerprint = f"{rates(10).split(',').index(given['protocol.lr']):08x}" + "0" * 8
+        folder = f"{study}/sst2-bitfit-bert_tiny-{fingerprint[:8]}/seed{cell.seed}"
+        results.write(dataclasses.replace(template, cell=cell, fingerprint=fingerprint), work / folder)
+        planned[index.key(overrides)] = index.Planned(folder, overrides)
+    index.add(work / study, planned)
+    return words
+
+
+def rates(count: int) -> str:
+    """So many learning rates."""
+    return ",".join(f"{1e-5 * (number + 1):.6g}" for number in range(count))
+
+
+def seconds(line: Sequence[str]) -> float:
+    """Median of three whole processes."""
+    taken = []
+    for _ in range(3):
+        started = time.perf_counter()
+        command(line)
+        taken.append(time.perf_counter() - started)
+    return round(statistics.median(taken), 2)
+
+
+def command(line: Sequence[str]) -> None:
+    """Run the `peftbench` command."""
+    done = subprocess.run([sys.executable, "-m", "peftbench", *line], capture_output=True, text=True, env=os.environ)
+    if done.returncode:
+        raise SystemExit(f"peftbench {' '.join(line)}: {done.stderr}")
+
+
+def per_cell(sizes: Sequence[int], found: dict[str, list[float]]) -> dict[str, list[float]]:
+    """Milliseconds per cell from each size to the next: equal where growth is linear."""
+    steps = list(itertools.pairwise(sizes))
+    return {
+        name: [
+            round(1000 * (after - before) / (more - less), 3)
+            for (less, more), (before, after) in zip(steps, itertools.pairwise(taken), strict=True)
+        ]
+        for name, taken in found.items()
+    }
+
+
+def size_of(work: Path, sizes: Sequence[int]) -> dict[str, float]:
+    """Bytes per cell: the record, and the study's list of cells."""
+    study = work / f"n{sizes[-1]}"
+    record = next(results.find(study)).stat().st_size
+    return {"record_bytes": record, "index_bytes": round((study / index.FILE).stat().st_size / sizes[-1])}
+
+
+if __name__ == "__main__":
+    main()
