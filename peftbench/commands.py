@@ -21,6 +21,7 @@ def run(arguments: Sequence[str]) -> int:
     from hydra._internal.utils import get_args_parser
 
     arguments = [compose.longhand(argument) for argument in arguments]
+    arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))  # wherever it was typed
     asked = get_args_parser().parse_args(list(arguments))
     if asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion:
         hydra_job(arguments)
@@ -34,7 +35,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def sweep(arguments: Sequence[str], overrides: Sequence[str]) -> int:
-    """Run what is left of a sweep; the exit code is 0, or 100 and the number of cells that failed (199 at most)."""
+    """Run what is left of a sweep; the exit code is 0, 1 where cells could not be run, or 100 and the number of those
+    that failed (199 at most)."""
     from peftbench.study import sweep as study
 
     _check_launcher(arguments)
@@ -48,7 +50,7 @@ def sweep(arguments: Sequence[str], overrides: Sequence[str]) -> int:
     ]
     before = f" ({found.before} of them before)" if found.before else ""
     print(", ".join([f"{len(found.cells)} cells: {count['done']} done{before}", f"{count['failed']} failed", *notes]))
-    return 100 + min(99, count["failed"]) if count["failed"] else 0
+    return 100 + min(99, count["failed"]) if count["failed"] else int(count["left"] > 0)
 
 
 def _check_launcher(arguments: Sequence[str]) -> None:
@@ -162,7 +164,8 @@ def plan(arguments: Sequence[str]) -> int:
     rerun, overrides = _rerun(arguments), [compose.longhand(argument) for argument in arguments if argument != "-m"]
     found = sweep.look(overrides, rerun)
     near_by = [cell for name in found.studies() for cell in study.of_any(found.outputs, name)]
-    screen.plan(found, study.sum_of_guesses(found.folders_left(), study.known_seconds(near_by)))
+    left = found.folders_left()
+    screen.plan(found, study.sum_of_guesses(left, study.known_seconds(near_by)), study.peak_of(left, near_by))
     return 0
 
 

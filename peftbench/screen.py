@@ -88,11 +88,12 @@ def status(study: str, cells: Sequence["CellStatus"], count: Mapping["State", in
             console.print(f"{cell.state}: {cell.folder}", soft_wrap=True, markup=False)
 
 
-def plan(sweep: "Sweep", seconds: float | None) -> None:
-    """What a sweep would run."""
+def plan(sweep: "Sweep", seconds: float | None, peak_mb: float | None) -> None:
+    """What a sweep would run, and what that would take."""
     for folder in sweep.folders_left():
         print(folder)
     cost = "nothing is known about their time yet" if seconds is None else f"about {duration(seconds)} for one runner"
+    cost += "" if peak_mb is None else f", {peak_mb:,.0f} MiB each at most"
     print(
         f"{len(sweep.cells)} cells: {sweep.before} need no run, {len(sweep.left)} to run"
         + (f"; {cost}" if sweep.left else "")

@@ -147,6 +147,12 @@ class Driver:
         self.lost, self.wrong, self.again = self.lost + len(lost), self.wrong + len(wrong), self.again + len(again)
         if code or lost or wrong or again:
             print(f"{kind}: exit {code}, lost {lost}, wrong {wrong}, run again {again}\n{screen}", file=sys.stderr)
+        self.clear(name)
+
+    def clear(self, name: str) -> None:
+        """Remove a folder, also where it is a file system of its own."""
+        if os.path.ismount(self.work / name):
+            subprocess.run(["umount", self.work / name], check=True)
         shutil.rmtree(self.work / name)
 
     def kill(self, times: int) -> None:
@@ -234,6 +240,37 @@ class Driver:
         finished = self.records("full") if (self.work / "full").exists() else {}
         self.recover("no room for files", "full", finished)
 
+    def mounted(self, name: str, options: str) -> bool:
+        """Make a folder of a small file system of its own, or mount it anew with other options; needs root."""
+        (self.work / name).mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", options, "none", str(self.work / name)]
+        return subprocess.run(command, capture_output=True).returncode == 0
+
+    def small_disk(self) -> None:
+        """A disk that fills up somewhere in the sweep."""
+        if self.mounted("small", f"size={self.random.randint(20, 400)}k"):
+            self.run("small")
+            finished = self.records("small")
+            self.mounted("small", "remount,size=1g")
+            self.recover("small disk full", "small", finished)
+
+    def read_only(self) -> None:
+        """A file system that becomes read-only between two starts: one line says so, what is finished stays."""
+        if not self.mounted("closed", "size=1g"):
+            return
+        process = self.start("closed")
+        time.sleep(self.random.uniform(0.4, 0.9) * self.seconds)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        self.mounted("closed", "remount,ro")
+        finished = self.records("closed")
+        code, screen = self.run("closed")
+        if len(finished) < CELLS and (code != 1 or "Traceback" in screen or "Read-only" not in screen):
+            self.wrong += 1
+            print(f"read-only: exit {code}\n{screen}", file=sys.stderr)
+        self.mounted("closed", "remount,rw")
+        self.recover("folder read-only", "closed", finished)
+
     def no_wandb(self) -> None:
         """W&B is asked for and cannot be reached."""
         environment = {
@@ -268,6 +305,8 @@ def main() -> None:
                 driver.inject(phase, "memory")
             driver.inject("train", "nan")
             driver.no_room()
+            driver.small_disk()
+            driver.read_only()
         if asked.rounds:
             driver.no_wandb()
         driver.kill(asked.kills)

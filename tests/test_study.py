@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,9 @@ def test_a_finished_sweep_is_skipped_without_torch_and_runs_again_only_when_aske
     assert again.stdout.splitlines()[0] == "4 cells: 4 done (4 of them before), 0 failed"
     assert records(tmp_path) == before
     planned = call("plan", *STUDY, "task=sst2,stsb", cwd=tmp_path)
-    assert "8 cells: 4 need no run, 4 to run; about" in planned.stdout
+    assert re.search(
+        r"8 cells: 4 need no run, 4 to run; about [0-9]+ s for one runner, [0-9,]+ MiB each at most", planned.stdout
+    )
     anew = call("run", *STUDY, "method=head", "seed=0", "rerun=all", cwd=tmp_path)
     assert anew.returncode == 0
     changed = [name for name, content in records(tmp_path).items() if before[name] != content]
@@ -126,6 +129,13 @@ def test_a_signal_ends_a_sweep_within_seconds_and_the_next_start_goes_on(tmp_pat
     (kept,) = tmp_path.rglob("checkpoint.safetensors")
     assert not (kept.parent / "lock.json").exists()
     assert not (kept.parent / "result.json").exists()
+
+
+def test_cells_that_could_not_be_run_are_left_and_the_exit_code_says_so(tmp_path: Path) -> None:
+    sweep = call("run", *TINY, "data=folder", "data.path=nowhere", "-m", "method=bitfit,head", cwd=tmp_path)
+    assert sweep.returncode == 1
+    assert sweep.stdout.splitlines()[-1] == "2 cells: 0 done, 0 failed, 2 left"
+    assert sweep.stderr.splitlines() == ["data.path=nowhere: no such folder"] * 2
 
 
 def test_what_status_and_plan_refuse(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, open_dict
 
 from peftbench import compose, results, screen
 from peftbench.config import Cell
-from peftbench.errors import BadInput
+from peftbench.errors import BadInput, ConfigError
 from peftbench.files import RECORD_FILE
 from peftbench.study import gpus, search
 from peftbench.study.lock import Lock, owner
@@ -56,10 +56,16 @@ def _settled(cell: Cell, lock: Lock | None, again: bool) -> int | None:
     if not again and (record := results.finished(record_of(cell))) is not None:
         screen.already_done(record, record_of(cell))
         return 0
+    _check_writable(lock, cell)
     if not lock.held:
         print(f"{folder_of(cell)}: {owner(lock.path)} is running it")
         return ELSEWHERE
     return None
+
+
+def _check_writable(lock: Lock, cell: Cell) -> None:
+    if lock.refused:
+        raise ConfigError(f"outputs={cell.outputs}: {folder_of(cell)} cannot be written ({lock.refused})")
 
 
 def _rank() -> int:
@@ -101,6 +107,7 @@ def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[results.Re
     cell = compose.build(config)
     with Lock(folder_of(cell)) as lock:
         if (record := results.finished(record_of(cell))) is None:
+            _check_writable(lock, cell)
             if not lock.held:
                 return None
             record = run(cell, compose.resolved(config), [*overrides, *words]).record

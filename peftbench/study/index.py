@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from peftbench import __version__, compose
+from peftbench.errors import ConfigError
 from peftbench.files import set_aside, write_atomically
 
 FILE = "study.json"
@@ -42,12 +43,19 @@ def read(study: Path) -> dict[str, Planned]:
 
 
 def add(study: Path, cells: Mapping[str, Planned]) -> None:
-    """Add cells to a study; runners that start at the same moment lose none."""
-    with _alone(study):
-        known = read(study)
-        if not cells.keys() <= known.keys():
-            every = {name: vars(cell) for name, cell in {**known, **cells}.items()}
+    """Add cells to a study; runners that start at the same moment lose none.
+
+    Raises:
+        ConfigError: the study's folder cannot be written.
+    """
+    if cells.keys() <= read(study).keys():
+        return
+    try:
+        with _alone(study):
+            every = {name: vars(cell) for name, cell in {**read(study), **cells}.items()}
             write_atomically(study / FILE, json.dumps({"cells": every}, ensure_ascii=False).encode())
+    except OSError as error:
+        raise ConfigError(f"outputs={study.parent}: {study} cannot be written ({error.strerror})") from None
 
 
 @contextmanager

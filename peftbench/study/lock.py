@@ -16,25 +16,37 @@ DEAD = 60.0  # seconds without one after which an owner on another host counts a
 
 
 class Lock:
-    """The lock of one cell's folder; use it as a context manager, and ask `held` within."""
+    """The lock of one cell's folder; use it as a context manager, and ask `held` within.
+
+    Attributes:
+        held: whether this process has it.
+        refused: why the folder cannot be written, where it cannot.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         self.held = False
+        self.refused: str | None = None
         self._token = uuid.uuid4().hex
         self._end = threading.Event()
         self._made: list[Path] = []  # folders made for the lock alone
 
     def __enter__(self) -> "Lock":
-        self._make_folder()
+        try:
+            self._make_folder()
+            self._take()
+        except OSError as error:
+            self.refused = error.strerror or str(error)
+        return self
+
+    def _take(self) -> None:
         for _ in range(3):
             if self._create():
                 self.held = True
                 threading.Thread(target=self._beat, daemon=True).start()
-                break
+                return
             if alive(self.path) or not self._take_away():
-                break
-        return self
+                return
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._end.set()
@@ -63,8 +75,8 @@ class Lock:
             "started": _started(os.getpid()),
         }
         draft = self.path.with_name(f".{FILE}.{self._token}")
-        draft.write_text(json.dumps(owner))
         try:
+            draft.write_text(json.dumps(owner))
             os.link(draft, self.path)
         except FileExistsError:
             return False

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 
@@ -28,6 +28,7 @@ class CellStatus:
         state: done; running (a living runner holds it); failed (diverged included); stopped (it goes on from a
             checkpoint); missing (nothing is there yet).
         seconds: what it took, where it is done.
+        peak_mb: MiB that it took at most, where it is done.
         reason: the last line of its error, where it failed.
         command: what runs it by itself.
     """
@@ -35,6 +36,7 @@ class CellStatus:
     folder: str
     state: State
     seconds: float | None
+    peak_mb: float | None
     reason: str | None
     command: str
 
@@ -66,15 +68,18 @@ def _status(outputs: Path, folder: str, overrides: Sequence[str]) -> CellStatus:
     path = outputs / folder / RECORD_FILE
     found = results.status(path)
     if found == "done":
-        return CellStatus(folder, "done", _seconds(path), None, command(overrides))
+        raw = json.loads(path.read_bytes())
+        seconds, peak = raw.get("time", {}).get("total_s"), raw.get("memory", {}).get("peak_mb")
+        return CellStatus(folder, "done", seconds, peak, None, command(overrides))
     if lock.alive(path.with_name(lock.FILE)):
-        return CellStatus(folder, "running", None, None, command(overrides))
+        return CellStatus(folder, "running", None, None, None, command(overrides))
     if found is not None:
         raw = json.loads(path.read_bytes())
         reason = (raw.get("error") or "no reason given").strip().splitlines()[-1]
-        return CellStatus(folder, "failed", None, f"{found}: {reason}", command(overrides or raw.get("overrides", [])))
+        again = command(overrides or raw.get("overrides", []))
+        return CellStatus(folder, "failed", None, None, f"{found}: {reason}", again)
     stopped = path.with_name(CHECKPOINT_FILE).exists()
-    return CellStatus(folder, "stopped" if stopped else "missing", None, None, command(overrides))
+    return CellStatus(folder, "stopped" if stopped else "missing", None, None, None, command(overrides))
 
 
 def command(overrides: Sequence[str]) -> str:
@@ -113,12 +118,16 @@ def sum_of_guesses(folders: Sequence[str], known: Mapping[str, Sequence[float]])
     return sum(statistics.median(known.get(_kind(folder)) or every) for folder in folders)
 
 
+def peak_of(folders: Sequence[str], cells: Iterable[CellStatus]) -> float | None:
+    """MiB that the largest of these cells may take, by what others of their kind, else all others, took."""
+    known: dict[str, float] = {}
+    for cell in cells:
+        if cell.peak_mb is not None:
+            known[_kind(cell.folder)] = max(cell.peak_mb, known.get(_kind(cell.folder), 0.0))
+    guesses = [known.get(_kind(folder), max(known.values())) for folder in folders] if known else []
+    return max(guesses, default=None)
+
+
 def _kind(folder: str) -> str:
     """Task, method, model and fingerprint of a folder study/words-fingerprint/seedN."""
     return folder.split("/")[1] if folder.count("/") >= 2 else folder
-
-
-def _seconds(path: Path) -> float | None:
-    raw: dict[str, Any] = json.loads(path.read_bytes())
-    value = raw.get("time", {}).get("total_s")
-    return float(value) if isinstance(value, (int, float)) else None
