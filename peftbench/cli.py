@@ -12,7 +12,12 @@ usage: peftbench COMMAND [...]
   status STUDY            how a sweep stands: done, running, failed, stopped, missing, time left
   count [OVERRIDES]       how many entries would train, without weights; --json for programs
   list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
-  table STUDY             a study's results, one row per method
+  count --paper PAPER     every trainable count that a paper states, against ours
+  reproduce PAPER         the sweep that would make a paper's table; --dry-run says what it is
+  table STUDY             a study's results, one row per method; --paper, --format md, latex, html, csv
+  compare STUDY ONE OTHER whether one method beats another, in words and numbers
+  plot STUDY --to DIR     score against entries, time and memory; curves; seeds; as PNG and PDF
+  report STUDY            one HTML file: table, plots, every run
   export RUN --to DIR     a LoRA run's adapter in PEFT's format
 
 examples:
@@ -27,7 +32,7 @@ exit codes: 0 done, 1 a run failed or cells of a sweep were left, 2 wrong config
 shell completion: eval "$(peftbench run -sc install=bash)"
 """
 
-COMMANDS = ("run", "plan", "status", "count", "list", "table", "export")
+COMMANDS = ("run", "plan", "status", "count", "list", "table", "compare", "plot", "report", "reproduce", "export")
 
 
 def main() -> None:

@@ -2,9 +2,11 @@
 
 import json
 import sys
+import tempfile
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -12,8 +14,18 @@ from peftbench import compose
 from peftbench.errors import ConfigError, DataError, near
 from peftbench.files import DELTA_FILE
 
+if TYPE_CHECKING:
+    from peftbench.study.sweep import Sweep
+
 PLURALS = {"models": "model", "tasks": "task", "methods": "method", "protocols": "protocol"}
-PLURALS |= {"budgets": "budget", "trackers": "tracker", "experiments": "experiment", "scopes": "scope"}
+PLURALS |= {
+    "papers": "paper",
+    "selects": "select",
+    "budgets": "budget",
+    "trackers": "tracker",
+    "experiments": "experiment",
+    "scopes": "scope",
+}
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -40,7 +52,13 @@ def sweep(arguments: Sequence[str], overrides: Sequence[str]) -> int:
     from peftbench.study import sweep as study
 
     _check_launcher(arguments)
-    found = study.plan(overrides, _rerun(overrides))
+    return run_cells(study.plan(overrides, _rerun(overrides)), arguments)
+
+
+def run_cells(found: "Sweep", arguments: Sequence[str] = ("-m",)) -> int:
+    """Let Hydra run what is left of a sweep, and say how all of it stands; `arguments` are the command line's."""
+    from peftbench.study import sweep as study
+
     if found.left:
         study.left[:] = found.left
         _launch(arguments)
@@ -103,6 +121,8 @@ def hydra_job(arguments: Sequence[str]) -> int | None:
 
 def count(arguments: Sequence[str]) -> int:
     """`peftbench count`: trainable entries by closed inspection of a model without weights."""
+    if "--paper" in arguments:
+        return count_paper(arguments)
     as_json = "--json" in arguments
     cell = compose.cell_from([argument for argument in arguments if argument != "--json"])
     from peftbench import screen
@@ -116,12 +136,58 @@ def count(arguments: Sequence[str]) -> int:
     return 0
 
 
+def count_paper(arguments: Sequence[str]) -> int:
+    """`peftbench count --paper PAPER`: every count that the paper states, against ours."""
+    parser = ArgumentParser(prog="peftbench count")
+    parser.add_argument("--paper", required=True, help="a word of conf/paper")
+    from peftbench.report import papers
+
+    paper = papers.load(parser.parse_args(arguments).paper)
+    from peftbench import screen
+    from peftbench.study import counts
+
+    screen.paper_counts(paper, list(counts.check(paper)))
+    return 0
+
+
+def reproduce(arguments: Sequence[str]) -> int:
+    """`peftbench reproduce PAPER`: the sweep that would make a paper's table."""
+    parser = ArgumentParser(prog="peftbench reproduce")
+    parser.add_argument("paper", help="a word of conf/paper (peftbench list papers)")
+    parser.add_argument("overrides", nargs="*", help="what comes on top, e.g. data=folder data.path=GLUE seed=0")
+    parser.add_argument("--only", default="", help="tasks, separated by commas")
+    parser.add_argument("--as", dest="side", help="paper or script, where they disagree; default: paper")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
+    asked = parser.parse_intermixed_args(list(arguments))
+    from peftbench import screen
+    from peftbench.report import papers
+    from peftbench.study import reproduce as table
+    from peftbench.study import sweep as study
+
+    paper = papers.load(asked.paper)
+    extra = [compose.longhand(word) for word in asked.overrides]
+    typed = {word.partition("=")[0] for word in extra}
+    defaults = {"data": "data=hub", "study": f"study={paper.name}"}
+    extra = [*(word for key, word in defaults.items() if key not in typed), *extra]
+    found = table.plan(paper, [task for task in asked.only.split(",") if task], asked.side, extra)
+    cells = len(found.first) + len(found.after_mnli)
+    if asked.dry_run:
+        study.look_at(found.first)  # every mistake is found here
+        screen.reproduction(paper, found)
+        return 0
+    codes = [run_cells(study.plan_of(found.first))]
+    if found.after_mnli:
+        codes.append(run_cells(study.plan_of(table.starting_from(found))))
+    print(f"{paper.name}: {cells} cells; peftbench table {defaults['study'][6:]} --paper {paper.name}")
+    return max(codes)
+
+
 def list_words(arguments: Sequence[str]) -> int:
     """`peftbench list GROUP`: the words that can be chosen, with the first line of each one's file."""
-    groups = [PLURALS.get(word, word) for word in arguments] or [*compose.GROUPS]
+    groups = [PLURALS.get(word, word) for word in arguments] or [*compose.LISTED]
     for group in groups:
-        if group not in compose.GROUPS:
-            raise ConfigError(f"list {group}: no such group; {near(group, [*compose.GROUPS, *PLURALS])}")
+        if group not in compose.LISTED:
+            raise ConfigError(f"list {group}: no such group; {near(group, [*compose.LISTED, *PLURALS])}")
     from peftbench import screen
 
     for group in groups:
@@ -130,15 +196,92 @@ def list_words(arguments: Sequence[str]) -> int:
 
 
 def table(arguments: Sequence[str]) -> int:
-    """`peftbench table STUDY`: mean and spread over seeds, one row per method."""
-    parser = ArgumentParser(prog="peftbench table")
+    """`peftbench table STUDY`: mean and spread over seeds, one row per method, a paper's figures beside them."""
+    parser = _study_parser("table")
+    parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
+    parser.add_argument("--format", choices=("md", "latex", "html", "csv"), help="print it so, for a file")
+    asked = parser.parse_args(arguments)
+    from peftbench.report import papers, records, render
+    from peftbench.report import table as tables
+
+    paper = papers.load(asked.paper) if asked.paper else None
+    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
+    made = tables.build(study, paper)
+    if asked.format:
+        print(render.text(made, asked.format), end="")
+        return 0
+    if made.lines:
+        render.show(made)
+    from peftbench import screen
+
+    screen.failures(study.records)
+    return 0
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """`peftbench compare STUDY ONE OTHER`: whether one method beats another, in words and numbers."""
+    parser = _study_parser("compare")
+    parser.add_argument("first", help="a row of the study's table, e.g. id3")
+    parser.add_argument("second", help="another")
+    asked = parser.parse_args(arguments)
+    from peftbench.report import records, verdict
+
+    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
+    for line in verdict.lines(study, asked.first, asked.second):
+        print(line)
+    return 0
+
+
+def plot(arguments: Sequence[str]) -> int:
+    """`peftbench plot STUDY --to DIR`: the study's figures as PNG and PDF."""
+    parser = _study_parser("plot")
+    parser.add_argument("--to", required=True, help="folder to write")
+    asked = parser.parse_args(arguments)
+    from peftbench.report import plots, records
+
+    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
+    for path in plots.save_all(study, Path(asked.outputs).expanduser(), writable(Path(asked.to))):
+        print(path)
+    return 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """`peftbench report STUDY`: one HTML file with tables, plots and every run."""
+    parser = _study_parser("report")
+    parser.add_argument("--to", help="file to write; default: report.html in the study's folder")
+    parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
+    asked = parser.parse_args(arguments)
+    from peftbench.report import page, papers, records
+
+    outputs = Path(asked.outputs).expanduser()
+    study = records.of(outputs, asked.study, asked.model)
+    path = Path(asked.to) if asked.to else outputs / asked.study / "report.html"
+    writable(path.parent)
+    page.write(study, path, papers.load(asked.paper) if asked.paper else None)
+    print(path)
+    return 0
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made if need be.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def _study_parser(command: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"peftbench {command}")
     parser.add_argument("study", help="name of the study, a folder under the outputs")
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
-    asked = parser.parse_args(arguments)
-    from peftbench.report.table import show
-
-    show(Path(asked.outputs), asked.study)
-    return 0
+    parser.add_argument("--model", help="only this backbone, or all; needed where the study has several")
+    return parser
 
 
 def status(arguments: Sequence[str]) -> int:
@@ -195,5 +338,9 @@ COMMANDS = {
     "count": count,
     "list": list_words,
     "table": table,
+    "compare": compare,
+    "plot": plot,
+    "report": report,
+    "reproduce": reproduce,
     "export": export,
 }

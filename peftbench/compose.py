@@ -45,6 +45,7 @@ PARTS = (
     "tracker",
 )  # groups a cell is made of
 GROUPS = (*PARTS, "experiment")
+LISTED = (*GROUPS, "paper")  # what `peftbench list` knows
 
 
 def conf_dir() -> Path:

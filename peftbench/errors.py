@@ -36,6 +36,7 @@ def near(word: object, allowed: Iterable[object], limit: int = 12) -> str:
     """Say what is allowed in the place of `word`, near misses first."""
     words = sorted({str(item) for item in allowed})
     close = get_close_matches(str(word), words, n=3, cutoff=0.5)
+    close = close or [item for item in words if str(word) and str(word) in item][:3]
     if close:
         return f"did you mean {' or '.join(close)}?"
     if len(words) > limit:

@@ -12,6 +12,9 @@ from peftbench.results import Record, Search
 
 if TYPE_CHECKING:
     from peftbench.accounting import Counts
+    from peftbench.report.papers import Paper
+    from peftbench.study.counts import Checked
+    from peftbench.study.reproduce import Plan
     from peftbench.study.status import CellStatus, State
     from peftbench.study.sweep import Sweep
 
@@ -98,6 +101,41 @@ def plan(sweep: "Sweep", seconds: float | None, peak_mb: float | None) -> None:
         f"{len(sweep.cells)} cells: {sweep.before} need no run, {len(sweep.left)} to run"
         + (f"; {cost}" if sweep.left else "")
     )
+
+
+def failures(records: Sequence[Record]) -> None:
+    """Every run that did not end well, with its reason."""
+    for record in records:
+        if record.status != "done":
+            reason = (record.error or "").strip().splitlines()[-1:]
+            name = f"{record.cell.task} {record.cell.method} seed {record.cell.seed}"
+            console.print(f"{record.status}: {name}: {' '.join(reason)}", style="red", markup=False)
+
+
+def paper_counts(paper: "Paper", found: Sequence["Checked"]) -> None:
+    """Every count that a paper states, and ours."""
+    table = Table(title=f"{paper.work} (arXiv {paper.arxiv})" if paper.arxiv else paper.work, title_justify="left")
+    for column in ("row", "backbone", "printed", "ours", "verdict"):
+        table.add_column(column, justify="right" if column in ("printed", "ours") else "left", overflow="fold")
+    for item in found:
+        ours = "" if item.ours is None else f"{item.ours:,}"
+        printed = item.row.trainable or ("" if item.row.count is None else f"({item.row.count:,})")
+        style = "yellow" if item.verdict == "not explained" else None
+        table.add_row(item.row.name, item.row.backbone, printed, ours, item.verdict, style=style)
+    console.print(table)
+    for item in found:
+        if item.verdict in ("not explained", "rounds as printed") and (item.row.count_note or item.row.note):
+            console.print(f"{item.row.name}: {item.row.count_note or item.row.note}", markup=False)
+
+
+def reproduction(paper: "Paper", plan: "Plan") -> None:
+    """What the sweep of a paper's table would be, and what of the table it would not make."""
+    for words in [*plan.first, *(words for words, _ in plan.after_mnli)]:
+        print(" ".join(words))
+    after = f", {len(plan.after_mnli)} of them from an MNLI run" if plan.after_mnli else ""
+    print(f"{paper.name}: {len(plan.first) + len(plan.after_mnli)} cells{after}; {paper.split}, {paper.selection}")
+    for line in plan.missing:
+        print(f"missing: {line}")
 
 
 def duration(seconds: float) -> str:

@@ -1,101 +1,210 @@
-"""A study as a table: methods in rows, tasks in columns, mean and spread over seeds."""
+"""A study as a table: methods in rows, tasks in columns; published figures beside ours, protocols never mixed."""
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import mean, median, stdev
+from typing import Literal
 
 import pandas as pd
-from rich.console import Console
-from rich.table import Table
 
-from peftbench.errors import ConfigError, DataError, near
-from peftbench.results import Record, find, read
+from peftbench.report import papers
+from peftbench.report.papers import Paper
+from peftbench.report.records import Study, differences, frame
+from peftbench.report.statistics import not_beaten
+from peftbench.results import Record
+
+Statistic = Literal["mean", "median"]
+SUFFIX = " †"  # of rows whose protocol is not that of the method's first row
 
 
-def records_of(outputs: Path, study: str) -> list[Record]:
-    """Every readable record of a study; the unreadable are named on the terminal and left out.
+@dataclass(frozen=True)
+class Entry:
+    """One cell of a table.
 
-    Raises:
-        ConfigError: there is no such study, or it has no record.
+    Attributes:
+        value: mean or median over seeds, in percent; None: there is no run.
+        spread: standard deviation over seeds; None: one seed.
+        seeds: how many there are.
+        of: how many there are at most in this table.
+        best: not beaten outside the noise by any other row of this column.
+        collapsed: how many of the runs predict one class.
+        published: the paper's figure; difference: ours less the paper's.
     """
-    folder = outputs / study
-    if not folder.is_dir():
-        known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
-        hint = near(study, known) if known else f"{outputs} holds none"
-        raise ConfigError(f"study {study}: not found in {outputs}; {hint}")
+
+    value: float | None = None
+    spread: float | None = None
+    seeds: int = 0
+    of: int = 0
+    best: bool = False
+    collapsed: int = 0
+    published: float | None = None
+    difference: float | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of a table: a method under one protocol.
+
+    Attributes:
+        entries: by column.
+        average: mean over all columns; None where one is missing.
+        counts: backbone, head, total, stored_bytes; the largest over the tasks, since heads differ.
+        seconds, search_s: medians per run; peak_mb: the largest.
+    """
+
+    name: str
+    entries: dict[str, Entry]
+    average: Entry
+    counts: dict[str, int | None]
+    seconds: float
+    search_s: float
+    peak_mb: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """A study's table; `notes` are its footnotes."""
+
+    title: str
+    columns: list[str]
+    lines: list[Line]
+    notes: list[str] = field(default_factory=list)
+    statistic: Statistic = "mean"
+    paper: str | None = None
+
+
+def build(study: Study, paper: Paper | None = None) -> Table:
+    """The table of a study's finished runs, beside a paper's figures where one is given.
+
+    Cells of another fingerprint than the method's first stand in rows of their own, with a footnote that says what
+    differs. Bold (`best`) is what no other row of the column beats outside the noise.
+    """
+    records = study.done()
+    statistic: Statistic = paper.statistic if paper else "mean"
+    rows, notes = apart(study)
+    columns = sorted(rows["column"].unique()) if len(rows) else []
+    lines = [
+        _line(str(name), group, columns, records, statistic, paper, most=rows["seed"].nunique())
+        for name, group in (rows.groupby("name", sort=False) if len(rows) else [])
+    ]
+    lines = _with_best(lines, rows, columns)
+    if any(record.cell.data == "sample" for record in records):
+        notes.append("sample: a few hundred built-in rows; these are no GLUE scores")
+    if any(entry.collapsed for line in lines for entry in line.entries.values()):
+        notes.append("c: that many of the runs predict one class for every row")
+    if paper:
+        notes += [
+            f"{paper.work} ({paper.name}): {paper.split}, {paper.selection}",
+            f"its average: {paper.average.combine}; {paper.average.checked}",
+        ]
+    shown = "median" if statistic == "median" else "mean"
+    title = f"{study.name}: dev scores in percent, {shown} ± sd over seeds"
+    return Table(title, columns, lines, notes, statistic, paper.name if paper else None)
+
+
+def apart(study: Study) -> tuple[pd.DataFrame, list[str]]:
+    """The study's finished runs as `frame` gives them, cells of another fingerprint than their row's main one under
+    a name of their own; and the footnotes that say what differs."""
+    records = study.done()
+    marks: dict[str, str] = {}
+    rows = frame(records)
+    if rows.empty:
+        return rows, []
+    for (_, _), same in rows.groupby(["name", "column"], sort=False):
+        order = list(dict.fromkeys(same["fingerprint"]))
+        order.sort(key=lambda fingerprint: -int((same["fingerprint"] == fingerprint).sum()))
+        main = records[int(same[same["fingerprint"] == order[0]]["record"].iloc[0])]
+        for other in order[1:]:
+            places = same[same["fingerprint"] == other]
+            found = differences(main, records[int(places["record"].iloc[0])])
+            text = ", ".join(f"{key}={new} (not {old})" for key, (old, new) in found.items()) or "another version"
+            mark = marks.setdefault(text, SUFFIX + (str(len(marks) + 1) if marks else ""))
+            rows.loc[places.index, "name"] = [f"{name}{mark}" for name in places["name"]]
+    return rows, [f"{mark.strip()}: {text}" for text, mark in marks.items()]
+
+
+def _line(
+    name: str,
+    rows: pd.DataFrame,
+    columns: Sequence[str],
+    records: Sequence[Record],
+    statistic: Statistic,
+    paper: Paper | None,
+    most: int,
+) -> Line:
+    entries = {column: _entry(rows[rows["column"] == column], records, statistic, paper, most) for column in columns}
+    values = [entry.value for entry in entries.values()]
+    whole = None if any(value is None for value in values) else mean(value for value in values if value is not None)
+    published = papers.row_of(paper, records[int(rows["record"].iloc[0])]) if paper else None
+    return Line(
+        name,
+        entries,
+        Entry(whole, published=None if published is None else published.average),
+        {key: _largest(rows[key]) for key in ("backbone", "head", "total", "stored_bytes")},
+        float(rows["seconds"].median()),
+        float(rows["search_s"].median()),
+        float(rows["peak_mb"].max()),
+    )
+
+
+def _entry(
+    rows: pd.DataFrame, records: Sequence[Record], statistic: Statistic, paper: Paper | None, most: int
+) -> Entry:
+    scores = [float(score) for score in rows["score"].dropna()]
+    if not scores:
+        return Entry()
+    middle = median(scores) if statistic == "median" else mean(scores)
+    published, ours = _published(paper, [records[int(place)] for place in rows["record"]], statistic)
+    return Entry(
+        middle,
+        stdev(scores) if len(scores) > 1 else None,
+        len(scores),
+        most,
+        collapsed=int(rows["collapsed"].sum()),
+        published=published,
+        difference=None if published is None or ours is None else ours - published,
+    )
+
+
+def _published(
+    paper: Paper | None, records: Sequence[Record], statistic: Statistic
+) -> tuple[float | None, float | None]:
+    """The paper's figure for these runs, and ours in the paper's own metric."""
+    row = papers.row_of(paper, records[0]) if paper else None
+    if row is None:
+        return None, None
+    figures = row.scores.get(records[0].cell.task, {})
+    metric = next(iter(figures), None)
+    if metric is None:
+        return None, None
+    if metric == "unspecified":
+        return figures[metric], None
+    ours = [papers.score((record.metrics.selected or {}).get("metrics", {}), metric) for record in records]
+    known = [value for value in ours if value is not None]
+    return figures[metric], (median(known) if statistic == "median" else mean(known)) if known else None
+
+
+def _with_best(lines: list[Line], rows: pd.DataFrame, columns: Sequence[str]) -> list[Line]:
+    """Mark in every column what no other row beats outside the noise."""
     found = []
-    for path in find(folder):
-        try:
-            found.append(read(path))
-        except DataError as error:
-            Console(stderr=True).print(f"left out: {error}", style="yellow", highlight=False)
-    if not found:
-        raise ConfigError(f"study {study}: no record in {folder}")
+    best = {
+        column: not_beaten(
+            {
+                str(name): [float(score) for score in group["score"].dropna()]
+                for name, group in rows[rows["column"] == column].groupby("name")
+            }
+        )
+        for column in columns
+    }
+    for line in lines:
+        entries = {
+            column: Entry(**{**vars(entry), "best": line.name in best[column] and entry.value is not None})
+            for column, entry in line.entries.items()
+        }
+        found.append(Line(**{**vars(line), "entries": entries}))
     return found
 
 
-def frame(records: list[Record]) -> pd.DataFrame:
-    """One row per finished record: cell, fingerprint, score in percent, counts, seconds, memory."""
-    rows = [
-        {
-            "task": record.cell.task,
-            "data": record.cell.data,
-            "model": record.cell.model,
-            "method": record.cell.method,
-            "budget": record.cell.budget,
-            "seed": record.cell.seed,
-            "fingerprint": record.fingerprint,
-            "metric": record.headline.name,
-            "score": None if record.headline.value is None else 100 * record.headline.value,
-            "backbone": (record.counts or {}).get("backbone"),
-            "head": (record.counts or {}).get("head"),
-            "seconds": record.time["total_s"],
-            "peak_mb": record.memory["peak_mb"],
-        }
-        for record in records
-        if record.status == "done"
-    ]
-    return pd.DataFrame(rows)
-
-
-def show(outputs: Path, study: str) -> None:
-    """Print the study's table: one row per method, protocol and backbone; cells of other protocols stay apart."""
-    records = records_of(outputs, study)
-    done = frame(records)
-    console = Console(highlight=False)
-    if not done.empty:
-        done = done.assign(column=_columns(done))
-        columns = sorted(done["column"].unique())
-        table = Table(title=f"{study}: dev scores in percent, mean ± sd over seeds", title_justify="left")
-        table.add_column("method")
-        table.add_column("backbone entries", justify="right")
-        for column in columns:
-            table.add_column(column, justify="right")
-        table.add_column("s / run", justify="right")
-        for (model, method, budget), rows in done.groupby(["model", "method", "budget"], sort=False):
-            name = f"{method} ({model})" + ("" if budget == "none" else f" {budget}")
-            scores = [_cell(rows[rows["column"] == column]) for column in columns]
-            table.add_row(name, f"{rows['backbone'].iloc[0]:,.0f}", *scores, f"{rows['seconds'].median():.0f}")
-        console.print(table)
-        if (done["data"] == "sample").any():
-            console.print("sample: a few hundred built-in rows; these are no GLUE scores")
-    for record in records:
-        if record.status != "done":
-            reason = (record.error or "").strip().splitlines()[-1:]
-            name = f"{record.cell.task} {record.cell.method} seed {record.cell.seed}"
-            console.print(f"{record.status}: {name}: {' '.join(reason)}", style="red")
-
-
-def _columns(done: pd.DataFrame) -> pd.Series:
-    source = done["data"].where(done["data"] == "sample", "")
-    return done["task"] + " " + done["metric"] + source.map(lambda word: f" ({word})" if word else "")
-
-
-def _cell(rows: pd.DataFrame) -> str:
-    """Mean ± sd (n); several protocols of one method are listed one under the other, never averaged."""
-    shown = []
-    for _, same in rows.groupby("fingerprint", sort=False):
-        scores = same["score"].dropna()
-        if scores.empty:
-            continue
-        spread = f" ± {scores.std(ddof=1):.1f}" if len(scores) > 1 else ""
-        shown.append(f"{scores.mean():.1f}{spread} (n={len(scores)})")
-    return "\n".join(shown) if len(shown) < 2 else "\n".join(f"{line} †" for line in shown)
+def _largest(values: pd.Series) -> int | None:
+    known = values.dropna()
+    return None if known.empty else int(known.max())

@@ -78,7 +78,16 @@ def plan(overrides: Sequence[str], rerun: str = "unfinished") -> Sweep:
     Raises:
         ConfigError: a cell is not possible; every problem of every cell is in it.
     """
-    found = look(overrides, rerun)
+    return plan_of(cells_of(overrides), rerun)
+
+
+def plan_of(every: Sequence[list[str]], rerun: str = "unfinished") -> Sweep:
+    """The same for cells that are given by the overrides of each.
+
+    Raises:
+        ConfigError: as `plan`.
+    """
+    found = look_at(every, rerun)
     for study in found.studies():
         cells = [cell for cell in found.cells if cell.folder.startswith(f"{study}/")]
         index.add(found.outputs / study, {index.key(cell.overrides): cell for cell in cells})
@@ -86,15 +95,15 @@ def plan(overrides: Sequence[str], rerun: str = "unfinished") -> Sweep:
 
 
 def look(overrides: Sequence[str], rerun: str = "unfinished") -> Sweep:
-    """The same, and nothing is written. Cells that the study knows by the same words are not composed again.
+    """As `plan`, and nothing is written."""
+    return look_at(cells_of(overrides), rerun)
 
-    Raises:
-        ConfigError: as `plan`.
-    """
-    every = cells_of(overrides)
+
+def look_at(every: Sequence[list[str]], rerun: str = "unfinished") -> Sweep:
+    """As `plan_of`, and nothing is written. Cells that the study knows by the same words are not composed again."""
     outputs, study = where(every[0])
     # Somebody's own yaml files may have changed since: their cells are composed anew.
-    known = {} if any(word.startswith(compose.SEARCHPATH) for word in overrides) else index.read(outputs / study)
+    known = {} if any(word.startswith(compose.SEARCHPATH) for word in every[0]) else index.read(outputs / study)
     by_key = {index.key(words): words for words in every}
     new = _compose({name: words for name, words in by_key.items() if name not in known})
     cells = {name: known[name] if name in known else new[name] for name in by_key}

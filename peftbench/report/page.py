@@ -1,0 +1,193 @@
+"""A study as one HTML file that opens from disk: table, plots, every run. No network, nothing run that is data."""
+
+import csv
+import json
+from collections import Counter, defaultdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from plotly.offline import get_plotlyjs
+
+from peftbench.files import write_atomically
+from peftbench.report import render
+from peftbench.report.papers import Paper
+from peftbench.report.records import Study, column_of
+from peftbench.report.table import apart, build
+from peftbench.results import Record
+
+MOST_WRONG = 15  # rows per task that are listed
+
+
+def write(study: Study, path: Path, paper: Paper | None = None) -> None:
+    """Write the page."""
+    here = resources.files("peftbench.report")
+    page = (here / "page.html").read_text(encoding="utf-8")
+    parts = {
+        "STYLE": (here / "page.css").read_text(encoding="utf-8"),
+        "PLOTLY": get_plotlyjs(),
+        "SCRIPT": (here / "page.js").read_text(encoding="utf-8"),
+        "DATA": embedded(content(study, paper)),
+    }
+    pieces = page.split("@@")  # text, name, text, name, ...: what is put in is never looked at again
+    write_atomically(path, "".join(parts[p] if i % 2 else p for i, p in enumerate(pieces)).encode())
+
+
+def embedded(value: Any) -> str:
+    """JSON that a script element can hold whatever is in it: no tag or comment can begin or end there."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def content(study: Study, paper: Paper | None = None) -> dict[str, Any]:
+    """Everything that the page shows, as JSON-like data."""
+    rows = apart(study)[0]
+    names = {} if rows.empty else dict(zip(rows["record"], rows["name"], strict=True))
+    done = [(folder, r) for folder, r in zip(study.folders, study.records, strict=True) if r.status == "done"]
+    shared = _shared([record.config for _, record in done])
+    predictions = [_predictions(folder, record) for folder, record in done]
+    table = build(study, paper)
+    return {
+        "study": study.name,
+        "table": {
+            "title": table.title,
+            "grid": render.grid(table),
+            "best": [[line.entries[column].best for column in table.columns] for line in table.lines],
+            "columns": table.columns,
+            "methods": [line.name for line in table.lines],
+            "notes": table.notes,
+        },
+        "runs": [
+            _run(folder, record, names[place], shared, predictions[place])
+            for place, (folder, record) in enumerate(done)
+        ],
+        "failures": [
+            {
+                "folder": f"{folder.parent.name}/{folder.name}",
+                "status": record.status,
+                "reason": (record.error or "no reason given").strip().splitlines()[-1],
+                "command": ["peftbench", "run", *record.overrides],
+            }
+            for folder, record in zip(study.folders, study.records, strict=True)
+            if record.status != "done"
+        ],
+        "wrong": _most_wrong(done, names, predictions),
+        "protocol": shared,
+        "provenance": _provenance([record for _, record in done]),
+    }
+
+
+def _run(
+    folder: Path, record: Record, name: str, shared: dict[str, Any], predictions: list[tuple[str, str]]
+) -> dict[str, Any]:
+    config = {key: value for key, value in _flat(record.config).items() if key not in shared}
+    counts = record.counts or {}
+    headline = record.headline
+    return {
+        "name": name,
+        "task": record.cell.task,
+        "column": column_of(record),
+        "method": record.cell.method,
+        "budget": record.cell.budget,
+        "model": record.cell.model,
+        "seed": record.cell.seed,
+        "score": None if headline.value is None else round(100 * headline.value, 3),
+        "error": None if headline.standard_error is None else round(100 * headline.standard_error, 3),
+        "lr": record.lr,
+        "counts": counts,
+        "train_s": record.time["train_s"],
+        "total_s": record.time["total_s"],
+        "peak_mb": record.memory["peak_mb"],
+        "collapsed": record.metrics.collapsed,
+        "curve": [
+            [item["step"], round(100 * item["metrics"][headline.name], 3)]
+            for item in record.metrics.evaluations
+            if item["metrics"].get(headline.name) is not None
+        ],
+        "metrics": (record.metrics.selected or {}).get("metrics", {}),
+        "confusion": _confusion(predictions),
+        "search": None if record.search is None else record.search.scores,
+        "fingerprint": record.fingerprint,
+        "folder": f"{folder.parent.name}/{folder.name}",
+        "config": config,
+        "overrides": record.overrides,
+    }
+
+
+def _predictions(folder: Path, record: Record) -> list[tuple[str, str]]:
+    """(label, prediction) of every row of the scored split; empty for a regression, or where the file is not there."""
+    if record.headline.name in ("pearson", "spearman"):
+        return []
+    split = "dev_mismatched" if record.headline.name.endswith("mismatched") else "dev_matched"
+    for name in ("dev", split):
+        path = folder / "predictions" / f"{name}.tsv"
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+                return [(row["label"], row["prediction"]) for row in rows]
+    return []
+
+
+def _confusion(predictions: list[tuple[str, str]]) -> dict[str, Any] | None:
+    if not predictions:
+        return None
+    labels = sorted({word for pair in predictions for word in pair})
+    counts = Counter(predictions)
+    return {"labels": labels, "counts": [[counts[true, said] for said in labels] for true in labels]}
+
+
+def _most_wrong(
+    done: list[tuple[Path, Record]], names: dict[int, str], predictions: list[list[tuple[str, str]]]
+) -> dict[str, list[dict[str, Any]]]:
+    """Per task the dev rows that most runs get wrong: number of the row, label, share of wrong runs by method."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for column in dict.fromkeys(column_of(record) for _, record in done):
+        places = [i for i, (_, record) in enumerate(done) if column_of(record) == column and predictions[i]]
+        if not places:
+            continue
+        wrong: Counter[int] = Counter()
+        by_name: dict[int, Counter[str]] = defaultdict(Counter)
+        for place in places:
+            for row, (label, said) in enumerate(predictions[place]):
+                if label != said:
+                    wrong[row] += 1
+                    by_name[row][names[place]] += 1
+        runs = Counter(names[place] for place in places)
+        found[column] = [
+            {
+                "row": row,
+                "label": predictions[places[0]][row][0],
+                "wrong": count,
+                "of": len(places),
+                "methods": {name: f"{by_name[row][name]}/{number}" for name, number in runs.items()},
+            }
+            for row, count in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:MOST_WRONG]
+        ]
+    return found
+
+
+def _flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{path}.{key}" if path else str(key)
+        found |= _flat(value, name) if isinstance(value, dict) else {name: value}
+    return found
+
+
+def _shared(configs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Settings that all runs have in common; what is left of each run's is shown with it."""
+    flat = [_flat(config) for config in configs]
+    if not flat:
+        return {}
+    return {key: value for key, value in flat[0].items() if all(key in one and one[key] == value for one in flat)}
+
+
+def _provenance(records: list[Record]) -> dict[str, list[str]]:
+    """Every version, machine and commit that the runs were made with."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        for source in (record.versions, record.git, record.hardware):
+            for key, value in source.items():
+                found[key].add(str(value))
+        found["weights"].add(str(record.hashes.get("weights")))
+    return {key: sorted(values) for key, values in sorted(found.items())}

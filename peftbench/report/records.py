@@ -1,0 +1,130 @@
+"""A study's records as pandas sees them: one row per finished run."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from peftbench.errors import ConfigError, DataError, near
+from peftbench.results import Record, find, read
+
+# What two cells may differ in and still be the same cell of a table, beside the seed.
+UNRELATED = {"seed", "study", "outputs", "cache", "tracker", "progress", "predict_test", "checkpoint_every", "rerun"}
+UNRELATED |= {"cells_per_gpu", "data.path", "init_from"}
+SHORT = {"matthews_correlation": "MCC", "accuracy": "acc", "accuracy_matched": "acc m", "accuracy_mismatched": "acc mm"}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study's records.
+
+    Attributes:
+        folders: where each record lies, by its place in `records`.
+    """
+
+    name: str
+    records: list[Record]
+    folders: list[Path]
+
+    def done(self) -> list[Record]:
+        """Those that ended well."""
+        return [record for record in self.records if record.status == "done"]
+
+
+def of(outputs: Path, study: str, model: str | None = None) -> Study:
+    """Every readable record of a study; the unreadable are named on the terminal and left out.
+
+    Args:
+        model: only this backbone; "all": several are wanted; None: there may be only one.
+
+    Raises:
+        ConfigError: there is no such study, it has no finished cell, or it has several backbones.
+    """
+    folder = outputs / study
+    if not folder.is_dir():
+        known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
+        hint = near(study, known) if known else f"{outputs} holds none"
+        raise ConfigError(f"study {study}: not found in {outputs}; {hint}")
+    records, folders = [], []
+    for path in find(folder):
+        try:
+            records.append(read(path))
+            folders.append(path.parent)
+        except DataError as error:
+            Console(stderr=True).print(f"left out: {error}", style="yellow", highlight=False, markup=False)
+    if not records:
+        raise ConfigError(f"study {study}: no record in {folder}")
+    models = sorted({record.cell.model for record in records})
+    if model is None and len(models) > 1:
+        raise ConfigError(f"study {study}: has the backbones {', '.join(models)}; choose --model one of them, or all")
+    if model not in (None, "all"):
+        if model not in models:
+            raise ConfigError(f"--model {model}: not in study {study}; {near(model, [*models, 'all'])}")
+        kept = [i for i, record in enumerate(records) if record.cell.model == model]
+        records, folders = [records[i] for i in kept], [folders[i] for i in kept]
+    return Study(study, records, folders)
+
+
+def frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per record: its cell, score in percent, counts, seconds, memory; `record` is its place among them.
+
+    `name` is method and budget, and the backbone where there are several; `column` is task and metric.
+    """
+    records = list(records)
+    several = len({record.cell.model for record in records}) > 1
+    rows = [
+        {
+            "record": place,
+            "task": record.cell.task,
+            "model": record.cell.model,
+            "method": record.cell.method,
+            "budget": record.cell.budget,
+            "name": name_of(record, several),
+            "column": column_of(record),
+            "seed": record.cell.seed,
+            "fingerprint": record.fingerprint,
+            "lr": record.lr,
+            "score": None if record.headline.value is None else 100 * record.headline.value,
+            "standard_error": None if record.headline.standard_error is None else 100 * record.headline.standard_error,
+            **{key: (record.counts or {}).get(key) for key in ("backbone", "head", "total", "stored_bytes")},
+            "seconds": record.time["total_s"],
+            "train_s": record.time["train_s"],
+            "search_s": 0.0 if record.search is None else record.search.seconds,
+            "peak_mb": record.memory["peak_mb"],
+            "collapsed": record.metrics.collapsed,
+        }
+        for place, record in enumerate(records)
+    ]
+    return pd.DataFrame(rows)
+
+
+def name_of(record: Record, several_models: bool = False) -> str:
+    """How a table calls a record's row: method, budget where one was asked for, backbone where there are several."""
+    words = [record.cell.method]
+    words += [record.cell.budget] if record.cell.budget != "none" else []
+    words += [f"({record.cell.model})"] if several_models else []
+    return " ".join(words)
+
+
+def column_of(record: Record) -> str:
+    """Task and metric; rows of the built-in sample are no GLUE scores and stay apart."""
+    metric = SHORT.get(record.headline.name, record.headline.name)
+    return f"{record.cell.task} {metric}" + (" (sample)" if record.cell.data == "sample" else "")
+
+
+def differences(one: Record, other: Record) -> dict[str, tuple[Any, Any]]:
+    """Settings in which two records differ, by dotted key: the value of each."""
+    first, second = _flat(one.config), _flat(other.config)
+    keys = [key for key in {**first, **second} if not any(key == u or key.startswith(f"{u}.") for u in UNRELATED)]
+    return {key: (first.get(key), second.get(key)) for key in sorted(keys) if first.get(key) != second.get(key)}
+
+
+def _flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{path}.{key}" if path else str(key)
+        found |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
+    return found

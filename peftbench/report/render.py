@@ -1,0 +1,167 @@
+"""A table for the terminal, and as Markdown, LaTeX (booktabs), HTML and CSV."""
+
+import csv
+import html
+import io
+import re
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as Terminal
+
+from peftbench.report.table import Entry, Line, Table
+
+FORMATS = ("md", "latex", "html", "csv")
+LATEX = {"\\": r"\textbackslash{}", "†": r"$^\dagger$", "±": r"$\pm$", "–": "--"}
+LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"}
+
+
+def show(table: Table) -> None:
+    """Print the table on the terminal."""
+    console = Console(highlight=False)
+    terminal = Terminal(title=table.title, title_justify="left")
+    head, *rows = grid(table)
+    shown = [i for i, name in enumerate(head) if name not in ("head", "stored", "peak MiB")]  # the files have them
+    for i in shown:
+        terminal.add_column(head[i].replace(" ", "\n", 1), justify="left" if i == 0 else "right", overflow="fold")
+    for row, line in zip(rows, table.lines, strict=True):
+        bold = [line.entries[column].best for column in table.columns]
+        marked = _marked([escape(cell) for cell in row], bold, "[bold]{}[/]")
+        terminal.add_row(*(marked[i] for i in shown))
+    console.print(terminal)
+    for note in table.notes:
+        console.print(note, markup=False, soft_wrap=True)
+
+
+def text(table: Table, form: str) -> str:
+    """The table in one of `FORMATS`, footnotes included (as comments or lines below)."""
+    return {"md": _markdown, "latex": _latex, "html": _html, "csv": _csv}[form](table)
+
+
+def grid(table: Table) -> list[list[str]]:
+    """The head and every row, as a person reads them."""
+    several = len(table.columns) > 1
+    tail = ["stored", "s / run", "peak MiB"]
+    averages = [f"mean of {len(table.columns)}"] if several else []
+    paper = [f"{table.paper} average"] if table.paper else []
+    head = ["method", "backbone", "head", *table.columns, *averages, *paper, *tail]
+    rows = []
+    for line in table.lines:
+        scores = [entry(line.entries[column]) for column in table.columns]
+        mean = [number(line.average.value)] if several else []
+        printed = [number(line.average.published)] if table.paper else []
+        counts = [f"{line.counts[key]:,}" if line.counts[key] is not None else "–" for key in ("backbone", "head")]
+        rows.append([line.name, *counts, *scores, *mean, *printed, *_cost(line)])
+    return [head, *rows]
+
+
+def entry(found: Entry) -> str:
+    """85.2 ± 0.3, with n=3/5 where seeds are missing, and the paper's figure where there is one."""
+    parts = []
+    if found.value is not None:
+        parts.append(number(found.value) + ("" if found.spread is None else f" ± {found.spread:.1f}"))
+        if found.seeds < found.of or found.of == 1:
+            parts.append(f"n={found.seeds}/{found.of}" if found.seeds < found.of else "n=1")
+        if found.collapsed:
+            parts.append(f"c{found.collapsed}")
+    if found.published is not None:
+        difference = "" if found.difference is None else f", {found.difference:+.1f}"
+        parts.append(f"[{found.published:g}{difference}]")
+    return " ".join(parts) or "–"
+
+
+def number(value: float | None) -> str:
+    """One decimal, or a dash."""
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _cost(line: Line) -> list[str]:
+    stored = line.counts["stored_bytes"]
+    return ["–" if stored is None else f"{stored / 1000:,.0f} kB", f"{line.seconds:.0f}", f"{line.peak_mb:,.0f}"]
+
+
+def _marked(row: Sequence[str], bold: Sequence[bool], form: str) -> list[str]:
+    """The row, its scores in bold where they are not beaten."""
+    return [form.format(cell) if 3 <= i < 3 + len(bold) and bold[i - 3] else cell for i, cell in enumerate(row)]
+
+
+def _rows(table: Table, form: str) -> list[list[str]]:
+    _, *rows = grid(table)
+    return [
+        _marked(row, [line.entries[column].best for column in table.columns], form)
+        for row, line in zip(rows, table.lines, strict=True)
+    ]
+
+
+def _markdown(table: Table) -> str:
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    head = grid(table)[0]
+    lines = [table.title, "", line(head), "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"]
+    lines += [line(row) for row in _rows(table, "**{}**")]
+    return "\n".join([*lines, "", *(f"{note}  " for note in table.notes)]).rstrip() + "\n"
+
+
+def _latex(table: Table) -> str:
+    head = grid(table)[0]
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{latex(table.title)}}}",
+        "\\begin{tabular}{l" + "r" * (len(head) - 1) + "}",
+        "\\toprule",
+        " & ".join(latex(cell) for cell in head) + " \\\\",
+        "\\midrule",
+    ]
+    for row, line in zip(grid(table)[1:], table.lines, strict=True):
+        bold = [line.entries[column].best for column in table.columns]
+        lines.append(" & ".join(_marked([latex(cell) for cell in row], bold, "\\textbf{{{}}}")) + " \\\\")
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    lines += [f"\\par\\footnotesize {latex(note)}" for note in table.notes]
+    return "\n".join([*lines, "\\end{table}"]) + "\n"
+
+
+def latex(words: str) -> str:
+    """Text with everything that means something to LaTeX escaped."""
+    return re.sub("|".join(re.escape(key) for key in LATEX), lambda match: LATEX[match[0]], words)
+
+
+def _html(table: Table) -> str:
+    def row(cells: Sequence[str], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+    head, *rows = grid(table)
+    body = []
+    for cells, line in zip(rows, table.lines, strict=True):
+        bold = [line.entries[column].best for column in table.columns]
+        body.append(row(_marked([html.escape(cell) for cell in cells], bold, "<b>{}</b>"), "td"))
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
+    return (
+        f"<table>\n<caption>{html.escape(table.title)}</caption>\n<thead>"
+        + row([html.escape(cell) for cell in head], "th")
+        + "</thead>\n<tbody>\n"
+        + "\n".join(body)
+        + f"\n</tbody>\n</table>\n{notes}\n"
+    )
+
+
+def _csv(table: Table) -> str:
+    """One line per row and column: a program has nothing to take apart."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    counts = ("backbone", "head", "total", "stored_bytes")
+    writer.writerow(
+        ["method", "column", table.statistic, "sd", "seeds", "not_beaten", "collapsed", "published", "difference",
+         *counts, "seconds", "search_seconds", "peak_mb"]
+    )  # fmt: skip
+    for line in table.lines:
+        for column, found in line.entries.items():
+            writer.writerow(
+                [line.name, column, found.value, found.spread, found.seeds, int(found.best), found.collapsed,
+                 found.published, found.difference, *(line.counts[key] for key in counts), line.seconds,
+                 line.search_s, line.peak_mb]
+            )  # fmt: skip
+    return out.getvalue()

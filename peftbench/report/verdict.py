@@ -1,0 +1,57 @@
+"""Whether one method beats another, in words and numbers."""
+
+from peftbench.errors import ConfigError, near
+from peftbench.report.records import Study
+from peftbench.report.statistics import ALPHA, Comparison, compare
+from peftbench.report.table import apart
+
+
+def lines(study: Study, first: str, second: str) -> list[str]:
+    """The verdict over all tasks, then every task.
+
+    Raises:
+        ConfigError: a row is not in the study's table, or the two have no task and seed in common.
+    """
+    rows = apart(study)[0]
+    names = list(dict.fromkeys(rows["name"])) if len(rows) else []
+    for name in (first, second):
+        if name not in names:
+            raise ConfigError(f"{name}: no row of study {study.name}; {near(name, names)}")
+    rows = rows.dropna(subset=["score"])
+    scores = {
+        str(name): {
+            (str(task), int(seed)): float(score)
+            for task, seed, score in zip(group["column"], group["seed"], group["score"], strict=True)
+        }
+        for name, group in rows.groupby("name")
+    }
+    found = compare(scores, first, second)
+    if not found:
+        raise ConfigError(f"{first} and {second}: no task and seed in common in study {study.name}")
+    return [sentence(found[-1], first, second), *(figures(item) for item in found)]
+
+
+def sentence(item: Comparison, first: str, second: str) -> str:
+    """One sentence that claims no more than the test shows."""
+    where = "over all tasks" if item.task == "all" else f"on {item.task}"
+    better, worse = (first, second) if item.difference > 0 else (second, first)
+    size = f"{abs(item.difference):.1f} points, {item.pairs} pairs of task and seed"
+    if item.p is None:
+        return f"{first} and {second} {where}: one pair says nothing about the noise ({size})."
+    if item.p < ALPHA:
+        return f"{better} beats {worse} {where}: {size}, p = {item.p:.3f}."
+    if 2 / 2**item.pairs >= ALPHA:
+        return f"{better} is ahead of {worse} {where} by {size}; with so few pairs no test can show a difference."
+    return f"No difference between {first} and {second} {where} outside the noise: {size}, p = {item.p:.2f}."
+
+
+def figures(item: Comparison) -> str:
+    """The numbers behind a sentence, on one line."""
+    parts = [f"{item.task}: {item.difference:+.2f} points"]
+    if item.interval:
+        parts.append(f"95% interval {item.interval.low:+.2f} to {item.interval.high:+.2f}")
+    parts.append(f"p {'–' if item.p is None else f'{item.p:.3f}'}")
+    parts.append(f"better in {100 * item.improvement:.0f}% of {item.pairs} pairs")
+    if item.seeds_needed:
+        parts.append(f"{item.seeds_needed} pairs would show it")
+    return ", ".join(parts)
