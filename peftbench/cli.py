@@ -18,6 +18,10 @@ usage: peftbench COMMAND [...]
   compare STUDY ONE OTHER whether one method beats another, in words and numbers
   plot STUDY --to DIR     score against entries, time and memory; curves; seeds; as PNG and PDF
   report STUDY            one HTML file: table, plots, every run
+  submission STUDY        the official GLUE zip of --method; --check ZIP validates any
+  sync STUDY              send what W&B recorded offline, and the study's table and figures as one run
+  apply RUN --output DIR  the run's model, merged, as a plain transformers folder
+  predict RUN FILE.tsv    the run's labels for new rows
   export RUN --to DIR     a LoRA run's adapter in PEFT's format
 
 examples:
@@ -32,7 +36,10 @@ exit codes: 0 done, 1 a run failed or cells of a sweep were left, 2 wrong config
 shell completion: eval "$(peftbench run -sc install=bash)"
 """
 
-COMMANDS = ("run", "plan", "status", "count", "list", "table", "compare", "plot", "report", "reproduce", "export")
+COMMANDS = (
+    *("run", "plan", "status", "count", "list", "reproduce", "table", "compare", "plot", "report"),
+    *("submission", "sync", "apply", "predict", "export"),
+)
 
 
 def main() -> None:

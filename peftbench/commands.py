@@ -2,7 +2,6 @@
 
 import json
 import sys
-import tempfile
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from peftbench import compose
-from peftbench.errors import ConfigError, DataError, near
-from peftbench.files import DELTA_FILE
+from peftbench import compose, results_commands
+from peftbench.errors import ConfigError, near
 
 if TYPE_CHECKING:
     from peftbench.study.sweep import Sweep
@@ -195,95 +193,6 @@ def list_words(arguments: Sequence[str]) -> int:
     return 0
 
 
-def table(arguments: Sequence[str]) -> int:
-    """`peftbench table STUDY`: mean and spread over seeds, one row per method, a paper's figures beside them."""
-    parser = _study_parser("table")
-    parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
-    parser.add_argument("--format", choices=("md", "latex", "html", "csv"), help="print it so, for a file")
-    asked = parser.parse_args(arguments)
-    from peftbench.report import papers, records, render
-    from peftbench.report import table as tables
-
-    paper = papers.load(asked.paper) if asked.paper else None
-    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
-    made = tables.build(study, paper)
-    if asked.format:
-        print(render.text(made, asked.format), end="")
-        return 0
-    if made.lines:
-        render.show(made)
-    from peftbench import screen
-
-    screen.failures(study.records)
-    return 0
-
-
-def compare(arguments: Sequence[str]) -> int:
-    """`peftbench compare STUDY ONE OTHER`: whether one method beats another, in words and numbers."""
-    parser = _study_parser("compare")
-    parser.add_argument("first", help="a row of the study's table, e.g. id3")
-    parser.add_argument("second", help="another")
-    asked = parser.parse_args(arguments)
-    from peftbench.report import records, verdict
-
-    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
-    for line in verdict.lines(study, asked.first, asked.second):
-        print(line)
-    return 0
-
-
-def plot(arguments: Sequence[str]) -> int:
-    """`peftbench plot STUDY --to DIR`: the study's figures as PNG and PDF."""
-    parser = _study_parser("plot")
-    parser.add_argument("--to", required=True, help="folder to write")
-    asked = parser.parse_args(arguments)
-    from peftbench.report import plots, records
-
-    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
-    for path in plots.save_all(study, Path(asked.outputs).expanduser(), writable(Path(asked.to))):
-        print(path)
-    return 0
-
-
-def report(arguments: Sequence[str]) -> int:
-    """`peftbench report STUDY`: one HTML file with tables, plots and every run."""
-    parser = _study_parser("report")
-    parser.add_argument("--to", help="file to write; default: report.html in the study's folder")
-    parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
-    asked = parser.parse_args(arguments)
-    from peftbench.report import page, papers, records
-
-    outputs = Path(asked.outputs).expanduser()
-    study = records.of(outputs, asked.study, asked.model)
-    path = Path(asked.to) if asked.to else outputs / asked.study / "report.html"
-    writable(path.parent)
-    page.write(study, path, papers.load(asked.paper) if asked.paper else None)
-    print(path)
-    return 0
-
-
-def writable(folder: Path) -> Path:
-    """The folder, made if need be.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
-
-
-def _study_parser(command: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"peftbench {command}")
-    parser.add_argument("study", help="name of the study, a folder under the outputs")
-    parser.add_argument("--outputs", default="outputs", help="where the records lie")
-    parser.add_argument("--model", help="only this backbone, or all; needed where the study has several")
-    return parser
-
-
 def status(arguments: Sequence[str]) -> int:
     """`peftbench status STUDY`: done, running, failed, stopped and missing cells, time left, how to run failures."""
     parser = ArgumentParser(prog="peftbench status")
@@ -316,31 +225,12 @@ def _rerun(overrides: Sequence[str]) -> str:
     return next((item.partition("=")[2] for item in reversed(overrides) if item.startswith("rerun=")), "unfinished")
 
 
-def export(arguments: Sequence[str]) -> int:
-    """`peftbench export RUN --to DIR`: a LoRA run's adapter and head in PEFT's format."""
-    parser = ArgumentParser(prog="peftbench export")
-    parser.add_argument("run", help="folder of a finished LoRA run")
-    parser.add_argument("--to", required=True, help="folder to write")
-    asked = parser.parse_args(arguments)
-    if not (Path(asked.run) / DELTA_FILE).is_file():
-        raise DataError(f"{asked.run}: no {DELTA_FILE} there; it must be the folder of a finished run")
-    from peftbench.deltas import export_peft
-
-    export_peft(Path(asked.run), Path(asked.to))
-    print(asked.to)
-    return 0
-
-
 COMMANDS = {
     "run": run,
     "plan": plan,
     "status": status,
     "count": count,
     "list": list_words,
-    "table": table,
-    "compare": compare,
-    "plot": plot,
-    "report": report,
     "reproduce": reproduce,
-    "export": export,
+    **results_commands.COMMANDS,
 }

@@ -123,8 +123,8 @@ def wandb_run(cell: Cell, config: Mapping[str, Any], folder: Path) -> Iterator[l
     Every cell and every attempt is a run of its own, also after another in this process crashed. W&B being
     unreachable never stops a run.
     """
-    mode = _mode(cell.tracker.mode)
-    if mode == "disabled":
+    how = mode(cell.tracker.mode)
+    if how == "disabled":
         yield []
         return
     import wandb
@@ -143,10 +143,10 @@ def wandb_run(cell: Cell, config: Mapping[str, Any], folder: Path) -> Iterator[l
         "settings": wandb.Settings(console="off", disable_git=True, init_timeout=patience),
     }
     try:
-        run = wandb.init(mode=mode, **settings)
+        run = wandb.init(mode=how, **settings)
     except wandb.Error as error:
         reason = str(error).strip().splitlines()[0]
-        print(f"tracker.mode={mode}: W&B cannot be used ({reason}); this run is kept offline", file=sys.stderr)
+        print(f"tracker.mode={how}: W&B cannot be used ({reason}); this run is kept offline", file=sys.stderr)
         run = wandb.init(mode="offline", **settings)
     try:
         yield [WandbRun(run)]
@@ -156,7 +156,7 @@ def wandb_run(cell: Cell, config: Mapping[str, Any], folder: Path) -> Iterator[l
     run.finish(exit_code=0)
 
 
-def _mode(asked: str) -> Any:
+def mode(asked: str) -> Any:
     """Online only with a key: asking for one on a terminal would stop a sweep."""
     if asked != "auto":
         return asked

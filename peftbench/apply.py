@@ -1,0 +1,105 @@
+"""Deltas in use: a run as a plain transformers folder, and a run's labels for new rows."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peftbench.config import ModelSpec, TaskSpec
+from peftbench.config import Protocol as TrainingProtocol
+from peftbench.data.sources import make_split
+from peftbench.data.tokens import tokenize, tokenizer_for
+from peftbench.deltas import reload
+from peftbench.errors import DataError
+from peftbench.files import RECORD_FILE
+from peftbench.metrics import predict
+from peftbench.models import weights_folder
+from peftbench.results import Record, read
+from peftbench.train import Trainer
+from peftbench.validate import parse
+
+
+def apply(run: Path, folder: Path) -> None:
+    """Write the run's model, its delta merged in, as `AutoModelForSequenceClassification.from_pretrained` loads it.
+
+    Raises:
+        DataError: the run cannot be read.
+        ConfigError: its method cannot be merged (adapters).
+    """
+    record = read(run / RECORD_FILE)
+    model, tuner, _ = reload(run)
+    tuner.merge()
+    module: Any = model.module.float()
+    labels = record.config["task"]["labels"]
+    if labels:
+        module.config.id2label = dict(enumerate(labels))
+        module.config.label2id = {label: i for i, label in enumerate(labels)}
+    module.config.problem_type = "single_label_classification" if labels else "regression"
+    module.config._attn_implementation = None  # whoever loads it has the library's own
+    module.save_pretrained(folder)
+    weights = weights_folder(_spec(record, ModelSpec, "model"))
+    if weights is not None:
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(weights).save_pretrained(folder)
+
+
+def label(run: Path, file: Path, cache: Path) -> list[str]:
+    """Lines of a TSV with the run's prediction and logits for every row of a file with the task's text columns.
+
+    Raises:
+        DataError: the run or the file cannot be read, or a column is missing.
+    """
+    record = read(run / RECORD_FILE)
+    task = _spec(record, TaskSpec, "task")
+    rows = make_split("new", _texts(file, task.folder.text), None)
+    model, tuner, _ = reload(run)
+    spec = _spec(record, ModelSpec, "model")
+    protocol = _spec(record, TrainingProtocol, "protocol")
+    tokens = tokenize(rows, tokenizer_for(spec, weights_folder(spec)), protocol.max_length, cache)
+    trainer = Trainer(
+        model=model, tuner=tuner, protocol=protocol, task=task, train=None, scored={}, choosing="", seed=0
+    )
+    logits = trainer.predict(tokens)
+    return _lines(task, logits)
+
+
+def _lines(task: TaskSpec, logits: np.ndarray) -> list[str]:
+    lines = ["\t".join(["index", "prediction", *(task.labels or ["score"])])]
+    for i, (row, found) in enumerate(zip(logits, predict(logits), strict=True)):
+        shown = task.labels[int(found)] if task.labels else f"{found:.4f}"
+        lines.append("\t".join([str(i), shown, *(f"{logit:.5f}" for logit in row)]))
+    return lines
+
+
+def _texts(file: Path, columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """The text columns of a tab-separated file with a header line, nothing quoted."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: not UTF-8 at byte {error.start}") from None
+    head = lines[0].rstrip("\r").split("\t")
+    if absent := [column for column in columns if column not in head]:
+        raise DataError(f"{file}, line 1: no column '{absent[0]}', only {', '.join(head)}")
+    rows = [(number, line.rstrip("\r").split("\t")) for number, line in enumerate(lines[1:], 2) if line.strip("\r")]
+    for number, fields in rows:
+        if len(fields) != len(head):
+            raise DataError(f"{file}, line {number}: {len(fields)} fields where the file has {len(head)} columns")
+    if not rows:
+        raise DataError(f"{file}: has no rows")
+    return tuple(tuple(fields[head.index(column)] for _, fields in rows) for column in columns)
+
+
+def _spec(record: Record, kind: type[Any], part: str) -> Any:
+    """A part of the record's configuration as its dataclass."""
+    raw: Mapping[str, Any] = record.config[part]
+    if kind in (ModelSpec, TaskSpec):
+        raw = {"name": getattr(record.cell, part), **raw}
+    problems: list[str] = []
+    found = parse(kind, raw, part, problems)
+    if found is None or problems:
+        raise DataError(f"the record's {part} is not one of this version: {problems[0]}")
+    return found

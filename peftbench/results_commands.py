@@ -1,0 +1,207 @@
+"""What the commands that read a study's records, or a finished run, do."""
+
+import tempfile
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from peftbench import compose
+from peftbench.errors import ConfigError, DataError
+from peftbench.files import DELTA_FILE
+
+
+def table(arguments: Sequence[str]) -> int:
+    """`peftbench table STUDY`: mean and spread over seeds, one row per method, a paper's figures beside them."""
+    parser = _study_parser("table")
+    parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
+    parser.add_argument("--format", choices=("md", "latex", "html", "csv"), help="print it so, for a file")
+    asked = parser.parse_args(arguments)
+    from peftbench.report import papers, records, render
+    from peftbench.report import table as tables
+
+    paper = papers.load(asked.paper) if asked.paper else None
+    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
+    made = tables.build(study, paper)
+    if asked.format:
+        print(render.text(made, asked.format), end="")
+        return 0
+    if made.lines:
+        render.show(made)
+    from peftbench import screen
+
+    screen.failures(study.records)
+    return 0
+
+
+def compare(arguments: Sequence[str]) -> int:
+    """`peftbench compare STUDY ONE OTHER`: whether one method beats another, in words and numbers."""
+    parser = _study_parser("compare")
+    parser.add_argument("first", help="a row of the study's table, e.g. id3")
+    parser.add_argument("second", help="another")
+    asked = parser.parse_args(arguments)
+    from peftbench.report import records, verdict
+
+    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
+    for line in verdict.lines(study, asked.first, asked.second):
+        print(line)
+    return 0
+
+
+def plot(arguments: Sequence[str]) -> int:
+    """`peftbench plot STUDY --to DIR`: the study's figures as PNG and PDF."""
+    parser = _study_parser("plot")
+    parser.add_argument("--to", required=True, help="folder to write")
+    asked = parser.parse_args(arguments)
+    from peftbench.report import plots, records
+
+    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
+    for path in plots.save_all(study, Path(asked.outputs).expanduser(), writable(Path(asked.to))):
+        print(path)
+    return 0
+
+
+def report(arguments: Sequence[str]) -> int:
+    """`peftbench report STUDY`: one HTML file with tables, plots and every run."""
+    parser = _study_parser("report")
+    parser.add_argument("--to", help="file to write; default: report.html in the study's folder")
+    parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
+    asked = parser.parse_args(arguments)
+    from peftbench.report import page, papers, records
+
+    outputs = Path(asked.outputs).expanduser()
+    study = records.of(outputs, asked.study, asked.model)
+    path = Path(asked.to) if asked.to else outputs / asked.study / "report.html"
+    writable(path.parent)
+    page.write(study, path, papers.load(asked.paper) if asked.paper else None)
+    print(path)
+    return 0
+
+
+def submission(arguments: Sequence[str]) -> int:
+    """`peftbench submission STUDY --method M --to ZIP`: the official GLUE zip; `--check ZIP` validates any."""
+    parser = ArgumentParser(prog="peftbench submission")
+    parser.add_argument("study", nargs="?", help="name of the study, a folder under the outputs")
+    parser.add_argument("--outputs", default="outputs", help="where the records lie")
+    parser.add_argument("--model", help="only this backbone; needed where the study has several")
+    parser.add_argument("--method", help="whose runs are submitted, the best by dev score of each task")
+    parser.add_argument("--to", default="submission.zip", help="file to write")
+    parser.add_argument("--fill-majority", action="store_true", help="the majority class for tasks without a run")
+    parser.add_argument("--check", metavar="ZIP", help="say what is wrong with a submission, and write nothing")
+    asked = parser.parse_args(arguments)
+    from peftbench.report import records
+    from peftbench.report import submission as glue
+
+    if asked.check:
+        if problems := glue.check(Path(asked.check)):
+            raise DataError(problems)
+        print(f"{asked.check}: eleven files as the server wants them")
+        return 0
+    if not asked.study or not asked.method:
+        parser.error("a study and --method, or --check ZIP")
+    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
+    writable(Path(asked.to).resolve().parent)
+    for line in glue.write(study, asked.method, Path(asked.to), asked.fill_majority):
+        print(line)
+    print(asked.to)
+    return 0
+
+
+def sync(arguments: Sequence[str]) -> int:
+    """`peftbench sync STUDY`: send what W&B recorded offline, and log the study's table and figures as one run."""
+    parser = _study_parser("sync")
+    parser.add_argument("--project", default="peftbench", help="W&B project of the table's run")
+    asked = parser.parse_args(arguments)
+    from peftbench.report import records
+    from peftbench.report import sync as offline
+
+    outputs = Path(asked.outputs).expanduser()
+    study = records.of(outputs, asked.study, asked.model)
+    runs = offline.offline_runs(study)
+    offline.send(runs)
+    print(f"{len(runs)} runs sent")
+    print(offline.log_study(study, outputs, writable(outputs / asked.study), asked.project))
+    return 0
+
+
+def apply(arguments: Sequence[str]) -> int:
+    """`peftbench apply RUN --output DIR`: the run's model as a plain transformers folder."""
+    parser = ArgumentParser(prog="peftbench apply")
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("--output", required=True, help="folder to write")
+    asked = parser.parse_args(arguments)
+    run = _finished(asked.run)
+    from peftbench.apply import apply
+
+    apply(run, writable(Path(asked.output)))
+    print(asked.output)
+    return 0
+
+
+def predict(arguments: Sequence[str]) -> int:
+    """`peftbench predict RUN FILE.tsv`: the run's labels for new rows."""
+    parser = ArgumentParser(prog="peftbench predict")
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("file", help="tab-separated, with a header line that names the task's text columns")
+    asked = parser.parse_args(arguments)
+    run = _finished(asked.run)
+    from peftbench.apply import label
+
+    cache = compose.resolved(compose.load([]))["cache"]
+    for line in label(run, Path(asked.file), Path(str(cache)).expanduser()):
+        print(line)
+    return 0
+
+
+def export(arguments: Sequence[str]) -> int:
+    """`peftbench export RUN --to DIR`: a LoRA run's adapter and head in PEFT's format."""
+    parser = ArgumentParser(prog="peftbench export")
+    parser.add_argument("run", help="folder of a finished LoRA run")
+    parser.add_argument("--to", required=True, help="folder to write")
+    asked = parser.parse_args(arguments)
+    run = _finished(asked.run)
+    from peftbench.deltas import export_peft
+
+    export_peft(run, Path(asked.to))
+    print(asked.to)
+    return 0
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made if need be.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def _study_parser(command: str) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"peftbench {command}")
+    parser.add_argument("study", help="name of the study, a folder under the outputs")
+    parser.add_argument("--outputs", default="outputs", help="where the records lie")
+    parser.add_argument("--model", help="only this backbone, or all; needed where the study has several")
+    return parser
+
+
+def _finished(run: str) -> Path:
+    if not (Path(run) / DELTA_FILE).is_file():
+        raise DataError(f"{run}: no {DELTA_FILE} there; it must be the folder of a finished run")
+    return Path(run)
+
+
+COMMANDS = {
+    "table": table,
+    "compare": compare,
+    "plot": plot,
+    "report": report,
+    "submission": submission,
+    "sync": sync,
+    "apply": apply,
+    "predict": predict,
+    "export": export,
+}
