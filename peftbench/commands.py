@@ -15,6 +15,9 @@ from peftbench.errors import ConfigError, near
 if TYPE_CHECKING:
     from peftbench.study.sweep import Sweep
 
+# Launchers that may not be installed -> the one of the plugin that they build on.
+PLUGIN_OF = {"joblib": "joblib", "local": "joblib", "slurm": "submitit_slurm"}
+PLUGIN_OF |= {"submitit_slurm": "submitit_slurm", "submitit_local": "submitit_local"}
 PLURALS = {"models": "model", "tasks": "task", "methods": "method", "protocols": "protocol"}
 PLURALS |= {
     "papers": "paper",
@@ -80,11 +83,10 @@ def _check_launcher(arguments: Sequence[str]) -> None:
 
     Plugins.instance()  # registers those that are installed
     known = {name.removesuffix(".yaml") for name in ConfigStore.instance().list("hydra/launcher")}
-    ours = {path.stem: path.read_text() for path in (compose.conf_dir() / "hydra" / "launcher").glob("*.yaml")}
     for word in (item.partition("=")[2] for item in arguments if item.startswith("hydra/launcher=")):
-        if word not in known | set(ours):
-            raise ConfigError(f"hydra/launcher={word}: there is none; {near(word, [*known, *ours])}")
-        if word in ours and not known & {"joblib" if word == "joblib" else "submitit_slurm"}:
+        if word not in known | set(PLUGIN_OF):
+            raise ConfigError(f"hydra/launcher={word}: there is none; {near(word, [*known, *PLUGIN_OF])}")
+        if PLUGIN_OF.get(word, word) not in known:
             raise ConfigError(f"hydra/launcher={word}: needs a plugin of Hydra; pip install 'peftbench[launchers]'")
 
 

@@ -35,13 +35,14 @@ def scores(where: Path) -> dict[str, object]:
     return {f"{r.cell.method} {r.cell.seed}": (r.metrics, r.hashes["delta"]) for r in found}
 
 
-@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.parametrize("launcher", ["local", "joblib", "submitit_local"])
 def test_a_sweep_in_several_processes_is_the_sweep_in_one(tmp_path: Path, launcher: str) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     assert call("run", *SWEEP, cwd=tmp_path / "one").returncode == 0
     sweep = call("run", *SWEEP, f"hydra/launcher={launcher}", cwd=tmp_path / "two")
     assert sweep.returncode == 0, sweep.stderr
+    assert "Warning" not in sweep.stderr
     assert sweep.stdout.splitlines()[-1] == "4 cells: 4 done, 0 failed"
     assert scores(tmp_path / "two") == scores(tmp_path / "one")
     kept = records(tmp_path / "two")
@@ -53,7 +54,7 @@ def test_a_sweep_in_several_processes_is_the_sweep_in_one(tmp_path: Path, launch
 
 def test_failures_in_other_processes_are_counted(tmp_path: Path) -> None:
     words = ["-m", *TINY, "method=full", "protocol.clip=null", "protocol.lr=1e30,1e-4", "protocol.schedule=constant"]
-    sweep = call("run", *words, "hydra/launcher=joblib", cwd=tmp_path)
+    sweep = call("run", *words, "hydra/launcher=local", cwd=tmp_path)
     assert sweep.returncode == 101, sweep.stderr
     assert sweep.stdout.splitlines()[-1] == "2 cells: 1 done, 1 failed"
 

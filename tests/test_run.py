@@ -287,3 +287,16 @@ def test_the_head_may_have_a_learning_rate_of_its_own(run_tiny: Callable[..., Ou
     # Adam's first step is the learning rate, whatever the gradient; biases of the head start at zero.
     assert faster["head.classifier.bias"].abs().max().item() == pytest.approx(1e-2, rel=1e-3)
     assert plain["head.classifier.bias"].abs().max().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_rounding_widths_up_changes_nothing_but_dropouts_draws(run_tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peftbench.data import batches
+
+    words = ["method=full", "protocol.precision=fp32", "+model.config.hidden_dropout_prob=0"]
+    words += ["+model.config.attention_probs_dropout_prob=0"]
+    padded = run_tiny(*words, "study=padded").record
+    monkeypatch.setattr(batches, "STEP", 1)
+    plain = run_tiny(*words, "study=plain").record
+    assert plain.throughput["padding_share"] < padded.throughput["padding_share"]
+    for one, other in zip(plain.metrics.evaluations, padded.metrics.evaluations, strict=True):
+        assert one["metrics"] == pytest.approx(other["metrics"], abs=1e-6)

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from peftbench import compose, results
 from peftbench.deltas import reload
-from peftbench.report import submission
+from peftbench.report import records, submission, sync
 from peftbench.run import Outcome, run
 
 LABELS = {
@@ -208,8 +208,8 @@ def test_sync_logs_the_study_and_says_when_wandb_cannot_be_reached(tmp_path: Pat
         assert refused.returncode == 2
         assert line in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
-    for path in (tmp_path / "outputs").rglob("offline-run-*"):
-        next(path.glob("*.wandb")).with_suffix(".wandb.synced").touch()  # as wandb marks what it has sent
+    (offline,) = sync.offline_runs(records.of(tmp_path / "outputs", "s"))
+    (offline / "run-x.wandb.synced").touch()  # as wandb marks what it has sent
     done = call("sync", "s", cwd=tmp_path, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
     assert "0 runs sent" in done.stdout

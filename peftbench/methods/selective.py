@@ -166,15 +166,21 @@ class SelectiveTuner(ParameterTuner):
             self._inner.merge()
 
     def facts(self) -> dict[str, Any]:
-        """Entries by kind and layer, and the growth over steps."""
+        """Entries by kind and layer, the growth over steps, and what was chosen by when (ten moments)."""
+        moments = self._growth[:: max(1, -(-len(self._growth) // 10))] if self._growth else []
+        over_time = [{"step": step, **self._by_place(count)} for step, count in moments]
+        ends = self._by_place(self.store.used)
+        return {"chosen": self.store.used, **ends, "growth": list(self._growth), "over_time": over_time}
+
+    def _by_place(self, first: int) -> dict[str, dict[str, int]]:
+        """How many of the entries chosen first lie in each kind and layer."""
         kinds: dict[str, int] = {}
         layers: dict[str, int] = {}
-        for i, name in enumerate(self.store.names):
-            count = self.store.part(i)[1].numel()
+        for name, count in zip(self.store.names, self.store.counts(first), strict=True):
             place = self._model.place(name)
             kind, layer = "+".join(sorted(place.kinds)), "none" if place.layer is None else str(place.layer)
             kinds[kind], layers[layer] = kinds.get(kind, 0) + count, layers.get(layer, 0) + count
-        return {"chosen": self.store.used, "by_kind": kinds, "by_layer": layers, "growth": list(self._growth)}
+        return {"by_kind": kinds, "by_layer": layers}
 
     def state_dict(self) -> dict[str, Any]:
         """Ids in the order in which they were chosen, and the growth so far."""

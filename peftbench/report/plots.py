@@ -93,11 +93,11 @@ def seeds(study: Study, rows: pd.DataFrame, _: Path) -> Figure | None:
 
 
 def growth(study: Study, rows: pd.DataFrame, _: Path) -> Figure | None:
-    """Growing selections: entries unmasked over the steps, and which kinds and layers they are at the end."""
+    """Growing selections: entries unmasked over the steps, their kinds and layers at the end, and layers over time."""
     records = [record for record in study.done() if record.budget.get("growth")]
     if not records:
         return None
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(16, 3.8), layout="constrained")
     labels = [f"{name_of(record)}, {column_of(record)}" for record in records]
     for i, label in enumerate(dict.fromkeys(labels)):
         same = [record for record, other in zip(records, labels, strict=True) if other == label]
@@ -110,6 +110,11 @@ def growth(study: Study, rows: pd.DataFrame, _: Path) -> Figure | None:
     axes[1].set(xlabel="kind", ylabel="share of the budget (%)")
     axes[1].tick_params(axis="x", rotation=30)
     axes[2].set(xlabel="layer", ylabel="share of the budget (%)")
+    moments = records[0].budget.get("over_time", [])
+    for i, layer in enumerate(records[0].budget["by_layer"]):
+        counts = [moment["by_layer"].get(layer, 0) for moment in moments]
+        axes[3].plot([moment["step"] for moment in moments], counts, label=f"layer {layer}", **_style(i))
+    axes[3].set(xlabel="optimizer steps", ylabel="unmasked entries", title=f"by layer: {labels[0]}")
     return _legend(figure, axes)
 
 

@@ -72,6 +72,11 @@ class SparseStore:
         places = cut if self._sorted is None else self._sorted[cut].long()
         return places, self.ids[places].long() - self.offsets[i]
 
+    def counts(self, first: int) -> list[int]:
+        """How many of the entries that were chosen first each tensor has."""
+        cuts = self._cut(self.ids[:first].sort().values)
+        return [last - start for start, last in pairwise(cuts)]
+
     def write_back(self) -> None:
         """Put the values into the tensors, in the tensors' own precision."""
         with torch.no_grad():

@@ -1,0 +1,115 @@
+"""One cell as people run it without this bench: transformers' Trainer with peft, at its best or as run_glue does.
+
+    python scripts/peers/hf_trainer.py --style best --task rte --data GLUE --method lora --steps 100 --weights DIR
+
+`best`: bf16, rows grouped by length and padded to the longest of their batch, fused AdamW, no reports, no checkpoints.
+`run_glue`: the example script's defaults: fp32, every row padded to 128 tokens. Prints one line of JSON.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+)
+
+TASKS = {
+    "rte": ("RTE", ("sentence1", "sentence2"), "label", ("entailment", "not_entailment")),
+    "mrpc": ("MRPC", ("#1 String", "#2 String"), "Quality", ("0", "1")),
+}
+SIX = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
+
+
+def rows(root: Path, task: str, split: str, tokenizer: Any, style: str) -> Dataset:
+    """A split, tokenised."""
+    folder, texts, label, labels = TASKS[task]
+    frame = pd.read_csv(
+        root / folder / f"{split}.tsv", sep="\t", quoting=3, dtype=str, keep_default_na=False, encoding="utf-8-sig"
+    )
+    padding = "max_length" if style == "run_glue" else False
+    encoded = tokenizer(*[list(frame[text]) for text in texts], truncation=True, max_length=128, padding=padding)
+    return Dataset.from_dict({**encoded, "labels": [labels.index(value) for value in frame[label]]})
+
+
+def model_for(weights: str, method: str) -> Any:
+    """The model with the method applied, as peft or a few lines of a user's own do it."""
+    model = AutoModelForSequenceClassification.from_pretrained(weights, num_labels=2)
+    if method.startswith("lora"):
+        targets = SIX if method == "lora_six" else ["query", "value"]
+        config = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=targets)
+        return get_peft_model(model, config)
+    for name, parameter in model.named_parameters():
+        top = f"encoder.layer.{model.config.num_hidden_layers - 1}." in name
+        trained = {"full": True, "head": False, "bitfit": name.endswith("bias"), "top": top}[method]
+        parameter.requires_grad_(trained or name.startswith("classifier"))
+    return model
+
+
+def arguments_for(asked: argparse.Namespace) -> TrainingArguments:
+    """Settings of the Trainer."""
+    best = {"bf16": True, "optim": "adamw_torch_fused", "train_sampling_strategy": "group_by_length"}
+    return TrainingArguments(
+        output_dir=str(asked.out),
+        max_steps=asked.steps,
+        per_device_train_batch_size=32,
+        per_device_eval_batch_size=128 if asked.style == "best" else 8,
+        learning_rate=asked.lr,
+        warmup_steps=int(0.06 * asked.steps),
+        seed=asked.seed,
+        use_cpu=not torch.cuda.is_available(),
+        report_to=[],
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        **(best if asked.style == "best" else {}),
+    )
+
+
+def main() -> None:
+    """Train, evaluate once, print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--style", choices=("best", "run_glue"), required=True)
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="GLUE in the official layout")
+    parser.add_argument("--weights", required=True, help="folder of the pretrained model")
+    parser.add_argument("--method", default="lora", choices=("full", "head", "bitfit", "lora", "lora_six", "top"))
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True, help="a folder that the Trainer may use")
+    asked = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(asked.weights)
+    train, dev = (rows(asked.data, asked.task, split, tokenizer, asked.style) for split in ("train", "dev"))
+    trainer = Trainer(
+        model=model_for(asked.weights, asked.method),
+        args=arguments_for(asked),
+        train_dataset=train,
+        eval_dataset=dev,
+        processing_class=tokenizer,
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    found = trainer.predict(dev)
+    accuracy = float(np.mean(found.predictions.argmax(-1) == found.label_ids))
+    print(
+        json.dumps({"accuracy": round(accuracy, 4), "train_s": round(seconds, 3), "steps": trainer.state.global_step})
+    )
+
+
+if __name__ == "__main__":
+    main()
