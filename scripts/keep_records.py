@@ -1,0 +1,47 @@
+"""Copy of a study what is small: records and dev predictions, and of its search the records alone. No text of any row.
+
+Paths of the machine are left out of the copy, and its digests are made anew.
+
+    python scripts/keep_records.py OUTPUTS STUDY TO
+
+`peftbench table STUDY --outputs TO` and all other views work on the copy; deltas and checkpoints are left behind.
+"""
+
+import argparse
+import dataclasses
+import shutil
+from pathlib import Path
+
+from peftbench.results import Record, find, read, status, write
+from peftbench.study.search import SUFFIX
+
+
+def main() -> None:
+    """Copy."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("outputs", type=Path)
+    parser.add_argument("study")
+    parser.add_argument("to", type=Path)
+    asked = parser.parse_args()
+    for name in (asked.study, asked.study + SUFFIX):
+        for path in find(asked.outputs / name):
+            if status(path) != "done":
+                continue
+            target = asked.to / path.parent.relative_to(asked.outputs)
+            write(without_paths(read(path)), target)
+            if name == asked.study:
+                (target / "predictions").mkdir(exist_ok=True)
+                shutil.copyfile(path.parent / "predictions" / "dev.tsv", target / "predictions" / "dev.tsv")
+
+
+def without_paths(record: Record) -> Record:
+    """The record with the paths of its machine replaced by what the documentation calls them."""
+    data = {**record.config["data"], "path": "GLUE"}
+    config = {**record.config, "data": data, "outputs": "outputs", "cache": "~/.cache/peftbench"}
+    words = [word for word in record.overrides if not word.startswith(("outputs=", "cache="))]
+    words = ["data.path=GLUE" if word.startswith("data.path=") else word for word in words]
+    return dataclasses.replace(record, config=config, overrides=words)
+
+
+if __name__ == "__main__":
+    main()
