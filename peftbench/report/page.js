@@ -3,6 +3,7 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#888888", "#B5A900"];
 const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "pentagon", "x", "star"];
+const DASHES = ["solid", "dash", "dashdot", "dot"]; // by task
 const COSTS = {
   "trainable backbone entries": [run => run.counts.backbone, "log"],
   "seconds of training": [run => run.train_s, "linear"],
@@ -101,7 +102,7 @@ function layout(xTitle, type) {
   const axis = { gridcolor: line, zerolinecolor: line, automargin: true };
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: text },
-    margin: { l: 50, r: 10, t: 30, b: 40 }, modebar: { bgcolor: "rgba(0,0,0,0)" }, hovermode: "closest", legend: { orientation: "h", y: -0.2 },
+    margin: { l: 50, r: 10, t: 30, b: 40 }, modebar: { bgcolor: "rgba(0,0,0,0)" }, hovermode: "closest", legend: { orientation: "h", y: -0.25 },
     xaxis: { ...axis, title: { text: xTitle }, type }, yaxis: { ...axis, title: { text: "dev score (%)" } },
   };
 }
@@ -118,6 +119,13 @@ function groups(runs) {
     found.get(key).push(run);
   }
   return [...found.values()];
+}
+
+// One entry in the legend for every method.
+function once(traces) {
+  const seen = new Set();
+  for (const trace of traces) { trace.showlegend = !seen.has(trace.name); seen.add(trace.name); }
+  return traces;
 }
 
 function drawPareto(runs) {
@@ -137,9 +145,7 @@ function drawPareto(runs) {
       marker: { size: 10, color: COLOURS[at % 8], symbol: SYMBOLS[at % 8] },
     };
   });
-  const seen = new Set();
-  for (const trace of made) { trace.showlegend = !seen.has(trace.name); seen.add(trace.name); }
-  Plotly.react("pareto", made, layout(chosen("cost"), type), settings);
+  Plotly.react("pareto", once(made), layout(chosen("cost"), type), settings);
 }
 
 function drawCurves(runs) {
@@ -148,12 +154,13 @@ function drawCurves(runs) {
     const steps = same[0].curve.map(point => point[0]);
     const values = steps.map(step => mean(same.flatMap(run => run.curve.filter(p => p[0] === step).map(p => p[1]))));
     return {
-      x: steps, y: values, mode: "lines+markers", name: plain(`${same[0].name}, ${same[0].column}`),
-      line: { color: COLOURS[at % 8] }, marker: { symbol: SYMBOLS[at % 8] },
+      x: steps, y: values, mode: "lines+markers", name: plain(same[0].name), legendgroup: same[0].name,
+      line: { color: COLOURS[at % 8], dash: DASHES[data.table.columns.indexOf(same[0].column) % 4] },
+      marker: { symbol: SYMBOLS[at % 8] },
       hovertemplate: `%{y:.2f} after %{x} steps<br>${plain(same[0].name)}, ${plain(same[0].column)} (mean of ${same.length})<extra></extra>`,
     };
   });
-  Plotly.react("curves", made, layout("optimizer steps", "linear"), settings);
+  Plotly.react("curves", once(made), layout("optimizer steps", "linear"), settings);
 }
 
 const RUNS = ["method", "task", "seed", "score (%)", "± rows", "lr", "backbone", "training (s)", "MiB"];
