@@ -267,6 +267,14 @@ def test_plots_are_drawn_and_can_be_opened(make: Callable[..., Path], tmp_path: 
     assert "/proc/figures: cannot be written" in refused.stderr
 
 
+def test_a_growing_selection_has_a_figure_of_its_own(tmp_path: Path) -> None:
+    words = [*TINY, "study=s", "method=id3", "budget=40,80", "protocol.max_steps=12"]
+    assert call("run", "-m", *words, cwd=tmp_path).returncode == 0
+    done = call("plot", "s", "--to", "figures", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "figures/growth.png" in done.stdout.splitlines()
+
+
 EVIL = "<img src=x onerror=\"document.title='run'\"></script><script>document.title='run'</script>"
 PROBE = """
 <pre id="probe"></pre><script>

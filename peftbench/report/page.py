@@ -12,7 +12,7 @@ from plotly.offline import get_plotlyjs
 from peftbench.files import write_atomically
 from peftbench.report import render
 from peftbench.report.papers import Paper
-from peftbench.report.records import Study, column_of
+from peftbench.report.records import Study, column_of, flat
 from peftbench.report.table import apart, build
 from peftbench.results import Record
 
@@ -80,7 +80,7 @@ def content(study: Study, paper: Paper | None = None) -> dict[str, Any]:
 def _run(
     folder: Path, record: Record, name: str, shared: dict[str, Any], predictions: list[tuple[str, str]]
 ) -> dict[str, Any]:
-    config = {key: value for key, value in _flat(record.config).items() if key not in shared}
+    config = {key: value for key, value in flat(record.config).items() if key not in shared}
     counts = record.counts or {}
     headline = record.headline
     return {
@@ -166,20 +166,12 @@ def _most_wrong(
     return found
 
 
-def _flat(config: dict[str, Any], path: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        name = f"{path}.{key}" if path else str(key)
-        found |= _flat(value, name) if isinstance(value, dict) else {name: value}
-    return found
-
-
 def _shared(configs: list[dict[str, Any]]) -> dict[str, Any]:
     """Settings that all runs have in common; what is left of each run's is shown with it."""
-    flat = [_flat(config) for config in configs]
-    if not flat:
+    every = [flat(config) for config in configs]
+    if not every:
         return {}
-    return {key: value for key, value in flat[0].items() if all(key in one and one[key] == value for one in flat)}
+    return {key: value for key, value in every[0].items() if all(key in one and one[key] == value for one in every)}
 
 
 def _provenance(records: list[Record]) -> dict[str, list[str]]:

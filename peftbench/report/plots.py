@@ -110,6 +110,8 @@ def growth(study: Study, rows: pd.DataFrame, _: Path) -> Figure | None:
     axes[1].set(xlabel="kind", ylabel="share of the budget (%)")
     axes[1].tick_params(axis="x", rotation=30)
     axes[2].set(xlabel="layer", ylabel="share of the budget (%)")
+    for axis in axes[1:3]:
+        axis.set_ylim(bottom=0)
     moments = records[0].budget.get("over_time", [])
     for i, layer in enumerate(records[0].budget["by_layer"]):
         counts = [moment["by_layer"].get(layer, 0) for moment in moments]

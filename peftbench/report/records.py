@@ -117,14 +117,15 @@ def column_of(record: Record) -> str:
 
 def differences(one: Record, other: Record) -> dict[str, tuple[Any, Any]]:
     """Settings in which two records differ, by dotted key: the value of each."""
-    first, second = _flat(one.config), _flat(other.config)
+    first, second = flat(one.config), flat(other.config)
     keys = [key for key in {**first, **second} if not any(key == u or key.startswith(f"{u}.") for u in UNRELATED)]
     return {key: (first.get(key), second.get(key)) for key in sorted(keys) if first.get(key) != second.get(key)}
 
 
-def _flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """A nested configuration by dotted keys."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{path}.{key}" if path else str(key)
-        found |= _flat(value, name) if isinstance(value, Mapping) else {name: value}
+        found |= flat(value, name) if isinstance(value, Mapping) else {name: value}
     return found
