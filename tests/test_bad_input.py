@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from peftbench.cli import main
 
-FLOATS = {"lr", "head_lr", "eps"}
 WRONG: dict[str, tuple[str, ...]] = {  # per protocol key, values that it cannot have
     "lr": ("fast", "0", "-1", "nan", "inf", "null", "[1]", "true", "'1e-3'"),
     "head_lr": ("fast", "0", "-1", "nan", "inf", "[1]", "true"),

@@ -1,6 +1,7 @@
 """From records to tables, statistics, figures and a page: what a person reads is what the records say."""
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import re
@@ -46,7 +47,7 @@ def make(template: Record, tmp_path: Path) -> Callable[..., Path]:
         ]  # fmt: skip
         config = {**template.config, "protocol": {**template.config["protocol"], "lr": lr}, "seed": seed}
         cell = dataclasses.replace(template.cell, method=method, task=task, seed=seed, study="made", data="folder")
-        fingerprint = f"{abs(hash((method, task, lr))):016x}"[:16]
+        fingerprint = hashlib.sha256(f"{method} {task} {lr}".encode()).hexdigest()[:16]
         record = dataclasses.replace(
             template, cell=cell, fingerprint=fingerprint, config=config, overrides=[f"method={method}"],
             headline=results.Headline("accuracy", score, 0.02),
