@@ -19,21 +19,24 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from peftbench import compose, results
 from peftbench.models import weights_folder
 
 PEER = Path(__file__).parent / "peers" / "hf_trainer.py"
-METHODS = {  # ours -> the peer's word
-    "full": ["method=full"],
-    "head": ["method=head"],
-    "bitfit": ["method=bitfit"],
-    "lora": ["method=lora"],
-    "lora_six": ["method=lora", "method.kinds=[query,key,value,attention_output,intermediate,output]"],
-    "top": ["method=full", "scope.layers=5"],
+METHODS = {  # the peer's word -> what an experiment of that name says in ours
+    "full": "defaults: [override /method: full]",
+    "head": "defaults: [override /method: head]",
+    "bitfit": "defaults: [override /method: bitfit]",
+    "lora": "defaults: [override /method: lora]",
+    "lora_six": "defaults: [override /method: lora]\n"
+    "method: {kinds: [query, key, value, attention_output, intermediate, output]}",
+    "top": "defaults: [override /method: full]\nscope: {layers: 5}",
 }
+TASKS, SEEDS = ("rte", "mrpc"), range(3)
 LR = 5e-4
 
 
@@ -112,15 +115,29 @@ def summary(samples: Sequence[Sample]) -> dict[str, object]:
 
 
 def sweep(data: Path, work: Path, steps: int) -> dict[str, object]:
-    """Six methods, two tasks, three seeds: our sweeps (one process per method) against one script per cell."""
-    mine = [ours(["-m", "task=rte,mrpc", "seed=0,1,2", *words], data, work, steps) for words in METHODS.values()]
-    others = [
-        theirs("best", task, method, data, work, steps, seed)
-        for method, task, seed in itertools.product(METHODS, ("rte", "mrpc"), range(3))
-    ]
-    total, peer = sum(sample.seconds for sample in mine), sum(sample.seconds for sample in others)
-    return {"ours_s": round(total, 1), "scripts_s": round(peer, 1), "ratio": round(total / peer, 3),
-            "ours": [asdict(sample) for sample in mine]}  # fmt: skip
+    """36 cells (six methods, two tasks, three seeds): our sweep, a script per cell, and both with a process per core."""
+    for name, text in METHODS.items():
+        (work / "conf" / "experiment").mkdir(parents=True, exist_ok=True)
+        (work / "conf" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")
+    line = ["-m", f"hydra.searchpath=[file://{work / 'conf'}]", f"experiment={','.join(METHODS)}"]
+    line += [f"task={','.join(TASKS)}", f"seed={','.join(map(str, SEEDS))}"]
+    cells = list(itertools.product(METHODS, TASKS, SEEDS))
+
+    def scripts(at_once: int) -> float:
+        started = time.perf_counter()
+        with ThreadPoolExecutor(at_once) as pool:
+            list(pool.map(lambda cell: theirs("best", cell[1], cell[0], data, work, steps, cell[2]), cells))
+        return round(time.perf_counter() - started, 1)
+
+    both = os.cpu_count() or 2
+    found: dict[str, object] = {"ours": ours(line, data, work, steps).seconds}
+    found["scripts"] = scripts(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    found[f"ours, {both} at a time"] = ours(
+        [*line, "hydra/launcher=local", f"hydra.launcher.n_jobs={both}"], data, work, steps
+    ).seconds
+    found[f"scripts, {both} at a time"] = scripts(both)
+    return found
 
 
 def limit() -> dict[str, object]:

@@ -49,16 +49,16 @@ def trainer_of(*overrides: str) -> tuple[Trainer, torch.optim.Optimizer]:
     """A trainer with random weights and random rows of equal length, ready to step."""
     words = ["model.weights=random", "task=sst2", f"protocol.batch_size={BATCH}", "tracker=none", *overrides]
     cell: Cell = budgets.resolve(compose.cell_from(words))
-    model, _ = load(cell.model, 2, seed=0)
-    tuner = deltas.attach(cell.method, cell.scope, cell.budget, model, seed=0)
-    compute_precision(model, "bf16", [*tuner.trainables().values(), *dict(model.head()).values()])
+    model, _ = load(cell.model, 2, cell.seed)
+    tuner = deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed)
+    compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
     rows, vocabulary = 4 * BATCH, int(cell.model.config["vocab_size"])
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(cell.seed)
     ids = torch.randint(1000, vocabulary, (rows * WIDTH,), generator=random, dtype=torch.int32).numpy()
     starts = torch.arange(0, rows * WIDTH + 1, WIDTH).numpy()
     labels = torch.randint(0, 2, (rows,), generator=random).numpy()
     train = Tokens("train", ids, starts, torch.full((rows,), WIDTH, dtype=torch.int32).numpy(), labels, 0)
-    trainer = Trainer(model, tuner, cell.protocol, cell.task, train, {}, "accuracy", 0, log_every=10**9)
+    trainer = Trainer(model, tuner, cell.protocol, cell.task, train, {}, "accuracy", cell.seed, log_every=10**9)
     optimizer = trainer.begin(total=200)
     return trainer, optimizer
 
