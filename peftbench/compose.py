@@ -299,6 +299,8 @@ def _check_sizes(config: Any, problems: list[str]) -> None:
     for hidden, heads in (("hidden_size", "num_attention_heads"), ("dim", "n_heads")):
         if not bad and hidden in config and config[hidden] % config[heads]:
             problems.append(f"model.config.{hidden}={config[hidden]}: not divisible by {heads}={config[heads]}")
+    if not bad and isinstance(pad := config.get("pad_token_id"), int) and pad >= config["vocab_size"]:
+        problems.append(f"model.config.pad_token_id={pad}: not among the {config['vocab_size']} of vocab_size")
 
 
 TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": bool, "progress": bool, "rerun": str}

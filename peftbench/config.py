@@ -182,6 +182,7 @@ class Protocol:
     selection: Literal["last", "best_dev", "held_out"] = "last"
     held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
     eval_batch_size: Count = 128
+    keep_prefix: bool = False
 
 
 @dataclass(frozen=True)
@@ -251,8 +252,10 @@ class Cell:
         Paths are left out (the same rows may lie elsewhere; the record holds the hash of what was read), and so is
         what only says how a run is watched.
         """
-        model = asdict(self.model)
+        model, protocol = asdict(self.model), asdict(self.protocol)
         del model["layout"]
+        if not self.protocol.keep_prefix:  # it came later than the first records, which keep their fingerprints
+            del protocol["keep_prefix"]
         decides = {
             "model": model,
             "task": {"name": self.task.name, "version": self.task.version, "headline": self.task.headline},
@@ -260,7 +263,7 @@ class Cell:
             "method": asdict(self.method),
             "scope": asdict(self.scope),
             "budget": {"entries": self.budget.entries, "fraction": self.budget.fraction, "like": self.budget.like},
-            "protocol": asdict(self.protocol),
+            "protocol": protocol,
             "init": self.init_sha256,
         }
         if self.select.factors is not None:

@@ -25,6 +25,7 @@ from peftbench.files import DELTA_FILE, RECORD_FILE, write_atomically
 from peftbench.fit import Fit, Watcher
 from peftbench.metrics import predict, standard_error
 from peftbench.models import Model, build, compute_precision, load, weights_folder
+from peftbench.prefix import Prefix
 from peftbench.results import CellName, Headline, Metrics, Record, Search
 from peftbench.seeds import stream
 from peftbench.stopping import Stop
@@ -57,12 +58,15 @@ def plan(cell: Cell) -> Counts:
     """Attach the method to a backbone without weights and count: milliseconds, no memory, no files.
 
     Raises:
-        ConfigError: the method finds nothing to train there.
+        ConfigError: the method finds nothing to train there, or no layer to keep where the protocol asks for it.
     """
     cell = budgets.resolve(cell)
     model = build(cell.model, cell.task.num_labels, device="meta")
     before = entries(model)
-    return count(model, deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed), before)
+    tuner = deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed)
+    if cell.protocol.keep_prefix:
+        Prefix(model, tuner.touched())  # whether there is one
+    return count(model, tuner, before)
 
 
 def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str], search: Search | None = None) -> Outcome:

@@ -23,6 +23,7 @@ from peftbench.fit import Evaluation, Fit, Watcher
 from peftbench.methods.base import Tuner
 from peftbench.metrics import predict, score
 from peftbench.models import Model
+from peftbench.prefix import Prefix
 from peftbench.seeds import stream
 from peftbench.stopping import Stop
 
@@ -63,6 +64,7 @@ class Trainer:
         self.type_ids = getattr(self.model.module.config, "type_vocab_size", 0) > 1
         self.fit = Fit()
         self._best: dict[str, torch.Tensor] | None = None
+        self.prefix = Prefix(self.model, self.tuner.touched()) if self.protocol.keep_prefix else None
 
     def run(self) -> Fit:
         """Train by the protocol, evaluate when it says so, and leave the selected weights in the model.
@@ -102,6 +104,8 @@ class Trainer:
     def begin(self, total: int, kept: Mapping[str, Any] | None = None) -> torch.optim.Optimizer:
         """Everything that comes before the first of `total` optimizer steps, or before the next after a checkpoint."""
         self._total = total
+        if self.prefix is not None:
+            self._run_prefix(self.prefix)
         dropout = stream(self.seed, "dropout") + self.state.process_index
         torch.manual_seed(dropout)
         self.model.noise.seed(dropout)
@@ -191,7 +195,7 @@ class Trainer:
         if not mine:  # fewer rows than processes: one more look at a row, for nothing, keeps the processes in step
             mine, weight = [rows[:1]], 0.0
         for i, part in enumerate(mine):
-            loss = self._loss(self._collate(self.train, part)) * weight
+            loss = self._loss(self.train, part) * weight
             self.tuner.before_backward(step, last=i + 1 == len(mine))
             loss.backward()
             self._losses += loss.detach()
@@ -210,10 +214,24 @@ class Trainer:
         if (step + 1) % self.log_every == 0 or step + 1 == self._total:
             self._log(step + 1, self.protocol.lr * factor)
 
-    def _loss(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Summed loss of the rows of a batch: cross entropy, or squared error for a regression."""
+    def _run_prefix(self, prefix: Prefix) -> None:
+        """Run the frozen first layers on every row that is trained on or scored more than once."""
         with self._autocast():
-            logits = self.model.forward(batch)
+            for tokens in (self.train, *self.scored.values()):
+                assert tokens is not None
+                prefix.keep(tokens, evaluation_order(tokens.lengths, self.protocol.eval_batch_size), self._collate)
+
+    def _logits(self, tokens: Tokens, rows: np.ndarray, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with self._autocast():
+            if self.prefix is None:
+                return self.model.forward(batch)
+            with self.prefix.standing_in(tokens, rows, batch["attention_mask"]):
+                return self.model.forward(batch)
+
+    def _loss(self, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
+        """Summed loss of some rows: cross entropy, or squared error for a regression."""
+        batch = self._collate(tokens, rows)
+        logits = self._logits(tokens, rows, batch)
         if self.task.labels is None:
             return functional.mse_loss(logits[:, 0], batch["labels"], reduction="sum")
         return functional.cross_entropy(logits, batch["labels"], reduction="sum")
@@ -226,7 +244,7 @@ class Trainer:
         for i in range(count):
             rows = order[i % len(order)]
             for part in list(cut(rows, self.state.num_processes))[self.state.process_index :: self.state.num_processes]:
-                (self._loss(self._collate(self.train, part)) / len(rows)).backward()
+                (self._loss(self.train, part) / len(rows)).backward()
             yield
             self.model.module.zero_grad(set_to_none=True)
 
@@ -328,10 +346,10 @@ class Trainer:
         batches = evaluation_order(tokens.lengths, self.protocol.eval_batch_size)
         mine = batches[self.state.process_index :: self.state.num_processes]
         found = []
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode():
             for rows in mine:
                 self.stop.check()
-                found.append((rows, self.model.forward(self._collate(tokens, rows))))
+                found.append((rows, self._logits(tokens, rows, self._collate(tokens, rows))))
         pieces = [(rows, logits.cpu().numpy()) for rows, logits in found]
         if self.state.num_processes > 1:
             pieces = gather_object(pieces)

@@ -115,7 +115,7 @@ def summary(samples: Sequence[Sample]) -> dict[str, object]:
 
 
 def sweep(data: Path, work: Path, steps: int) -> dict[str, object]:
-    """36 cells (six methods, two tasks, three seeds): our sweep, a script per cell, and both with a process per core."""
+    """36 cells (six methods, two tasks, three seeds): our sweep, a script per cell, and both, a process per core."""
     for name, text in METHODS.items():
         (work / "conf" / "experiment").mkdir(parents=True, exist_ok=True)
         (work / "conf" / "experiment" / f"{name}.yaml").write_text(f"# @package _global_\n{text}\n")

@@ -245,7 +245,7 @@ class Group:
         """A step of each cell, one after the other; gives their losses."""
         found = []
         for trainer, optimizer in self.cells:
-            loss = trainer._loss(trainer._collate(trainer.train, self.rows)) / len(self.rows)
+            loss = trainer._loss(trainer.train, self.rows) / len(self.rows)
             found += self._finish([loss], [(trainer, optimizer)])
         return found
 

@@ -68,6 +68,7 @@ LINES: list[tuple[list[str], str]] = [
     *(([f"model.weights={value}"], "weights") for value in ("/nowhere", "radnom")),
     *(([f"model.config.hidden_size={value}"], "hidden_size") for value in ("-1", "x", "0", "null", "7")),
     *(([f"model.config.num_hidden_layers={value}"], "num_hidden_layers") for value in ("-1", "x", "0", "null", "2.5")),
+    (["model=roberta_base", "model.config.vocab_size=1"], "pad_token_id"),
     *(([f"task.metrics={value}"], "task") for value in ("[]", "[acc]", "accuracy")),
     *(([f"select.factors={value}"], "select.factors") for value in ("[]", "[0]", "[-1]", "x", "[a]")),
     (["select.rows=test"], "select.rows"),

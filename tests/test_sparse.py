@@ -246,7 +246,7 @@ def reference_id3(cell: Cell, steps: int, budget: int, eps: float, exp: float) -
     model.module.train()
     for t in range(steps):
         rows = order[t]
-        (trainer._loss(trainer._collate(trainer.train, rows)) / len(rows)).backward()
+        (trainer._loss(trainer.train, rows) / len(rows)).backward()
         gradient = torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.view(-1) for p in tensors])
         weight = torch.cat([p.detach().view(-1) for p in tensors])
         scores = gradient.abs() / (weight.abs() + eps) ** exp
@@ -382,7 +382,7 @@ def test_id3_equals_the_authors_package(tiny: Callable[..., Cell], tmp_path: Pat
     order = trainer._order(trainer.train)(0)
     model.module.train()
     for rows in order[:steps]:
-        (trainer._loss(trainer._collate(trainer.train, rows)) / len(rows)).backward()
+        (trainer._loss(trainer.train, rows) / len(rows)).backward()
         for tensor in tuner.store.tensors:
             tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad  # it cannot do without
         optimizer.step()

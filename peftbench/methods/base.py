@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,6 +68,10 @@ class Tuner(Protocol):
 
     def trainables(self) -> Mapping[str, nn.Parameter]:
         """What the optimizer steps, by name; the head is not among them (every method trains it)."""
+        ...
+
+    def touched(self) -> Iterable[str]:
+        """Names of what this method may change in the backbone, sooner or later: its own parameters by their place."""
         ...
 
     def optimizer(self, groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Optimizer:
@@ -149,6 +153,10 @@ class ParameterTuner:
     def trainables(self) -> Mapping[str, nn.Parameter]:
         """See `Tuner`."""
         return self._trainables
+
+    def touched(self) -> Iterable[str]:
+        """The trainables."""
+        return self.trainables()
 
     def optimizer(self, groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Optimizer:
         """AdamW."""

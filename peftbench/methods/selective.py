@@ -4,7 +4,7 @@ Random masking (Xu and Zhang 2024, arXiv 2405.02596), PaFi (Liao et al. 2023), F
 ID3 (Agarwal et al. 2024, arXiv 2408.14470), and the same on the factors of another method, are yaml files of one class.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -106,6 +106,10 @@ class SelectiveTuner(ParameterTuner):
     @property
     def _growing(self) -> bool:
         return self._method.when == "steps" and self.store.used < self.store.budget
+
+    def touched(self) -> Iterable[str]:
+        """The tensors that entries are chosen from."""
+        return self.store.names
 
     def optimizer(self, groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Optimizer:
         """AdamW; where entries join during training and each is to be corrected by its own age, our own."""

@@ -1,0 +1,114 @@
+"""Frozen first layers that are run once per row: the same training without dropout, and less of it computed."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from transformers.models.bert.modeling_bert import BertSelfAttention
+
+from peftbench import compose
+from peftbench.config import Cell
+from peftbench.errors import ConfigError
+from peftbench.run import Outcome, plan
+
+Run = Callable[..., Outcome]
+BERT = ("+model.config.hidden_dropout_prob=0", "+model.config.attention_probs_dropout_prob=0")
+DISTILBERT = ("+model.config.dropout=0", "+model.config.attention_dropout=0", "+model.config.seq_classif_dropout=0")
+SMALL = ("model.config.vocab_size=2000", "protocol.precision=fp32")
+METHODS = {
+    "head": ("method=head", "protocol.lr=0.01"),
+    "lora above": ("method=lora", "method.dropout=0", "scope.layers=1"),
+    "random masking above": ("method=random_masking", "budget=200", "scope.layers=1", "protocol.lr=0.01"),
+    "id3 above": ("method=id3", "budget=50", "scope.layers=1", "protocol.lr=0.01"),
+    "full above, accumulated": ("method=full", "scope.layers=1", "protocol.accumulation=2"),
+    "fisher above": ("method=fish", "budget=50", "scope.layers=1", "protocol.lr=0.01"),
+}
+BACKBONES = {
+    "roberta": ("model=roberta_base", "model.config.num_hidden_layers=2", *BERT),
+    "electra": ("model=electra_small", "model.config.num_hidden_layers=2", *BERT),
+    "distilbert": ("model=distilbert", "model.config.n_layers=2", *DISTILBERT),
+    "modernbert": (
+        "model=modernbert_base",
+        "model.config.num_hidden_layers=2",
+        *(f"model.config.{key}_token_id=0" for key in ("pad", "bos", "eos", "cls", "sep")),
+    ),
+}
+
+
+def losses(outcome: Outcome) -> list[float]:
+    lines = (outcome.path.parent / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
+
+
+def logits(outcome: Outcome) -> np.ndarray:
+    return np.loadtxt(outcome.path.parent / "predictions" / "dev.tsv", delimiter="\t", skiprows=1, usecols=(3, 4))
+
+
+def check_same(run_tiny: Run, *words: str) -> None:
+    kept, plain = run_tiny(*words, "protocol.keep_prefix=true"), run_tiny(*words)
+    assert kept.record.status == plain.record.status == "done"
+    assert kept.record.fingerprint != plain.record.fingerprint
+    assert len(losses(plain)) == 6
+    assert losses(kept) == pytest.approx(losses(plain), rel=1e-5)
+    assert logits(kept) == pytest.approx(logits(plain), abs=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_without_dropout_training_is_the_same(run_tiny: Run, method: tuple[str, ...]) -> None:
+    check_same(run_tiny, *SMALL, *BERT, *method)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES.values(), ids=BACKBONES)
+@pytest.mark.parametrize("method", [METHODS["head"], METHODS["lora above"]], ids=["head", "lora"])
+def test_other_backbones_can_start_in_the_middle(
+    run_tiny: Run, backbone: tuple[str, ...], method: tuple[str, ...]
+) -> None:
+    check_same(run_tiny, *backbone, *SMALL, *method)
+
+
+def test_frozen_layers_are_run_once_per_row(run_tiny: Run) -> None:
+    calls = [0]
+
+    def count(module: torch.nn.Module, *_: object) -> None:
+        calls[0] += isinstance(module, BertSelfAttention)
+
+    hook = torch.nn.modules.module.register_module_forward_hook(count)  # type: ignore[no-untyped-call]
+    try:
+        found = []
+        for steps in (6, 12):
+            calls[0] = 0
+            run_tiny(
+                "method=head", "protocol.keep_prefix=true", f"protocol.max_steps={steps}", "protocol.eval_batch_size=64"
+            )
+            found.append(calls[0])
+    finally:
+        hook.remove()
+    assert found == [4, 4]  # two layers, one batch of training rows and one of dev
+
+
+def test_in_bf16_and_with_dropout_it_learns(run_tiny: Run) -> None:
+    words = ("method=full", "scope.layers=1", "protocol.lr=0.002", "protocol.max_steps=60")
+    outcome = run_tiny(*words, "protocol.keep_prefix=true")
+    assert np.mean(losses(outcome)[-6:]) < 0.5 * losses(outcome)[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method=lora"], "may change the first layer"),
+        (["method=bitfit"], "may change the first layer"),
+        (["method=random_masking", "budget=100"], "may change the first layer"),
+        (["method=gradual_unfreeze"], "may change the first layer"),
+        (["method=head", "model=deberta_v3_base"], "deberta-v2"),
+    ],
+)
+def test_refused_where_nothing_can_be_kept(tiny: Callable[..., Cell], words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(tiny(*words, "protocol.keep_prefix=true"))
+
+
+def test_off_it_leaves_fingerprints_as_they_were() -> None:
+    off, on = (compose.cell_from(["tracker=none", f"protocol.keep_prefix={word}"]) for word in ("false", "true"))
+    assert off.fingerprint == compose.cell_from(["tracker=none"]).fingerprint != on.fingerprint
