@@ -2,8 +2,11 @@
 
 from dataclasses import asdict, dataclass
 
+from peftbench import budgets, deltas
+from peftbench.config import Cell
 from peftbench.methods.base import Tuner
-from peftbench.models import Model
+from peftbench.models import Model, build
+from peftbench.prefix import Prefix
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,18 @@ def count(model: Model, tuner: Tuner, before: int, stored_bytes: int | None = No
     backbone = sum(parameter.numel() for parameter in tuner.trainables().values())
     head = sum(parameter.numel() for _, parameter in model.head())
     return Counts(backbone, head, backbone + head, before, stored_bytes)
+
+
+def plan(cell: Cell) -> Counts:
+    """Attach the method to a backbone without weights and count: milliseconds, no memory, no files.
+
+    Raises:
+        ConfigError: the method finds nothing to train there, or no layer to keep where the protocol asks for it.
+    """
+    cell = budgets.resolve(cell)
+    model = build(cell.model, cell.task.num_labels, device="meta")
+    before = entries(model)
+    tuner = deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed)
+    if cell.protocol.keep_prefix:
+        Prefix(model, tuner.touched())  # whether there is one
+    return count(model, tuner, before)

@@ -10,7 +10,7 @@ usage: peftbench COMMAND [...]
   run [OVERRIDES]         run one cell; with -m a sweep (a Hydra application: --help, --cfg job, -m work)
   plan [OVERRIDES]        what a sweep would run, and about how long it would take, before anything starts
   status STUDY            how a sweep stands: done, running, failed, stopped, missing, time left
-  count [OVERRIDES]       how many entries would train, without weights; --json for programs
+  count [OVERRIDES]       how many entries would train, without weights; of several cells a table; --json
   list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
   count --paper PAPER     every trainable count that a paper states, against ours
   reproduce PAPER         the sweep that would make a paper's table; --dry-run says what it is

@@ -13,6 +13,7 @@ from peftbench import compose, results_commands
 from peftbench.errors import ConfigError, near
 
 if TYPE_CHECKING:
+    from peftbench.accounting import Counts
     from peftbench.study.sweep import Sweep
 
 # Launchers that may not be installed -> the one of the plugin that they build on.
@@ -120,20 +121,50 @@ def hydra_job(arguments: Sequence[str]) -> int | None:
 
 
 def count(arguments: Sequence[str]) -> int:
-    """`peftbench count`: trainable entries by closed inspection of a model without weights."""
+    """`peftbench count`: trainable entries by closed inspection of a model without weights; a sweep gives a table."""
     if "--paper" in arguments:
         return count_paper(arguments)
     as_json = "--json" in arguments
-    cell = compose.cell_from([argument for argument in arguments if argument != "--json"])
+    overrides = [compose.longhand(argument) for argument in arguments if argument not in ("--json", "-m")]
+    from peftbench.study.sweep import cells_of
+
+    if len(every := cells_of(overrides)) > 1:
+        return count_all(every, as_json)
+    cell = compose.cell_from(overrides)
     from peftbench import screen
-    from peftbench.run import plan
+    from peftbench.accounting import plan
 
     counts = plan(cell)
     if as_json:
-        print(json.dumps({key: value for key, value in counts.as_dict().items() if key != "stored_bytes"}))
+        print(json.dumps(trained(counts)))
     else:
         screen.counts(cell, counts)
     return 0
+
+
+def count_all(every: Sequence[list[str]], as_json: bool) -> int:
+    """The counts of several cells; one that is not possible gives its reason instead."""
+    from peftbench import screen
+    from peftbench.accounting import plan
+
+    common = set.intersection(*map(set, every))
+    found: dict[str, Counts | str] = {}
+    for words in every:
+        name = " ".join(word for word in words if word not in common)
+        try:
+            found[name] = plan(compose.cell_from(words))
+        except ConfigError as error:
+            found[name] = error.problems[0]
+    if as_json:
+        print(json.dumps({k: {"error": v} if isinstance(v, str) else trained(v) for k, v in found.items()}, indent=1))
+    else:
+        screen.counts_of_all(" ".join(word for word in every[0] if word in common), found)
+    return 2 if all(isinstance(counts, str) for counts in found.values()) else 0
+
+
+def trained(counts: "Counts") -> dict[str, int | None]:
+    """What trains, by name."""
+    return {key: value for key, value in counts.as_dict().items() if key != "stored_bytes"}
 
 
 def count_paper(arguments: Sequence[str]) -> int:

@@ -3,12 +3,15 @@
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -58,6 +61,13 @@ def conf_dir() -> Path:
 def words(group: str) -> list[str]:
     """The words a user may choose in a group: its yaml files, bases (leading underscore) left out."""
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml") if not path.stem.startswith("_"))
+
+
+def words_for_globs(group: str, searchpaths: Sequence[str]) -> list[str]:
+    """The same with those of a user's own yaml files, for a sweep over method=glob(...)."""
+    with _hydra() as loader:
+        found = loader.get_group_options(group, ObjectType.CONFIG, CONFIG_NAME, list(searchpaths))
+    return sorted(word for word in found if not word.startswith("_"))
 
 
 def describe(group: str, word: str) -> str:
@@ -187,16 +197,20 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
     }
 
 
-def _compose(overrides: Sequence[str]) -> DictConfig:
-    running, GlobalHydra.instance().hydra = (
-        GlobalHydra.instance().hydra,
-        None,
-    )  # inside a Hydra job there is one already
+@contextmanager
+def _hydra() -> Iterator[ConfigLoader]:
+    """Hydra over our yaml files; inside a Hydra job there is one already, which is put back afterwards."""
+    running, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="peftbench"):
-            return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+            yield GlobalHydra.instance().config_loader()
     finally:
         GlobalHydra.instance().hydra = running
+
+
+def _compose(overrides: Sequence[str]) -> DictConfig:
+    with _hydra():
+        return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
 
 
 def _without_hydra(config: DictConfig) -> DictConfig:

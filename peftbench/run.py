@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 
 from peftbench import budgets, deltas, provenance, results
-from peftbench.accounting import Counts, count, entries
+from peftbench.accounting import Counts, count, entries, plan
 from peftbench.checkpoint import Checkpoints
 from peftbench.config import Cell
 from peftbench.data import sources
@@ -24,8 +24,7 @@ from peftbench.errors import BadInput, DataError, Diverged
 from peftbench.files import DELTA_FILE, RECORD_FILE, write_atomically
 from peftbench.fit import Fit, Watcher
 from peftbench.metrics import predict, standard_error
-from peftbench.models import Model, build, compute_precision, load, weights_folder
-from peftbench.prefix import Prefix
+from peftbench.models import Model, compute_precision, load, weights_folder
 from peftbench.results import CellName, Headline, Metrics, Record, Search
 from peftbench.seeds import stream
 from peftbench.stopping import Stop
@@ -52,21 +51,6 @@ class Work:
     facts: dict[str, Any] = field(default_factory=dict)
     fit: Fit = field(default_factory=Fit)
     checkpoints: Checkpoints = field(default_factory=lambda: Checkpoints(Path(), {}, None))
-
-
-def plan(cell: Cell) -> Counts:
-    """Attach the method to a backbone without weights and count: milliseconds, no memory, no files.
-
-    Raises:
-        ConfigError: the method finds nothing to train there, or no layer to keep where the protocol asks for it.
-    """
-    cell = budgets.resolve(cell)
-    model = build(cell.model, cell.task.num_labels, device="meta")
-    before = entries(model)
-    tuner = deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed)
-    if cell.protocol.keep_prefix:
-        Prefix(model, tuner.touched())  # whether there is one
-    return count(model, tuner, before)
 
 
 def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str], search: Search | None = None) -> Outcome:

@@ -78,6 +78,21 @@ def counts(cell: Cell, found: "Counts") -> None:
     console.print(table)
 
 
+def counts_of_all(common: str, found: Mapping[str, "Counts | str"]) -> None:
+    """The counts of several cells as a table, and below it why some have none."""
+    table = Table(title=common, title_justify="left")
+    for column in ("", "backbone", "head", "total", "share of the model"):
+        table.add_column(column, justify="left" if not column else "right", no_wrap=not column)
+    for name, counts in found.items():
+        if not isinstance(counts, str):
+            shares = (f"{value:,}" for value in (counts.backbone, counts.head, counts.total))
+            table.add_row(name, *shares, f"{counts.total / counts.model:.4%}")
+    console.print(table)
+    for name, counts in found.items():
+        if isinstance(counts, str):
+            console.print(f"{name}: {counts}", soft_wrap=True, markup=False)
+
+
 def status(study: str, cells: Sequence["CellStatus"], count: Mapping["State", int], seconds: float | None) -> None:
     """How a study stands: one line, then a line for every cell that failed, with what runs it again."""
     parts = [f"{number} {state}" for state, number in count.items() if number or state == "done"]

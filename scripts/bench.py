@@ -170,6 +170,7 @@ def commands() -> dict[str, object]:
     lines = {
         "--help": ["--help"],
         "count lora, bert_large_cased": ["count", "model=bert_large_cased", "method=lora"],
+        "count every method, bert_large_cased": ["count", "model=bert_large_cased", "method=glob(*)"],
         "count --paper spafit": ["count", "--paper", "spafit"],
     }
     return {

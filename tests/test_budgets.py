@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
+from peftbench.accounting import plan
 from peftbench.config import Cell
 from peftbench.errors import ConfigError
-from peftbench.run import plan
 
 BUDGETS = [
     (["method=id3"], "needs a budget"),

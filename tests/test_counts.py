@@ -9,10 +9,9 @@ import pytest
 import yaml
 
 from peftbench import compose
-from peftbench.accounting import Counts
+from peftbench.accounting import Counts, plan
 from peftbench.cli import main
 from peftbench.config import Cell
-from peftbench.run import plan
 
 FACTS = yaml.safe_load((Path(__file__).parent / "data" / "counts.yaml").read_text(encoding="utf-8"))
 BACKBONES = {
@@ -132,3 +131,23 @@ def test_count_command_prints_json(capsys: pytest.CaptureFixture[str], monkeypat
         "total": 274_434,
         "model": 333_581_314,
     }
+
+
+def test_count_of_several_cells_is_a_table_with_reasons(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["model=bert_large_cased", "task=rte", "method=bitfit,spafit_4_9_ii,id3"]
+    for more, code in (([], 0), (["--json"], 0), (["method=id3,d3"], 2)):
+        monkeypatch.setattr("sys.argv", ["peftbench", "count", *words[: 2 if code else 3], *more])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == code
+        shown = capsys.readouterr().out
+        if more == ["--json"]:
+            found = json.loads(shown)
+            assert found["method=bitfit"]["total"] == 274_434
+            assert found["method=spafit_4_9_ii"]["total"] == 7_485_442
+            assert "needs a budget" in found["method=id3"]["error"]
+        else:
+            assert "method=id3: method: a selective method needs a budget" in shown
+            assert ("7,485,442" in shown) == (code == 0)

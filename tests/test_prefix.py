@@ -9,9 +9,10 @@ import torch
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from peftbench import compose
+from peftbench.accounting import plan
 from peftbench.config import Cell
 from peftbench.errors import ConfigError
-from peftbench.run import Outcome, plan
+from peftbench.run import Outcome
 
 Run = Callable[..., Outcome]
 BERT = ("+model.config.hidden_dropout_prob=0", "+model.config.attention_probs_dropout_prob=0")

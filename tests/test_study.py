@@ -56,6 +56,22 @@ def test_a_finished_sweep_is_skipped_without_torch_and_runs_again_only_when_aske
     assert len(changed) == 1
 
 
+def test_globs_and_ranges_sweep_over_words_and_numbers(tmp_path: Path) -> None:
+    words = [word for word in STUDY if not word.startswith(("method=", "seed="))]
+    done = call("run", *words, "method=glob([b*,h*],exclude=houl*)", "seed=range(0,2)", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = [results.read(path).cell for path in results.find(tmp_path / "outputs" / "pilot")]
+    assert {(cell.method, cell.seed) for cell in found} == {(m, s) for m in ("bitfit", "head") for s in (0, 1)}
+    own = tmp_path / "conf" / "method"
+    own.mkdir(parents=True)
+    (own / "zeta.yaml").write_text("defaults: [lora, _self_]\nrank: 2\n")
+    planned = call("plan", *words, f"hydra.searchpath=[file://{own.parent}]", "method=glob(z*)", cwd=tmp_path)
+    assert planned.stdout.startswith("pilot/sst2-zeta-bert_tiny-"), planned.stderr
+    for nothing in ("method=glob(nonsense*)", "seed=range(3,3)"):
+        refused = call("plan", *words, nothing, cwd=tmp_path)
+        assert (refused.returncode, refused.stderr) == (2, f"{nothing}: nothing to sweep over\n")
+
+
 def test_a_cell_in_a_sweep_is_the_cell_alone(tmp_path: Path) -> None:
     assert (
         call("run", "-m", *TINY, "study=pilot", "method=lora,id3", "budget.like=bitfit", cwd=tmp_path).returncode == 0

@@ -7,9 +7,8 @@ from decimal import Decimal
 from typing import Literal
 
 from peftbench import compose
-from peftbench.accounting import Counts
+from peftbench.accounting import Counts, plan
 from peftbench.report.papers import Paper, Row
-from peftbench.run import plan
 
 Verdict = Literal[
     "as printed", "as the closed form", "rounds as printed", "not explained", "nothing printed", "not in this bench"

@@ -23,11 +23,12 @@ def cells_of(overrides: Sequence[str]) -> list[list[str]]:
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    parser = OverridesParser.create()
+    words = GlobWords([item for item in overrides if item.startswith(compose.SEARCHPATH)])
+    parser = OverridesParser.create(words)  # type: ignore[arg-type]
     problems, parsed = [], []
     for override in overrides:
         try:
-            parsed.append(parser.parse_override(override))
+            parsed += parser.parse_overrides([override])  # of one only: it then knows where to look for globs
         except HydraException:
             problems.append(f"{override}: not of the form key=value or key=value1,value2")
     if problems:
@@ -36,11 +37,25 @@ def cells_of(overrides: Sequence[str]) -> list[list[str]]:
     swept = dict(compose.load([str(line) for line in plain]).hydra.sweeper.params or {})
     typed = {item.key_or_group for item in parsed}
     lines = [f"{key}={value}" for key, value in swept.items() if key not in typed]
+    swept_over = [item for item in parsed if item.is_discrete_sweep()]
+    if empty := [item.input_line for item in swept_over if not list(item.sweep_string_iterator())]:
+        raise ConfigError([f"{line}: nothing to sweep over" for line in empty])
     try:
         batches = BasicSweeper.split_arguments(parser.parse_overrides(lines) + parsed, max_batch_size=None)
     except HydraException as error:
         raise ConfigError(str(error)) from None
     return [list(words) for batch in batches for words in batch]
+
+
+class GlobWords:
+    """What Hydra's parser of overrides asks for the words that a glob may stand for."""
+
+    def __init__(self, searchpaths: Sequence[str]) -> None:
+        self._searchpaths = searchpaths
+
+    def get_group_options(self, group: str, **_: object) -> list[str]:
+        """See Hydra's `ConfigLoader`."""
+        return compose.words_for_globs(group, self._searchpaths)
 
 
 left: list[list[str]] = []  # what Hydra's sweeper is to run; Hydra makes it itself, so it cannot be told otherwise
