@@ -170,8 +170,15 @@ def test_a_lora_run_is_exported_to_peft(tmp_path: Path) -> None:
     assert refused.returncode == 3
 
 
-@pytest.mark.parametrize("method", ["lora", "id3", "random_masking"])
-def test_two_processes_train_as_one(tmp_path: Path, method: str) -> None:
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1")
+ACCELERATE += ("--mixed_precision", "no", "--dynamo_backend", "no")
+
+
+@pytest.mark.parametrize(
+    ("method", "launcher"), [("lora", TORCHRUN), ("id3", ACCELERATE), ("random_masking", TORCHRUN)]
+)
+def test_two_processes_train_as_one(tmp_path: Path, method: str, launcher: tuple[str, ...]) -> None:
     """Data parallelism through accelerate: the same losses, and the same chosen entries, as one process."""
     # batches of 9 rows: unequal parts, and a last batch of 3 rows
     words = [*TINY, f"method={method}", "protocol.precision=fp32", "protocol.batch_size=9", "protocol.lr=0.01"]
@@ -179,9 +186,8 @@ def test_two_processes_train_as_one(tmp_path: Path, method: str) -> None:
     words += ["method.dropout=0"] if method == "lora" else ["budget=103"]
     alone = call("run", *words, "outputs=alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "peftbench"]
     both = subprocess.run(
-        [*launch, "run", *words, "outputs=both"],
+        [sys.executable, "-m", *launcher, "-m", "peftbench", "run", *words, "outputs=both"],
         cwd=tmp_path,
         env={**os.environ, "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
@@ -189,6 +195,7 @@ def test_two_processes_train_as_one(tmp_path: Path, method: str) -> None:
         timeout=300,
     )
     assert both.returncode == 0, both.stderr[-3000:]
+    assert both.stdout.count("result.json") == 1, "only the first process speaks"
 
     def series(where: str) -> list[float]:
         (path,) = (tmp_path / where).rglob("metrics.jsonl")

@@ -92,10 +92,12 @@ def _run(cell: Cell, config: DictConfig, overrides: Sequence[str]) -> int:
     found = None
     if cell.select.factors is not None:
         found = search.search(cell, functools.partial(_run_try, overrides))
-        screen.searched(found)
+        if _rank() == 0:
+            screen.searched(found)
     outcome = run(cell, compose.resolved(config), overrides, found)
-    screen.summary(outcome.record)
-    print(outcome.path, flush=True)
+    if _rank() == 0:
+        screen.summary(outcome.record)
+        print(outcome.path, flush=True)
     return 0 if outcome.error is None else getattr(outcome.error, "exit_code", 1)
 
 
