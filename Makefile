@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+GLUE ?= ../shared/glue
 
-.PHONY: demo test lint install slurm clean
+.PHONY: demo test lint install slurm bench clean
 
 install: $(STAMP)
 
@@ -35,6 +36,12 @@ slurm: $(STAMP)
 	scripts/slurm_one_node.sh start
 	$(BIN)/python scripts/slurm_sweep.py
 	scripts/slurm_one_node.sh stop
+
+# Beside Trainer + peft and selective-optimizers, whole processes; about a quarter of an hour of an idle machine.
+bench: $(STAMP)
+	$(BIN)/python scripts/bench.py cell --data $(GLUE) --png docs/bench.png
+	$(BIN)/python scripts/bench.py limit
+	$(BIN)/python scripts/bench.py commands
 
 clean:
 	rm -rf outputs dist .pytest_cache .mypy_cache .ruff_cache

@@ -126,9 +126,9 @@ def count(arguments: Sequence[str]) -> int:
         return count_paper(arguments)
     as_json = "--json" in arguments
     overrides = [compose.longhand(argument) for argument in arguments if argument not in ("--json", "-m")]
-    from peftbench.study.sweep import cells_of
+    from peftbench.study.sweep import cells_of, is_sweep
 
-    if len(every := cells_of(overrides)) > 1:
+    if is_sweep(overrides) and len(every := cells_of(overrides)) > 1:
         return count_all(every, as_json)
     cell = compose.cell_from(overrides)
     from peftbench import screen

@@ -1,12 +1,12 @@
 """This bench beside what people would use instead: whole processes, alternating, on real RTE and MRPC.
 
-    python scripts/bench.py cell --data GLUE [--rounds 3] [--steps 60]   one cell against Trainer + peft
+    python scripts/bench.py cell --data GLUE [--rounds 3] [--steps 60]   one cell against Trainer + peft; [--png FILE]
     python scripts/bench.py sweep --data GLUE [--steps 20]               36 cells against 36 scripts
     python scripts/bench.py limit                                        share of the matrix-product rate
     python scripts/bench.py commands                                     --help, count
 
-Prints JSON and a Markdown table: medians with least and greatest, and the ratio pair by pair. Both sides have the same
-model, rows, batch size, steps, learning rate; their scores stand beside the times.
+Prints JSON: medians with least and greatest, and the ratio pair by pair; of `cell` also a Markdown table. Both sides
+have the same model, rows, batch size, steps, learning rate; their scores stand beside the times.
 """
 
 import argparse
@@ -18,15 +18,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peftbench import compose, results
+from peftbench.data import sources
+from peftbench.data.tokens import tokenize, tokenizer_for
 from peftbench.models import weights_folder
 
-PEER = Path(__file__).parent / "peers" / "hf_trainer.py"
+PEERS = Path(__file__).parent / "peers"
 METHODS = {  # the peer's word -> what an experiment of that name says in ours
     "full": "defaults: [override /method: full]",
     "head": "defaults: [override /method: head]",
@@ -79,39 +82,96 @@ def ours(words: Sequence[str], data: Path, work: Path, steps: int) -> Sample:
         return process([sys.executable, "-m", "peftbench", *line], score, {"PEFTBENCH_CACHE": f"{fresh}/cache"})
 
 
-def theirs(style: str, task: str, method: str, data: Path, work: Path, steps: int, seed: int = 0) -> Sample:
-    """The peer's script."""
+def theirs(peer: str, task: str, method: str, data: Path, work: Path, steps: int, seed: int = 0) -> Sample:
+    """A peer's script: `best` and `run_glue` are styles of hf_trainer.py, `selective-optimizers` is one of its own."""
     weights = weights_folder(compose.cell_from(["tracker=none"]).model)
-    line = ["--style", style, "--task", task, "--method", method, "--steps", str(steps), "--lr", str(LR)]
-    line += ["--data", str(data), "--weights", str(weights), "--out", str(work / "trainer"), "--seed", str(seed)]
-    return process([sys.executable, str(PEER), *line], lambda text: json.loads(text.splitlines()[-1])["accuracy"], {})
+    own = peer == "selective-optimizers"
+    line = [str(PEERS / ("selective_optimizers_trainer.py" if own else "hf_trainer.py"))]
+    line += ["--task", task, "--steps", str(steps), "--lr", str(LR), "--data", str(data), "--weights", str(weights)]
+    line += ["--out", str(work / "trainer"), "--seed", str(seed), "--method", "full" if own else method]
+    line += [] if own else ["--style", peer]
+    return process([sys.executable, *line], lambda text: json.loads(text.splitlines()[-1])["accuracy"], {})
 
 
-def cell(data: Path, work: Path, rounds: int, steps: int) -> dict[str, object]:
-    """One LoRA cell per task: ours, Trainer + peft at its best, run_glue's defaults, taking turns."""
+def cell(data: Path, work: Path, rounds: int, steps: int) -> dict[str, dict[str, Any]]:
+    """One cell per task, taking turns: our LoRA and Trainer + peft, our ID3 and its authors' package."""
+    turns = {"lora": ("best", "run_glue"), "id3": ("selective-optimizers",)}
+    words = {"lora": ["method=lora"], "id3": ["method=id3", "budget=20000"]}
     samples: dict[str, list[Sample]] = {}
-    for _, task in itertools.product(range(rounds), ("rte", "mrpc")):
-        samples.setdefault(f"{task} ours", []).append(ours([f"task={task}", "method=lora"], data, work, steps))
-        for style in ("best", "run_glue"):
-            samples.setdefault(f"{task} {style}", []).append(theirs(style, task, "lora", data, work, steps))
-    found: dict[str, object] = {name: summary(values) for name, values in samples.items()}
-    for task, style in itertools.product(("rte", "mrpc"), ("best", "run_glue")):
-        pairs = list(zip(samples[f"{task} ours"], samples[f"{task} {style}"], strict=True))
-        found[f"{task} ours / {style}"] = {
-            "time": round(statistics.median(a.seconds / b.seconds for a, b in pairs), 3),
-            "memory": round(statistics.median(a.peak_mb / b.peak_mb for a, b in pairs), 3),
+    for _, task, method in itertools.product(range(rounds), TASKS, turns):
+        line = [f"task={task}", *words[method]]
+        samples.setdefault(f"{task} {method} ours", []).append(ours(line, data, work, steps))
+        for peer in turns[method]:
+            name = f"{task} {method} {peer}"
+            samples.setdefault(name, []).append(theirs(peer, task, method, data, work, steps))
+    found = {}
+    for name, values in samples.items():
+        own = samples[f"{' '.join(name.split()[:2])} ours"]
+        found[name] = {
+            **summary(values),
+            "tokens_per_s": round(tokens(data, name.split()[0]) * 32 * steps / median(values)),
         }
+        if values is not own:
+            pairs = list(zip(own, values, strict=True))
+            found[name]["ours_to_theirs_time"] = round(statistics.median(a.seconds / b.seconds for a, b in pairs), 3)
+            found[name]["ours_to_theirs_memory"] = round(statistics.median(a.peak_mb / b.peak_mb for a, b in pairs), 3)
     return found
 
 
-def summary(samples: Sequence[Sample]) -> dict[str, object]:
+def tokens(data: Path, task: str) -> float:
+    """Tokens of a training row on average, without padding."""
+    one = compose.cell_from([f"task={task}", "tracker=none", "data=folder", f"data.path={data}"])
+    rows = sources.load(one.data, one.task, ["train"])["train"]
+    with tempfile.TemporaryDirectory() as cache:
+        made = tokenize(rows, tokenizer_for(one.model, weights_folder(one.model)), one.protocol.max_length, Path(cache))
+    return float(made.lengths.mean())
+
+
+def median(samples: Sequence[Sample]) -> float:
+    """Median seconds."""
+    return statistics.median(sample.seconds for sample in samples)
+
+
+def summary(samples: Sequence[Sample]) -> dict[str, Any]:
     """Median, least and greatest."""
     seconds = [sample.seconds for sample in samples]
     return {
-        "seconds": [statistics.median(seconds), min(seconds), max(seconds)],
+        "seconds": [median(samples), min(seconds), max(seconds)],
         "peak_mb": statistics.median(sample.peak_mb for sample in samples),
         "accuracy": [sample.accuracy for sample in samples],
     }
+
+
+def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """What `cell` found, as a table."""
+    lines = ["| | seconds (least, greatest) | peak MiB | tokens/s | time, ours / theirs | memory | accuracy |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
+    for name, row in found.items():
+        middle, least, greatest = row["seconds"]
+        ratios = [f"{row[key]:.2f}" if key in row else "" for key in ("ours_to_theirs_time", "ours_to_theirs_memory")]
+        lines.append(
+            f"| {name} | {middle:.1f} ({least:.1f}, {greatest:.1f}) | {row['peak_mb']:,.0f} | {row['tokens_per_s']:,} "
+            f"| {' | '.join(ratios)} | {row['accuracy'][0]:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(found: Mapping[str, Mapping[str, Any]], png: Path) -> None:
+    """Seconds and peak memory of `cell` as bars, ours in another colour."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.34 * len(found) + 0.9), sharey=True, layout="constrained")
+    colours = ["#0072b2" if name.endswith("ours") else "#bbbbbb" for name in found]
+    values = {"seconds, whole process": [row["seconds"][0] for row in found.values()]}
+    values["peak memory, GiB"] = [row["peak_mb"] / 1024 for row in found.values()]
+    for axis, (title, bars) in zip(axes, values.items(), strict=True):
+        drawn = axis.barh(list(found), bars, color=colours)
+        axis.bar_label(drawn, fmt="%.1f", padding=2, fontsize=8)
+        axis.set_xlabel(title)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.12)
+    axes[0].invert_yaxis()
+    figure.savefig(png, dpi=150)
 
 
 def sweep(data: Path, work: Path, steps: int) -> dict[str, object]:
@@ -186,20 +246,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("cell", "sweep", "limit", "commands"))
     parser.add_argument("--data", type=Path, help="GLUE in the layout of the official download")
+    parser.add_argument("--png", type=Path, help="where to draw what `cell` finds")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     asked = parser.parse_args()
     if asked.what in ("cell", "sweep") and asked.data is None:
         parser.error("--data GLUE")
-    with tempfile.TemporaryDirectory() as made:
-        work = Path(made)
-        found = {
-            "cell": lambda: cell(asked.data.resolve(), work, asked.rounds, asked.steps),
-            "sweep": lambda: sweep(asked.data.resolve(), work, asked.steps),
-            "limit": limit,
-            "commands": commands,
-        }[asked.what]()
+    if asked.what == "limit":
+        print(json.dumps(limit(), indent=1))
+    elif asked.what == "commands":
+        print(json.dumps(commands(), indent=1))
+    else:
+        with tempfile.TemporaryDirectory() as made:
+            beside_peers(asked, Path(made))
+
+
+def beside_peers(asked: argparse.Namespace, work: Path) -> None:
+    """`cell` and `sweep`."""
+    data = asked.data.resolve()
+    if asked.what == "sweep":
+        print(json.dumps(sweep(data, work, asked.steps), indent=1))
+        return
+    found = cell(data, work, asked.rounds, asked.steps)
     print(json.dumps(found, indent=1))
+    print(markdown(found))
+    if asked.png:
+        draw(found, asked.png)
 
 
 if __name__ == "__main__":

@@ -39,12 +39,12 @@ class Packing:
     """Which tokens and rows of a packed step belong to which cell."""
 
     def __init__(self) -> None:
-        self.batches: Sequence[Mapping[str, torch.Tensor]] = ()
+        self.batches: Sequence[Mapping[str, Any]] = ()
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
         """Rows and width of each cell's batch."""
-        return [tuple(batch["input_ids"].shape) for batch in self.batches]  # type: ignore[misc]
+        return [tuple(batch["input_ids"].shape) for batch in self.batches]
 
     def split(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Each cell's part of packed tokens (1, tokens, ...) or of rows (rows, ...)."""
@@ -62,9 +62,10 @@ class Packing:
 class Joint(nn.Module):
     """In the place of one module of each cell; `own` are those modules, which stay in their cells' models too."""
 
-    def __init__(self, packing: Packing, own: Sequence[nn.Module]) -> None:
+    def __init__(self, packing: Packing, own: Sequence[Any]) -> None:
         super().__init__()
-        self.packing, self.own = packing, tuple(own)
+        self.packing = packing
+        self.own: tuple[Any, ...] = tuple(own)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Each cell's module on its own part."""
@@ -99,9 +100,9 @@ def _with_term(module: LoRALinear, plain: torch.Tensor, x: torch.Tensor) -> torc
 class JointDropout(Joint):
     """Dropout whose random numbers each cell draws from its own stream, for its own tokens."""
 
-    def __init__(self, packing: Packing, own: Sequence[nn.Module]) -> None:
+    def __init__(self, packing: Packing, own: Sequence[Any]) -> None:
         super().__init__(packing, own)
-        self.p = own[0].p
+        self.p: float = own[0].p
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(…) -> the same shape."""
@@ -186,7 +187,8 @@ class Fused:
             elif (joint := joint_of(self.packing, own)) is not None:
                 memo[id(module)] = joint
         self.module = copy.deepcopy(first, memo)
-        self.module.config._attn_implementation = ATTENTION
+        config: Any = self.module.config
+        config._attn_implementation = ATTENTION
         for name, module in self.module.named_modules():
             if name.startswith(layout.layers) and not isinstance(module, Joint):
                 module.own = tuple(model.module.get_submodule(name) for model in models)

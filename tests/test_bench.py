@@ -1,18 +1,14 @@
-"""The bench's own code runs: a peer trains and says how it went, and a process is measured."""
+"""The bench's own code runs: peers train, processes are measured, a table and a figure come out."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from peftbench import compose
-from peftbench.models import weights_folder
-
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-def test_the_peer_trains_and_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ours_and_the_peers_are_measured_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import bench
 
@@ -20,14 +16,20 @@ def test_the_peer_trains_and_is_measured(tmp_path: Path, monkeypatch: pytest.Mon
     for split in ("train", "dev"):
         lines = [f"{i}\tone {i}\tother {i}\t{('entailment', 'not_entailment')[i % 2]}" for i in range(40)]
         (tmp_path / "RTE" / f"{split}.tsv").write_text("index\tsentence1\tsentence2\tlabel\n" + "\n".join(lines) + "\n")
-    weights = weights_folder(compose.cell_from(["tracker=none"]).model)
-    command = [sys.executable, str(bench.PEER), "--style", "best", "--task", "rte", "--method", "lora", "--steps", "2"]
-    command += ["--data", str(tmp_path), "--weights", str(weights), "--out", str(tmp_path / "out")]
-    found = bench.process(command, lambda text: json.loads(text.splitlines()[-1])["accuracy"], {})
-    assert 0 <= found.accuracy <= 1
-    assert found.seconds > 1
-    assert found.peak_mb > 200
-    ours = bench.ours(["task=rte", "method=head"], tmp_path, tmp_path, steps=2)
-    assert 0 <= ours.accuracy <= 1
+    monkeypatch.setattr(bench, "TASKS", ("rte",))
+    found = bench.cell(tmp_path, tmp_path, rounds=1, steps=2)
+    names = ["rte lora ours", "rte lora best", "rte lora run_glue", "rte id3 ours", "rte id3 selective-optimizers"]
+    assert list(found) == names
+    for row in found.values():
+        assert row["seconds"][0] > 1
+        assert row["peak_mb"] > 200
+        assert 0 <= row["accuracy"][0] <= 1
+    theirs = found["rte lora best"]
+    assert theirs["ours_to_theirs_time"] == pytest.approx(
+        found["rte lora ours"]["seconds"][0] / theirs["seconds"][0], abs=1e-3
+    )
+    assert len(bench.markdown(found).splitlines()) == 2 + len(names)
+    bench.draw(found, tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").stat().st_size > 5_000
     with pytest.raises(SystemExit, match="exit 2"):
-        bench.process([sys.executable, str(bench.PEER), "--style", "worst"], lambda _: None, {})
+        bench.process([sys.executable, str(bench.PEERS / "hf_trainer.py"), "--style", "worst"], lambda _: None, {})

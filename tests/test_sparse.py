@@ -160,6 +160,27 @@ def test_a_sampled_gradient_is_the_gathered_dense_one(t: int, out: int, width: i
         torch.testing.assert_close(product(x, dy, ids // width, ids % width), exact, atol=1e-5, rtol=1e-6)
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 41), st.integers(1, 23), st.integers(1, 31), st.sampled_from([0.01, 1.0]), st.integers(0, 99))
+def test_in_bf16_it_is_the_exact_sum_too_on_any_number_of_threads(
+    t: int, out: int, width: int, density: float, seed: int
+) -> None:
+    random = torch.Generator().manual_seed(seed)
+    x, dy = torch.randn(t, width, generator=random), torch.randn(t, out, generator=random).bfloat16()
+    ids = torch.randperm(out * width, generator=random)[: max(1, round(density * out * width))]
+    exact = (dy.double().t() @ x.bfloat16().double()).view(-1)[ids].float()
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            found.append(sampled(x, dy, ids // width, ids % width))
+    finally:
+        torch.set_num_threads(threads)
+    torch.testing.assert_close(found[0], exact, atol=1e-5, rtol=1e-6)
+    assert torch.equal(*found)
+
+
 def test_a_watched_linear_map_gets_its_gradient_even_where_nothing_below_trains() -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(5, 4), torch.randn(3, 2, 5)

@@ -220,9 +220,8 @@ class SelectiveTuner(ParameterTuner):
         store, name = self.store, self.store.names[i]
 
         def take(gradient: torch.Tensor) -> None:
-            places, _ = store.part(i)
             assert store.values.grad is not None
-            store.values.grad[places] += gradient
+            store.values.grad[store.places(i)] += gradient
 
         owner = self._model.module.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, nn.Linear) and name.endswith(".weight"):

@@ -29,6 +29,10 @@ def sampled(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torc
         dy: (tokens, out), gradient of its output.
         rows, columns: (n,) int64, of the chosen entries.
     """
+    if dy.dtype == torch.bfloat16 and dy.device.type == "cpu":
+        from peftbench.sparse.cpu import sampled_bf16  # numba takes a quarter of a second to import
+
+        return sampled_bf16(x.to(dy.dtype), dy, rows, columns)
     total = torch.zeros(rows.numel(), device=x.device)
     for some_dy, some_x in zip(dy.split(TOKENS), x.split(TOKENS), strict=True):
         left = some_dy.gather(1, rows.expand(len(some_dy), -1))

@@ -68,9 +68,13 @@ class SparseStore:
 
     def part(self, i: int) -> tuple[slice | torch.Tensor, torch.Tensor]:
         """Tensor i's chosen entries: places in `values`, and flat positions in the tensor (int64, rising)."""
-        cut = slice(self._cuts[i], self._cuts[i + 1])
-        places = cut if self._sorted is None else self._sorted[cut].long()
+        places = self.places(i)
         return places, self.ids[places].long() - self.offsets[i]
+
+    def places(self, i: int) -> slice | torch.Tensor:
+        """Where tensor i's chosen entries lie in `values`."""
+        cut = slice(self._cuts[i], self._cuts[i + 1])
+        return cut if self._sorted is None else self._sorted[cut].long()
 
     def counts(self, first: int) -> list[int]:
         """How many of the entries that were chosen first each tensor has."""

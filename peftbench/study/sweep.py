@@ -47,6 +47,16 @@ def cells_of(overrides: Sequence[str]) -> list[list[str]]:
     return [list(words) for batch in batches for words in batch]
 
 
+def is_sweep(overrides: Sequence[str]) -> bool:
+    """Whether these overrides may mean several cells; those that cannot be read do not."""
+    parser = OverridesParser.create()
+    try:
+        parsed = parser.parse_overrides(list(overrides))
+    except HydraException:
+        return False
+    return any(item.is_sweep_override() or item.key_or_group == "experiment" for item in parsed)
+
+
 class GlobWords:
     """What Hydra's parser of overrides asks for the words that a glob may stand for."""
 

@@ -9,6 +9,7 @@
 import argparse
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+
+ModelMaker = Callable[[str, str], Any]  # folder of the weights, method
+OptimizerMaker = Callable[[Any, int, float], tuple[Any, Any]]  # model, steps, learning rate
 
 TASKS = {
     "rte": ("RTE", ("sentence1", "sentence2"), "label", ("entailment", "not_entailment")),
@@ -78,10 +82,10 @@ def arguments_for(asked: argparse.Namespace) -> TrainingArguments:
     )
 
 
-def main() -> None:
-    """Train, evaluate once, print."""
+def main(make_model: ModelMaker = model_for, make_optimizers: OptimizerMaker = lambda *_: (None, None)) -> None:
+    """Train, evaluate once, print. Another peer may give the model and the optimizer with its schedule."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--style", choices=("best", "run_glue"), required=True)
+    parser.add_argument("--style", choices=("best", "run_glue"), default="best")
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--data", type=Path, required=True, help="GLUE in the official layout")
     parser.add_argument("--weights", required=True, help="folder of the pretrained model")
@@ -93,8 +97,10 @@ def main() -> None:
     asked = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(asked.weights)
     train, dev = (rows(asked.data, asked.task, split, tokenizer, asked.style) for split in ("train", "dev"))
+    model = make_model(asked.weights, asked.method)
     trainer = Trainer(
-        model=model_for(asked.weights, asked.method),
+        model=model,
+        optimizers=make_optimizers(model, asked.steps, asked.lr),
         args=arguments_for(asked),
         train_dataset=train,
         eval_dataset=dev,

@@ -1,0 +1,54 @@
+"""The sampled gradient in bf16 on a CPU, compiled by numba: about a third of the time of torch's gathers."""
+
+import numba
+import numpy as np
+import torch
+
+TOGETHER = 16  # tokens whose rows stay in the cache while every entry takes its products from them
+
+
+def sampled_bf16(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """As `gradients.sampled`; x and dy are bf16 and on a CPU.
+
+    Every entry is summed in fp32 over tokens in their order, whatever the number of threads.
+    """
+    out = np.empty(rows.numel(), dtype=np.float32)
+    threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(threads)
+    _sum_over_tokens(_words(x), _words(dy), rows.numpy(), columns.numpy(), out, threads)
+    return torch.from_numpy(out)
+
+
+def _words(tensor: torch.Tensor) -> np.ndarray:
+    words: np.ndarray = tensor.contiguous().view(torch.uint16).numpy()
+    return words
+
+
+@numba.njit(inline="always")
+def _float(word: np.uint16) -> np.float32:
+    """A bf16 is the upper half of the fp32 of the same value."""
+    return np.uint32(np.uint32(word) << np.uint32(16)).view(np.float32)
+
+
+@numba.njit(parallel=True, cache=True)
+def _sum_over_tokens(
+    x: np.ndarray, dy: np.ndarray, rows: np.ndarray, columns: np.ndarray, out: np.ndarray, parts: int
+) -> None:
+    tokens, count = len(x), len(rows)
+    whole = tokens - tokens % TOGETHER
+    for part in numba.prange(parts):
+        first, last = part * count // parts, (part + 1) * count // parts
+        row, column = rows[first:last], columns[first:last]
+        total = np.zeros(last - first, dtype=np.float32)
+        for start in range(0, whole, TOGETHER):
+            for k in range(last - first):
+                i, j = row[k], column[k]
+                even, odd = np.float32(0), np.float32(0)
+                for t in range(start, start + TOGETHER, 2):
+                    even += _float(x[t, j]) * _float(dy[t, i])
+                    odd += _float(x[t + 1, j]) * _float(dy[t + 1, i])
+                total[k] += even + odd
+        for t in range(whole, tokens):
+            for k in range(last - first):
+                total[k] += _float(x[t, column[k]]) * _float(dy[t, row[k]])
+        out[first:last] = total
