@@ -18,6 +18,7 @@ PACKAGES = (
     "datasets",
     "accelerate",
     "tokenizers",
+    "numba",
     "numpy",
     "scikit-learn",
     "scipy",

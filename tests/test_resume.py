@@ -64,6 +64,7 @@ OTHER = {
     "best dev, several evaluations": ["method=lora", "protocol.selection=best_dev", "protocol.evaluate_every=2"],
     "accumulation": ["method=id3", "budget=50", "protocol.accumulation=3"],
     "several epochs": ["method=bitfit", "protocol.max_steps=null", "protocol.epochs=2"],
+    "kept prefix": ["method=full", "scope.layers=1", "protocol.keep_prefix=true"],
     "patience": ["method=full", "protocol.patience=3", "protocol.evaluate_every=1", "protocol.lr=0.01"],
 }
 
