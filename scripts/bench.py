@@ -2,7 +2,7 @@
 
     python scripts/bench.py cell --data GLUE [--rounds 3] [--steps 60]   one cell against Trainer + peft; [--png FILE]
     python scripts/bench.py sweep --data GLUE [--steps 20]               36 cells against 36 scripts
-    python scripts/bench.py limit                                        share of the matrix-product rate
+    python scripts/bench.py limit [--model bert_base_cased]              share of the matrix-product rate, CPU or GPU
     python scripts/bench.py commands                                     --help, count
 
 Prints JSON: medians with least and greatest, and the ratio pair by pair; of `cell` also a Markdown table. Both sides
@@ -200,13 +200,17 @@ def sweep(data: Path, work: Path, steps: int) -> dict[str, object]:
     return found
 
 
-def limit() -> dict[str, object]:
-    """Model FLOPs per second of a training step, as a share of the matrix-product rate of the same moment."""
+def limit(model: str) -> dict[str, object]:
+    """Model FLOPs per second of a training step, as a share of the matrix-product rate measured beside it."""
     import torch
     from bench_selective import BATCH, WIDTH, alternating, stepper  # type: ignore[import-not-found]
 
-    tokens, hidden, inner, layers = BATCH * WIDTH, 384, 1536, 6
-    one, other = torch.randn(tokens, hidden).bfloat16(), torch.randn(hidden, inner).bfloat16()
+    from peftbench.device import process_state
+
+    numbers = compose.cell_from([f"model={model}", "tracker=none"]).model.config
+    hidden, inner, layers = (numbers[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    tokens, device = BATCH * WIDTH, process_state().device
+    one, other = (torch.randn(*size, device=device).bfloat16() for size in ((tokens, hidden), (hidden, inner)))
 
     def products() -> None:
         for _ in range(100):
@@ -214,9 +218,11 @@ def limit() -> dict[str, object]:
 
     forward = layers * (2 * tokens * (4 * hidden * hidden + 2 * hidden * inner) + 4 * BATCH * WIDTH * WIDTH * hidden)
     passes = {"lora": 2, "bitfit": 2, "full": 3}  # frozen weights need no gradient of their own
-    times = alternating({"products": products, **{name: stepper(f"method={name}") for name in passes}})
+    steps = {name: stepper(f"method={name}", f"model={model}") for name in passes}
+    times = alternating({"products": products, **steps})
     rate = 100 * 2 * tokens * hidden * inner / times["products"]["median_ms"]
     return {
+        "device": str(device),
         "products_gflops": round(rate / 1e6, 1),
         **{
             name: {**times[name], "share": round(count * forward / times[name]["median_ms"] / rate, 3)}
@@ -247,13 +253,14 @@ def main() -> None:
     parser.add_argument("what", choices=("cell", "sweep", "limit", "commands"))
     parser.add_argument("--data", type=Path, help="GLUE in the layout of the official download")
     parser.add_argument("--png", type=Path, help="where to draw what `cell` finds")
+    parser.add_argument("--model", default="minilm_l6", help="backbone of `limit`")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
     asked = parser.parse_args()
     if asked.what in ("cell", "sweep") and asked.data is None:
         parser.error("--data GLUE")
     if asked.what == "limit":
-        print(json.dumps(limit(), indent=1))
+        print(json.dumps(limit(asked.model), indent=1))
     elif asked.what == "commands":
         print(json.dumps(commands(), indent=1))
     else:

@@ -115,12 +115,15 @@ def peer_stepper(matrices_alone: bool) -> Callable[[], None]:
 
 
 def alternating(steppers: Mapping[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
-    """Median, least and greatest milliseconds of a step, the steppers taking turns."""
+    """Median, least and greatest milliseconds of a step, the steppers taking turns; a GPU's work is waited for."""
+    settle = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times: dict[str, list[float]] = {name: [] for name in steppers}
     for round_ in range(rounds + WARM):
         for name, step in steppers.items():
+            settle()
             start = time.perf_counter()
             step()
+            settle()
             if round_ >= WARM:
                 times[name].append(1000 * (time.perf_counter() - start))
     return {
