@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from test_cli import call
 
 from peftbench import compose, results
+from peftbench.errors import ConfigError
 from peftbench.report import page, papers, plots, records, render, statistics, table, verdict
 from peftbench.report.records import Study
 from peftbench.results import Record
@@ -39,7 +40,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Record:
 def make(template: Record, tmp_path: Path) -> Callable[..., Path]:
     """Write a finished run's record and predictions with these words and this score."""
 
-    def write(method: str, task: str, seed: int, score: float, *, lr: float = 1e-3, entries: int = 100) -> Path:
+    def write(
+        method: str, task: str, seed: int, score: float, *, lr: float = 1e-3, entries: int = 100, budget: str = "none"
+    ) -> Path:
         evaluations = [
             {"step": step, "epoch": step / 2, "metrics": {"accuracy": score * step / 4}, "collapsed": False,
              "chosen_by": score * step / 4}
@@ -47,7 +50,8 @@ def make(template: Record, tmp_path: Path) -> Callable[..., Path]:
         ]  # fmt: skip
         config = {**template.config, "protocol": {**template.config["protocol"], "lr": lr}, "seed": seed}
         cell = dataclasses.replace(template.cell, method=method, task=task, seed=seed, study="made", data="folder")
-        fingerprint = hashlib.sha256(f"{method} {task} {lr}".encode()).hexdigest()[:16]
+        cell = dataclasses.replace(cell, budget=budget)
+        fingerprint = hashlib.sha256(f"{method} {task} {lr} {budget}".encode()).hexdigest()[:16]
         record = dataclasses.replace(
             template, cell=cell, fingerprint=fingerprint, config=config, overrides=[f"method={method}"],
             headline=results.Headline("accuracy", score, 0.02),
@@ -253,6 +257,17 @@ def test_compare_says_no_more_than_the_test_shows(make: Callable[..., Path], tmp
     wrong = call("compare", "made", "lora", "bitft", cwd=tmp_path)
     assert wrong.returncode == 2
     assert wrong.stderr == "bitft: no row of study made; did you mean bitfit?\n"
+
+
+def test_a_methods_word_names_its_row_where_there_is_one_alone(make: Callable[..., Path], tmp_path: Path) -> None:
+    for i, task in itertools.product(range(2), TASKS):
+        make("lora", task, i, 0.80 + 0.001 * i)
+        for budget in ("50", "like-bitfit"):
+            make("id3", task, i, 0.7 + 0.001 * i, budget=budget)
+        make("fish", task, i, 0.6 + 0.001 * i, budget="50")
+    assert verdict.lines(study(tmp_path), "fish", "id3 50") == verdict.lines(study(tmp_path), "fish 50", "id3 50")
+    with pytest.raises(ConfigError, match="id3: no row of study made; did you mean id3 50"):
+        verdict.lines(study(tmp_path), "id3", "lora")
 
 
 def test_plots_are_drawn_and_can_be_opened(make: Callable[..., Path], tmp_path: Path) -> None:

@@ -9,14 +9,17 @@ from peftbench.report.table import apart
 def lines(study: Study, first: str, second: str) -> list[str]:
     """The verdict over all tasks, then every task.
 
+    Args:
+        study: its records.
+        first: a row's name, or the method's alone where one row has it.
+        second: likewise.
+
     Raises:
         ConfigError: a row is not in the study's table, or the two have no task and seed in common.
     """
     rows = apart(study)[0]
     names = list(dict.fromkeys(rows["name"])) if len(rows) else []
-    for name in (first, second):
-        if name not in names:
-            raise ConfigError(f"{name}: no row of study {study.name}; {near(name, names)}")
+    first, second = (_row(word, names, study.name) for word in (first, second))
     rows = rows.dropna(subset=["score"])
     scores = {
         str(name): {
@@ -29,6 +32,14 @@ def lines(study: Study, first: str, second: str) -> list[str]:
     if not found:
         raise ConfigError(f"{first} and {second}: no task and seed in common in study {study.name}")
     return [sentence(found[-1], first, second), *(figures(item) for item in found)]
+
+
+def _row(word: str, names: list[str], study: str) -> str:
+    """The row that a word names."""
+    same = [name for name in names if name.split()[0] == word]
+    if word in names or len(same) == 1:
+        return word if word in names else same[0]
+    raise ConfigError(f"{word}: no row of study {study}; {near(word, names)}")
 
 
 def sentence(item: Comparison, first: str, second: str) -> str:
