@@ -247,6 +247,12 @@ def test_a_pareto_front_is_what_nothing_dominates(points: list[tuple[float, floa
         assert any(c <= cost and s >= score for c, s in front)
 
 
+@pytest.mark.filterwarnings("error")
+def test_equal_seeds_are_compared_without_a_warning() -> None:
+    scores = {"head": [4.63559874942472] * 3, "full": [25.6, 28.4, 27.0], "lora": [25.0, 28.0, 26.0]}
+    assert statistics.not_beaten(scores) == {"full", "lora"}
+
+
 def test_compare_says_no_more_than_the_test_shows(make: Callable[..., Path], tmp_path: Path) -> None:
     full_study(make)
     said = call("compare", "made", "lora", "bitfit", cwd=tmp_path).stdout.splitlines()
