@@ -37,7 +37,7 @@ slurm: $(STAMP)
 	$(BIN)/python scripts/slurm_sweep.py
 	scripts/slurm_one_node.sh stop
 
-# Beside Trainer + peft and selective-optimizers, whole processes; about a quarter of an hour of an idle machine.
+# Beside Trainer + peft and selective-optimizers, whole processes, on an idle machine.
 bench: $(STAMP)
 	$(BIN)/python scripts/bench.py cell --data $(GLUE) --png docs/bench.png
 	$(BIN)/python scripts/bench.py limit

@@ -106,12 +106,16 @@ def _places(tokens: Tokens, rows: np.ndarray, inside: torch.Tensor) -> torch.Ten
 
 
 def _depth(model: Model, touched: Iterable[str]) -> int:
-    """The number of the lowest layer that is touched; the embeddings count as the first."""
+    """The number of the lowest layer that is touched; the embeddings count as the first.
+
+    Raises:
+        ConfigError: a name has no place in the model.
+    """
     layers = model.layout.layers + "."
     lowest = model.depth
     for name in touched:
         if name.startswith(layers):
             lowest = min(lowest, int(name.removeprefix(layers).partition(".")[0]))
-        elif any(name.startswith(f"{path}.") for path in model.layout.kinds["embeddings"]):
+        elif "embeddings" in model.place(name).kinds:
             lowest = 0
     return lowest

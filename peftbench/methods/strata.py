@@ -1,6 +1,6 @@
 """Layers in strata, each with methods of its own; SPAFIT (Arora and Wang 2024, arXiv 2405.00201) is a yaml of it."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any
@@ -98,6 +98,10 @@ class StrataTuner(ParameterTuner):
                     raise ConfigError(f"method.strata: two methods train {name}")
                 found[name] = parameter
         self._trainables = found  # each part has set requires_grad itself: some open theirs one after another
+
+    def touched(self) -> Iterable[str]:
+        """What every part may change."""
+        return [name for part in self._parts for name in part.touched()]
 
     def prepare(self, steps: int, passes: Callable[[int], Iterator[None]]) -> None:
         """Every part prepares."""
