@@ -1,12 +1,14 @@
-"""GLUE's metrics on arrays, edge cases included. `glue_metric.py` offers them as an `evaluate.Metric`."""
+"""GLUE's metrics on arrays, edge cases included. `glue_metric.py` offers them as an `evaluate.Metric`.
+
+Those of classification are counted here: scikit-learn's, whose numbers they are to the bit, cost every run
+0.7 s and 78 MB, as it imports pandas and pyarrow.
+"""
 
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import pearsonr, spearmanr
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,49 @@ def predict(logits: np.ndarray) -> np.ndarray:
     return logits[:, 0] if logits.shape[1] == 1 else logits.argmax(axis=1)
 
 
-def _correlation(function: Callable[..., tuple[float, float]]) -> Callable[[np.ndarray, np.ndarray], float]:
-    def correlation(predictions: np.ndarray, references: np.ndarray) -> float:
-        value = function(predictions, references)[0] if len(predictions) > 1 else 0.0
-        return 0.0 if np.isnan(value) else float(value)
+def accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Share of the rows that are right."""
+    return float((predictions == references).mean())
 
-    return correlation
+
+def f1(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Harmonic mean of precision and recall of class 1; 0 where neither side knows that class."""
+    both = int(((predictions == 1) & (references == 1)).sum())
+    either = int((predictions == 1).sum() + (references == 1).sum())
+    return 2 * both / either if either else 0.0
+
+
+def matthews_correlation(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Matthews' correlation for any number of classes (Gorodkin 2004); 0 where one side has one class only."""
+    classes = np.union1d(predictions, references)[:, None]
+    predicted, true = ((classes == side).sum(axis=1, dtype=np.float64) for side in (predictions, references))
+    rows = float(len(references))
+    right = float((predictions == references).sum())
+    spread = (rows**2 - predicted @ predicted) * (rows**2 - true @ true)
+    return float((right * rows - predicted @ true) / np.sqrt(spread)) if spread else 0.0
+
+
+def pearson(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Pearson's correlation; 0 where one side is constant."""
+    from scipy.stats import pearsonr  # a fifth of a second and 22 MB that only regressions need
+
+    return _or_zero(pearsonr, predictions, references)
+
+
+def spearman(predictions: np.ndarray, references: np.ndarray) -> float:
+    """Spearman's correlation of ranks; 0 where one side is constant."""
+    from scipy.stats import spearmanr
+
+    return _or_zero(spearmanr, predictions, references)
+
+
+def _or_zero(
+    function: Callable[..., tuple[float, float]], predictions: np.ndarray, references: np.ndarray
+) -> float:
+    value = function(predictions, references)[0] if len(predictions) > 1 else 0.0
+    return 0.0 if np.isnan(value) else float(value)
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "accuracy": lambda predictions, references: accuracy_score(references, predictions),
-    "f1": lambda predictions, references: f1_score(references, predictions, zero_division=0),
-    "matthews_correlation": lambda predictions, references: matthews_corrcoef(references, predictions),
-    "pearson": _correlation(pearsonr),
-    "spearman": _correlation(spearmanr),
+    function.__name__: function for function in (accuracy, f1, matthews_correlation, pearson, spearman)
 }

@@ -20,7 +20,6 @@ PACKAGES = (
     "tokenizers",
     "numba",
     "numpy",
-    "scikit-learn",
     "scipy",
 )
 

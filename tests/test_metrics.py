@@ -12,6 +12,7 @@ from peftbench.glue_metric import NAMES, Glue
 from peftbench.metrics import METRICS, predict, score, standard_error
 
 binary = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=60)
+ternary = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=60)
 numbers = st.lists(st.tuples(st.floats(-5, 5, width=16), st.floats(0, 5, width=16)), min_size=3, max_size=60)
 
 
@@ -28,6 +29,16 @@ def test_classification(pairs: list[tuple[int, int]]) -> None:
     assert found.collapsed == (len(set(predictions.tolist())) == 1)
     if found.collapsed:
         assert found.values["matthews_correlation"] == 0
+
+
+@settings(deadline=None)
+@given(ternary)
+def test_three_classes(pairs: list[tuple[int, int]]) -> None:
+    predictions, references = np.array(pairs).T
+    assert score(["accuracy", "matthews_correlation"], predictions, references).values == {
+        "accuracy": accuracy_score(references, predictions),
+        "matthews_correlation": matthews_corrcoef(references, predictions),
+    }
 
 
 @settings(deadline=None)
