@@ -89,9 +89,7 @@ def spearman(predictions: np.ndarray, references: np.ndarray) -> float:
     return _or_zero(spearmanr, predictions, references)
 
 
-def _or_zero(
-    function: Callable[..., tuple[float, float]], predictions: np.ndarray, references: np.ndarray
-) -> float:
+def _or_zero(function: Callable[..., tuple[float, float]], predictions: np.ndarray, references: np.ndarray) -> float:
     value = function(predictions, references)[0] if len(predictions) > 1 else 0.0
     return 0.0 if np.isnan(value) else float(value)
 

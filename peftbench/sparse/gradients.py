@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 DENSE_ABOVE = 0.0022
 TOKENS = 2048  # sampled at a time: what is picked is copied, and the copies of all tokens would not fit a cache
 
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Receive = Callable[[torch.Tensor], None]
 Index = Callable[[], torch.Tensor]
 
@@ -29,14 +30,23 @@ def sampled(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torc
         dy: (tokens, out), gradient of its output.
         rows, columns: (n,) int64, of the chosen entries.
     """
-    if dy.dtype == torch.bfloat16 and dy.device.type == "cpu":
-        from peftbench.sparse.cpu import sampled_bf16  # numba takes a quarter of a second to import
+    return _route(dy)(x.to(dy.dtype), dy, rows, columns)
 
-        return sampled_bf16(x.to(dy.dtype), dy, rows, columns)
+
+def _route(output: torch.Tensor) -> Product:
+    """The sampled product for a linear map whose output is like this one."""
+    if output.dtype == torch.bfloat16 and output.device.type == "cpu":
+        from peftbench.sparse.cpu import sampled_bf16  # numba and its kernel take half a second
+
+        return sampled_bf16
+    return _gathered
+
+
+def _gathered(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     total = torch.zeros(rows.numel(), device=x.device)
     for some_dy, some_x in zip(dy.split(TOKENS), x.split(TOKENS), strict=True):
         left = some_dy.gather(1, rows.expand(len(some_dy), -1))
-        right = some_x.gather(1, columns.expand(len(some_x), -1)).to(left.dtype)
+        right = some_x.gather(1, columns.expand(len(some_x), -1))
         total += (left.float() * right).sum(0)
     return total
 
@@ -60,6 +70,7 @@ def watch_linear(module: nn.Module, index: Index, receive: Receive) -> Removable
         if not torch.is_grad_enabled():
             return
         x = inputs[0].detach()
+        _route(output)  # a kernel is loaded now, before the other layers fill the memory
         if not output.requires_grad:
             output.requires_grad_(True)  # nothing below trains, and yet this map's own gradient is wanted
 
