@@ -1,6 +1,7 @@
 """Where this process computes, and with how many others: accelerate's state, made in one place."""
 
 import ctypes
+import gc
 
 import torch
 from accelerate import PartialState
@@ -25,3 +26,12 @@ def keep_freed_memory() -> None:
         return
     mallopt(M_MMAP_THRESHOLD, 2**30)
     mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def give_back_freed_memory() -> None:
+    """Hand what was freed back to the system, between cells: a cell's peak is then its own."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (OSError, AttributeError):
+        return

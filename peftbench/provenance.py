@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from peftbench import __version__
-from peftbench.device import process_state
+from peftbench.device import give_back_freed_memory, process_state
 
 PACKAGES = (
     "torch",
@@ -61,6 +61,7 @@ def hardware() -> dict[str, Any]:
 
 def reset_peak_memory() -> None:
     """Forget the memory peak of earlier runs in this process (Linux; elsewhere the peak is the process's own)."""
+    give_back_freed_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     try:

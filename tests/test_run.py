@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from peftbench import compose, deltas, results
+from peftbench import compose, deltas, provenance, results
 from peftbench.config import Cell
+from peftbench.device import keep_freed_memory
 from peftbench.errors import DataError, Diverged
 from peftbench.methods.base import Delta
 from peftbench.results import Record
@@ -300,3 +301,13 @@ def test_rounding_widths_up_changes_nothing_but_dropouts_draws(run_tiny: Run, mo
     assert plain.throughput["padding_share"] < padded.throughput["padding_share"]
     for one, other in zip(plain.metrics.evaluations, padded.metrics.evaluations, strict=True):
         assert one["metrics"] == pytest.approx(other["metrics"], abs=1e-6)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are reset through Linux's /proc")
+def test_a_peak_does_not_hold_what_an_earlier_cell_freed() -> None:
+    keep_freed_memory()
+    taken = torch.ones(2**27)  # 512 MiB
+    before = provenance.peak_memory_mb()
+    del taken
+    provenance.reset_peak_memory()
+    assert provenance.peak_memory_mb() < before - 500
