@@ -1,12 +1,13 @@
 """One cell of a study: found finished, left to the runner that has it, or run, its learning rate searched first."""
 
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, open_dict
 
@@ -16,6 +17,9 @@ from peftbench.errors import BadInput, ConfigError
 from peftbench.files import RECORD_FILE
 from peftbench.study import gpus, search
 from peftbench.study.lock import Lock, owner
+
+if TYPE_CHECKING:
+    from peftbench.run import Outcome
 
 ELSEWHERE = 75  # exit code of a cell that another runner has; EX_TEMPFAIL of sysexits.h
 
@@ -86,15 +90,22 @@ def _agreed(decide: Callable[[], int | None]) -> int | None:
     return decided[0]
 
 
-def _run(cell: Cell, config: DictConfig, overrides: Sequence[str]) -> int:
+@functools.cache
+def _runner() -> Callable[..., "Outcome"]:
+    """`run.run`, imported when a cell is to be run; garbage collections leave out what the imports made."""
     from peftbench.run import run
 
+    gc.freeze()
+    return run
+
+
+def _run(cell: Cell, config: DictConfig, overrides: Sequence[str]) -> int:
     found = None
     if cell.select.factors is not None:
         found = search.search(cell, functools.partial(_run_try, overrides))
         if _rank() == 0:
             screen.searched(found)
-    outcome = run(cell, compose.resolved(config), overrides, found)
+    outcome = _runner()(cell, compose.resolved(config), overrides, found)
     if _rank() == 0:
         screen.summary(outcome.record)
         print(outcome.path, flush=True)
@@ -103,8 +114,6 @@ def _run(cell: Cell, config: DictConfig, overrides: Sequence[str]) -> int:
 
 def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[results.Record, str] | None:
     """One try of a search: find its record, or run it; None where another runner has it."""
-    from peftbench.run import run
-
     config = compose.load([*overrides, *words])
     cell = compose.build(config)
     with Lock(folder_of(cell)) as lock:
@@ -112,7 +121,7 @@ def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[results.Re
             _check_writable(lock, cell)
             if not lock.held:
                 return None
-            record = run(cell, compose.resolved(config), [*overrides, *words]).record
+            record = _runner()(cell, compose.resolved(config), [*overrides, *words]).record
     return record, cell.folder
 
 
