@@ -49,6 +49,9 @@ stop() {
     for name in slurmctld slurmd; do
         [ -f "$STATE/$name.pid" ] && kill "$(cat "$STATE/$name.pid")" 2> /dev/null || true
     done
+    for name in slurmctld slurmd; do  # they write their state as they leave
+        timeout 20 sh -c "while pgrep -x $name > /dev/null; do sleep 0.2; done" || pkill -9 -x $name || true
+    done
     pkill -x munged 2> /dev/null || true
     rm -rf "$STATE"
 }
