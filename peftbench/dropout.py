@@ -121,9 +121,9 @@ def attention(
         )
         return found
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = (query * scale) @ key.transpose(-1, -2)
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    scores = (query * scale).contiguous() @ key.contiguous().transpose(-1, -2)  # else matmul copies key transposed
+    if attention_mask is not None:  # added: masking would be gone through again on the way back, where these are 0
+        scores += torch.zeros(attention_mask.shape, dtype=scores.dtype).masked_fill_(~attention_mask, -torch.inf)
     # not autocast's softmax: it would hand on fp32; the kernel sums in fp32 in any case
     with torch.autocast(query.device.type, enabled=False):
         weights = drop(scores.softmax(-1))

@@ -50,10 +50,10 @@ def sentence(item: Comparison, first: str, second: str) -> str:
     if item.p is None:
         return f"{first} and {second} {where}: one pair says nothing about the noise ({size})."
     if item.p < ALPHA:
-        return f"{better} beats {worse} {where}: {size}, p = {item.p:.3f}."
+        return f"{better} beats {worse} {where}: {size}, {_p(item.p)}."
     if 2 / 2**item.pairs >= ALPHA:
         return f"{better} is ahead of {worse} {where} by {size}; with so few pairs no test can show a difference."
-    return f"No difference between {first} and {second} {where} outside the noise: {size}, p = {item.p:.2f}."
+    return f"No difference between {first} and {second} {where} outside the noise: {size}, {_p(item.p)}."
 
 
 def figures(item: Comparison) -> str:
@@ -61,8 +61,12 @@ def figures(item: Comparison) -> str:
     parts = [f"{item.task}: {item.difference:+.2f} points"]
     if item.interval:
         parts.append(f"95% interval {item.interval.low:+.2f} to {item.interval.high:+.2f}")
-    parts.append(f"p {'–' if item.p is None else f'{item.p:.3f}'}")
+    parts.append("no p" if item.p is None else _p(item.p))
     parts.append(f"better in {100 * item.improvement:.0f}% of {item.pairs} pairs")
     if item.seeds_needed:
         parts.append(f"{item.seeds_needed} pairs would show it")
     return ", ".join(parts)
+
+
+def _p(value: float) -> str:
+    return f"p = {value:.3f}" if value >= 0.001 else "p < 0.001"
