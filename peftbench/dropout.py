@@ -123,7 +123,8 @@ def attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = (query * scale).contiguous() @ key.contiguous().transpose(-1, -2)  # else matmul copies key transposed
     if attention_mask is not None:  # added: masking would be gone through again on the way back, where these are 0
-        scores += torch.zeros(attention_mask.shape, dtype=scores.dtype).masked_fill_(~attention_mask, -torch.inf)
+        least = torch.finfo(scores.dtype).min  # not -inf: a token of padding may see no token at all
+        scores += torch.zeros(attention_mask.shape, dtype=scores.dtype).masked_fill_(~attention_mask, least)
     # not autocast's softmax: it would hand on fp32; the kernel sums in fp32 in any case
     with torch.autocast(query.device.type, enabled=False):
         weights = drop(scores.softmax(-1))

@@ -70,3 +70,22 @@ def test_attention_is_torchs_own_but_for_what_is_dropped(masked: bool) -> None:
     )
     torch.testing.assert_close(many.mean(0), wanted, atol=0.06, rtol=0)
     assert (many.std(0) > 0.01).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_token_that_sees_none_leaves_the_others_alone(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    parts = [torch.randn(2, 4, 7, 8).to(dtype).requires_grad_() for _ in range(3)]
+    mask = torch.ones(2, 1, 7, 7, dtype=torch.bool)
+    mask[1, :, :, 5:] = False
+    mask[1, :, 6] = False  # padding beyond the window of a local attention
+    module = torch.nn.Module()
+    module.dropout = Dropout(0.1, Noise())
+    found, _ = attention(module, *parts, mask, dropout=0.1)
+    assert found.isfinite().all()
+    found[1, :5].sum().backward()  # nothing else follows from padding
+    gradients = [part.grad for part in parts if part.grad is not None]
+    assert len(gradients) == 3
+    for gradient in gradients:
+        assert gradient.isfinite().all()
+        assert (gradient[1, :, 5:] == 0).all()

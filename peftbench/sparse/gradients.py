@@ -70,14 +70,14 @@ def watch_linear(module: nn.Module, index: Index, receive: Receive) -> Removable
         if not torch.is_grad_enabled():
             return
         x = inputs[0].detach()
-        _route(output)  # a kernel is loaded now, before the other layers fill the memory
+        # chosen now: a kernel is then loaded before the other layers fill the memory
+        product = dense if index().numel() > DENSE_ABOVE * x.shape[-1] * output.shape[-1] else _route(output)
         if not output.requires_grad:
             output.requires_grad_(True)  # nothing below trains, and yet this map's own gradient is wanted
 
         def backward_hook(dy: torch.Tensor) -> None:
             flat, width, chosen = dy.reshape(-1, dy.shape[-1]), x.shape[-1], index()
-            product = dense if chosen.numel() > DENSE_ABOVE * width * flat.shape[1] else sampled
-            receive(product(x.reshape(-1, width), flat, chosen // width, chosen % width))
+            receive(product(x.reshape(-1, width).to(dy.dtype), flat, chosen // width, chosen % width))
 
         output.register_hook(backward_hook)
 
