@@ -1,9 +1,15 @@
-"""The files of a cell by name, and files that are either whole or not there."""
+"""The files of a cell by name, files that are either whole or not there, and what is kept of those that were read."""
 
+import functools
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 RECORD_FILE = "result.json"
 DELTA_FILE = "delta.safetensors"
@@ -38,3 +44,38 @@ def set_aside(path: Path, reason: str) -> None:
         print(f"{path}: {reason} (it cannot be renamed: {error.strerror})", file=sys.stderr)
         return
     print(f"{path}: {reason}; kept as {aside.name}", file=sys.stderr)
+
+
+def stamp(path: Path) -> tuple[str, int, int, int] | None:
+    """What changes when a file does: its place, size, time and inode. None: it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino
+
+
+def keep_last(identity: Callable[P, Hashable]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate what reads for a cell: the next cell of the process is given the same again, if it asks for the same.
+
+    One result is kept, and let go before another is made: a cell's memory stays its own. It is shared, so it must not
+    be written to.
+
+    Args:
+        identity: of the arguments; decides what is the same.
+    """
+
+    def decorate(read: Callable[P, T]) -> Callable[P, T]:
+        kept: dict[Hashable, T] = {}
+
+        @functools.wraps(read)
+        def read_once(*args: P.args, **kwargs: P.kwargs) -> T:
+            key = identity(*args, **kwargs)
+            if key not in kept:
+                kept.clear()
+                kept[key] = read(*args, **kwargs)
+            return kept[key]
+
+        return read_once
+
+    return decorate

@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from peftbench.config import Layout, ModelSpec, Scope
 from peftbench.dropout import ATTENTION, Noise, replace_dropout
 from peftbench.errors import ConfigError, DataError
+from peftbench.files import stamp
 from peftbench.seeds import drawn_from
 
 WEIGHTS_FILE = "model.safetensors"
@@ -171,12 +172,11 @@ def weights_folder(spec: ModelSpec) -> Path | None:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits; a file that has not changed is read once per process."""
-    stat = path.stat()
-    return _sha256(path.resolve(), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return _sha256(path, stamp(path))
 
 
 @functools.lru_cache(maxsize=64)
-def _sha256(path: Path, *_: int) -> str:
+def _sha256(path: Path, _: Hashable) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

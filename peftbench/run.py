@@ -2,7 +2,7 @@
 
 import functools
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ from peftbench.data.sources import Split
 from peftbench.data.tokens import Tokens, tokenize, tokenizer_for
 from peftbench.device import process_state
 from peftbench.errors import BadInput, DataError, Diverged
-from peftbench.files import DELTA_FILE, RECORD_FILE, write_atomically
+from peftbench.files import DELTA_FILE, RECORD_FILE, keep_last, stamp, write_atomically
 from peftbench.fit import Fit, Watcher
 from peftbench.metrics import predict, standard_error
 from peftbench.models import Model, compute_precision, load, weights_folder
@@ -183,13 +183,22 @@ def identity(cell: Cell, fingerprint: str, hashes: Mapping[str, Any]) -> dict[st
     }
 
 
-def read_rows(cell: Cell) -> dict[str, Split]:
+def _splits(cell: Cell) -> list[str]:
+    task = cell.task
+    tested = task.test if cell.predict_test or task.train is None else ()
+    return [*([task.train] if task.train else []), *task.dev, *tested]
+
+
+def _rows_asked_for(cell: Cell) -> Hashable:
+    part = (cell.protocol.selection, cell.protocol.held_out)
+    return repr((cell.data, cell.task, part)), *sources.stamps(cell.data, cell.task, _splits(cell)), *_splits(cell)
+
+
+@keep_last(identity=_rows_asked_for)
+def read_rows(cell: Cell) -> Mapping[str, Split]:
     """The rows of every split that the cell needs: train, perhaps a held-out part of it, dev, perhaps test."""
     task = cell.task
-    wanted = [*([task.train] if task.train else []), *task.dev]
-    if cell.predict_test or task.train is None:
-        wanted += task.test
-    rows = sources.load(cell.data, task, wanted)
+    rows = sources.load(cell.data, task, _splits(cell))
     if task.train and cell.protocol.selection == "held_out":
         # One cut for all seeds, so that learning rates are compared on the same rows.
         train = rows[task.train]
@@ -202,7 +211,13 @@ def read_rows(cell: Cell) -> dict[str, Split]:
     return rows
 
 
-def tokenize_rows(cell: Cell, rows: Mapping[str, Split], weights: Path | None) -> dict[str, Tokens]:
+def _tokens_asked_for(cell: Cell, rows: Mapping[str, Split], weights: Path | None) -> Hashable:
+    tokenizer = repr(cell.model) if weights is None else tuple(stamp(path) for path in sorted(weights.iterdir()))
+    return tokenizer, *((name, split.sha256) for name, split in rows.items()), cell.protocol.max_length, cell.cache
+
+
+@keep_last(identity=_tokens_asked_for)
+def tokenize_rows(cell: Cell, rows: Mapping[str, Split], weights: Path | None) -> Mapping[str, Tokens]:
     """Token ids of every split, from the cache where they were made before."""
     tokenizer = tokenizer_for(cell.model, weights)
     cache = Path(cell.cache).expanduser()

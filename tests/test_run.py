@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from safetensors.torch import load_file
 
 from peftbench import compose, deltas, provenance, results
 from peftbench.config import Cell
+from peftbench.data.sources import SAMPLE
 from peftbench.device import keep_freed_memory
 from peftbench.errors import DataError, Diverged
 from peftbench.methods.base import Delta
+from peftbench.models import weights_folder
 from peftbench.results import Record
-from peftbench.run import Outcome, read_rows
+from peftbench.run import Outcome, read_rows, tokenize_rows
 from peftbench.seeds import STREAMS, drawn_from, stream
 from peftbench.train import lr_factor
 
@@ -125,7 +128,6 @@ def test_best_dev_keeps_the_best_evaluation(run_tiny: Run) -> None:
 def predictions_of_delta(outcome: Outcome) -> float:
     """Headline on dev of the delta that a run left behind."""
     from peftbench import deltas
-    from peftbench.run import tokenize_rows
     from peftbench.train import Trainer
 
     cell = compose.cell_from(outcome.record.overrides)
@@ -149,6 +151,34 @@ def test_held_out_rows_are_not_trained_on(tiny: Callable[..., Cell], run_tiny: R
     for evaluation in record.metrics.evaluations:
         assert evaluation["chosen_by"] == evaluation["metrics"]["accuracy_held_out"]
         assert "accuracy" in evaluation["metrics"]
+
+
+def test_the_next_cell_of_a_process_has_the_same_rows_and_tokens_until_a_file_changes(
+    tiny: Callable[..., Cell], tmp_path: Path
+) -> None:
+    shutil.copytree(SAMPLE, tmp_path / "glue")
+    data = ["data=folder", f"data.path={tmp_path / 'glue'}", "model=minilm_l6"]
+    cell, next_cell = tiny(*data, "method=full", "seed=0"), tiny(*data, "method=lora", "seed=1")
+    weights = weights_folder(cell.model)
+    rows = read_rows(cell)
+    tokens = tokenize_rows(cell, rows, weights)
+    assert read_rows(next_cell) is rows
+    assert tokenize_rows(next_cell, rows, weights) is tokens
+
+    shorter = tiny(*data, "protocol.max_length=12")
+    assert max(tokenize_rows(shorter, rows, weights)["train"].lengths) == 12 < max(tokens["train"].lengths)
+    held_out = read_rows(tiny(*data, "protocol.selection=held_out"))
+    assert len(held_out["train"]) < len(rows["train"])
+
+    path = tmp_path / "glue" / cell.task.folder.name / cell.task.folder.files["train"]
+    head, _, *others = path.read_text().splitlines()
+    path.write_text("\n".join([head, *others]) + "\n")
+    changed = read_rows(cell)
+    assert changed["train"].texts[0][:-1] == rows["train"].texts[0][1:]
+    assert tokenize_rows(cell, changed, weights)["train"].lengths[0] == tokens["train"].lengths[1]
+    path.unlink()
+    with pytest.raises(DataError, match="no such file"):
+        read_rows(cell)
 
 
 def test_patience_stops_early(run_tiny: Run) -> None:

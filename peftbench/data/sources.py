@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from peftbench.config import DataSpec, TaskSpec
 from peftbench.errors import DataError
+from peftbench.files import stamp
 
 SAMPLE = Path(__file__).resolve().parent / "sample"
 
@@ -66,6 +67,14 @@ def load(data: DataSpec, task: TaskSpec, splits: Sequence[str]) -> dict[str, Spl
     if data.limit is None:
         return found
     return {name: split.rows(np.arange(min(data.limit, len(split))), name) for name, split in found.items()}
+
+
+def stamps(data: DataSpec, task: TaskSpec, splits: Sequence[str]) -> list[Hashable]:
+    """What changes when the files of a folder do; nothing for the Hub's copy and the sample, which do not change."""
+    if data.source != "folder":
+        return []
+    folder = Path(str(data.path)).expanduser() / task.folder.name
+    return [stamp(folder / task.folder.files[split]) for split in splits]
 
 
 def _from_sample(data: DataSpec, task: TaskSpec, split: str) -> Split:
