@@ -14,6 +14,7 @@ from peftbench.errors import ConfigError, near
 
 if TYPE_CHECKING:
     from peftbench.accounting import Counts
+    from peftbench.config import Cell
     from peftbench.study.sweep import Sweep
 
 # Launchers that may not be installed -> the one of the plugin that they build on.
@@ -145,21 +146,27 @@ def count(arguments: Sequence[str]) -> int:
 def count_all(every: Sequence[list[str]], as_json: bool) -> int:
     """The counts of several cells; one that is not possible gives its reason instead."""
     from peftbench import screen
-    from peftbench.accounting import plan
+    from peftbench.study.many import cells_from
 
     common = set.intersection(*map(set, every))
-    found: dict[str, Counts | str] = {}
-    for words in every:
-        name = " ".join(word for word in words if word not in common)
-        try:
-            found[name] = plan(compose.cell_from(words))
-        except ConfigError as error:
-            found[name] = error.problems[0]
+    names = [" ".join(word for word in words if word not in common) for words in every]
+    found = {name: _planned(cell) for name, cell in zip(names, cells_from(every), strict=True)}
     if as_json:
         print(json.dumps({k: {"error": v} if isinstance(v, str) else trained(v) for k, v in found.items()}, indent=1))
     else:
         screen.counts_of_all(" ".join(word for word in every[0] if word in common), found)
     return 2 if all(isinstance(counts, str) for counts in found.values()) else 0
+
+
+def _planned(cell: "Cell | ConfigError") -> "Counts | str":
+    from peftbench.accounting import plan
+
+    try:
+        if isinstance(cell, ConfigError):
+            raise cell
+        return plan(cell)
+    except ConfigError as error:
+        return error.problems[0]
 
 
 def trained(counts: "Counts") -> dict[str, int | None]:

@@ -50,6 +50,8 @@ PARTS = (
 GROUPS = (*PARTS, "experiment")
 LISTED = (*GROUPS, "paper")  # what `peftbench list` knows
 
+Plain = tuple[dict[str, str], dict[str, Any]]  # the word chosen in every group, and all keys with their values
+
 
 def conf_dir() -> Path:
     """Folder of the yaml files: inside the installed package, or beside it in a checkout."""
@@ -116,9 +118,27 @@ def build(config: DictConfig) -> Cell:
     Raises:
         ConfigError: unknown keys, wrong types, impossible values: one line each.
     """
+    return build_plain(plain(config))
+
+
+def plain(config: DictConfig) -> Plain:
+    """What a cell is built from, out of a composed configuration: needs no method's class, so no torch.
+
+    Raises:
+        ConfigError: a method's yaml lacks what it must give, or an interpolation leads nowhere.
+    """
     choices = {str(key): value for key, value in config.hydra.runtime.choices.items()}
     _check_method_yaml(config, choices)
-    raw = resolved(config)
+    return choices, resolved(config)
+
+
+def build_plain(found: Plain) -> Cell:
+    """As `build`, from plain data.
+
+    Raises:
+        ConfigError: as `build`.
+    """
+    choices, raw = found
     if absent := [group for group in PARTS if not isinstance(raw.get(group), dict) or not choices.get(group)]:
         raise ConfigError([f"{group}: must be chosen; {near('', words(group))}" for group in absent])
     problems = [f"{path}: must be given, as {path}=..." for path in _missing(raw)]
@@ -163,11 +183,11 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         ConfigError: an interpolation leads nowhere.
     """
     try:
-        plain = OmegaConf.to_container(_without_hydra(config), resolve=True)
+        found = OmegaConf.to_container(_without_hydra(config), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(_one_line(error)) from None
-    assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items()}
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
 
 
 def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
@@ -251,9 +271,9 @@ def _explain(override: str, error: Exception, applied: Sequence[str]) -> str:
 
 def _keys(applied: Sequence[str]) -> list[str]:
     """Every key that an override may name, once the overrides in `applied` are."""
-    plain = OmegaConf.to_container(_without_hydra(_compose(applied)))
-    assert isinstance(plain, dict)
-    return [*GROUPS, *_walk(plain, "")]
+    known = OmegaConf.to_container(_without_hydra(_compose(applied)))
+    assert isinstance(known, dict)
+    return [*GROUPS, *_walk(known, "")]
 
 
 def _walk(node: Any, path: str) -> list[str]:

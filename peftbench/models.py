@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
 from peftbench.config import Layout, ModelSpec, Scope
@@ -117,9 +118,10 @@ class Model:
 
 
 def build(spec: ModelSpec, num_labels: int, device: str = "cpu") -> Model:
-    """A model with random weights from the numbers in the yaml; on "meta" it costs no memory."""
+    """A model with random weights from the numbers in the yaml; on "meta" it costs no memory, and nothing is drawn."""
     config = AutoConfig.for_model(spec.model_type, **spec.config, num_labels=num_labels)
-    with torch.device(device), drawn_from(0, "backbone"):
+    drawn = no_init_weights() if device == "meta" else drawn_from(0, "backbone")
+    with torch.device(device), drawn:
         module = AutoModelForSequenceClassification.from_config(config, attn_implementation=_attention(spec))
     return Model(module, spec.layout, spec.depth, spec.name)
 

@@ -11,7 +11,7 @@ from peftbench import compose, results
 from peftbench.config import Cell
 from peftbench.errors import ConfigError
 from peftbench.files import RECORD_FILE
-from peftbench.study import index, lock
+from peftbench.study import index, lock, many
 from peftbench.study.index import Planned
 
 
@@ -167,20 +167,20 @@ def tally(sweep: Sweep) -> dict[str, int]:
 
 def _compose(every: dict[str, list[str]]) -> dict[str, Planned]:
     """Folder of each cell; cells that differ by their seed alone are composed once."""
-    problems: dict[str, None] = {}
-    cells: dict[tuple[str, ...], Cell | None] = {}
+    seeds = {name: _seed(words) for name, words in every.items()}
+    bases = {name: tuple(word for word in words if word != f"seed={seeds[name]}") for name, words in every.items()}
+    first = {base: every[name] for name, base in reversed(bases.items())}
+    cells = dict(zip(first, many.cells_from(list(first.values())), strict=True))
+    if wrong := [cell for cell in cells.values() if isinstance(cell, ConfigError)]:
+        raise ConfigError(list(dict.fromkeys(problem for error in wrong for problem in error.problems)))
     found = {}
     for name, words in every.items():
-        seed = next((word[5:] for word in words if word.startswith("seed=") and word[5:].isdecimal()), None)
-        base = tuple(word for word in words if seed is None or word != f"seed={seed}")
-        if base not in cells:
-            try:
-                cells[base] = compose.cell_from(words)
-            except ConfigError as error:
-                cells[base] = None
-                problems |= dict.fromkeys(error.problems)
-        if (cell := cells[base]) is not None:
-            found[name] = Planned(replace(cell, seed=cell.seed if seed is None else int(seed)).folder, words)
-    if problems:
-        raise ConfigError(list(problems))
+        cell = cells[bases[name]]
+        assert isinstance(cell, Cell)
+        seed = seeds[name]
+        found[name] = Planned(replace(cell, seed=cell.seed if seed is None else int(seed)).folder, words)
     return found
+
+
+def _seed(words: Sequence[str]) -> str | None:
+    return next((word[5:] for word in words if word.startswith("seed=") and word[5:].isdecimal()), None)

@@ -1,0 +1,48 @@
+"""Many cells composed together: Hydra needs a tenth of a second for each, so all cores share them out."""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+from peftbench import compose
+from peftbench.config import Cell
+from peftbench.errors import ConfigError
+
+FEW = 8  # cells that one process composes sooner than others are started
+
+
+def cells_from(every: Sequence[Sequence[str]]) -> Iterator[Cell | ConfigError]:
+    """The cell that each list of overrides describes, in their order, or what is wrong with it.
+
+    The other processes compose; this one imports what the methods need meanwhile, and checks what comes.
+    """
+    if len(every) < FEW:
+        yield from (_cell(words, _plain(words)) for words in every)
+        return
+    with ProcessPoolExecutor(_cores(), initializer=_leave_interrupts_to_the_parent) as others:
+        for words, found in zip(every, others.map(_plain, every), strict=True):
+            yield _cell(words, found)
+
+
+def _plain(words: Sequence[str]) -> compose.Plain | None:
+    """What the cell is built from; None where it is not possible."""
+    try:
+        return compose.plain(compose.load(words))
+    except ConfigError:
+        return None
+
+
+def _cell(words: Sequence[str], found: compose.Plain | None) -> Cell | ConfigError:
+    try:
+        return compose.cell_from(words) if found is None else compose.build_plain(found)
+    except ConfigError as error:
+        return error
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
