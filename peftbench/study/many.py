@@ -15,12 +15,13 @@ FEW = 8  # cells that one process composes sooner than others are started
 def cells_from(every: Sequence[Sequence[str]]) -> Iterator[Cell | ConfigError]:
     """The cell that each list of overrides describes, in their order, or what is wrong with it.
 
-    The other processes compose; this one imports what the methods need meanwhile, and checks what comes.
+    The other processes compose; this one, on a core of its own, imports what the methods need meanwhile, and checks
+    what comes.
     """
     if len(every) < FEW:
         yield from (_cell(words, _plain(words)) for words in every)
         return
-    with ProcessPoolExecutor(_cores(), initializer=_leave_interrupts_to_the_parent) as others:
+    with ProcessPoolExecutor(max(1, _cores() - 1), initializer=_leave_interrupts_to_the_parent) as others:
         for words, found in zip(every, others.map(_plain, every), strict=True):
             yield _cell(words, found)
 
