@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from peftbench import compose
 from peftbench.accounting import Counts, plan
+from peftbench.errors import ConfigError
 from peftbench.report.papers import Paper, Row
+from peftbench.study.many import cells_from
 
 Verdict = Literal[
     "as printed", "as the closed form", "rounds as printed", "not explained", "nothing printed", "not in this bench"
@@ -33,12 +34,20 @@ class Checked:
 
 
 def check(paper: Paper) -> Iterator[Checked]:
-    """Check every row of a paper."""
+    """Check every row of a paper.
+
+    Raises:
+        ConfigError: the overrides of a row are not possible.
+    """
+    cells = cells_from([[f"model={row.model}", "task=mrpc", *row.run] for row in paper.rows if row.run is not None])
     for row in paper.rows:
         if row.run is None:
             yield Checked(row, None, "not in this bench")
             continue
-        counts = plan(compose.cell_from([f"model={row.model}", "task=mrpc", *row.run]))
+        cell = next(cells)
+        if isinstance(cell, ConfigError):
+            raise cell
+        counts = plan(cell)
         ours = counts.total if row.counts_head else counts.backbone
         yield Checked(row, ours, _verdict(row, ours, counts))
 
