@@ -1,8 +1,7 @@
 """Dropout whose random numbers are cheap on a CPU, and attention that uses it.
 
 torch draws one double per element from one thread: over a quarter of a training step of a small backbone on a CPU.
-Here four elements share a 64-bit number of numpy's SFC64: an element is dropped if its 15 bits are below
-round(p * 2^15), so that p is met to 1.6e-5, and what is kept is divided by exactly the probability of being kept.
+Here each call draws one key, from which a kernel derives every element's number (`kernels.dropout`).
 On a GPU, where random numbers are cheap, and where nothing is dropped, torch's own functions are used.
 """
 
@@ -18,7 +17,6 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION = "peftbench"  # the name under which transformers finds `attention`
-ONE = 0x3F80  # bits of 1.0 in bf16
 
 
 class Noise:
@@ -31,14 +29,9 @@ class Noise:
         """Start the stream anew."""
         self._bits = np.random.SFC64(seed)
 
-    def kept(self, like: torch.Tensor, p: float) -> tuple[torch.Tensor, float]:
-        """Ones (kept) and zeros (dropped) of a tensor's shape, in bf16, and what kept elements are multiplied by."""
-        threshold = round(p * 2**15)
-        words = torch.from_numpy(self._bits.random_raw(-(-like.numel() // 4)).view(np.int16))
-        words = words[: like.numel()].view(like.shape)
-        # 15 random bits less the threshold are negative for the dropped; the shift makes that -1, everything else 0
-        words.bitwise_and_(0x7FFF).sub_(threshold).bitwise_right_shift_(15).bitwise_not_().bitwise_and_(ONE)
-        return words.view(torch.bfloat16), 2**15 / (2**15 - threshold)
+    def key(self) -> int:
+        """The next 64 bits."""
+        return int(self._bits.random_raw())
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-like state of the stream."""
@@ -51,26 +44,45 @@ class Noise:
         self._bits.state = {**state, "state": {"state": words}}  # type: ignore[typeddict-item]
 
 
+def dropped(x: torch.Tensor, key: int, p: float) -> torch.Tensor:
+    """See `kernels.dropout`: importing it loads its kernel, which takes half a second."""
+    from peftbench.kernels import dropout
+
+    return dropout.dropped(x, key, p)
+
+
 class Drop(torch.autograd.Function):
-    """x * kept * scale, with a mask of two bytes per element kept for the way back."""
+    """Dropout by a key: the way back drops by the same one, so no mask is kept."""
 
     @staticmethod
-    def forward(context: Any, x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
+    def forward(context: Any, x: torch.Tensor, key: int, p: float) -> torch.Tensor:
         """(…) -> the same shape."""
-        context.save_for_backward(kept)
-        context.scale = scale
-        return _times(x, kept, scale)
+        context.key, context.p = key, p
+        return dropped(x, key, p)
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """The same for the gradient."""
-        (kept,) = context.saved_tensors
-        return _times(gradients[0], kept, context.scale), None, None
+        return dropped(gradients[0], context.key, context.p), None, None
 
 
-def _times(x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
-    """x * kept * scale in one pass over memory, rounded once; the sum's other term is zero."""
-    return torch.addcmul(torch.zeros((), dtype=x.dtype), x, kept, value=scale)
+class DropAndMix(torch.autograd.Function):
+    """dropout(weights) @ values: of the two large matrices only the weights are kept, the dropped ones made again."""
+
+    @staticmethod
+    def forward(context: Any, weights: torch.Tensor, values: torch.Tensor, key: int, p: float) -> torch.Tensor:
+        """(…, tokens, tokens), (…, tokens, size) -> (…, tokens, size)."""
+        context.save_for_backward(weights, values)
+        context.key, context.p = key, p
+        return dropped(weights, key, p) @ values
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        """The gradients of weights and values."""
+        weights, values = context.saved_tensors
+        of_values = dropped(weights, context.key, context.p).transpose(-1, -2) @ gradients[0]
+        of_weights = dropped(gradients[0] @ values.transpose(-1, -2), context.key, context.p)
+        return of_weights, of_values, None, None
 
 
 class Dropout(nn.Module):
@@ -86,8 +98,8 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return functional.dropout(x, self.p)
-        dropped: torch.Tensor = Drop.apply(x, *self.noise.kept(x, self.p))
-        return dropped
+        found: torch.Tensor = Drop.apply(x, self.noise.key(), self.p)
+        return found
 
 
 def replace_dropout(module: nn.Module) -> Noise:
@@ -127,8 +139,8 @@ def attention(
         scores += torch.zeros(attention_mask.shape, dtype=scores.dtype).masked_fill_(~attention_mask, least)
     # not autocast's softmax: it would hand on fp32; the kernel sums in fp32 in any case
     with torch.autocast(query.device.type, enabled=False):
-        weights = drop(scores.softmax(-1))
-    return (weights @ value).transpose(1, 2).contiguous(), None
+        mixed = DropAndMix.apply(scores.softmax(-1), value, drop.noise.key(), drop.p)
+    return mixed.transpose(1, 2).contiguous(), None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)

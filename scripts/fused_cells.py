@@ -110,9 +110,8 @@ class JointDropout(Joint):
             return x
         if x.device.type != "cpu":
             return functional.dropout(x, self.p)
-        drawn = [m.noise.kept(part, m.p) for m, part in zip(self.own, self.packing.split(x), strict=True)]
-        dropped: torch.Tensor = Drop.apply(x, self.packing.join([kept for kept, _ in drawn]), drawn[0][1])
-        return dropped
+        parts = zip(self.own, self.packing.split(x), strict=True)
+        return self.packing.join([Drop.apply(part, m.noise.key(), m.p) for m, part in parts])
 
 
 class JointEmbeddings(Joint):

@@ -4,19 +4,20 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from peftbench.dropout import Dropout, Noise, attention
+from peftbench.dropout import DropAndMix, Dropout, Noise, attention, dropped
 
 
+@settings(deadline=None)  # the first example loads the kernel
 @given(p=st.floats(0.01, 0.9), seed=st.integers(0, 2**32), rows=st.integers(1, 7), columns=st.integers(1, 9))
 def test_every_element_is_zero_or_scaled_and_so_is_its_gradient(p: float, seed: int, rows: int, columns: int) -> None:
     x = torch.full((rows, columns), 2.0, requires_grad=True)
     dropped = Dropout(p, Noise(seed))(x)
     dropped.sum().backward()
-    scale = 1 / (1 - round(p * 2**15) / 2**15)
+    scale = 1 / (1 - round(p * 2**16) / 2**16)
     assert x.grad is not None
     kept = dropped != 0
     torch.testing.assert_close(dropped[kept], torch.full_like(dropped[kept], 2 * scale))
@@ -33,6 +34,47 @@ def test_the_share_that_is_dropped_is_p(p: float, dtype: torch.dtype) -> None:
     assert dropped.dtype == dtype
     neighbours = torch.corrcoef(torch.stack([(dropped == 0)[:-1], (dropped == 0)[1:]]).double())[0, 1].item()
     assert abs(neighbours) < 5 / n**0.5
+
+
+def test_what_is_kept_is_scaled_as_torch_scales_and_nothing_is_lost_on_the_way() -> None:
+    every = torch.arange(2**16).to(torch.uint16).view(torch.bfloat16)  # all there are, infinities and NaN among them
+    torch.testing.assert_close(dropped(every, key=1, p=0.0), every, rtol=0, atol=0, equal_nan=True)
+    p = 0.3
+    found = dropped(every, key=5, p=p)
+    kept = dropped(torch.ones(2**16), key=5, p=p) != 0
+    wanted = (every.float() * (1 / (1 - round(p * 2**16) / 2**16))).bfloat16()
+    torch.testing.assert_close(found[kept], wanted[kept], rtol=0, atol=0, equal_nan=True)
+    assert (found[~kept] == 0).all()
+    with pytest.raises(TypeError, match="float64"):
+        dropped(every.double(), key=5, p=p)
+
+
+def test_keys_and_places_drop_independently() -> None:
+    n, p = 500_000, 0.5
+    noise = Noise(0)
+    keys = [*(noise.key() for _ in range(5)), 7, 7 + (1 << 32), 7 + (2 << 32)]  # as drawn, and far too near
+    gone = torch.stack([dropped(torch.ones(n), key, p) == 0 for key in keys]).double()
+    for lag in (0, 1, 2, 3, 8, 64, 384, 4096):
+        found = torch.corrcoef(torch.cat([gone[:, : n - lag], gone[:, lag:]]))[: len(keys), len(keys) :]
+        if lag == 0:
+            found = found - torch.diag(found.diag())
+            found[6, 7] = found[7, 6] = 0  # the same key twice
+        assert found.abs().max() < 6 / n**0.5, lag
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_gradients_of_dropped_attention_are_those_of_its_formula(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weights, values = torch.rand(2, 3, 5, 5).to(dtype), torch.randn(2, 3, 5, 4).to(dtype)
+    mask = dropped(torch.ones(weights.shape), key=9, p=0.4)
+    one = [part.clone().requires_grad_() for part in (weights, values)]
+    other = [part.clone().requires_grad_() for part in (weights, values)]
+    found, wanted = DropAndMix.apply(*one, 9, 0.4), (other[0] * mask).to(dtype) @ other[1]
+    torch.testing.assert_close(found, wanted)
+    for loss in (found, wanted):
+        loss.square().sum().backward()
+    for mine, theirs in zip(one, other, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad)
 
 
 def test_nothing_is_dropped_in_evaluation_or_at_zero() -> None:

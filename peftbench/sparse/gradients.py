@@ -36,7 +36,7 @@ def sampled(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torc
 def _route(output: torch.Tensor) -> Product:
     """The sampled product for a linear map whose output is like this one."""
     if output.dtype == torch.bfloat16 and output.device.type == "cpu":
-        from peftbench.sparse.cpu import sampled_bf16  # numba and its kernel take half a second
+        from peftbench.kernels.sampled import sampled_bf16  # numba and its kernel take half a second
 
         return sampled_bf16
     return _gathered
