@@ -1,6 +1,9 @@
 """Dropout drops the share it should, scales exactly, and can be taken up where it was left."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -75,6 +78,17 @@ def test_the_gradients_of_dropped_attention_are_those_of_its_formula(dtype: torc
         loss.square().sum().backward()
     for mine, theirs in zip(one, other, strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_torch_keeps_its_number_of_threads() -> None:
+    code = "import torch; from peftbench.dropout import dropped; dropped(torch.ones(9), 1, 0.5); "
+    code += "print(torch.get_num_threads())"
+    for count in ("1", "2"):
+        environment = {**os.environ, "OMP_NUM_THREADS": count}
+        found = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+        assert found.stdout.strip() == count
 
 
 def test_nothing_is_dropped_in_evaluation_or_at_zero() -> None:

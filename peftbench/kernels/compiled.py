@@ -13,14 +13,17 @@ from peftbench.device import give_back_pages
 def compiled(signature: str, **options: Any) -> Callable[[Callable[..., None]], Any]:
     """Decorate a loop: its code is kept beside its file or in numba's cache, where either can be written.
 
-    LLVM's own memory, 65 MB, is given back once the code is there.
+    LLVM's own memory, 65 MB, is given back once the code is there. numba starts its threads meanwhile; where these are
+    OpenMP's, it sets the number for all who use it, so torch's is set again.
     """
 
     def compile_once(function: Callable[..., None]) -> Any:
+        count = torch.get_num_threads()
         try:
             made = numba.njit(signature, cache=True, **options)(function)
         except RuntimeError:
             made = numba.njit(signature, **options)(function)
+        torch.set_num_threads(count)
         give_back_pages("libllvmlite.so")
         return made
 
