@@ -175,13 +175,12 @@ def crossover() -> dict[str, Any]:
         for tokens in (512, 2048):
             x, dy = torch.randn(tokens, width).bfloat16(), torch.randn(tokens, out).bfloat16()
             for density in (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05):
-                ids = torch.randperm(out * width)[: max(1, round(density * out * width))].sort().values
-                rows, columns = ids // width, ids % width
+                ids = torch.randperm(out * width)[: max(1, round(density * out * width))].sort().values.int()
                 times: dict[str, list[float]] = {"sampled": [], "dense": []}
                 for _ in range(30):
                     for product in (sampled, dense):
                         start = time.perf_counter()
-                        product(x, dy, rows, columns)
+                        product(x, dy, ids)
                         times[product.__name__].append(1000 * (time.perf_counter() - start))
                 medians = {name: round(statistics.median(t), 3) for name, t in times.items()}
                 found.append({"matrix": f"{out}x{width}", "tokens": tokens, "density": density, **medians})

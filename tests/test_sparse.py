@@ -17,7 +17,7 @@ from torch import nn
 from peftbench.config import Cell
 from peftbench.errors import ConfigError, DataError
 from peftbench.methods.selective import SelectiveTuner
-from peftbench.sparse.gradients import dense, sampled, watch_linear
+from peftbench.sparse.gradients import dense, sampled, watch_bias, watch_weight
 from peftbench.sparse.schedule import unmasked
 from peftbench.sparse.scores import Best, d3
 from peftbench.sparse.select import random_ids, smallest_ids
@@ -87,7 +87,7 @@ def test_a_store_gathers_writes_and_reloads(sizes: list[tuple[int, int]], data: 
         store.add(torch.tensor(new, dtype=torch.int32))
         left = [i for i in left if i not in new]
     flat = torch.cat([t.reshape(-1) for t in before])
-    chosen = store.ids[: store.used].long()
+    chosen = store.ids.long()
     assert torch.equal(store.values.detach()[: store.used], flat[chosen])
     store.values.data[: store.used] += 1
     store.write_back()
@@ -157,7 +157,7 @@ def test_a_sampled_gradient_is_the_gathered_dense_one(t: int, out: int, width: i
     ids = torch.randperm(out * width, generator=random)[:count]
     exact = (dy.double().t() @ x.double()).view(-1)[ids].float()
     for product in (sampled, dense):
-        torch.testing.assert_close(product(x, dy, ids // width, ids % width), exact, atol=1e-5, rtol=1e-6)
+        torch.testing.assert_close(product(x, dy, ids.int()), exact, atol=1e-5, rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=60)
@@ -174,24 +174,27 @@ def test_in_bf16_it_is_the_exact_sum_too_on_any_number_of_threads(
         found = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(sampled(x, dy, ids // width, ids % width))
+            found.append(sampled(x, dy, ids.int()))
     finally:
         torch.set_num_threads(threads)
     torch.testing.assert_close(found[0], exact, atol=1e-5, rtol=1e-6)
     assert torch.equal(*found)
 
 
-def test_a_watched_linear_map_gets_its_gradient_even_where_nothing_below_trains() -> None:
+@pytest.mark.parametrize(("watch", "name"), [(watch_weight, "weight"), (watch_bias, "bias")])
+def test_a_watched_linear_map_gets_its_gradient_even_where_nothing_below_trains(watch: Any, name: str) -> None:
     torch.manual_seed(0)
     linear, x = nn.Linear(5, 4), torch.randn(3, 2, 5)
-    index = torch.tensor([0, 7, 19])
-    plain = torch.autograd.grad(linear(x).square().sum(), linear.weight)[0].view(-1)[index]
+    index = torch.tensor([0, 3]).int()
+    plain = torch.autograd.grad(linear(x).square().sum(), getattr(linear, name))[0].view(-1)[index]
     for parameter in linear.parameters():
         parameter.requires_grad_(False)
     found: list[torch.Tensor] = []
-    watch_linear(linear, lambda: index, found.append)
+    hook = watch(linear, lambda: index, found.append)
     linear(x).square().sum().backward()
     torch.testing.assert_close(found[0], plain)
+    hook.remove()
+    assert not linear(x).requires_grad
 
 
 def test_d3_is_the_formula() -> None:
@@ -230,7 +233,7 @@ def test_id3_is_exact_at_every_step(
     def after_step(step: int) -> None:
         step_done(step)
         used.append(tuner.store.used)
-        chosen.append(tuner.store.ids[: tuner.store.used].tolist())
+        chosen.append(tuner.store.ids.tolist())
 
     tuner.after_step = after_step  # type: ignore[method-assign]
     trainer.run()
@@ -298,7 +301,7 @@ def chosen_sets(cell: Cell) -> tuple[list[set[int]], torch.Tensor]:
 
     def after_step(step: int) -> None:
         step_done(step)
-        found.append(set(tuner.store.ids[: tuner.store.used].tolist()))
+        found.append(set(tuner.store.ids.tolist()))
 
     tuner.after_step = after_step  # type: ignore[method-assign]
     trainer.run()
@@ -372,7 +375,7 @@ def test_state_costs_what_the_budget_says(tiny: Callable[..., Cell], method: str
     tuner.optimizer = keep  # type: ignore[method-assign]
     trainer.run()
     state = made[0].state[tuner.store.values]
-    held = [tuner.store.values, tuner.store.ids, state["exp_avg"], state["exp_avg_sq"]]
+    held = [tuner.store.values, tuner.store.index, state["exp_avg"], state["exp_avg_sq"]]
     held += [] if tuner.store._sorted is None else [tuner.store._sorted]
     assert sum(t.numel() * t.element_size() for t in held) <= 20 * 2000
     assert not any(p.grad is not None for p in tuner.store.tensors), "no dense gradient is left"

@@ -20,7 +20,7 @@ from peftbench.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, Tuner, narrowed, require
 from peftbench.models import Model
 from peftbench.sparse.adam import EntryAdamW
-from peftbench.sparse.gradients import watch_dense, watch_linear
+from peftbench.sparse.gradients import watch_bias, watch_dense, watch_weight
 from peftbench.sparse.schedule import Shape, unmasked
 from peftbench.sparse.scores import Best, d3
 from peftbench.sparse.select import Passes, gradient_ids, random_ids, smallest_ids
@@ -188,7 +188,7 @@ class SelectiveTuner(ParameterTuner):
 
     def state_dict(self) -> dict[str, Any]:
         """Ids in the order in which they were chosen, and the growth so far."""
-        return {"ids": self.store.ids[: self.store.used].clone(), "growth": list(self._growth)}
+        return {"ids": self.store.ids, "growth": list(self._growth)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up such a state; the values themselves come with the trainables."""
@@ -223,9 +223,9 @@ class SelectiveTuner(ParameterTuner):
             assert store.values.grad is not None
             store.values.grad[store.places(i)] += gradient
 
-        owner = self._model.module.get_submodule(name.rpartition(".")[0])
-        if isinstance(owner, nn.Linear) and name.endswith(".weight"):
-            return watch_linear(owner, lambda: store.part(i)[1], take)
+        owner, part = self._model.module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        if isinstance(owner, nn.Linear):
+            return {"weight": watch_weight, "bias": watch_bias}[part](owner, lambda: store.part(i)[1], take)
         return watch_dense(
             store.tensors[i], lambda dense: take(dense.reshape(-1)[store.part(i)[1]].float()), lambda: False
         )
@@ -252,7 +252,7 @@ class SelectiveTuner(ParameterTuner):
         gradients = torch.zeros(0, device=device) if best.extra is None else best.extra
         if (missing := best.count - ids.numel()) > 0:
             free = torch.ones(self.store.total, dtype=torch.bool, device=device)
-            free[self.store.ids[: self.store.used].long()] = False
+            free[self.store.ids.long()] = False
             free[ids] = False
             ids = torch.cat([ids, free.nonzero().squeeze(1)[:missing]])
             gradients = torch.cat([gradients, torch.zeros(missing, device=device)])

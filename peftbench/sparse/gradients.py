@@ -17,20 +17,20 @@ from torch.utils.hooks import RemovableHandle
 DENSE_ABOVE = 0.0022
 TOKENS = 2048  # sampled at a time: what is picked is copied, and the copies of all tokens would not fit a cache
 
-Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 Receive = Callable[[torch.Tensor], None]
 Index = Callable[[], torch.Tensor]
 
 
-def sampled(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    """sum_t dy[t, rows] * x[t, columns], in fp32.
+def sampled(x: torch.Tensor, dy: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """sum_t dy[t, index // in] * x[t, index % in], in fp32.
 
     Args:
         x: (tokens, in), input of the linear map; it is rounded to dy's precision, as the map itself does.
         dy: (tokens, out), gradient of its output.
-        rows, columns: (n,) int64, of the chosen entries.
+        index: (n,) int32, flat positions of the chosen entries in the weight (out, in).
     """
-    return _route(dy)(x.to(dy.dtype), dy, rows, columns)
+    return _route(dy)(x.to(dy.dtype), dy, index)
 
 
 def _route(output: torch.Tensor) -> Product:
@@ -42,8 +42,9 @@ def _route(output: torch.Tensor) -> Product:
     return _gathered
 
 
-def _gathered(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
-    total = torch.zeros(rows.numel(), device=x.device)
+def _gathered(x: torch.Tensor, dy: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    total = torch.zeros(index.numel(), device=x.device)
+    rows, columns = (index // x.shape[1]).long(), (index % x.shape[1]).long()
     for some_dy, some_x in zip(dy.split(TOKENS), x.split(TOKENS), strict=True):
         left = some_dy.gather(1, rows.expand(len(some_dy), -1))
         right = some_x.gather(1, columns.expand(len(some_x), -1))
@@ -51,37 +52,45 @@ def _gathered(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: to
     return total
 
 
-def dense(x: torch.Tensor, dy: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+def dense(x: torch.Tensor, dy: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """The same numbers, gathered from the dense product dy^T x."""
-    return (dy.t() @ x.to(dy.dtype))[rows, columns].float()
+    return (dy.t() @ x.to(dy.dtype)).view(-1)[index].float()
 
 
-def watch_linear(module: nn.Module, index: Index, receive: Receive) -> RemovableHandle:
+def watch_weight(module: nn.Module, index: Index, receive: Receive) -> RemovableHandle:
     """Call `receive` with the gradient at the chosen entries of a linear map's weight, once per use in a pass.
 
     Args:
         module: the linear map; its weight needs no gradient and its forward is left as it is.
-        index: gives the flat positions (n,) int64 of the chosen entries; asked anew each time, so that nothing
-            wider than the store's int32 ids is kept.
+        index: gives the flat positions (n,) int32 of the chosen entries; asked anew each time, so that nothing is
+            kept beside the store's ids.
         receive: gets their gradient (n,) fp32.
     """
 
-    def forward_hook(_: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        if not torch.is_grad_enabled():
-            return
-        x = inputs[0].detach()
+    def used(x: torch.Tensor, output: torch.Tensor) -> Receive:
         # chosen now: a kernel is then loaded before the other layers fill the memory
         product = dense if index().numel() > DENSE_ABOVE * x.shape[-1] * output.shape[-1] else _route(output)
+        return lambda dy: receive(product(x.flatten(0, -2).to(dy.dtype), dy.flatten(0, -2), index()))
+
+    return _watch_output(module, used)
+
+
+def watch_bias(module: nn.Module, index: Index, receive: Receive) -> RemovableHandle:
+    """The same for a linear map's bias: sum_t dy[t, index], in fp32."""
+    return _watch_output(module, lambda *_: lambda dy: receive(dy.flatten(0, -2)[:, index()].float().sum(0)))
+
+
+def _watch_output(module: nn.Module, used: Callable[[torch.Tensor, torch.Tensor], Receive]) -> RemovableHandle:
+    """At every use of a module in a pass, ask with input and output for what is called with the output's gradient."""
+
+    def hook(_: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        if not torch.is_grad_enabled():
+            return
         if not output.requires_grad:
             output.requires_grad_(True)  # nothing below trains, and yet this map's own gradient is wanted
+        output.register_hook(used(inputs[0].detach(), output))
 
-        def backward_hook(dy: torch.Tensor) -> None:
-            flat, width, chosen = dy.reshape(-1, dy.shape[-1]), x.shape[-1], index()
-            receive(product(x.reshape(-1, width).to(dy.dtype), flat, chosen // width, chosen % width))
-
-        output.register_hook(backward_hook)
-
-    return module.register_forward_hook(forward_hook)
+    return module.register_forward_hook(hook)
 
 
 def watch_dense(parameter: nn.Parameter, receive: Receive, hold: Callable[[], bool]) -> RemovableHandle:

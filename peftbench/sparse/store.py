@@ -1,7 +1,7 @@
 """Chosen entries of many tensors as one flat fp32 parameter, with an int32 index beside it.
 
 Entries are numbered through all candidate tensors: tensor i covers the ids [offsets[i], offsets[i + 1]). Per chosen
-entry the store keeps its value (4 bytes) and id (4 bytes), and 4 more for the order where the selection grows;
+entry the store keeps its value (4 bytes) and position (4 bytes), and 4 more for the order where the selection grows;
 with Adam's two moments that is 16 to 20 bytes. Nothing else grows with the model.
 """
 
@@ -20,8 +20,7 @@ class SparseStore:
     Attributes:
         values: what the optimizer steps, (budget,) fp32, in the order in which entries were chosen; the tail that
             is not chosen yet is zero and gets zero gradients, so that Adam leaves it alone.
-        ids: ids of the chosen entries, (budget,) int32; the first `used` are meaningful.
-        used: how many are chosen so far.
+        index: flat positions of the chosen entries in their tensors, (used,) int32, by rising id.
     """
 
     def __init__(self, candidates: Mapping[str, nn.Parameter], budget: int) -> None:
@@ -37,8 +36,7 @@ class SparseStore:
             raise ConfigError(f"scope: {self.total:,} candidate entries; an int32 index reaches 2,147,483,647")
         device = self.tensors[0].device
         self.values = nn.Parameter(torch.zeros(budget, device=device))
-        self.ids = torch.zeros(budget, dtype=torch.int32, device=device)
-        self.used = 0
+        self.index = torch.zeros(0, dtype=torch.int32, device=device)
         self._sorted: torch.Tensor | None = None  # places in `values` by rising id; None: they rise already
         self._cuts = [0] * len(self.offsets)  # tensor i's entries are the sorted places [cuts[i], cuts[i + 1])
 
@@ -47,16 +45,25 @@ class SparseStore:
         """How many entries may be chosen."""
         return self.values.numel()
 
+    @property
+    def used(self) -> int:
+        """How many are chosen so far."""
+        return self.index.numel()
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """Ids of the chosen entries, (used,) int32, in the order in which they were chosen."""
+        ids = self.index + self._offsets()
+        return ids if self._sorted is None else torch.empty_like(ids).scatter_(0, self._sorted.long(), ids)
+
     def add(self, ids: torch.Tensor) -> torch.Tensor:
         """Choose more entries by id; their values are what the tensors hold now.
 
         Returns:
             Their places in `values`.
         """
-        start, self.used = self.used, self.used + ids.numel()
-        assert self.used <= self.budget, "more entries than the budget"
-        self.ids[start : self.used] = ids
-        self._reindex()
+        start = self.used
+        self._choose(torch.cat([self.ids, ids]))
         rising, order = ids.sort()
         cuts = self._cut(rising)
         with torch.no_grad():
@@ -67,9 +74,8 @@ class SparseStore:
         return torch.arange(start, self.used, device=ids.device)
 
     def part(self, i: int) -> tuple[slice | torch.Tensor, torch.Tensor]:
-        """Tensor i's chosen entries: places in `values`, and flat positions in the tensor (int64, rising)."""
-        places = self.places(i)
-        return places, self.ids[places].long() - self.offsets[i]
+        """Tensor i's chosen entries: places in `values`, and flat positions in the tensor (int32, rising)."""
+        return self.places(i), self.index[self._cuts[i] : self._cuts[i + 1]]
 
     def places(self, i: int) -> slice | torch.Tensor:
         """Where tensor i's chosen entries lie in `values`."""
@@ -91,7 +97,7 @@ class SparseStore:
 
     def to(self, device: torch.device) -> None:
         """Move values and ids to where the tensors are."""
-        self.values.data, self.ids = self.values.data.to(device), self.ids.to(device)
+        self.values.data, self.index = self.values.data.to(device), self.index.to(device)
         self._sorted = None if self._sorted is None else self._sorted.to(device)
 
     def tensors_by_name(self) -> dict[str, torch.Tensor]:
@@ -100,7 +106,7 @@ class SparseStore:
         for i, name in enumerate(self.names):
             places, index = self.part(i)
             if index.numel():
-                found[f"{name}.index"] = index.int()
+                found[f"{name}.index"] = index
                 found[f"{name}.values"] = self.values.detach()[places]
         return found
 
@@ -122,25 +128,29 @@ class SparseStore:
         count = sum(part.numel() for part in ids)
         if count > self.budget:
             raise DataError(f"the delta does not fit: {count:,} entries, the budget is {self.budget:,}")
-        self.used = 0
+        self._choose(self.index[:0])
         if ids:
             every, order = torch.cat(ids).sort()
-            self.add(every.int().to(self.ids.device))
+            self.add(every.int().to(self.index.device))
             self.values.data[:count] = torch.cat(values)[order].to(self.values.device)
         self.write_back()
 
     def restore(self, ids: torch.Tensor) -> None:
         """Take up ids in the order in which they were chosen; the values come with the trainables."""
-        self.used = ids.numel()
-        self.ids[: self.used] = ids.to(self.ids.device)
-        self._reindex()
+        self._choose(ids.to(self.index.device))
 
-    def _reindex(self) -> None:
-        chosen = self.ids[: self.used]
-        rising = bool((chosen[1:] > chosen[:-1]).all())
-        ordered = chosen if rising else chosen.sort().values
-        self._sorted = None if rising else chosen.argsort().int()
-        self._cuts = self._cut(ordered)
+    def _choose(self, ids: torch.Tensor) -> None:
+        """These entries and no others, in the order in which they were chosen."""
+        assert ids.numel() <= self.budget, "more entries than the budget"
+        rising, order = ids.sort()
+        self._sorted = None if bool((ids == rising).all()) else order.int()
+        self._cuts = self._cut(rising)
+        self.index = rising - self._offsets()
+
+    def _offsets(self) -> torch.Tensor:
+        """Where the tensor of every chosen entry begins, by rising id."""
+        starts, cuts = torch.tensor(self.offsets[:-1], dtype=torch.int32), torch.tensor(self._cuts)
+        return starts.repeat_interleave(cuts.diff()).to(self.index.device)
 
     def _cut(self, rising: torch.Tensor) -> list[int]:
         """Where each tensor's ids begin among rising ones, and where the last one's end."""
