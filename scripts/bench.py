@@ -12,6 +12,7 @@ have the same model, rows, batch size, steps, learning rate; their scores stand 
 import argparse
 import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -201,34 +202,82 @@ def sweep(data: Path, work: Path, steps: int) -> dict[str, object]:
 
 
 def limit(model: str) -> dict[str, object]:
-    """Model FLOPs per second of a training step, as a share of the matrix-product rate measured beside it."""
+    """A training step beside its matrix products: as model FLOPs per second, and beside the products alone.
+
+    `share` is of the rate of one product over and over, whose operands never leave the cache; `products_alone` is the
+    time that all products of the step take one after the other with operands of their own, as a step has them.
+    """
     import torch
     from bench_selective import BATCH, WIDTH, alternating, stepper  # type: ignore[import-not-found]
 
     from peftbench.device import process_state
 
     numbers = compose.cell_from([f"model={model}", "tracker=none"]).model.config
-    hidden, inner, layers = (numbers[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    hidden, inner, layers, heads = (
+        numbers[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    )
     tokens, device = BATCH * WIDTH, process_state().device
     one, other = (torch.randn(*size, device=device).bfloat16() for size in ((tokens, hidden), (hidden, inner)))
 
-    def products() -> None:
+    def over_and_over() -> None:
         for _ in range(100):
             one @ other
 
-    forward = layers * (2 * tokens * (4 * hidden * hidden + 2 * hidden * inner) + 4 * BATCH * WIDTH * WIDTH * hidden)
+    maps = layers * ([(tokens, hidden, hidden)] * 4 + [(tokens, hidden, inner), (tokens, inner, hidden)])
+    attention = layers * [
+        (BATCH * heads, WIDTH, hidden // heads, WIDTH),
+        (BATCH * heads, WIDTH, WIDTH, hidden // heads),
+    ]
+    linear, batched = (sum(2 * math.prod(sizes) for sizes in some) for some in (maps, attention))
     passes = {"lora": 2, "bitfit": 2, "full": 3}  # frozen weights need no gradient of their own
     steps = {name: stepper(f"method={name}", f"model={model}") for name in passes}
-    times = alternating({"products": products, **steps})
-    rate = 100 * 2 * tokens * hidden * inner / times["products"]["median_ms"]
-    return {
-        "device": str(device),
-        "products_gflops": round(rate / 1e6, 1),
-        **{
-            name: {**times[name], "share": round(count * forward / times[name]["median_ms"] / rate, 3)}
-            for name, count in passes.items()
-        },
-    }
+    alone = {f"products of {name}": products(maps, attention, count, device) for name, count in passes.items()}
+    times = alternating({"over_and_over": over_and_over, **steps, **alone})
+    rate = 100 * 2 * tokens * hidden * inner / times["over_and_over"]["median_ms"]
+
+    def beside(name: str, count: int) -> dict[str, float]:
+        step, alone = times[name]["median_ms"], times[f"products of {name}"]["median_ms"]
+        return {
+            **times[name],
+            "share": round((count * linear + 3 * batched) / step / rate, 3),
+            "products_alone": round(alone / step, 3),
+        }
+
+    found = {name: beside(name, count) for name, count in passes.items()}
+    return {"device": str(device), "products_gflops": round(rate / 1e6, 1), **found}
+
+
+def products(
+    maps: Sequence[tuple[int, int, int]], attention: Sequence[tuple[int, int, int, int]], passes: int, device: Any
+) -> Callable[[], None]:
+    """All products of one step and nothing else, every one with operands of its own in bf16.
+
+    Args:
+        maps: (tokens, in, out) of the linear maps: y = x W^T, dx = dy W, and with three passes dW = dy^T x.
+        attention: (batch, n, k, m) of its products, which are three in any case: c = a b, da = dc b^T, db = a^T dc.
+    """
+    import torch
+
+    def drawn(*sizes: int) -> torch.Tensor:
+        return torch.randn(*sizes, device=device).bfloat16()
+
+    linear = [(drawn(tokens, width), drawn(out, width), drawn(tokens, out)) for tokens, width, out in maps]
+    batched = [(drawn(b, n, k), drawn(b, k, m), drawn(b, n, m)) for b, n, k, m in attention]
+
+    def run() -> None:
+        for x, weight, _ in linear:
+            x @ weight.t()
+        for a, b, _ in batched:
+            a @ b
+        for x, weight, dy in linear:
+            dy @ weight
+            if passes == 3:
+                dy.t() @ x
+        for a, b, dc in batched:
+            dc @ b.transpose(1, 2)
+            a.transpose(1, 2) @ dc
+
+    return run
 
 
 def commands() -> dict[str, object]:

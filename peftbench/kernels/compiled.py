@@ -6,11 +6,12 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from numba.extending import overload
 
 from peftbench.device import give_back_pages
 
 
-def compiled(signature: str, **options: Any) -> Callable[[Callable[..., None]], Any]:
+def compiled(*signatures: str, **options: Any) -> Callable[[Callable[..., None]], Any]:
     """Decorate a loop: its code is kept beside its file or in numba's cache, where either can be written.
 
     LLVM's own memory, 65 MB, is given back once the code is there. numba starts its threads meanwhile; where these are
@@ -20,9 +21,9 @@ def compiled(signature: str, **options: Any) -> Callable[[Callable[..., None]], 
     def compile_once(function: Callable[..., None]) -> Any:
         count = torch.get_num_threads()
         try:
-            made = numba.njit(signature, cache=True, **options)(function)
+            made = numba.njit(list(signatures), cache=True, **options)(function)
         except RuntimeError:
-            made = numba.njit(signature, **options)(function)
+            made = numba.njit(list(signatures), **options)(function)
         torch.set_num_threads(count)
         give_back_pages("libllvmlite.so")
         return made
@@ -30,24 +31,43 @@ def compiled(signature: str, **options: Any) -> Callable[[Callable[..., None]], 
     return compile_once
 
 
-@numba.njit(inline="always")
-def as_float(word: np.uint16) -> np.float32:
-    """A bf16 is the upper half of the fp32 of the same value."""
-    return np.uint32(np.uint32(word) << np.uint32(16)).view(np.float32)
+def as_float(word: Any) -> np.float32:
+    """In a kernel: the value of a bf16, the upper half of the fp32 of the same value, or an fp32 itself."""
+    raise NotImplementedError
 
 
-@numba.njit(inline="always")
-def as_bf16(value: np.float32) -> np.uint16:
-    """The nearest bf16, the even one of two; what is not a number remains so."""
-    bits = np.float32(value).view(np.uint32)
-    odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
-    return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+def like(value: np.float32, word: Any) -> Any:
+    """In a kernel: the nearest bf16, the even one of two, where `word` is one; or the fp32 itself."""
+    raise NotImplementedError
 
 
-def words(tensor: torch.Tensor) -> np.ndarray:
-    """The bits of a bf16 tensor."""
-    found: np.ndarray = tensor.view(torch.uint16).numpy()
-    return found
+@overload(as_float, inline="always", strict=False)
+def _as_float(word: Any) -> Callable[..., Any]:
+    if word == numba.uint16:
+        return lambda word: np.uint32(np.uint32(word) << np.uint32(16)).view(np.float32)
+    return lambda word: word
+
+
+@overload(like, inline="always", strict=False)
+def _like(value: Any, word: Any) -> Callable[..., Any]:
+    def nearest(value: np.float32, word: np.uint16) -> np.uint16:
+        bits = np.float32(value).view(np.uint32)  # what is not a number remains so
+        odd = np.uint32(np.uint32(bits >> np.uint32(16)) & np.uint32(1))
+        return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+    return nearest if word == numba.uint16 else lambda value, word: value
+
+
+def elements(tensor: torch.Tensor) -> np.ndarray:
+    """The elements of a contiguous tensor in one row: fp32 as they are, bf16 as their bits.
+
+    Raises:
+        TypeError: it has another precision.
+    """
+    if tensor.dtype not in (torch.bfloat16, torch.float32):
+        raise TypeError(f"{tensor.dtype}: kernels take bf16 and fp32 only")
+    found: np.ndarray = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return found.reshape(-1)
 
 
 def threads() -> int:

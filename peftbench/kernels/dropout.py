@@ -10,7 +10,7 @@ import numba
 import numpy as np
 import torch
 
-from peftbench.kernels.compiled import as_bf16, as_float, compiled, threads, words
+from peftbench.kernels.compiled import as_float, compiled, elements, like, threads
 
 
 def dropped(x: torch.Tensor, key: int, p: float) -> torch.Tensor:
@@ -20,18 +20,16 @@ def dropped(x: torch.Tensor, key: int, p: float) -> torch.Tensor:
         x: bf16 or fp32, on a CPU.
         key: 64 bits; the same key drops the same elements of every tensor of this number of elements.
         p: met to 2^-17.
+
+    Raises:
+        TypeError: x has another precision.
     """
     threshold = min(round(p * 2**16), 2**16 - 1)
     scale = 2**16 / (2**16 - threshold)
     x = x.contiguous()
     out = torch.empty_like(x)
     numbers = (np.uint32(key & 0xFFFFFFFF), np.uint32(key >> 32), np.uint32(threshold), np.float32(scale), threads())
-    if x.dtype == torch.bfloat16:
-        _drop_bf16(words(x).reshape(-1), words(out).reshape(-1), *numbers)
-    elif x.dtype == torch.float32:
-        _drop_fp32(x.numpy().reshape(-1), out.numpy().reshape(-1), *numbers)
-    else:
-        raise TypeError(f"dropout of {x.dtype}: bf16 and fp32 only")
+    _drop(elements(x), elements(out), *numbers)
     return out
 
 
@@ -47,39 +45,23 @@ def _random(place: int, low: np.uint32, high: np.uint32) -> np.uint32:
     return np.uint32(x ^ np.uint32(x >> np.uint32(14)))
 
 
-@compiled("void(uint16[::1], uint16[::1], uint32, uint32, uint32, float32, int64)", parallel=True)
-def _drop_bf16(
+ARGUMENTS = "{0}[::1], {0}[::1], uint32, uint32, uint32, float32, int64"
+
+
+@compiled(f"void({ARGUMENTS.format('uint16')})", f"void({ARGUMENTS.format('float32')})", parallel=True)
+def _drop(
     x: np.ndarray, out: np.ndarray, low: np.uint32, high: np.uint32, threshold: np.uint32, scale: np.float32, parts: int
 ) -> None:
-    half = len(x) // 2
+    half, zero = len(x) // 2, np.float32(0)
     first, second, first_out, second_out = x[:half], x[half:], out[:half], out[half:]
     for part in numba.prange(parts):
         start, end = part * half // parts, (part + 1) * half // parts
         a, b, a_out, b_out = first[start:end], second[start:end], first_out[start:end], second_out[start:end]
         for i in range(end - start):  # slices from 0 on, or this is not vectorised
-            one, other = as_bf16(as_float(a[i]) * scale), as_bf16(as_float(b[i]) * scale)
-            random = _random(start + i, low, high)
-            a_out[i] = one if np.uint32(random & np.uint32(0xFFFF)) >= threshold else np.uint16(0)
-            b_out[i] = other if np.uint32(random >> np.uint32(16)) >= threshold else np.uint16(0)
+            one, other = like(as_float(a[i]) * scale, a[i]), like(as_float(b[i]) * scale, b[i])
+            random, nothing = _random(start + i, low, high), like(zero, a[i])
+            a_out[i] = one if np.uint32(random & np.uint32(0xFFFF)) >= threshold else nothing
+            b_out[i] = other if np.uint32(random >> np.uint32(16)) >= threshold else nothing
     if half + half < len(x):
         kept = np.uint32(_random(half, low, high) & np.uint32(0xFFFF)) >= threshold
-        out[-1] = as_bf16(as_float(x[-1]) * scale) if kept else np.uint16(0)
-
-
-@compiled("void(float32[::1], float32[::1], uint32, uint32, uint32, float32, int64)", parallel=True)
-def _drop_fp32(
-    x: np.ndarray, out: np.ndarray, low: np.uint32, high: np.uint32, threshold: np.uint32, scale: np.float32, parts: int
-) -> None:
-    half = len(x) // 2
-    first, second, first_out, second_out = x[:half], x[half:], out[:half], out[half:]
-    for part in numba.prange(parts):
-        start, end = part * half // parts, (part + 1) * half // parts
-        a, b, a_out, b_out = first[start:end], second[start:end], first_out[start:end], second_out[start:end]
-        for i in range(end - start):
-            one, other = a[i] * scale, b[i] * scale
-            random = _random(start + i, low, high)
-            a_out[i] = one if np.uint32(random & np.uint32(0xFFFF)) >= threshold else np.float32(0)
-            b_out[i] = other if np.uint32(random >> np.uint32(16)) >= threshold else np.float32(0)
-    if half + half < len(x):
-        kept = np.uint32(_random(half, low, high) & np.uint32(0xFFFF)) >= threshold
-        out[-1] = x[-1] * scale if kept else np.float32(0)
+        out[-1] = like(as_float(x[-1]) * scale if kept else zero, x[-1])

@@ -4,7 +4,7 @@ import numba
 import numpy as np
 import torch
 
-from peftbench.kernels.compiled import as_float, compiled, threads, words
+from peftbench.kernels.compiled import as_float, compiled, elements, threads
 
 SIGNATURE = "void(uint16[:, ::1], uint16[:, ::1], int32[::1], float32[::1])"
 TOGETHER = 4  # tokens that are widened to fp32 at once and stay in the cache while every entry takes its products
@@ -18,7 +18,8 @@ def sampled_bf16(x: torch.Tensor, dy: torch.Tensor, index: torch.Tensor) -> torc
     """
     out = np.empty(index.numel(), dtype=np.float32)
     threads()
-    _sum_over_tokens(words(x.contiguous()), words(dy.contiguous()), index.contiguous().numpy(), out)
+    left, right = (elements(t.contiguous()).reshape(t.shape) for t in (x, dy))
+    _sum_over_tokens(left, right, index.contiguous().numpy(), out)
     return torch.from_numpy(out)
 
 
