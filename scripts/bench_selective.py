@@ -169,11 +169,11 @@ def peak(name: str) -> float:
 
 
 def crossover() -> dict[str, Any]:
-    """Milliseconds of both products for one matrix of MiniLM's, bf16, by density and tokens."""
+    """Milliseconds of both products for one matrix of MiniLM's, by precision, tokens and density."""
     found = []
     for out, width in ((384, 384), (1536, 384)):
-        for tokens in (512, 2048):
-            x, dy = torch.randn(tokens, width).bfloat16(), torch.randn(tokens, out).bfloat16()
+        for precision, tokens in itertools.product((torch.bfloat16, torch.float32), (512, 2048)):
+            x, dy = torch.randn(tokens, width).to(precision), torch.randn(tokens, out).to(precision)
             for density in (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05):
                 ids = torch.randperm(out * width)[: max(1, round(density * out * width))].sort().values.int()
                 times: dict[str, list[float]] = {"sampled": [], "dense": []}
@@ -183,7 +183,15 @@ def crossover() -> dict[str, Any]:
                         product(x, dy, ids)
                         times[product.__name__].append(1000 * (time.perf_counter() - start))
                 medians = {name: round(statistics.median(t), 3) for name, t in times.items()}
-                found.append({"matrix": f"{out}x{width}", "tokens": tokens, "density": density, **medians})
+                found.append(
+                    {
+                        "matrix": f"{out}x{width}",
+                        "dtype": str(precision),
+                        "tokens": tokens,
+                        "density": density,
+                        **medians,
+                    }
+                )
     return {"crossover_ms": found}
 
 
