@@ -33,12 +33,12 @@ def compiled(*signatures: str, **options: Any) -> Callable[[Callable[..., None]]
 
 def as_float(word: Any) -> np.float32:
     """In a kernel: the value of a bf16, the upper half of the fp32 of the same value, or an fp32 itself."""
-    raise NotImplementedError
+    raise TypeError("as_float is for kernels: numba compiles what stands below")
 
 
 def like(value: np.float32, word: Any) -> Any:
     """In a kernel: the nearest bf16, the even one of two, where `word` is one; or the fp32 itself."""
-    raise NotImplementedError
+    raise TypeError("like is for kernels: numba compiles what stands below")
 
 
 @overload(as_float, inline="always", strict=False)
