@@ -63,7 +63,7 @@ def watch_weight(module: nn.Module, index: Index, receive: Receive) -> Removable
     Args:
         module: the linear map; its weight needs no gradient and its forward is left as it is.
         index: gives the flat positions (n,) int32 of the chosen entries; asked anew each time, so that nothing is
-            kept beside the store's ids.
+            kept beside the store's positions.
         receive: gets their gradient (n,) fp32.
     """
 
