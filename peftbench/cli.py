@@ -66,7 +66,7 @@ def main() -> None:
         sys.exit(2)
 
     gc.set_threshold(50_000)  # objects: imports make a million that stay; looking for garbage among them took 0.5 s
-    from peftbench import commands
+    from peftbench.commands import commands
     from peftbench.errors import BadInput
 
     try:

@@ -25,10 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftbench import compose, results
+from peftbench.backbone.model import weights_folder
+from peftbench.config import compose
 from peftbench.data import sources
 from peftbench.data.tokens import tokenize, tokenizer_for
-from peftbench.models import weights_folder
+from peftbench.record import find_records, read_record
 
 PEERS = Path(__file__).parent / "peers"
 METHODS = {  # the peer's word -> what an experiment of that name says in ours
@@ -77,7 +78,7 @@ def ours(words: Sequence[str], data: Path, work: Path, steps: int) -> Sample:
         ]  # fmt: skip
 
         def score(_: str) -> float | None:
-            found = [results.read(path) for path in results.find(Path(fresh) / "out" / "default")]
+            found = [read_record(path) for path in find_records(Path(fresh) / "out" / "default")]
             return found[0].metrics.evaluations[-1]["metrics"]["accuracy"] if len(found) == 1 else None
 
         return process([sys.executable, "-m", "peftbench", *line], score, {"PEFTBENCH_CACHE": f"{fresh}/cache"})
@@ -210,7 +211,7 @@ def limit(model: str) -> dict[str, object]:
     import torch
     from bench_selective import BATCH, WIDTH, alternating, stepper  # type: ignore[import-not-found]
 
-    from peftbench.device import process_state
+    from peftbench.machine import process_state
 
     numbers = compose.cell_from([f"model={model}", "tracker=none"]).model.config
     hidden, inner, layers, heads = (

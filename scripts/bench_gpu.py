@@ -21,8 +21,8 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
-from peftbench import compose
-from peftbench.provenance import peak_memory_mb, reset_peak_memory
+from peftbench.config import compose
+from peftbench.runner.provenance import peak_memory_mb, reset_peak_memory
 
 METHODS = {  # ours -> the Trainer's
     "lora": (["method=lora"], "lora"),

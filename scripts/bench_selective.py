@@ -23,13 +23,14 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from peftbench import budgets, compose, deltas
-from peftbench.config import Cell
+from peftbench.backbone.model import compute_precision, load
+from peftbench.config import compose
+from peftbench.config.spec import Cell
 from peftbench.data.tokens import Tokens
-from peftbench.models import compute_precision, load
-from peftbench.provenance import peak_memory_mb, reset_peak_memory
+from peftbench.runner import budgets, deltas
+from peftbench.runner.provenance import peak_memory_mb, reset_peak_memory
 from peftbench.sparse.gradients import dense, sampled
-from peftbench.train import Trainer
+from peftbench.training.trainer import Trainer
 
 BATCH, WIDTH, ROUNDS, WARM = 32, 64, 15, 3
 LINEAR = "scope.kinds=[query,key,value,attention_output,intermediate,output]"

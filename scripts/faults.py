@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from peftbench import results
+from peftbench.record import find_records, read_record, record_status
 
 SWEEP = [
     "run", "-m", "study=faults", "model=bert_tiny", "model.weights=random", "model.config.vocab_size=2000",
@@ -40,8 +40,8 @@ import sys
 phase, kind, at = sys.argv[1], sys.argv[2], int(sys.argv[3])
 sys.argv = ["peftbench", *sys.argv[4:]]
 import torch
-import peftbench.run as run
-from peftbench.train import Trainer
+import peftbench.runner.run as run
+from peftbench.training.trainer import Trainer
 
 def wrong(result):
     if kind == "exception":
@@ -122,8 +122,8 @@ class Driver:
     def state(self, name: str) -> dict[str, tuple[bytes, ...]]:
         """Of every finished cell what must not differ: scores, delta, predictions."""
         found = {}
-        for path in results.find(self.work / name / "faults"):
-            record = results.read(path)
+        for path in find_records(self.work / name / "faults"):
+            record = read_record(path)
             if record.status == "done":
                 scores = json.dumps([record.metrics.evaluations, record.counts, record.fingerprint], sort_keys=True)
                 files = ["delta.safetensors", "predictions/dev.tsv"]
@@ -134,7 +134,7 @@ class Driver:
     def records(self, name: str) -> dict[str, bytes]:
         """The bytes of every finished record."""
         folder = self.work / name / "faults"
-        return {str(p): p.read_bytes() for p in results.find(folder) if results.status(p) == "done"}
+        return {str(p): p.read_bytes() for p in find_records(folder) if record_status(p) == "done"}
 
     def recover(self, kind: str, name: str, finished: dict[str, bytes]) -> None:
         """Start the sweep again and compare with the reference and with what was finished before."""

@@ -26,9 +26,9 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from peftbench.dropout import Drop, Dropout, attention
+from peftbench.backbone.dropout import Drop, Dropout, attention
+from peftbench.backbone.model import Model
 from peftbench.methods.lora import LoRALinear
-from peftbench.models import Model
 
 ATTENTION = "peftbench_fused"  # the name under which transformers finds `attention_of_each`
 METHODS = ("lora", "bitfit", "head")

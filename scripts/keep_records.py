@@ -12,7 +12,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from peftbench.results import Record, find, read, status, write
+from peftbench.record import Record, find_records, read_record, record_status, write_record
 from peftbench.study.search import SUFFIX
 
 
@@ -24,11 +24,11 @@ def main() -> None:
     parser.add_argument("to", type=Path)
     asked = parser.parse_args()
     for name in (asked.study, asked.study + SUFFIX):
-        for path in find(asked.outputs / name):
-            if status(path) != "done":
+        for path in find_records(asked.outputs / name):
+            if record_status(path) != "done":
                 continue
             target = asked.to / path.parent.relative_to(asked.outputs)
-            write(without_paths(read(path)), target)
+            write_record(without_paths(read_record(path)), target)
             if name == asked.study:
                 (target / "predictions").mkdir(exist_ok=True)
                 shutil.copyfile(path.parent / "predictions" / "dev.tsv", target / "predictions" / "dev.tsv")

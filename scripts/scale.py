@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from peftbench import results
+from peftbench.record import Record, find_records, read_record, write_record
 from peftbench.study import index, sweep
 
 BASE = ["model=bert_tiny", "model.weights=random", "task=sst2", "data=sample", "data.limit=48", "tracker=none"]
@@ -52,13 +52,13 @@ def measure(work: Path, sizes: Sequence[int]) -> None:
     print(json.dumps({"cells": list(sizes), **costs, **size_of(work, sizes)}, indent=1))
 
 
-def real_record(work: Path) -> results.Record:
+def real_record(work: Path) -> Record:
     """The record of a run made now."""
     command(["run", *BASE, "study=template", f"outputs={work}"])
-    return results.read(next(results.find(work / "template")))
+    return read_record(next(find_records(work / "template")))
 
 
-def fill(work: Path, study: str, cells: int, template: results.Record) -> list[str]:
+def fill(work: Path, study: str, cells: int, template: Record) -> list[str]:
     """Write a study of so many finished cells; returns the overrides that describe it."""
     words = [*BASE, f"study={study}", f"outputs={work}", f"protocol.lr={rates(10)}", f"seed=range({cells // 10})"]
     planned = {}
@@ -67,7 +67,7 @@ def fill(work: Path, study: str, cells: int, template: results.Record) -> list[s
         cell = dataclasses.replace(template.cell, study=study, seed=int(given["seed"]))
         fingerprint = f"{rates(10).split(',').index(given['protocol.lr']):08x}" + "0" * 8
         folder = f"{study}/sst2-bitfit-bert_tiny-{fingerprint[:8]}/seed{cell.seed}"
-        results.write(dataclasses.replace(template, cell=cell, fingerprint=fingerprint), work / folder)
+        write_record(dataclasses.replace(template, cell=cell, fingerprint=fingerprint), work / folder)
         planned[index.key(overrides)] = index.Planned(folder, overrides)
     index.add(work / study, planned)
     return words
@@ -110,7 +110,7 @@ def per_cell(sizes: Sequence[int], found: dict[str, list[float]]) -> dict[str, l
 def size_of(work: Path, sizes: Sequence[int]) -> dict[str, float]:
     """Bytes per cell: the record, and the study's list of cells."""
     study = work / f"n{sizes[-1]}"
-    record = next(results.find(study)).stat().st_size
+    record = next(find_records(study)).stat().st_size
     return {"record_bytes": record, "index_bytes": round((study / index.FILE).stat().st_size / sizes[-1])}
 
 

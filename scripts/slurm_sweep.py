@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from peftbench import results
+from peftbench.record import find_records, read_record, record_status
 
 SWEEP = [
     "study=slurm", "model=bert_tiny", "model.weights=random", "task=sst2", "data=sample", "tracker=none",
@@ -115,7 +115,7 @@ def wait(until: Callable[[], bool], what: str) -> None:
 
 def contents(outputs: Path) -> dict[str, bytes]:
     """The bytes of every finished record, by its folder."""
-    paths = [path for path in results.find(outputs / "slurm") if results.status(path) == "done"]
+    paths = [path for path in find_records(outputs / "slurm") if record_status(path) == "done"]
     return {str(path.parent.relative_to(outputs)): path.read_bytes() for path in paths}
 
 
@@ -123,7 +123,7 @@ def scores(outputs: Path) -> dict[str, str]:
     """Every evaluation of every finished cell, and the hash of its delta."""
     found = {}
     for folder in contents(outputs):
-        record = results.read(outputs / folder / "result.json")
+        record = read_record(outputs / folder / "result.json")
         found[folder] = json.dumps([record.metrics.evaluations, record.hashes["delta"]])
     return found
 

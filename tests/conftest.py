@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from peftbench import compose
-from peftbench.config import Cell
-from peftbench.run import Outcome, run
+from peftbench.config import compose
+from peftbench.config.spec import Cell
+from peftbench.runner.run import Outcome, run
 
 GLUE = Path(__file__).resolve().parents[2] / "shared" / "glue"
 

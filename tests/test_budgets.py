@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from peftbench.accounting import plan
-from peftbench.config import Cell
+from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError
+from peftbench.runner.counts import plan
 
 BUDGETS = [
     (["method=id3"], "needs a budget"),

@@ -138,8 +138,8 @@ def test_a_lora_run_is_exported_to_peft(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from peftbench import compose
-    from peftbench.models import weights_folder
+    from peftbench.backbone.model import weights_folder
+    from peftbench.config import compose
 
     words = ["tracker=none", "data.limit=40", "protocol.max_steps=4", "protocol.lr=0.01", "progress=false"]
     done = call("run", *words, cwd=tmp_path)
@@ -151,7 +151,7 @@ def test_a_lora_run_is_exported_to_peft(tmp_path: Path) -> None:
     plain = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     model = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    sample = Path(compose.__file__).parent / "data" / "sample" / "SST-2" / "dev.tsv"
+    sample = Path(peftbench.__file__).parent / "data" / "sample" / "SST-2" / "dev.tsv"
     rows = [line.split("\t")[0] for line in sample.read_text(encoding="utf-8").splitlines()[1:41]]
     with torch.no_grad():
         logits = model(**tokenizer(rows, padding=True, return_tensors="pt")).logits
@@ -159,7 +159,7 @@ def test_a_lora_run_is_exported_to_peft(tmp_path: Path) -> None:
     expected = torch.tensor([[float(number) for number in row] for row in ours])
     torch.testing.assert_close(logits, expected, atol=0.05, rtol=0)  # the run computed in bf16
 
-    from peftbench import deltas
+    from peftbench.runner import deltas
 
     ours_fp32, _, _ = deltas.reload(run)
     with torch.no_grad():

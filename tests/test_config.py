@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peftbench import compose
-from peftbench.config import canonical, digest
+from peftbench import papers
+from peftbench.config import compose
+from peftbench.config.spec import canonical, digest
 from peftbench.errors import ConfigError
-from peftbench.report import papers
 
 ROOT = compose.conf_dir()
 YAMLS = sorted(
@@ -121,7 +121,7 @@ def test_bad_input_is_named_in_one_line_each(overrides: list[str], expected: lis
 
 
 def test_a_scope_in_which_nothing_can_train_is_refused() -> None:
-    from peftbench.accounting import plan
+    from peftbench.runner.counts import plan
 
     with pytest.raises(ConfigError, match=r"no linear map in layers \[0\], kinds \['layer_norm'\]"):
         plan(compose.cell_from(["scope.layers=0", "scope.kinds=[layer_norm]", "method.kinds=null"]))

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from peftbench import compose
-from peftbench.accounting import Counts, plan
 from peftbench.cli import main
-from peftbench.config import Cell
+from peftbench.config import compose
+from peftbench.config.spec import Cell
+from peftbench.runner.counts import Counts, plan
 
 FACTS = yaml.safe_load((Path(__file__).parent / "data" / "counts.yaml").read_text(encoding="utf-8"))
 BACKBONES = {

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peftbench import compose
-from peftbench.config import Cell
+from peftbench.config import compose
+from peftbench.config.spec import Cell
 from peftbench.data import sources, tokens
 from peftbench.data.batches import collate, cut, epoch_order, evaluation_order
 from peftbench.errors import DataError
@@ -198,7 +198,7 @@ def test_a_damaged_cache_is_not_trusted(tmp_path: Path) -> None:
 
 
 def test_the_backbones_own_tokenizer(tmp_path: Path) -> None:
-    from peftbench.models import weights_folder
+    from peftbench.backbone.model import weights_folder
 
     spec = compose.cell_from([]).model
     tokenizer = tokens.tokenizer_for(spec, weights_folder(spec))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from peftbench.dropout import DropAndMix, Dropout, Noise, attention, dropped
+from peftbench.backbone.dropout import DropAndMix, Dropout, Noise, attention, dropped
 
 
 @settings(deadline=None)  # the first example loads the kernel

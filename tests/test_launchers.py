@@ -11,7 +11,7 @@ from conftest import TINY
 from test_cli import call
 from test_study import records
 
-from peftbench import results
+from peftbench.record import find_records, read_record
 
 SWEEP = ["-m", *TINY, "study=pilot", "method=bitfit,lora", "seed=0,1"]
 
@@ -31,7 +31,7 @@ sys.stdin.read()
 
 
 def scores(where: Path) -> dict[str, object]:
-    found = [results.read(path) for path in results.find(where / "outputs" / "pilot")]
+    found = [read_record(path) for path in find_records(where / "outputs" / "pilot")]
     return {f"{r.cell.method} {r.cell.seed}": (r.metrics, r.hashes["delta"]) for r in found}
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from conftest import TINY
 from test_cli import PYTHON, call
 
-from peftbench import results
+from peftbench.record import find_records
 from peftbench.study import lock
 from peftbench.study.lock import Lock
 
@@ -83,7 +83,7 @@ def test_two_runners_on_one_study_share_the_work(tmp_path: Path) -> None:
     runners = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     screens = [runner.communicate(timeout=300)[0] for runner in runners]
     assert [runner.returncode for runner in runners] == [0, 0]
-    paths = list(results.find(tmp_path / "outputs" / "shared"))
+    paths = list(find_records(tmp_path / "outputs" / "shared"))
     assert len(paths) == 4
     runs = sum(screen.count("backbone entries") for screen in screens)
     assert runs == 4, "no cell was run twice"

@@ -10,15 +10,15 @@ import pytest
 import torch
 import yaml
 
-from peftbench import deltas
-from peftbench.accounting import entries
-from peftbench.config import Cell
+from peftbench.backbone.model import Model, compute_precision, load
+from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError
 from peftbench.files import DELTA_FILE
 from peftbench.methods.base import Delta, Tuner
-from peftbench.models import Model, compute_precision, load
-from peftbench.run import Outcome, read_rows, tokenize_rows
-from peftbench.train import Trainer
+from peftbench.runner import deltas
+from peftbench.runner.counts import entries
+from peftbench.runner.run import Outcome, read_rows, tokenize_rows
+from peftbench.training.trainer import Trainer
 
 D, F, L, R = 128, 512, 2, 8  # bert_tiny
 BIASES = L * (7 * D + F) + D + D  # layers, embeddings' norm, pooler
@@ -202,7 +202,7 @@ def test_equal_seeds_give_equal_records_and_others_do_not(
 
 def stripped(outcome: Outcome) -> dict[str, object]:
     """A record without what is measured, and without the folder that differs on purpose."""
-    from peftbench.results import MEASURED
+    from peftbench.record import MEASURED
 
     record = json.loads(outcome.record.as_json())
     for key in (*MEASURED, "overrides", "sha256"):
@@ -225,7 +225,7 @@ def test_losses_follow_the_recorded_series(run_tiny: Callable[..., Outcome], nam
 
 
 def test_the_matrix_has_every_method() -> None:
-    from peftbench.compose import words
+    from peftbench.config.compose import words
 
     tested = {override.removeprefix("method=") for row in ROWS.values() for override in row.overrides[:1]}
     variants = {word for word in words("method") if word.startswith("spafit")}  # of one yaml; counted in test_counts

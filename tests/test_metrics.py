@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from peftbench import compose
-from peftbench.glue_metric import NAMES, Glue
-from peftbench.metrics import METRICS, predict, score, standard_error
+from peftbench.config import compose
+from peftbench.training.glue_metric import NAMES, Glue
+from peftbench.training.metrics import METRICS, predict, score, standard_error
 
 binary = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=2, max_size=60)
 ternary = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=60)

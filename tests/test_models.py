@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftbench import compose, deltas
-from peftbench.config import KINDS, ModelSpec
+from peftbench.backbone.model import Model, build, compute_precision, load, weights_folder
+from peftbench.config import compose
+from peftbench.config.spec import KINDS, ModelSpec
 from peftbench.errors import DataError
-from peftbench.models import Model, build, compute_precision, load, weights_folder
+from peftbench.runner import deltas
 
 SMALL = {
     "layers": {"num_hidden_layers": 2, "n_layers": 2},

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
-from peftbench import compose
-from peftbench.accounting import plan
-from peftbench.config import Cell
+from peftbench.config import compose
+from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError
-from peftbench.run import Outcome
+from peftbench.runner.counts import plan
+from peftbench.runner.run import Outcome
 
 Run = Callable[..., Outcome]
 BERT = ("+model.config.hidden_dropout_prob=0", "+model.config.attention_probs_dropout_prob=0")

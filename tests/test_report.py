@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import call
 
-from peftbench import compose, results
+from peftbench.config import compose
 from peftbench.errors import ConfigError
+from peftbench.record import Headline, Metrics, Record, find_records, read_record, write_record
 from peftbench.report import page, papers, plots, records, render, statistics, table, verdict
 from peftbench.report.records import Study
-from peftbench.results import Record
-from peftbench.run import run
+from peftbench.runner.run import run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LATEX = shutil.which("pdflatex")
@@ -54,13 +54,13 @@ def make(template: Record, tmp_path: Path) -> Callable[..., Path]:
         fingerprint = hashlib.sha256(f"{method} {task} {lr} {budget}".encode()).hexdigest()[:16]
         record = dataclasses.replace(
             template, cell=cell, fingerprint=fingerprint, config=config, overrides=[f"method={method}"],
-            headline=results.Headline("accuracy", score, 0.02),
-            metrics=results.Metrics(evaluations[-1], evaluations, "last", False),
+            headline=Headline("accuracy", score, 0.02),
+            metrics=Metrics(evaluations[-1], evaluations, "last", False),
             counts={"backbone": entries, "head": 10, "total": entries + 10, "model": 1000, "stored_bytes": 4 * entries},
         )  # fmt: skip
         safe = re.sub(r"[^a-z0-9]", "_", method)
         folder = tmp_path / "outputs" / "made" / f"{task}-{safe}-{fingerprint[:8]}" / f"seed{seed}"
-        results.write(record, folder)
+        write_record(record, folder)
         (folder / "predictions").mkdir()
         labels = TASKS[task]
         lines = [f"{i}\t{labels[i % 3 == 0]}\t{labels[i % 2]}\t0\t0" for i in range(12)]
@@ -120,8 +120,8 @@ def test_another_protocol_stands_apart_with_a_footnote(make: Callable[..., Path]
 def test_several_backbones_are_not_mixed_without_asking(make: Callable[..., Path], tmp_path: Path) -> None:
     make("lora", "mrpc", 0, 0.8)
     folder = make("lora", "mrpc", 1, 0.9)
-    record = results.read(folder / "result.json")
-    results.write(dataclasses.replace(record, cell=dataclasses.replace(record.cell, model="bert_mini")), folder)
+    record = read_record(folder / "result.json")
+    write_record(dataclasses.replace(record, cell=dataclasses.replace(record.cell, model="bert_mini")), folder)
     refused = call("table", "made", cwd=tmp_path)
     assert refused.returncode == 2
     assert "has the backbones bert_mini, bert_tiny; choose --model" in refused.stderr
@@ -169,8 +169,8 @@ def test_a_paper_stands_beside_ours_in_its_own_metric(template: Record) -> None:
     metrics = {"accuracy_matched": 0.87, "accuracy_mismatched": 0.88}
     evaluation = {"step": 1, "epoch": 1.0, "metrics": metrics, "collapsed": False, "chosen_by": 0.87}
     record = dataclasses.replace(
-        template, cell=cell, config=config, headline=results.Headline("accuracy_matched", 0.87, None),
-        metrics=results.Metrics(evaluation, [evaluation], "best_dev", False),
+        template, cell=cell, config=config, headline=Headline("accuracy_matched", 0.87, None),
+        metrics=Metrics(evaluation, [evaluation], "best_dev", False),
     )  # fmt: skip
     found = table.build(Study("s", [record], [Path()]), paper).lines[0]
     entry = found.entries["mnli acc m"]
@@ -340,8 +340,8 @@ def test_the_page_works_in_a_browser_and_runs_nothing_that_is_data(make: Callabl
     full_study(make)
     make(EVIL, "mrpc", 0, 0.5)
     failed = make("full", "mrpc", 0, 0.5)
-    record = results.read(failed / "result.json")
-    results.write(dataclasses.replace(record, status="failed", error=f"Error: {EVIL}", overrides=[EVIL]), failed)
+    record = read_record(failed / "result.json")
+    write_record(dataclasses.replace(record, status="failed", error=f"Error: {EVIL}", overrides=[EVIL]), failed)
     path = tmp_path / "page" / "report.html"
     assert call("report", "made", "--to", str(path), cwd=tmp_path).returncode == 0
     text = path.read_text(encoding="utf-8")
@@ -435,7 +435,7 @@ def test_a_papers_sweep_is_run_mnli_first(tmp_path: Path) -> None:
     assert not (tmp_path / "outputs").exists()
     done = call(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = [results.read(path) for path in results.find(tmp_path / "outputs" / "lora_roberta_base")]
+    found = [read_record(path) for path in find_records(tmp_path / "outputs" / "lora_roberta_base")]
     assert sorted(f"{record.cell.task} {record.cell.method}" for record in found) == [
         "mnli lora", "rte bitfit", "rte full", "rte lora"
     ]  # fmt: skip

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_methods import ROWS
 
-from peftbench import results
-from peftbench.checkpoint import Checkpoints
 from peftbench.files import CHECKPOINT_FILE as FILE
-from peftbench.run import Outcome
-from peftbench.stopping import Stopped
-from peftbench.train import Trainer
+from peftbench.record import MEASURED, read_record
+from peftbench.runner.run import Outcome
+from peftbench.training.checkpoint import Checkpoints
+from peftbench.training.stopping import Stopped
+from peftbench.training.trainer import Trainer
 
 Run = Callable[..., Outcome]
 Signal = Callable[[int], None]
@@ -47,8 +47,8 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Signal:
 def what_is_left(outcome: Outcome) -> tuple[dict[str, Any], dict[str, bytes]]:
     """The record without what is measured and what says where it lies, and every other file's bytes."""
     folder = outcome.path.parent
-    raw = asdict(results.read(outcome.path))
-    for key in (*results.MEASURED, "overrides", "config"):
+    raw = asdict(read_record(outcome.path))
+    for key in (*MEASURED, "overrides", "config"):
         del raw[key]
     files = ["delta.safetensors", "predictions/dev.tsv"]
     assert not list(folder.glob("*checkpoint*"))

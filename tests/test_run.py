@@ -14,17 +14,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from peftbench import compose, deltas, provenance, results
-from peftbench.config import Cell
+from peftbench.backbone.model import weights_folder
+from peftbench.config import compose
+from peftbench.config.spec import Cell
 from peftbench.data.sources import SAMPLE
-from peftbench.device import keep_freed_memory
 from peftbench.errors import DataError, Diverged
+from peftbench.machine import keep_freed_memory
 from peftbench.methods.base import Delta
-from peftbench.models import weights_folder
-from peftbench.results import Record
-from peftbench.run import Outcome, read_rows, tokenize_rows
+from peftbench.record import Record, read_record
+from peftbench.runner import deltas, provenance
+from peftbench.runner.run import Outcome, read_rows, tokenize_rows
 from peftbench.seeds import STREAMS, drawn_from, stream
-from peftbench.train import lr_factor
+from peftbench.training.trainer import lr_factor
 
 Run = Callable[..., Outcome]
 
@@ -55,7 +56,7 @@ def test_the_record_holds_what_was_promised(run_tiny: Run) -> None:
     assert (
         outcome.path == Path(raw["config"]["outputs"]) / compose.cell_from([*raw["overrides"]]).folder / "result.json"
     )
-    assert results.read(outcome.path) == outcome.record
+    assert read_record(outcome.path) == outcome.record
     files = {str(path.relative_to(outcome.path.parent)) for path in outcome.path.parent.rglob("*") if path.is_file()}
     assert files == {
         "result.json",
@@ -87,7 +88,7 @@ def test_a_regression_is_scored_by_correlation(run_tiny: Run) -> None:
 def test_divergence_ends_the_run_and_keeps_the_record(run_tiny: Run) -> None:
     outcome = run_tiny("method=full", "protocol.lr=1e30", "protocol.clip=null", "protocol.schedule=constant")
     assert isinstance(outcome.error, Diverged)
-    record = results.read(outcome.path)
+    record = read_record(outcome.path)
     assert record.status == "diverged"
     assert record.error is not None
     assert "the training loss is" in record.error
@@ -103,7 +104,7 @@ def test_a_crash_is_recorded_as_failed(run_tiny: Run, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(ParameterTuner, "after_step", explode)
     outcome = run_tiny("method=bitfit")
-    record = results.read(outcome.path)
+    record = read_record(outcome.path)
     assert record.status == "failed"
     assert record.error is not None
     assert "MemoryError: no more room" in record.error
@@ -127,8 +128,8 @@ def test_best_dev_keeps_the_best_evaluation(run_tiny: Run) -> None:
 
 def predictions_of_delta(outcome: Outcome) -> float:
     """Headline on dev of the delta that a run left behind."""
-    from peftbench import deltas
-    from peftbench.train import Trainer
+    from peftbench.runner import deltas
+    from peftbench.training.trainer import Trainer
 
     cell = compose.cell_from(outcome.record.overrides)
     model, tuner, _ = deltas.reload(outcome.path.parent)
@@ -265,7 +266,7 @@ def test_a_damaged_or_older_record_is_refused_by_name(run_tiny: Run) -> None:
     ):
         path.write_text(damaged)
         with pytest.raises(DataError, match=message):
-            results.read(path)
+            read_record(path)
 
 
 def test_numbers_that_are_not_finite_are_written_as_null(run_tiny: Run) -> None:

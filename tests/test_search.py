@@ -8,7 +8,8 @@ import pytest
 from conftest import TINY
 from test_cli import call
 
-from peftbench import compose, results
+from peftbench.config import compose
+from peftbench.record import Metrics, Record, find_records, read_record
 from peftbench.study import search
 
 SMALL = [*TINY, "method=bitfit", "select=lr", "select.max_steps=3"]
@@ -31,11 +32,11 @@ def test_a_cell_with_a_search_is_another_cell() -> None:
     assert compose.cell_from(SMALL).fingerprint != compose.cell_from([*SMALL, "select.rows=dev"]).fingerprint
 
 
-def record(value: float | None, status: str = "done") -> results.Record:
+def record(value: float | None, status: str = "done") -> Record:
     evaluations = [{"chosen_by": 0.9}, {"chosen_by": value}]
-    return results.Record(
+    return Record(
         schema=1, status=status, cell=None, fingerprint="", headline=None, counts=None, budget={}, overrides=[],
-        metrics=results.Metrics(evaluations[0], evaluations, "held_out", False), time={"total_s": 2.0}, memory={},
+        metrics=Metrics(evaluations[0], evaluations, "held_out", False), time={"total_s": 2.0}, memory={},
         throughput={}, hashes={}, versions={}, git={}, hardware={}, config={},
     )  # fmt: skip
 
@@ -53,7 +54,7 @@ def test_a_try_that_another_runner_has_is_asked_for_again_after_the_others() -> 
     cell = compose.cell_from([*SMALL, "protocol.lr=1e-3", "select.factors=[1,3,10]"])
     asked: list[str] = []
 
-    def run_try(words: list[str]) -> tuple[results.Record, str] | None:
+    def run_try(words: list[str]) -> tuple[Record, str] | None:
         asked.append(words[-1])
         return None if asked.count("protocol.lr=0.001") == 1 and words[-1] == "protocol.lr=0.001" else (record(0.5), "")
 
@@ -65,8 +66,8 @@ def test_a_sweep_searches_once_and_every_seed_uses_what_was_chosen(tmp_path: Pat
     words = [*SMALL, "study=pilot", f"outputs={tmp_path}", "select.factors=[0.1,1,10]"]
     done = call("run", "-m", *words, "seed=0,1", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    tries = [results.read(path) for path in results.find(tmp_path / "pilot.search")]
-    records = [results.read(path) for path in results.find(tmp_path / "pilot")]
+    tries = [read_record(path) for path in find_records(tmp_path / "pilot.search")]
+    records = [read_record(path) for path in find_records(tmp_path / "pilot")]
     assert len(tries) == 3
     assert len(records) == 2
     scores = {one.lr: one.metrics.evaluations[-1]["metrics"]["accuracy_held_out"] for one in tries}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_methods import assemble, values
 from torch import nn
 
-from peftbench.config import Cell
+from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError, DataError
 from peftbench.methods.selective import SelectiveTuner
 from peftbench.sparse.gradients import dense, sampled, watch_bias, watch_weight

@@ -12,14 +12,14 @@ import pytest
 from conftest import TINY
 from test_cli import PYTHON, call
 
-from peftbench import results
+from peftbench.record import MEASURED, find_records, read_record
 from peftbench.study import status
 
 STUDY = ["-m", *TINY, "study=pilot", "method=bitfit,head", "seed=0,1"]
 
 
 def records(where: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(where)): path.read_bytes() for path in results.find(where / "outputs" / "pilot")}
+    return {str(path.relative_to(where)): path.read_bytes() for path in find_records(where / "outputs" / "pilot")}
 
 
 def test_a_finished_sweep_is_skipped_without_torch_and_runs_again_only_when_asked(tmp_path: Path) -> None:
@@ -60,7 +60,7 @@ def test_globs_and_ranges_sweep_over_words_and_numbers(tmp_path: Path) -> None:
     words = [word for word in STUDY if not word.startswith(("method=", "seed="))]
     done = call("run", *words, "method=glob([b*,h*],exclude=houl*)", "seed=range(0,2)", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = [results.read(path).cell for path in results.find(tmp_path / "outputs" / "pilot")]
+    found = [read_record(path).cell for path in find_records(tmp_path / "outputs" / "pilot")]
     assert {(cell.method, cell.seed) for cell in found} == {(m, s) for m in ("bitfit", "head") for s in (0, 1)}
     own = tmp_path / "conf" / "method"
     own.mkdir(parents=True)
@@ -82,7 +82,7 @@ def test_a_cell_in_a_sweep_is_the_cell_alone(tmp_path: Path) -> None:
     def left(where: str) -> list[bytes]:
         (folder,) = (tmp_path / where / "pilot").glob("*-id3-*/seed0")
         raw = json.loads((folder / "result.json").read_bytes())
-        for key in (*results.MEASURED, "overrides", "config", "sha256"):
+        for key in (*MEASURED, "overrides", "config", "sha256"):
             del raw[key]
         return [json.dumps(raw).encode(), (folder / "delta.safetensors").read_bytes()]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from peftbench.run import Outcome
+from peftbench.runner.run import Outcome
 
 Run = Callable[..., Outcome]
 

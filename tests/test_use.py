@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from test_cli import call
 from transformers import AutoModelForSequenceClassification
 
-from peftbench import compose, results
-from peftbench.deltas import reload
+from peftbench.config import compose
+from peftbench.record import Headline, Record, write_record
 from peftbench.report import records, submission, sync
-from peftbench.run import Outcome, run
+from peftbench.runner.deltas import reload
+from peftbench.runner.run import Outcome, run
 
 LABELS = {
     "cola": ["unacceptable", "acceptable"], "sst2": ["negative", "positive"], "qnli": ["entailment", "not_entailment"],
@@ -29,19 +30,19 @@ LABELS = {
 
 
 @pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> results.Record:
+def template(tmp_path_factory: pytest.TempPathFactory) -> Record:
     words = [*TINY, "method=lora", f"outputs={tmp_path_factory.mktemp('outputs')}"]
     return run(compose.cell_from(words), compose.resolved(compose.load(words)), words).record
 
 
-def put(root: Path, template: results.Record, task: str, seed: int, score: float, start: Path | None = None) -> Path:
+def put(root: Path, template: Record, task: str, seed: int, score: float, start: Path | None = None) -> Path:
     """A finished run with test predictions, of official length."""
     config = {**template.config, "task": {**template.config["task"], "labels": LABELS.get(task)}}
     config["init_from"] = None if start is None else str(start)
     cell = dataclasses.replace(template.cell, task=task, seed=seed, study="s", data="folder")
     folder = root / "outputs" / "s" / f"{task}-lora-x" / f"seed{seed}"
-    headline = results.Headline("accuracy", score if task != "ax" else None, None)
-    results.write(dataclasses.replace(template, cell=cell, config=config, headline=headline), folder)
+    headline = Headline("accuracy", score if task != "ax" else None, None)
+    write_record(dataclasses.replace(template, cell=cell, config=config, headline=headline), folder)
     (folder / "predictions").mkdir()
     for file in submission.FILES:
         if file.task == task:
@@ -52,7 +53,7 @@ def put(root: Path, template: results.Record, task: str, seed: int, score: float
     return folder
 
 
-def test_a_submission_is_what_the_server_takes(template: results.Record, tmp_path: Path) -> None:
+def test_a_submission_is_what_the_server_takes(template: Record, tmp_path: Path) -> None:
     for task in ("cola", "sst2", "mrpc", "stsb", "qqp", "qnli", "rte", "wnli"):
         put(tmp_path, template, task, 0, 0.8)
         put(tmp_path, template, task, 1, 0.9)
@@ -77,7 +78,7 @@ def test_a_submission_is_what_the_server_takes(template: results.Record, tmp_pat
     assert (tmp_path / "glue.zip").read_bytes() == first
 
 
-def test_missing_tasks_are_filled_only_on_request(template: results.Record, tmp_path: Path) -> None:
+def test_missing_tasks_are_filled_only_on_request(template: Record, tmp_path: Path) -> None:
     put(tmp_path, template, "rte", 0, 0.8)
     refused = call("submission", "s", "--method", "lora", cwd=tmp_path)
     assert refused.returncode == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peftbench.config import DataSpec, TaskSpec
+from peftbench.config.spec import DataSpec, TaskSpec
 from peftbench.errors import DataError
 from peftbench.files import stamp
 

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from peftbench.config import ModelSpec
+from peftbench.config.spec import ModelSpec
 from peftbench.data.sources import Split
 from peftbench.files import set_aside, write_atomically
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numba.extending import overload
 
-from peftbench.device import give_back_pages
+from peftbench.machine import give_back_pages
 
 
 def compiled(*signatures: str, **options: Any) -> Callable[[Callable[..., None]], Any]:

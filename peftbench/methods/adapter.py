@@ -7,10 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from peftbench.config import Budget, Count, Kind, Scope
+from peftbench.backbone.model import Model
+from peftbench.config.spec import Budget, Count, Kind, Scope
 from peftbench.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, narrowed, require
-from peftbench.models import Model
 
 
 class AdapterLinear(nn.Module):

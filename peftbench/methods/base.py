@@ -12,10 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from peftbench.config import Budget, Scope
+from peftbench.backbone.model import Model
+from peftbench.config.spec import Budget, Scope
 from peftbench.errors import ConfigError, DataError
 from peftbench.files import write_atomically
-from peftbench.models import Model
 
 FORMAT = "peftbench-delta-1"
 

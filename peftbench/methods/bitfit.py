@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from peftbench.config import Budget, Kind, Scope
+from peftbench.backbone.model import Model
+from peftbench.config.spec import Budget, Kind, Scope
 from peftbench.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, narrowed, require
-from peftbench.models import Model
 
 # Under a budget: first what the paper found to matter most (query and intermediate, section 4.2), then the rest.
 PREFERRED = (

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from peftbench.config import Budget, Scope
+from peftbench.backbone.model import Model
+from peftbench.config.spec import Budget, Scope
 from peftbench.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, require
-from peftbench.models import Model
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from peftbench.config import Budget, Count, Scope
+from peftbench.backbone.model import Model
+from peftbench.config.spec import Budget, Count, Scope
 from peftbench.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, require
-from peftbench.models import Model
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from peftbench.config import Budget, Scope
+from peftbench.backbone.model import Model
+from peftbench.config.spec import Budget, Scope
 from peftbench.methods.base import ParameterTuner
-from peftbench.models import Model
 
 
 @dataclass(frozen=True)

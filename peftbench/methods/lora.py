@@ -13,12 +13,12 @@ from safetensors.torch import save
 from torch import nn
 from torch.nn import functional
 
-from peftbench.config import Budget, Count, Kind, Scope, Share
-from peftbench.dropout import Dropout
+from peftbench.backbone.dropout import Dropout
+from peftbench.backbone.model import Model
+from peftbench.config.spec import Budget, Count, Kind, Scope, Share
 from peftbench.errors import ConfigError
 from peftbench.files import write_atomically
 from peftbench.methods.base import ParameterTuner, narrowed, require
-from peftbench.models import Model
 
 
 class LoRALinear(nn.Module):

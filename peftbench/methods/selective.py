@@ -14,18 +14,18 @@ from pydantic import Field
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from peftbench.config import Budget, Count, Kind, MethodSpec, Scope
-from peftbench.device import process_state
+from peftbench.backbone.model import Model
+from peftbench.config.spec import Budget, Count, Kind, MethodSpec, Scope
+from peftbench.config.validate import make_method
 from peftbench.errors import ConfigError
+from peftbench.machine import process_state
 from peftbench.methods.base import ParameterTuner, Tuner, narrowed, require
-from peftbench.models import Model
 from peftbench.sparse.adam import EntryAdamW
 from peftbench.sparse.gradients import watch_bias, watch_dense, watch_weight
 from peftbench.sparse.schedule import Shape, unmasked
 from peftbench.sparse.scores import Best, d3
 from peftbench.sparse.select import Passes, gradient_ids, random_ids, smallest_ids
 from peftbench.sparse.store import SparseStore
-from peftbench.validate import make_method
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from peftbench.config import Budget, Kind, MethodSpec, Scope
+from peftbench.backbone.model import Model
+from peftbench.config.spec import Budget, Kind, MethodSpec, Scope
+from peftbench.config.validate import make_method
 from peftbench.errors import ConfigError, DataError
 from peftbench.methods.base import Method, ParameterTuner, Tuner, narrowed
 from peftbench.methods.bitfit import BitFit
 from peftbench.methods.lora import LoRA
-from peftbench.models import Model
-from peftbench.validate import make_method
 
 
 @dataclass(frozen=True)

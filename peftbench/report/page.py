@@ -10,11 +10,11 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from peftbench.files import write_atomically
+from peftbench.papers import Paper
+from peftbench.record import Record
 from peftbench.report import render
-from peftbench.report.papers import Paper
 from peftbench.report.records import Study, column_of, flat
 from peftbench.report.table import apart, build
-from peftbench.results import Record
 
 MOST_WRONG = 15  # rows per task that are listed
 

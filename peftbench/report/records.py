@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 
 from peftbench.errors import ConfigError, DataError, near
-from peftbench.results import Record, find, read
+from peftbench.record import Record, find_records, read_record
 
 # What two cells may differ in and still be the same cell of a table, beside the seed.
 UNRELATED = {"seed", "study", "outputs", "cache", "tracker", "progress", "predict_test", "checkpoint_every", "rerun"}
@@ -49,9 +49,9 @@ def of(outputs: Path, study: str, model: str | None = None) -> Study:
         hint = near(study, known) if known else f"{outputs} holds none"
         raise ConfigError(f"study {study}: not found in {outputs}; {hint}")
     records, folders = [], []
-    for path in find(folder):
+    for path in find_records(folder):
         try:
-            records.append(read(path))
+            records.append(read_record(path))
             folders.append(path.parent)
         except DataError as error:
             Console(stderr=True).print(f"left out: {error}", style="yellow", highlight=False, markup=False)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftbench.errors import ConfigError, DataError
+from peftbench.record import Record
 from peftbench.report.records import Study
-from peftbench.results import Record
 
 HEAD = "index\tprediction"
 NLI = ("entailment", "neutral", "contradiction")

@@ -12,7 +12,7 @@ from peftbench.errors import ConfigError
 from peftbench.report import plots, render
 from peftbench.report.records import Study
 from peftbench.report.table import build
-from peftbench.tracking import mode
+from peftbench.runner.tracking import mode
 
 
 def offline_runs(study: Study) -> list[Path]:

@@ -7,11 +7,11 @@ from typing import Literal
 
 import pandas as pd
 
-from peftbench.report import papers
-from peftbench.report.papers import Paper
+from peftbench import papers
+from peftbench.papers import Paper
+from peftbench.record import Record
 from peftbench.report.records import Study, differences, frame
 from peftbench.report.statistics import not_beaten
-from peftbench.results import Record
 
 Statistic = Literal["mean", "median"]
 SUFFIX = " †"  # of rows whose protocol is not that of the method's first row

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, open_dict
 
-from peftbench import compose, results, screen
-from peftbench.config import Cell
+from peftbench.commands import screen
+from peftbench.config import compose
+from peftbench.config.spec import Cell
 from peftbench.errors import BadInput, ConfigError
 from peftbench.files import RECORD_FILE
+from peftbench.record import Record, finished_record
 from peftbench.study import gpus, search
 from peftbench.study.lock import Lock, owner
 
 if TYPE_CHECKING:
-    from peftbench.run import Outcome
+    from peftbench.runner.run import Outcome
 
 ELSEWHERE = 75  # exit code of a cell that another runner has; EX_TEMPFAIL of sysexits.h
 
@@ -57,7 +59,7 @@ def record_of(cell: Cell) -> Path:
 def _settled(cell: Cell, lock: Lock | None, again: bool) -> int | None:
     """The exit code of a cell that needs no run here, once that is said; None: it needs one."""
     assert lock is not None
-    if not again and (record := results.finished(record_of(cell))) is not None:
+    if not again and (record := finished_record(record_of(cell))) is not None:
         screen.already_done(record, record_of(cell))
         return 0
     _check_writable(lock, cell)
@@ -82,7 +84,7 @@ def _agreed(decide: Callable[[], int | None]) -> int | None:
         return decide()
     from accelerate.utils import broadcast_object_list
 
-    from peftbench.device import process_state
+    from peftbench.machine import process_state
 
     process_state()
     decided = [decide() if _rank() == 0 else None]
@@ -93,7 +95,7 @@ def _agreed(decide: Callable[[], int | None]) -> int | None:
 @functools.cache
 def _runner() -> Callable[..., "Outcome"]:
     """`run.run`, imported when a cell is to be run; garbage collections leave out what the imports made."""
-    from peftbench.run import run
+    from peftbench.runner.run import run
 
     gc.freeze()
     return run
@@ -112,12 +114,12 @@ def _run(cell: Cell, config: DictConfig, overrides: Sequence[str]) -> int:
     return 0 if outcome.error is None else getattr(outcome.error, "exit_code", 1)
 
 
-def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[results.Record, str] | None:
+def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[Record, str] | None:
     """One try of a search: find its record, or run it; None where another runner has it."""
     config = compose.load([*overrides, *words])
     cell = compose.build(config)
     with Lock(folder_of(cell)) as lock:
-        if (record := results.finished(record_of(cell))) is None:
+        if (record := finished_record(record_of(cell))) is None:
             _check_writable(lock, cell)
             if not lock.held:
                 return None

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from peftbench.accounting import Counts, plan
 from peftbench.errors import ConfigError
-from peftbench.report.papers import Paper, Row
+from peftbench.papers import Paper, Row
+from peftbench.runner.counts import Counts, plan
 from peftbench.study.many import cells_from
 
 Verdict = Literal[

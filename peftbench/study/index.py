@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from peftbench import __version__, compose
+from peftbench import __version__
+from peftbench.config import compose
 from peftbench.errors import ConfigError
 from peftbench.files import set_aside, write_atomically
 

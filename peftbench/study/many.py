@@ -5,8 +5,8 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from peftbench import compose
-from peftbench.config import Cell
+from peftbench.config import compose
+from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError
 
 FEW = 8  # cells that one process composes sooner than others are started

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from peftbench import compose
+from peftbench.config import compose
 from peftbench.errors import ConfigError, near
 from peftbench.files import DELTA_FILE
-from peftbench.report.papers import Paper, Row
+from peftbench.papers import Paper, Row
 from peftbench.study.sweep import cells_of
 
 

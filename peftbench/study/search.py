@@ -4,9 +4,9 @@ import math
 import time
 from collections.abc import Callable
 
-from peftbench.config import Cell
+from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError
-from peftbench.results import Record, Search
+from peftbench.record import Record, Search
 
 SUFFIX = ".search"  # the tries of study "pilot" are the study "pilot.search"
 

@@ -10,9 +10,9 @@ from typing import Literal
 
 import yaml
 
-from peftbench import results
 from peftbench.errors import ConfigError, near
 from peftbench.files import CHECKPOINT_FILE, RECORD_FILE
+from peftbench.record import find_records, record_status
 from peftbench.study import index, lock
 
 State = Literal["done", "running", "failed", "stopped", "missing"]
@@ -54,7 +54,7 @@ def of(outputs: Path, study: str) -> list[CellStatus]:
     for path in (outputs / study).glob("*/*/.hydra/overrides.yaml"):  # cells that ran by themselves
         if (folder := str(path.parent.parent.relative_to(outputs))) not in cells:
             cells[folder] = list(yaml.safe_load(path.read_text(encoding="utf-8")))
-    for path in results.find(outputs / study):
+    for path in find_records(outputs / study):
         cells.setdefault(str(path.parent.relative_to(outputs)), [])
     return [_status(outputs, folder, overrides) for folder, overrides in cells.items()]
 
@@ -66,7 +66,7 @@ def of_any(outputs: Path, study: str) -> list[CellStatus]:
 
 def _status(outputs: Path, folder: str, overrides: Sequence[str]) -> CellStatus:
     path = outputs / folder / RECORD_FILE
-    found = results.status(path)
+    found = record_status(path)
     if found == "done":
         raw = json.loads(path.read_bytes())
         seconds, peak = raw.get("time", {}).get("total_s"), raw.get("memory", {}).get("peak_mb")

@@ -7,10 +7,11 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from peftbench import compose, results
-from peftbench.config import Cell
+from peftbench.config import compose
+from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError
 from peftbench.files import RECORD_FILE
+from peftbench.record import record_status
 from peftbench.study import index, lock, many
 from peftbench.study.index import Planned
 
@@ -132,7 +133,7 @@ def look_at(every: Sequence[list[str]], rerun: str = "unfinished") -> Sweep:
     by_key = {index.key(words): words for words in every}
     new = _compose({name: words for name, words in by_key.items() if name not in known})
     cells = {name: known[name] if name in known else new[name] for name in by_key}
-    status = {name: results.status(outputs / cell.folder / RECORD_FILE) for name, cell in cells.items()}
+    status = {name: record_status(outputs / cell.folder / RECORD_FILE) for name, cell in cells.items()}
     left = [by_key[name] for name in cells if wanted(status[name], rerun)]
     return Sweep(outputs, list(cells.values()), left, before=len(cells) - len(left))
 
@@ -155,7 +156,7 @@ def tally(sweep: Sweep) -> dict[str, int]:
     """How the sweep's cells stand: done, failed (diverged included), with another runner, left."""
     found = {"done": 0, "failed": 0, "elsewhere": 0, "left": 0}
     for cell in sweep.cells:
-        status = results.status(sweep.outputs / cell.folder / RECORD_FILE)
+        status = record_status(sweep.outputs / cell.folder / RECORD_FILE)
         if status == "done":
             found["done"] += 1
         elif lock.alive(sweep.outputs / cell.folder / lock.FILE):

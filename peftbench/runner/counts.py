@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, dataclass
 
-from peftbench import budgets, deltas
-from peftbench.config import Cell
+from peftbench.backbone.model import Model, build
+from peftbench.backbone.prefix import Prefix
+from peftbench.config.spec import Cell
 from peftbench.methods.base import Tuner
-from peftbench.models import Model, build
-from peftbench.prefix import Prefix
+from peftbench.runner import budgets, deltas
 
 
 @dataclass(frozen=True)

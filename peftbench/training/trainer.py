@@ -12,20 +12,20 @@ from accelerate.utils import gather_object, reduce
 from torch import nn
 from torch.nn import functional
 
-from peftbench.checkpoint import Checkpoints
-from peftbench.config import Protocol as TrainingProtocol
-from peftbench.config import TaskSpec
+from peftbench.backbone.model import Model
+from peftbench.backbone.prefix import Prefix
+from peftbench.config.spec import Protocol as TrainingProtocol
+from peftbench.config.spec import TaskSpec
 from peftbench.data.batches import collate, cut, epoch_order, evaluation_order
 from peftbench.data.tokens import Tokens
-from peftbench.device import keep_freed_memory, process_state
 from peftbench.errors import Diverged
-from peftbench.fit import Evaluation, Fit, Watcher
+from peftbench.machine import keep_freed_memory, process_state
 from peftbench.methods.base import Tuner
-from peftbench.metrics import predict, score
-from peftbench.models import Model
-from peftbench.prefix import Prefix
 from peftbench.seeds import stream
-from peftbench.stopping import Stop
+from peftbench.training.checkpoint import Checkpoints
+from peftbench.training.fit import Evaluation, Fit, Watcher
+from peftbench.training.metrics import predict, score
+from peftbench.training.stopping import Stop
 
 
 @dataclass

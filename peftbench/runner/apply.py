@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from peftbench.config import ModelSpec, TaskSpec
-from peftbench.config import Protocol as TrainingProtocol
+from peftbench.backbone.model import weights_folder
+from peftbench.config.spec import ModelSpec, TaskSpec
+from peftbench.config.spec import Protocol as TrainingProtocol
+from peftbench.config.validate import parse
 from peftbench.data.sources import make_split
 from peftbench.data.tokens import tokenize, tokenizer_for
-from peftbench.deltas import reload
 from peftbench.errors import DataError
 from peftbench.files import RECORD_FILE
-from peftbench.metrics import predict
-from peftbench.models import weights_folder
-from peftbench.results import Record, read
-from peftbench.train import Trainer
-from peftbench.validate import parse
+from peftbench.record import Record, read_record
+from peftbench.runner.deltas import reload
+from peftbench.training.metrics import predict
+from peftbench.training.trainer import Trainer
 
 
 def apply(run: Path, folder: Path) -> None:
@@ -27,7 +27,7 @@ def apply(run: Path, folder: Path) -> None:
         DataError: the run cannot be read.
         ConfigError: its method cannot be merged (adapters).
     """
-    record = read(run / RECORD_FILE)
+    record = read_record(run / RECORD_FILE)
     model, tuner, _ = reload(run)
     tuner.merge()
     module: Any = model.module.float()
@@ -51,7 +51,7 @@ def label(run: Path, file: Path, cache: Path) -> list[str]:
     Raises:
         DataError: the run or the file cannot be read, or a column is missing.
     """
-    record = read(run / RECORD_FILE)
+    record = read_record(run / RECORD_FILE)
     task = _spec(record, TaskSpec, "task")
     rows = make_split("new", _texts(file, task.folder.text), None)
     model, tuner, _ = reload(run)

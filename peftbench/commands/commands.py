@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from peftbench import compose, results_commands
+from peftbench.commands import results_commands
+from peftbench.config import compose
 from peftbench.errors import ConfigError, near
 
 if TYPE_CHECKING:
-    from peftbench.accounting import Counts
-    from peftbench.config import Cell
+    from peftbench.config.spec import Cell
+    from peftbench.runner.counts import Counts
     from peftbench.study.sweep import Sweep
 
 # Launchers that may not be installed -> the one of the plugin that they build on.
@@ -132,8 +133,8 @@ def count(arguments: Sequence[str]) -> int:
     if is_sweep(overrides) and len(every := cells_of(overrides)) > 1:
         return count_all(every, as_json)
     cell = compose.cell_from(overrides)
-    from peftbench import screen
-    from peftbench.accounting import plan
+    from peftbench.commands import screen
+    from peftbench.runner.counts import plan
 
     counts = plan(cell)
     if as_json:
@@ -145,7 +146,7 @@ def count(arguments: Sequence[str]) -> int:
 
 def count_all(every: Sequence[list[str]], as_json: bool) -> int:
     """The counts of several cells; one that is not possible gives its reason instead."""
-    from peftbench import screen
+    from peftbench.commands import screen
     from peftbench.study.many import cells_from
 
     common = set.intersection(*map(set, every))
@@ -159,7 +160,7 @@ def count_all(every: Sequence[list[str]], as_json: bool) -> int:
 
 
 def _planned(cell: "Cell | ConfigError") -> "Counts | str":
-    from peftbench.accounting import plan
+    from peftbench.runner.counts import plan
 
     try:
         if isinstance(cell, ConfigError):
@@ -178,10 +179,10 @@ def count_paper(arguments: Sequence[str]) -> int:
     """`peftbench count --paper PAPER`: every count that the paper states, against ours."""
     parser = ArgumentParser(prog="peftbench count")
     parser.add_argument("--paper", required=True, help="a word of conf/paper")
-    from peftbench.report import papers
+    from peftbench import papers
 
     paper = papers.load(parser.parse_args(arguments).paper)
-    from peftbench import screen
+    from peftbench.commands import screen
     from peftbench.study import counts
 
     screen.paper_counts(paper, list(counts.check(paper)))
@@ -197,8 +198,8 @@ def reproduce(arguments: Sequence[str]) -> int:
     parser.add_argument("--as", dest="side", help="paper or script, where they disagree; default: paper")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
     asked = parser.parse_intermixed_args(list(arguments))
-    from peftbench import screen
-    from peftbench.report import papers
+    from peftbench import papers
+    from peftbench.commands import screen
     from peftbench.study import reproduce as table
     from peftbench.study import sweep as study
 
@@ -226,7 +227,7 @@ def list_words(arguments: Sequence[str]) -> int:
     for group in groups:
         if group not in compose.LISTED:
             raise ConfigError(f"list {group}: no such group; {near(group, [*compose.LISTED, *PLURALS])}")
-    from peftbench import screen
+    from peftbench.commands import screen
 
     for group in groups:
         screen.words(group, {word: compose.describe(group, word) for word in compose.words(group)})
@@ -239,7 +240,7 @@ def status(arguments: Sequence[str]) -> int:
     parser.add_argument("study", help="name of the study, a folder under the outputs")
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
     asked = parser.parse_args(arguments)
-    from peftbench import screen
+    from peftbench.commands import screen
     from peftbench.study import status as study
 
     cells = study.of(Path(asked.outputs).expanduser(), asked.study)
@@ -249,7 +250,7 @@ def status(arguments: Sequence[str]) -> int:
 
 def plan(arguments: Sequence[str]) -> int:
     """`peftbench plan OVERRIDES`: the cells that `run -m` with these overrides would run, and what they would take."""
-    from peftbench import screen
+    from peftbench.commands import screen
     from peftbench.study import status as study
     from peftbench.study import sweep
 

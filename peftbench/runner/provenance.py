@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from peftbench import __version__
-from peftbench.device import give_back_freed_memory, process_state
+from peftbench.machine import give_back_freed_memory, process_state
 
 PACKAGES = (
     "torch",
@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 
 def git() -> dict[str, Any]:
     """Commit of the source and whether it was changed since; nulls where the package is not run from a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return {"commit": None, "dirty": None}
 

@@ -12,24 +12,24 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from peftbench import budgets, deltas, provenance, results
-from peftbench.accounting import Counts, count, entries, plan
-from peftbench.checkpoint import Checkpoints
-from peftbench.config import Cell
+from peftbench.backbone.model import Model, compute_precision, load, weights_folder
+from peftbench.config.spec import Cell
 from peftbench.data import sources
 from peftbench.data.sources import Split
 from peftbench.data.tokens import Tokens, tokenize, tokenizer_for
-from peftbench.device import process_state
 from peftbench.errors import BadInput, DataError, Diverged
 from peftbench.files import DELTA_FILE, RECORD_FILE, keep_last, stamp, write_atomically
-from peftbench.fit import Fit, Watcher
-from peftbench.metrics import predict, standard_error
-from peftbench.models import Model, compute_precision, load, weights_folder
-from peftbench.results import CellName, Headline, Metrics, Record, Search
+from peftbench.machine import process_state
+from peftbench.record import SCHEMA, CellName, Headline, Metrics, Record, Search, write_record
+from peftbench.runner import budgets, deltas, provenance
+from peftbench.runner.counts import Counts, count, entries, plan
+from peftbench.runner.tracking import MetricsFile, Stopwatch, bar, wandb_run
 from peftbench.seeds import stream
-from peftbench.stopping import Stop
-from peftbench.tracking import MetricsFile, Stopwatch, bar, wandb_run
-from peftbench.train import Trainer
+from peftbench.training.checkpoint import Checkpoints
+from peftbench.training.fit import Fit, Watcher
+from peftbench.training.metrics import predict, standard_error
+from peftbench.training.stopping import Stop
+from peftbench.training.trainer import Trainer
 
 
 @dataclass
@@ -87,7 +87,7 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str], search:
         status, error = "failed", caught
 
     record = Record(
-        schema=results.SCHEMA,
+        schema=SCHEMA,
         status=status,
         cell=cell_name(cell),
         fingerprint=fingerprint,
@@ -114,7 +114,7 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str], search:
         search=search,
     )
     if process_state().is_main_process:
-        results.write(record, folder)
+        write_record(record, folder)
         if status != "failed":  # a failure may pass, and the next try goes on from there
             work.checkpoints.remove()
     return Outcome(record, folder / RECORD_FILE, error)

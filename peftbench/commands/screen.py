@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from peftbench.config import Cell
-from peftbench.results import Record, Search
+from peftbench.config.spec import Cell
+from peftbench.record import Record, Search
 
 if TYPE_CHECKING:
-    from peftbench.accounting import Counts
-    from peftbench.report.papers import Paper
+    from peftbench.papers import Paper
+    from peftbench.runner.counts import Counts
     from peftbench.study.counts import Checked
     from peftbench.study.reproduce import Plan
     from peftbench.study.status import CellStatus, State

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from peftbench.config import (
+from peftbench.config.spec import (
     Budget,
     Cell,
     DataSpec,
@@ -29,9 +29,9 @@ from peftbench.config import (
     TaskSpec,
     TrackerSpec,
 )
+from peftbench.config.validate import check_method, parse, show
 from peftbench.errors import ConfigError, near
 from peftbench.files import DELTA_FILE
-from peftbench.validate import check_method, parse, show
 
 CONFIG_NAME = "config"
 SEARCHPATH = "hydra.searchpath="  # where a user's own yaml files lie
@@ -55,7 +55,7 @@ Plain = tuple[dict[str, str], dict[str, Any]]  # the word chosen in every group,
 
 def conf_dir() -> Path:
     """Folder of the yaml files: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
 

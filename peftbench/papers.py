@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from peftbench import compose
+from peftbench.config import compose
+from peftbench.config.validate import parse
 from peftbench.errors import ConfigError, near
-from peftbench.results import Record
-from peftbench.validate import parse
+from peftbench.record import Record
 
 Scores = dict[str, dict[str, float]]
 

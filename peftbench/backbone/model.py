@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
 from transformers.utils import logging as transformers_logging
 
-from peftbench.config import Layout, ModelSpec, Scope
-from peftbench.dropout import ATTENTION, Noise, replace_dropout
+from peftbench.backbone.dropout import ATTENTION, Noise, replace_dropout
+from peftbench.config.spec import Layout, ModelSpec, Scope
 from peftbench.errors import ConfigError, DataError
 from peftbench.files import stamp
 from peftbench.seeds import drawn_from

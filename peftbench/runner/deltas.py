@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from peftbench.config import Budget, Cell, MethodSpec, ModelSpec, Scope
+from peftbench.backbone.model import Model, file_sha256, load
+from peftbench.config.spec import Budget, Cell, MethodSpec, ModelSpec, Scope
+from peftbench.config.validate import make_method, parse
 from peftbench.errors import ConfigError, DataError
 from peftbench.files import DELTA_FILE, RECORD_FILE
 from peftbench.methods.base import Delta, Method, Tuner, copy_into
-from peftbench.models import Model, file_sha256, load
-from peftbench.results import read
+from peftbench.record import read_record
 from peftbench.seeds import drawn_from
-from peftbench.validate import make_method, parse
 
 HEAD = "head."
 
@@ -92,7 +92,7 @@ def reload(run: Path) -> tuple[Model, Tuner, Method]:
     Raises:
         DataError: the run's record, delta or weights cannot be read.
     """
-    record, delta = read(run / RECORD_FILE), _own_delta(run)
+    record, delta = read_record(run / RECORD_FILE), _own_delta(run)
     problems: list[str] = []
     spec = parse(ModelSpec, {"name": record.cell.model, **record.config["model"]}, "model", problems)
     if spec is None:
@@ -108,7 +108,7 @@ def _own_delta(run: Path) -> Delta:
         DataError: it cannot be read, or is not the one that the record beside it was made with.
     """
     delta = Delta.load(run / DELTA_FILE)
-    record = read(run / RECORD_FILE)
+    record = read_record(run / RECORD_FILE)
     if file_sha256(run / DELTA_FILE) != record.hashes.get("delta"):
         raise DataError(f"{run / DELTA_FILE}: not the delta that {RECORD_FILE} beside it was made with; it is refused")
     return delta

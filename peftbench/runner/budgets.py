@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from peftbench import compose, deltas
-from peftbench.config import Budget, Cell
+from peftbench.backbone.model import build
+from peftbench.config import compose
+from peftbench.config.spec import Budget, Cell
 from peftbench.errors import ConfigError
-from peftbench.models import build
+from peftbench.runner import deltas
 
 
 def resolve(cell: Cell) -> Cell:

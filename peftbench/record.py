@@ -122,14 +122,14 @@ class Record:
         return json.dumps(raw, indent=1, ensure_ascii=False)
 
 
-def write(record: Record, folder: Path) -> Path:
+def write_record(record: Record, folder: Path) -> Path:
     """Write the record into its cell's folder, whole or not at all; returns its path."""
     path = folder / RECORD_FILE
     write_atomically(path, (record.as_json() + "\n").encode())
     return path
 
 
-def read(path: Path) -> Record:
+def read_record(path: Path) -> Record:
     """Read and validate a record.
 
     Raises:
@@ -149,18 +149,18 @@ def read(path: Path) -> Record:
         raise DataError(f"{path}: not a valid record: {where}: {first['msg']}") from None
 
 
-def finished(path: Path) -> Record | None:
+def finished_record(path: Path) -> Record | None:
     """The record at this path, if its run ended well; one that is not readable is set aside."""
-    if status(path) != "done":
+    if record_status(path) != "done":
         return None
     try:
-        return read(path)
+        return read_record(path)
     except DataError as error:
         set_aside(path, error.problems[0].removeprefix(f"{path}: "))
         return None
 
 
-def status(path: Path) -> str | None:
+def record_status(path: Path) -> str | None:
     """How the run of a record ended, read without looking at the rest; None where there is none.
 
     A damaged record is set aside. One of another schema is left alone and counts as "done": it is never run over.
@@ -200,7 +200,7 @@ def _adapter() -> TypeAdapter[Record]:
     return TypeAdapter(Record)
 
 
-def find(study: Path) -> Iterator[Path]:
+def find_records(study: Path) -> Iterator[Path]:
     """Paths of all records of a study, sorted."""
     yield from sorted(study.glob(f"*/*/{RECORD_FILE}"))
 

@@ -12,8 +12,8 @@ from typing import IO, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from peftbench.config import Cell
-from peftbench.fit import Evaluation
+from peftbench.config.spec import Cell
+from peftbench.training.fit import Evaluation
 
 
 class MetricsFile:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from peftbench.backbone.model import Model
 from peftbench.data.tokens import Tokens
 from peftbench.errors import ConfigError
-from peftbench.models import Model
 
 
 class Reached(Exception):

@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from peftbench import compose
+from peftbench.config import compose
 from peftbench.errors import ConfigError, DataError
 from peftbench.files import DELTA_FILE
 
@@ -16,7 +16,8 @@ def table(arguments: Sequence[str]) -> int:
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
     parser.add_argument("--format", choices=("md", "latex", "html", "csv"), help="print it so, for a file")
     asked = parser.parse_args(arguments)
-    from peftbench.report import papers, records, render
+    from peftbench import papers
+    from peftbench.report import records, render
     from peftbench.report import table as tables
 
     paper = papers.load(asked.paper) if asked.paper else None
@@ -27,7 +28,7 @@ def table(arguments: Sequence[str]) -> int:
         return 0
     if made.lines:
         render.show(made)
-    from peftbench import screen
+    from peftbench.commands import screen
 
     screen.failures(study.records)
     return 0
@@ -66,7 +67,8 @@ def report(arguments: Sequence[str]) -> int:
     parser.add_argument("--to", help="file to write; default: report.html in the study's folder")
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
     asked = parser.parse_args(arguments)
-    from peftbench.report import page, papers, records
+    from peftbench import papers
+    from peftbench.report import page, records
 
     outputs = Path(asked.outputs).expanduser()
     study = records.of(outputs, asked.study, asked.model)
@@ -130,7 +132,7 @@ def apply(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", required=True, help="folder to write")
     asked = parser.parse_args(arguments)
     run = _finished(asked.run)
-    from peftbench.apply import apply
+    from peftbench.runner.apply import apply
 
     apply(run, writable(Path(asked.output)))
     print(asked.output)
@@ -144,7 +146,7 @@ def predict(arguments: Sequence[str]) -> int:
     parser.add_argument("file", help="tab-separated, with a header line that names the task's text columns")
     asked = parser.parse_args(arguments)
     run = _finished(asked.run)
-    from peftbench.apply import label
+    from peftbench.runner.apply import label
 
     cache = compose.resolved(compose.load([]))["cache"]
     for line in label(run, Path(asked.file), Path(str(cache)).expanduser()):
@@ -159,7 +161,7 @@ def export(arguments: Sequence[str]) -> int:
     parser.add_argument("--to", required=True, help="folder to write")
     asked = parser.parse_args(arguments)
     run = _finished(asked.run)
-    from peftbench.deltas import export_peft
+    from peftbench.runner.deltas import export_peft
 
     export_peft(run, Path(asked.to))
     print(asked.to)

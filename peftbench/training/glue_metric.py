@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from peftbench.metrics import score
+from peftbench.training.metrics import score
 
 NAMES = {
     "cola": ("matthews_correlation",),

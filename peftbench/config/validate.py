@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
-from peftbench.config import MethodSpec
+from peftbench.config.spec import MethodSpec
 from peftbench.errors import ConfigError, near
 
 if TYPE_CHECKING:

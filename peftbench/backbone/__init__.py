@@ -1,0 +1,1 @@
+"""Models: built, loaded, with every parameter's place known."""
