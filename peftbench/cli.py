@@ -1,6 +1,7 @@
 """The `peftbench` command. It imports nothing heavy before it knows what is asked."""
 
 import gc
+import importlib
 import os
 import sys
 
@@ -37,10 +38,24 @@ exit codes: 0 done, 1 a run failed or cells of a sweep were left, 2 wrong config
 shell completion: eval "$(peftbench run -sc install=bash)"
 """
 
-COMMANDS = (
-    *("run", "plan", "status", "count", "list", "reproduce", "table", "compare", "plot", "report"),
-    *("submission", "sync", "apply", "predict", "export"),
-)
+# Command -> the module of `peftbench.commands` and the function in it.
+COMMANDS = {
+    "run": ("run", "run"),
+    "plan": ("studies", "plan"),
+    "status": ("studies", "status"),
+    "count": ("count", "count"),
+    "list": ("words", "list_words"),
+    "reproduce": ("studies", "reproduce"),
+    "table": ("views", "table"),
+    "compare": ("views", "compare"),
+    "plot": ("views", "plot"),
+    "report": ("views", "report"),
+    "submission": ("views", "submission"),
+    "sync": ("views", "sync"),
+    "apply": ("use", "apply"),
+    "predict": ("use", "predict"),
+    "export": ("use", "export"),
+}
 
 
 def main() -> None:
@@ -66,11 +81,11 @@ def main() -> None:
         sys.exit(2)
 
     gc.set_threshold(50_000)  # objects: imports make a million that stay; looking for garbage among them took 0.5 s
-    from peftbench.commands import commands
     from peftbench.errors import BadInput
 
+    module, function = COMMANDS[command]
     try:
-        code = commands.COMMANDS[command](rest)
+        code = getattr(importlib.import_module(f"peftbench.commands.{module}"), function)(rest)
     except BadInput as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)

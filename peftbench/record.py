@@ -16,6 +16,7 @@ from peftbench.files import RECORD_FILE, set_aside, write_atomically
 
 SCHEMA = 2
 READABLE = (1, SCHEMA)  # 1 had no digest and is otherwise the same
+SEARCH_SUFFIX = ".search"  # the tries of study "pilot" are the study "pilot.search"
 MEASURED = ("time", "memory", "throughput")  # the keys in which two equal runs on a CPU may differ
 
 

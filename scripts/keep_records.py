@@ -12,8 +12,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from peftbench.record import Record, find_records, read_record, record_status, write_record
-from peftbench.study.search import SUFFIX
+from peftbench.record import SEARCH_SUFFIX, Record, find_records, read_record, record_status, write_record
 
 
 def main() -> None:
@@ -23,7 +22,7 @@ def main() -> None:
     parser.add_argument("study")
     parser.add_argument("to", type=Path)
     asked = parser.parse_args()
-    for name in (asked.study, asked.study + SUFFIX):
+    for name in (asked.study, asked.study + SEARCH_SUFFIX):
         for path in find_records(asked.outputs / name):
             if record_status(path) != "done":
                 continue

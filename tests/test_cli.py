@@ -151,6 +151,8 @@ def test_a_lora_run_is_exported_to_peft(tmp_path: Path) -> None:
     plain = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
     model = peft.PeftModel.from_pretrained(plain, tmp_path / "adapter").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    import peftbench
+
     sample = Path(peftbench.__file__).parent / "data" / "sample" / "SST-2" / "dev.tsv"
     rows = [line.split("\t")[0] for line in sample.read_text(encoding="utf-8").splitlines()[1:41]]
     with torch.no_grad():

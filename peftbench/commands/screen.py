@@ -27,10 +27,10 @@ def already_done(record: Record, path: Path) -> None:
     print(path, flush=True)
 
 
-def searched(found: Search) -> None:
+def searched(search: Search) -> None:
     """One line: the learning rates tried, their scores, and the chosen one."""
-    tried = "  ".join(f"{lr}: {'failed' if value is None else f'{value:.4f}'}" for lr, value in found.scores.items())
-    console.print(f"lr {found.chosen:g} chosen on {found.rows.replace('_', '-')} rows of {tried}")
+    tried = "  ".join(f"{lr}: {'failed' if value is None else f'{value:.4f}'}" for lr, value in search.scores.items())
+    console.print(f"lr {search.chosen:g} chosen on {search.rows.replace('_', '-')} rows of {tried}")
 
 
 def summary(record: Record) -> None:

@@ -14,10 +14,9 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftbench.record import Record, find_records, read_record
+from peftbench.record import SEARCH_SUFFIX, Record, find_records, read_record
 from peftbench.report.records import Study, column_of, name_of
 from peftbench.report.table import apart
-from peftbench.study.search import SUFFIX
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, each with a marker and a dash of its own for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -122,7 +121,7 @@ def growth(study: Study, rows: pd.DataFrame, _: Path) -> Figure | None:
 
 def rates(study: Study, rows: pd.DataFrame, outputs: Path) -> Figure | None:
     """Score of every learning rate that was tried before the runs, on the rows it was chosen on."""
-    folder = outputs / f"{study.name}{SUFFIX}"
+    folder = outputs / f"{study.name}{SEARCH_SUFFIX}"
     tries = [read_record(path) for path in find_records(folder)] if folder.is_dir() else []
     points = [
         (column_of(record), record.cell.method, record.lr, 100 * record.metrics.evaluations[-1]["chosen_by"])

@@ -7,12 +7,12 @@ import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from peftbench.errors import ConfigError
 from peftbench.report import plots, render
 from peftbench.report.records import Study
 from peftbench.report.table import build
-from peftbench.runner.tracking import mode
 
 
 def offline_runs(study: Study) -> list[Path]:
@@ -21,15 +21,18 @@ def offline_runs(study: Study) -> list[Path]:
     return [path for path in found if not list(path.glob("*.wandb.synced"))]
 
 
-def send(runs: list[Path]) -> None:
+def send(runs: list[Path], mode: str) -> None:
     """Send them, as `wandb sync` does.
+
+    Args:
+        mode: how W&B is used here: online, offline or disabled.
 
     Raises:
         ConfigError: there is no key, or W&B could not be reached or refused them.
     """
     if not runs:
         return
-    if mode("auto") != "online":
+    if mode != "online":
         raise ConfigError(f"{len(runs)} runs wait to be sent, and W&B has no key here; wandb login, or WANDB_API_KEY")
     _check_reachable(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     for run in runs:
@@ -50,7 +53,7 @@ def _check_reachable(server: str) -> None:
         raise ConfigError(f"{server}: W&B cannot be reached ({error})") from None
 
 
-def log_study(study: Study, outputs: Path, folder: Path, project: str) -> str:
+def log_study(study: Study, outputs: Path, folder: Path, project: str, mode: Any) -> str:
     """Log the study's table and figures as one W&B run; returns where it is."""
     import wandb
 
@@ -61,7 +64,7 @@ def log_study(study: Study, outputs: Path, folder: Path, project: str) -> str:
         settings = wandb.Settings(console="off", disable_git=True)
         run = wandb.init(
             project=project, group=study.name, job_type="study", name=f"{study.name} table", dir=str(folder),
-            mode=mode("auto"), settings=settings, config={"notes": table.notes},
+            mode=mode, settings=settings, config={"notes": table.notes},
         )  # fmt: skip
         run.log({"table": wandb.Table(columns=head, data=rows)})
         run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})

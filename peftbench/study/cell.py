@@ -7,16 +7,15 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from omegaconf import DictConfig, open_dict
 
-from peftbench.commands import screen
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.errors import BadInput, ConfigError
 from peftbench.files import RECORD_FILE
-from peftbench.record import Record, finished_record
+from peftbench.record import Record, Search, finished_record
 from peftbench.study import gpus, search
 from peftbench.study.lock import Lock, owner
 
@@ -26,20 +25,37 @@ if TYPE_CHECKING:
 ELSEWHERE = 75  # exit code of a cell that another runner has; EX_TEMPFAIL of sysexits.h
 
 
-def run_cell(config: DictConfig, overrides: Sequence[str]) -> int:
+class Screen(Protocol):
+    """Who tells a person how a cell went."""
+
+    def already_done(self, record: Record, path: Path) -> None:
+        """The cell has a finished record."""
+        ...
+
+    def searched(self, search: Search) -> None:
+        """The learning rate was chosen."""
+        ...
+
+    def summary(self, record: Record) -> None:
+        """The run ended."""
+        ...
+
+
+def run_cell(config: DictConfig, overrides: Sequence[str], screen: Screen) -> int:
     """Run one composed cell, say how it went; returns its exit code. The last line printed is the record's path.
 
     Args:
         config: the cell's, Hydra's own part included.
         overrides: what the user typed.
+        screen: told how it goes.
     """
     try:
         cell = compose.build(config)
         with Lock(folder_of(cell)) if _rank() == 0 else nullcontext() as lock:
-            if (code := _agreed(functools.partial(_settled, cell, lock, config.rerun == "all"))) is not None:
+            if (code := _agreed(functools.partial(_settled, cell, lock, config.rerun == "all", screen))) is not None:
                 return code
             gpus.take_place(config.cells_per_gpu)
-            return _run(cell, config, overrides)
+            return _run(cell, config, overrides, screen)
     except BadInput as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -56,7 +72,7 @@ def record_of(cell: Cell) -> Path:
     return folder_of(cell) / RECORD_FILE
 
 
-def _settled(cell: Cell, lock: Lock | None, again: bool) -> int | None:
+def _settled(cell: Cell, lock: Lock | None, again: bool, screen: Screen) -> int | None:
     """The exit code of a cell that needs no run here, once that is said; None: it needs one."""
     assert lock is not None
     if not again and (record := finished_record(record_of(cell))) is not None:
@@ -101,7 +117,7 @@ def _runner() -> Callable[..., "Outcome"]:
     return run
 
 
-def _run(cell: Cell, config: DictConfig, overrides: Sequence[str]) -> int:
+def _run(cell: Cell, config: DictConfig, overrides: Sequence[str], screen: Screen) -> int:
     found = None
     if cell.select.factors is not None:
         found = search.search(cell, functools.partial(_run_try, overrides))

@@ -6,9 +6,7 @@ from collections.abc import Callable
 
 from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError
-from peftbench.record import Record, Search
-
-SUFFIX = ".search"  # the tries of study "pilot" are the study "pilot.search"
+from peftbench.record import SEARCH_SUFFIX, Record, Search
 
 
 def rates(cell: Cell) -> list[float]:
@@ -21,7 +19,7 @@ def tries(cell: Cell) -> list[list[str]]:
     fixed = [
         "select.factors=null",
         f"seed={cell.select.seed}",
-        f"study={cell.study}{SUFFIX}",
+        f"study={cell.study}{SEARCH_SUFFIX}",
         f"protocol.selection={'best_dev' if cell.select.rows == 'dev' else 'held_out'}",
         "predict_test=false",
     ]

@@ -1,13 +1,11 @@
-"""What the commands that read a study's records, or a finished run, do."""
+"""`peftbench table`, `compare`, `plot`, `report`, `submission`, `sync`: views of a study's records."""
 
-import tempfile
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from peftbench.config import compose
-from peftbench.errors import ConfigError, DataError
-from peftbench.files import DELTA_FILE
+from peftbench.commands.paths import writable
+from peftbench.errors import DataError
 
 
 def table(arguments: Sequence[str]) -> int:
@@ -115,71 +113,15 @@ def sync(arguments: Sequence[str]) -> int:
     asked = parser.parse_args(arguments)
     from peftbench.report import records
     from peftbench.report import sync as offline
+    from peftbench.runner.tracking import mode
 
     outputs = Path(asked.outputs).expanduser()
     study = records.of(outputs, asked.study, asked.model)
     runs = offline.offline_runs(study)
-    offline.send(runs)
+    offline.send(runs, mode("auto"))
     print(f"{len(runs)} runs sent")
-    print(offline.log_study(study, outputs, writable(outputs / asked.study), asked.project))
+    print(offline.log_study(study, outputs, writable(outputs / asked.study), asked.project, mode("auto")))
     return 0
-
-
-def apply(arguments: Sequence[str]) -> int:
-    """`peftbench apply RUN --output DIR`: the run's model as a plain transformers folder."""
-    parser = ArgumentParser(prog="peftbench apply")
-    parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument("--output", required=True, help="folder to write")
-    asked = parser.parse_args(arguments)
-    run = _finished(asked.run)
-    from peftbench.runner.apply import apply
-
-    apply(run, writable(Path(asked.output)))
-    print(asked.output)
-    return 0
-
-
-def predict(arguments: Sequence[str]) -> int:
-    """`peftbench predict RUN FILE.tsv`: the run's labels for new rows."""
-    parser = ArgumentParser(prog="peftbench predict")
-    parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument("file", help="tab-separated, with a header line that names the task's text columns")
-    asked = parser.parse_args(arguments)
-    run = _finished(asked.run)
-    from peftbench.runner.apply import label
-
-    cache = compose.resolved(compose.load([]))["cache"]
-    for line in label(run, Path(asked.file), Path(str(cache)).expanduser()):
-        print(line)
-    return 0
-
-
-def export(arguments: Sequence[str]) -> int:
-    """`peftbench export RUN --to DIR`: a LoRA run's adapter and head in PEFT's format."""
-    parser = ArgumentParser(prog="peftbench export")
-    parser.add_argument("run", help="folder of a finished LoRA run")
-    parser.add_argument("--to", required=True, help="folder to write")
-    asked = parser.parse_args(arguments)
-    run = _finished(asked.run)
-    from peftbench.runner.deltas import export_peft
-
-    export_peft(run, Path(asked.to))
-    print(asked.to)
-    return 0
-
-
-def writable(folder: Path) -> Path:
-    """The folder, made if need be.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
 
 
 def _study_parser(command: str) -> ArgumentParser:
@@ -188,22 +130,3 @@ def _study_parser(command: str) -> ArgumentParser:
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
     parser.add_argument("--model", help="only this backbone, or all; needed where the study has several")
     return parser
-
-
-def _finished(run: str) -> Path:
-    if not (Path(run) / DELTA_FILE).is_file():
-        raise DataError(f"{run}: no {DELTA_FILE} there; it must be the folder of a finished run")
-    return Path(run)
-
-
-COMMANDS = {
-    "table": table,
-    "compare": compare,
-    "plot": plot,
-    "report": report,
-    "submission": submission,
-    "sync": sync,
-    "apply": apply,
-    "predict": predict,
-    "export": export,
-}

@@ -1,0 +1,80 @@
+"""`peftbench count`: trainable entries, without weights."""
+
+import json
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from peftbench.config import compose
+from peftbench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peftbench.config.spec import Cell
+    from peftbench.runner.counts import Counts
+
+
+def count(arguments: Sequence[str]) -> int:
+    """`peftbench count`: trainable entries by closed inspection of a model without weights; a sweep gives a table."""
+    if "--paper" in arguments:
+        return count_paper(arguments)
+    as_json = "--json" in arguments
+    overrides = [compose.longhand(argument) for argument in arguments if argument not in ("--json", "-m")]
+    from peftbench.study.sweep import cells_of, is_sweep
+
+    if is_sweep(overrides) and len(every := cells_of(overrides)) > 1:
+        return count_all(every, as_json)
+    cell = compose.cell_from(overrides)
+    from peftbench.commands import screen
+    from peftbench.runner.counts import plan
+
+    counts = plan(cell)
+    if as_json:
+        print(json.dumps(trained(counts)))
+    else:
+        screen.counts(cell, counts)
+    return 0
+
+
+def count_all(every: Sequence[list[str]], as_json: bool) -> int:
+    """The counts of several cells; one that is not possible gives its reason instead."""
+    from peftbench.commands import screen
+    from peftbench.study.many import cells_from
+
+    common = set.intersection(*map(set, every))
+    names = [" ".join(word for word in words if word not in common) for words in every]
+    found = {name: _planned(cell) for name, cell in zip(names, cells_from(every), strict=True)}
+    if as_json:
+        print(json.dumps({k: {"error": v} if isinstance(v, str) else trained(v) for k, v in found.items()}, indent=1))
+    else:
+        screen.counts_of_all(" ".join(word for word in every[0] if word in common), found)
+    return 2 if all(isinstance(counts, str) for counts in found.values()) else 0
+
+
+def _planned(cell: "Cell | ConfigError") -> "Counts | str":
+    from peftbench.runner.counts import plan
+
+    try:
+        if isinstance(cell, ConfigError):
+            raise cell
+        return plan(cell)
+    except ConfigError as error:
+        return error.problems[0]
+
+
+def trained(counts: "Counts") -> dict[str, int | None]:
+    """What trains, by name."""
+    return {key: value for key, value in counts.as_dict().items() if key != "stored_bytes"}
+
+
+def count_paper(arguments: Sequence[str]) -> int:
+    """`peftbench count --paper PAPER`: every count that the paper states, against ours."""
+    parser = ArgumentParser(prog="peftbench count")
+    parser.add_argument("--paper", required=True, help="a word of conf/paper")
+    from peftbench import papers
+
+    paper = papers.load(parser.parse_args(arguments).paper)
+    from peftbench.commands import screen
+    from peftbench.study import counts
+
+    screen.paper_counts(paper, list(counts.check(paper)))
+    return 0

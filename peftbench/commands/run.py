@@ -1,0 +1,113 @@
+"""`peftbench run`: one cell, or a sweep over many."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from peftbench.commands import screen
+from peftbench.config import compose
+from peftbench.errors import ConfigError, near
+
+if TYPE_CHECKING:
+    from peftbench.study.sweep import Sweep
+
+# Launchers that may not be installed -> the one of the plugin that they build on.
+PLUGIN_OF = {"joblib": "joblib", "local": "joblib", "slurm": "submitit_slurm"}
+PLUGIN_OF |= {"submitit_slurm": "submitit_slurm", "submitit_local": "submitit_local"}
+
+
+def run(arguments: Sequence[str]) -> int:
+    """`peftbench run`: check everything, then let Hydra run one cell or sweep over many."""
+    from hydra._internal.utils import get_args_parser
+
+    arguments = [compose.longhand(argument) for argument in arguments]
+    arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))  # wherever it was typed
+    asked = get_args_parser().parse_args(list(arguments))
+    if asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion:
+        hydra_job(arguments)
+        return 0
+    hydras = ("hydra.", "hydra/")  # of Hydra's own settings only this one says what a cell is
+    own = [item for item in asked.overrides if not item.startswith(hydras) or item.startswith(compose.SEARCHPATH)]
+    if asked.multirun:
+        return sweep(arguments, own)
+    compose.cell_from(own)
+    return hydra_job(arguments) or 0
+
+
+def sweep(arguments: Sequence[str], overrides: Sequence[str]) -> int:
+    """Run what is left of a sweep; the exit code is 0, 1 where cells could not be run, or 100 and the number of those
+    that failed (199 at most)."""
+    from peftbench.study import sweep as study
+
+    _check_launcher(arguments)
+    return run_cells(study.plan(overrides, rerun_word(overrides)), arguments)
+
+
+def run_cells(found: "Sweep", arguments: Sequence[str] = ("-m",)) -> int:
+    """Let Hydra run what is left of a sweep, and say how all of it stands; `arguments` are the command line's."""
+    from peftbench.study import sweep as study
+
+    if found.left:
+        study.left[:] = found.left
+        _launch(arguments)
+    count = study.tally(found)
+    notes = [
+        f"{count[key]} {text}" for key, text in (("elsewhere", "with another runner"), ("left", "left")) if count[key]
+    ]
+    before = f" ({found.before} of them before)" if found.before else ""
+    print(", ".join([f"{len(found.cells)} cells: {count['done']} done{before}", f"{count['failed']} failed", *notes]))
+    return 100 + min(99, count["failed"]) if count["failed"] else int(count["left"] > 0)
+
+
+def _check_launcher(arguments: Sequence[str]) -> None:
+    """Refuse a launcher that is not there, before anything runs.
+
+    Raises:
+        ConfigError: it is unknown, or its plugin is not installed.
+    """
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+
+    Plugins.instance()  # registers those that are installed
+    known = {name.removesuffix(".yaml") for name in ConfigStore.instance().list("hydra/launcher")}
+    for word in (item.partition("=")[2] for item in arguments if item.startswith("hydra/launcher=")):
+        if word not in known | set(PLUGIN_OF):
+            raise ConfigError(f"hydra/launcher={word}: there is none; {near(word, [*known, *PLUGIN_OF])}")
+        if PLUGIN_OF.get(word, word) not in known:
+            raise ConfigError(f"hydra/launcher={word}: needs a plugin of Hydra; pip install 'peftbench[launchers]'")
+
+
+def _launch(arguments: Sequence[str]) -> None:
+    """Let Hydra run the sweep; a launcher whose own jobs died ends it, and what they had done counts."""
+    try:
+        hydra_job(arguments)
+    except Exception as error:
+        print(f"the launcher gave up: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+
+
+def hydra_job(arguments: Sequence[str]) -> int | None:
+    """Hand a command line to Hydra; gives the exit code where it was one cell."""
+    from hydra import main as hydra_main
+
+    codes: list[int] = []
+    sys.argv = [sys.argv[0], *arguments]
+
+    def task(config: DictConfig) -> int:
+        from hydra.core.hydra_config import HydraConfig
+
+        from peftbench.study.cell import run_cell, with_hydra
+
+        hydra = HydraConfig.get()
+        paths = [item for item in hydra.overrides.hydra if item.startswith(compose.SEARCHPATH)]
+        codes.append(run_cell(with_hydra(config, hydra), [*paths, *hydra.overrides.task], screen))
+        return codes[-1]
+
+    hydra_main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, version_base="1.3")(task)()
+    return codes[-1] if codes else None
+
+
+def rerun_word(overrides: Sequence[str]) -> str:
+    """What `rerun=` says, the last one typed."""
+    return next((item.partition("=")[2] for item in reversed(overrides) if item.startswith("rerun=")), "unfinished")

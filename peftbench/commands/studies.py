@@ -1,0 +1,68 @@
+"""`peftbench plan`, `status`, `reproduce`: many cells, before and while they run."""
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from peftbench.commands.run import rerun_word, run_cells
+from peftbench.config import compose
+
+
+def plan(arguments: Sequence[str]) -> int:
+    """`peftbench plan OVERRIDES`: the cells that `run -m` with these overrides would run, and what they would take."""
+    from peftbench.commands import screen
+    from peftbench.study import status as study
+    from peftbench.study import sweep
+
+    rerun, overrides = rerun_word(arguments), [compose.longhand(argument) for argument in arguments if argument != "-m"]
+    found = sweep.look(overrides, rerun)
+    near_by = [cell for name in found.studies() for cell in study.of_any(found.outputs, name)]
+    left = found.folders_left()
+    screen.plan(found, study.sum_of_guesses(left, study.known_seconds(near_by)), study.peak_of(left, near_by))
+    return 0
+
+
+def status(arguments: Sequence[str]) -> int:
+    """`peftbench status STUDY`: done, running, failed, stopped and missing cells, time left, how to run failures."""
+    parser = ArgumentParser(prog="peftbench status")
+    parser.add_argument("study", help="name of the study, a folder under the outputs")
+    parser.add_argument("--outputs", default="outputs", help="where the records lie")
+    asked = parser.parse_args(arguments)
+    from peftbench.commands import screen
+    from peftbench.study import status as study
+
+    cells = study.of(Path(asked.outputs).expanduser(), asked.study)
+    screen.status(asked.study, cells, study.count(cells), study.seconds_left(cells))
+    return 0
+
+
+def reproduce(arguments: Sequence[str]) -> int:
+    """`peftbench reproduce PAPER`: the sweep that would make a paper's table."""
+    parser = ArgumentParser(prog="peftbench reproduce")
+    parser.add_argument("paper", help="a word of conf/paper (peftbench list papers)")
+    parser.add_argument("overrides", nargs="*", help="what comes on top, e.g. data=folder data.path=GLUE seed=0")
+    parser.add_argument("--only", default="", help="tasks, separated by commas")
+    parser.add_argument("--as", dest="side", help="paper or script, where they disagree; default: paper")
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
+    asked = parser.parse_intermixed_args(list(arguments))
+    from peftbench import papers
+    from peftbench.commands import screen
+    from peftbench.study import reproduce as table
+    from peftbench.study import sweep as study
+
+    paper = papers.load(asked.paper)
+    extra = [compose.longhand(word) for word in asked.overrides]
+    typed = {word.partition("=")[0] for word in extra}
+    defaults = {"data": "data=hub", "study": f"study={paper.name}"}
+    extra = [*(word for key, word in defaults.items() if key not in typed), *extra]
+    found = table.plan(paper, [task for task in asked.only.split(",") if task], asked.side, extra)
+    cells = len(found.first) + len(found.after_mnli)
+    if asked.dry_run:
+        study.look_at(found.first)  # every mistake is found here
+        screen.reproduction(paper, found)
+        return 0
+    codes = [run_cells(study.plan_of(found.first))]
+    if found.after_mnli:
+        codes.append(run_cells(study.plan_of(table.starting_from(found))))
+    print(f"{paper.name}: {cells} cells; peftbench table {defaults['study'][6:]} --paper {paper.name}")
+    return max(codes)

@@ -1,0 +1,59 @@
+"""`peftbench apply`, `predict`, `export`: what is done with a finished run."""
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from peftbench.commands.paths import writable
+from peftbench.config import compose
+from peftbench.errors import DataError
+from peftbench.files import DELTA_FILE
+
+
+def apply(arguments: Sequence[str]) -> int:
+    """`peftbench apply RUN --output DIR`: the run's model as a plain transformers folder."""
+    parser = ArgumentParser(prog="peftbench apply")
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("--output", required=True, help="folder to write")
+    asked = parser.parse_args(arguments)
+    run = _finished(asked.run)
+    from peftbench.runner.apply import apply
+
+    apply(run, writable(Path(asked.output)))
+    print(asked.output)
+    return 0
+
+
+def predict(arguments: Sequence[str]) -> int:
+    """`peftbench predict RUN FILE.tsv`: the run's labels for new rows."""
+    parser = ArgumentParser(prog="peftbench predict")
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("file", help="tab-separated, with a header line that names the task's text columns")
+    asked = parser.parse_args(arguments)
+    run = _finished(asked.run)
+    from peftbench.runner.apply import label
+
+    cache = compose.resolved(compose.load([]))["cache"]
+    for line in label(run, Path(asked.file), Path(str(cache)).expanduser()):
+        print(line)
+    return 0
+
+
+def export(arguments: Sequence[str]) -> int:
+    """`peftbench export RUN --to DIR`: a LoRA run's adapter and head in PEFT's format."""
+    parser = ArgumentParser(prog="peftbench export")
+    parser.add_argument("run", help="folder of a finished LoRA run")
+    parser.add_argument("--to", required=True, help="folder to write")
+    asked = parser.parse_args(arguments)
+    run = _finished(asked.run)
+    from peftbench.runner.deltas import export_peft
+
+    export_peft(run, Path(asked.to))
+    print(asked.to)
+    return 0
+
+
+def _finished(run: str) -> Path:
+    if not (Path(run) / DELTA_FILE).is_file():
+        raise DataError(f"{run}: no {DELTA_FILE} there; it must be the folder of a finished run")
+    return Path(run)

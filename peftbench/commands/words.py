@@ -1,0 +1,29 @@
+"""`peftbench list`: the words that can be chosen."""
+
+from collections.abc import Sequence
+
+from peftbench.config import compose
+from peftbench.errors import ConfigError, near
+
+PLURALS = {"models": "model", "tasks": "task", "methods": "method", "protocols": "protocol"}
+PLURALS |= {
+    "papers": "paper",
+    "selects": "select",
+    "budgets": "budget",
+    "trackers": "tracker",
+    "experiments": "experiment",
+    "scopes": "scope",
+}
+
+
+def list_words(arguments: Sequence[str]) -> int:
+    """`peftbench list GROUP`: the words that can be chosen, with the first line of each one's file."""
+    groups = [PLURALS.get(word, word) for word in arguments] or [*compose.LISTED]
+    for group in groups:
+        if group not in compose.LISTED:
+            raise ConfigError(f"list {group}: no such group; {near(group, [*compose.LISTED, *PLURALS])}")
+    from peftbench.commands import screen
+
+    for group in groups:
+        screen.words(group, {word: compose.describe(group, word) for word in compose.words(group)})
+    return 0

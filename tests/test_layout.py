@@ -1,0 +1,66 @@
+"""The house: which folder may import which. A new edge is added here on purpose, or not at all."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1] / "peftbench"
+
+# Every folder (or module at the top) -> what it may import, from the ground up. Nothing points upward.
+GROUND = {"errors", "files", "seeds", "machine", "record"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "files": {"errors"},
+    "seeds": set(),
+    "machine": {"errors"},
+    "record": {"errors", "files"},
+    "config": GROUND,
+    "papers": {*GROUND, "config"},
+    "kernels": {"machine", "files"},
+    "sparse": {*GROUND, "kernels"},
+    "data": {*GROUND, "config"},
+    "backbone": {*GROUND, "config", "kernels", "data"},
+    "methods": {*GROUND, "config", "sparse", "backbone"},
+    "training": {*GROUND, "config", "data", "backbone", "methods"},
+    "runner": {*GROUND, "config", "data", "backbone", "methods", "training"},
+    "study": {*GROUND, "config", "papers", "data", "runner"},
+    "report": {*GROUND, "config", "papers"},
+    "commands": {*GROUND, "config", "papers", "training", "runner", "study", "report"},
+    "cli": {"errors", "commands"},
+    "__main__": {"cli"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names of the project's modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.startswith("peftbench."))
+        elif isinstance(node, ast.ImportFrom) and node.module == "peftbench":
+            yield from (f"peftbench.{name.name}" for name in node.names if not name.name.startswith("__"))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("peftbench."):
+            yield str(node.module)
+
+
+def room(path: Path) -> str:
+    """The folder of a file, or the file's own name at the top."""
+    inside = path.relative_to(ROOT)
+    return inside.parts[0].removesuffix(".py")
+
+
+def test_no_import_points_upward() -> None:
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in sorted(ROOT.rglob("*.py"))
+        if path != ROOT / "__init__.py"
+        for name in imports(path)
+        if (target := name.split(".")[1]) != room(path) and target not in ALLOWED[room(path)]
+    ]
+    assert wrong == []
+
+
+def test_the_list_of_edges_has_no_circle_and_no_room_that_is_gone() -> None:
+    order = list(ALLOWED)
+    for name, below in ALLOWED.items():
+        assert all(order.index(other) < order.index(name) for other in below), name
+    assert {room(path) for path in ROOT.rglob("*.py")} - {"__init__"} == set(ALLOWED)
