@@ -45,7 +45,7 @@ METHODS = {
 }
 
 
-def trainer_of(*overrides: str) -> tuple[Trainer, torch.optim.Optimizer]:
+def trainer_of(*overrides: str) -> Trainer:
     """A trainer with random weights and random rows of equal length, ready to step."""
     words = ["model.weights=random", "task=sst2", f"protocol.batch_size={BATCH}", "tracker=none", *overrides]
     cell: Cell = budgets.resolve(compose.cell_from(words))
@@ -59,19 +59,19 @@ def trainer_of(*overrides: str) -> tuple[Trainer, torch.optim.Optimizer]:
     labels = torch.randint(0, 2, (rows,), generator=random).numpy()
     train = Tokens("train", ids, starts, torch.full((rows,), WIDTH, dtype=torch.int32).numpy(), labels, 0)
     trainer = Trainer(model, tuner, cell.protocol, cell.task, train, {}, "accuracy", cell.seed, log_every=10**9)
-    optimizer = trainer.begin(total=200)
-    return trainer, optimizer
+    trainer.begin(total=200)
+    return trainer
 
 
 def stepper(*overrides: str) -> Callable[[], None]:
     """A function that makes one optimizer step."""
-    trainer, optimizer = trainer_of(*overrides)
+    trainer = trainer_of(*overrides)
     assert trainer.train is not None
     rows = torch.arange(BATCH).numpy()
     count = [0]
 
     def step() -> None:
-        trainer.step(count[0], rows, optimizer)
+        trainer.step(count[0], rows)
         count[0] += 1
 
     return step
@@ -215,10 +215,10 @@ def selection_ms(*overrides: str) -> dict[str, float]:
     random = torch.Generator().manual_seed(0)
     takers = {}
     for name, words in {"bare": ["method=full", LINEAR], "id3": ["method=id3", "method.steps=200", *overrides]}.items():
-        trainer, optimizer = trainer_of(*words, *[word for word in overrides if word.startswith("model=")])
+        trainer = trainer_of(*words, *[word for word in overrides if word.startswith("model=")])
         tensors = [p for _, p in trainer.model.backbone() if p.requires_grad]
         gradients = [torch.randn(p.shape, generator=random).to(p.dtype) for p in tensors]
-        takers[name] = functools.partial(one_selection, trainer, optimizer, tensors, gradients, itertools.count())
+        takers[name] = functools.partial(one_selection, trainer, tensors, gradients, itertools.count())
         entries = sum(p.numel() for p in tensors)
     found = alternating(takers, rounds=7)
     budget = next(int(word.partition("=")[2]) for word in overrides if word.startswith("budget="))
@@ -232,7 +232,6 @@ def selection_ms(*overrides: str) -> dict[str, float]:
 
 def one_selection(
     trainer: Trainer,
-    optimizer: torch.optim.Optimizer,
     tensors: Sequence[torch.nn.Parameter],
     gradients: Sequence[torch.Tensor],
     numbers: Iterator[int],
@@ -243,7 +242,7 @@ def one_selection(
     torch.autograd.backward(tensors, gradients)
     trainer.tuner.after_backward(step)
     trainer.tuner.after_step(step)
-    optimizer.zero_grad(set_to_none=True)
+    trainer.optimizer.zero_grad(set_to_none=True)
 
 
 def exponent(points: Sequence[tuple[float, float]]) -> float:

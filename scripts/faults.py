@@ -41,6 +41,7 @@ phase, kind, at = sys.argv[1], sys.argv[2], int(sys.argv[3])
 sys.argv = ["peftbench", *sys.argv[4:]]
 import torch
 import peftbench.runner.run as run
+from peftbench.training.evaluation import Evaluator
 from peftbench.training.trainer import Trainer
 
 def wrong(result):
@@ -62,9 +63,9 @@ def broken(plain):
 if phase == "load":
     run.load = broken(run.load)
 elif phase == "train":
-    Trainer._loss = broken(Trainer._loss)
+    Trainer.loss = broken(Trainer.loss)
 elif phase == "evaluate":
-    Trainer.predict = broken(Trainer.predict)
+    Evaluator.predict = broken(Evaluator.predict)
 else:
     run.keep_predictions = broken(run.keep_predictions)
 from peftbench.cli import main

@@ -230,32 +230,32 @@ class Group:
         self.cells = [trainer_of(*words, f"seed={seed}") for seed in range(count)]
         self.rows = torch.arange(batch).numpy()
         self.fused: Fused | None = None
-        for trainer, _ in self.cells:
+        for trainer in self.cells:
             trainer.model.module.train()
 
     def together(self) -> list[float]:
         """A step of all cells in one pass; gives their losses."""
         if self.fused is None:
-            self.fused = Fused([trainer.model for trainer, _ in self.cells])
-        batches = [trainer._collate(trainer.train, self.rows) for trainer, _ in self.cells]
-        with self.cells[0][0]._autocast():
-            logits = self.fused.forward(batches)
-        return self._finish([functional.cross_entropy(z, b["labels"]) for z, b in zip(logits, batches, strict=True)])
+            self.fused = Fused([trainer.model for trainer in self.cells])
+        batches = [trainer.forward.batch(trainer.train, self.rows) for trainer in self.cells]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.cells[0].protocol.precision == "bf16"):
+            logits = self.fused.forward([batch.inputs for batch in batches])
+        return self._finish([functional.cross_entropy(z, b.labels) for z, b in zip(logits, batches, strict=True)])
 
     def one_by_one(self) -> list[float]:
         """A step of each cell, one after the other; gives their losses."""
         found = []
-        for trainer, optimizer in self.cells:
-            loss = trainer._loss(trainer.train, self.rows) / len(self.rows)
-            found += self._finish([loss], [(trainer, optimizer)])
+        for trainer in self.cells:
+            loss = trainer.loss(self.rows) / len(self.rows)
+            found += self._finish([loss], [trainer])
         return found
 
     def _finish(self, losses: list[torch.Tensor], cells: Sequence[Any] = ()) -> list[float]:
         torch.stack(losses).sum().backward()
-        for trainer, optimizer in cells or self.cells:
+        for trainer in cells or self.cells:
             nn.utils.clip_grad_norm_(trainer.parameters.values(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad(set_to_none=True)
         return [loss.item() for loss in losses]
 
 

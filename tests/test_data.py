@@ -245,7 +245,7 @@ def test_batches_are_padded_and_cut_exactly(lengths: np.ndarray, batch_size: int
     ids = np.arange(1, starts[-1] + 1, dtype=np.int32)
     split = tokens.Tokens("x", ids, starts, np.maximum(1, lengths // 2).astype(np.int32), None, 0)
     for rows in evaluation_order(lengths, batch_size):
-        batch = collate(split, rows, type_ids=True)
+        batch = collate(split, rows, type_ids=True).inputs
         for i, row in enumerate(rows):
             size = lengths[row]
             assert batch["input_ids"][i, :size].tolist() == ids[starts[row] : starts[row + 1]].tolist()

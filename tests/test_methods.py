@@ -121,7 +121,7 @@ def values(model: Model) -> dict[str, torch.Tensor]:
 
 
 def dev_logits(trainer: Trainer) -> np.ndarray:
-    return trainer.predict(trainer.scored["dev"])
+    return trainer.evaluator.predict(trainer.scored["dev"])
 
 
 @matrix
@@ -262,7 +262,8 @@ def test_a_method_from_another_package(
         "from peftbench.methods.base import ParameterTuner\n"
         "@dataclass(frozen=True)\n"
         "class NormsOnly:\n"
-        "    def attach(self, model, scope, budget):\n"
+        "    dial = None\n"
+        "    def attach(self, model, scope):\n"
         "        return ParameterTuner({n: p for n, p in model.within(scope) if 'LayerNorm' in n})\n"
     )
     conf = tmp_path / "conf" / "method"

@@ -266,11 +266,11 @@ def reference_id3(cell: Cell, steps: int, budget: int, eps: float, exp: float) -
     sets: list[set[int]] = []
     torch.manual_seed(0)
     assert trainer.train is not None
-    order = trainer._order(trainer.train)(0)
+    order = trainer.order(0)
     model.module.train()
     for t in range(steps):
         rows = order[t]
-        (trainer._loss(trainer.train, rows) / len(rows)).backward()
+        (trainer.loss(rows) / len(rows)).backward()
         gradient = torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.view(-1) for p in tensors])
         weight = torch.cat([p.detach().view(-1) for p in tensors])
         scores = gradient.abs() / (weight.abs() + eps) ** exp
@@ -403,10 +403,10 @@ def test_id3_equals_the_authors_package(tiny: Callable[..., Cell], tmp_path: Pat
     )  # fmt: skip
     sets: list[set[int]] = []
     assert trainer.train is not None
-    order = trainer._order(trainer.train)(0)
+    order = trainer.order(0)
     model.module.train()
     for rows in order[:steps]:
-        (trainer._loss(trainer.train, rows) / len(rows)).backward()
+        (trainer.loss(rows) / len(rows)).backward()
         for tensor in tuner.store.tensors:
             tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad  # it cannot do without
         optimizer.step()

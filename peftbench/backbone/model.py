@@ -126,6 +126,16 @@ def build(spec: ModelSpec, num_labels: int, device: str = "cpu") -> Model:
     return Model(module, spec.layout, spec.depth, spec.name)
 
 
+def empty_copy(model: Model) -> Model:
+    """The same architecture on the meta device, with nothing attached: it costs no memory."""
+    config = model.module.config
+    with torch.device("meta"), no_init_weights():
+        module = AutoModelForSequenceClassification.from_config(
+            config, attn_implementation=getattr(config, "_attn_implementation", None)
+        )
+    return Model(module, model.layout, model.depth, model.name)
+
+
 def load(spec: ModelSpec, num_labels: int, seed: int) -> tuple[Model, Path | None]:
     """A model with the weights that the spec asks for and a head drawn from the seed's own stream.
 

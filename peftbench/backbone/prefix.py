@@ -3,7 +3,7 @@
 Nothing in them is random, so dropout begins above them. Without dropout the rest sees what it would see anyway.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from peftbench.backbone.model import Model
+from peftbench.data.batches import Batch
 from peftbench.data.tokens import Tokens
 from peftbench.errors import ConfigError
 
@@ -30,10 +31,12 @@ class Prefix:
         depth: how many layers that is.
     """
 
-    def __init__(self, model: Model, touched: Iterable[str]) -> None:
+    def __init__(self, model: Model, touched: Iterable[str], reads: Iterable[str] = ()) -> None:
         """Args:
         model: with the method attached.
         touched: names of what the method may change in it.
+        reads: names of modules whose output the method looks at; of the layers, the lowest such one is the last
+            that may be kept.
 
         Raises:
             ConfigError: no layer is left below, or the architecture is not one that can start in the middle.
@@ -41,7 +44,7 @@ class Prefix:
         self._model, self._kept = model, dict[str, torch.Tensor]()
         layers = model.module.get_submodule(model.layout.layers)
         assert isinstance(layers, nn.ModuleList)
-        self.depth = _depth(model, touched)
+        self.depth = min(_depth(model, touched, 0), _depth(model, reads, 1))
         if getattr(model.module.config, "model_type", None) == "deberta-v2":
             raise ConfigError("protocol.keep_prefix: deberta-v2 passes more than hidden states from layer to layer")
         if self.depth == 0:
@@ -64,31 +67,27 @@ class Prefix:
             hook.remove()
         raise AssertionError("the forward pass did not come by the last layer of the prefix")
 
-    def keep(self, tokens: Tokens, batches: Iterable[np.ndarray], collate: Callable[..., dict[str, Any]]) -> None:
+    def keep(self, batches: Iterable[Batch]) -> None:
         """Run the prefix on all rows of a split, in these batches, and keep what it gives, without padding."""
         self._model.module.eval()
-        for rows in batches:
-            batch = collate(tokens, rows)
-            inside = batch["attention_mask"].bool()
+        for batch in batches:
+            inside = batch.inputs["attention_mask"].bool()
             with torch.no_grad():
-                hidden = self.run(batch)[inside]
-            if tokens.name not in self._kept:
-                self._kept[tokens.name] = hidden.new_empty(len(tokens.ids), hidden.shape[-1])
-            self._kept[tokens.name][_places(tokens, rows, inside)] = hidden
+                hidden = self.run(batch.inputs)[inside]
+            name = batch.split.name
+            if name not in self._kept:
+                self._kept[name] = hidden.new_empty(len(batch.split.ids), hidden.shape[-1])
+            self._kept[name][_places(batch.split, batch.rows, inside)] = hidden
 
     @contextmanager
-    def standing_in(self, tokens: Tokens, rows: np.ndarray, inside: torch.Tensor) -> Iterator[None]:
-        """Within, the model starts from what was kept for these rows; a split of which nothing was, from its tokens.
-
-        Args:
-            inside: (rows, width), 1 where a token is and 0 where padding is.
-        """
-        if tokens.name not in self._kept:
+    def standing_in(self, batch: Batch) -> Iterator[None]:
+        """Within, the model starts from what was kept for these rows; a split of which nothing was, from its tokens."""
+        if batch.split.name not in self._kept:
             yield
             return
-        kept = self._kept[tokens.name]
+        kept, inside = self._kept[batch.split.name], batch.inputs["attention_mask"].bool()
         hidden = kept.new_zeros(*inside.shape, kept.shape[-1])
-        hidden[inside.bool()] = kept[_places(tokens, rows, inside.bool())]
+        hidden[inside] = kept[_places(batch.split, batch.rows, inside)]
         replaced: list[Any] = [*self._embeddings, *self._layers]
         try:
             for module in replaced:  # an attribute of the instance goes before the method of its class
@@ -105,17 +104,17 @@ def _places(tokens: Tokens, rows: np.ndarray, inside: torch.Tensor) -> torch.Ten
     return (starts[:, None] + torch.arange(inside.shape[1], device=inside.device))[inside]
 
 
-def _depth(model: Model, touched: Iterable[str]) -> int:
-    """The number of the lowest layer that is touched; the embeddings count as the first.
+def _depth(model: Model, names: Iterable[str], more: int) -> int:
+    """How many layers may be kept below the lowest that is named, `more` of its own included; none below embeddings.
 
     Raises:
         ConfigError: a name has no place in the model.
     """
     layers = model.layout.layers + "."
     lowest = model.depth
-    for name in touched:
+    for name in names:
         if name.startswith(layers):
-            lowest = min(lowest, int(name.removeprefix(layers).partition(".")[0]))
+            lowest = min(lowest, int(name.removeprefix(layers).partition(".")[0]) + more)
         elif "embeddings" in model.place(name).kinds:
             lowest = 0
     return lowest

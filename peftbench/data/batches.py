@@ -1,6 +1,7 @@
 """Which rows go together, in which order, and how they become tensors."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,6 +11,28 @@ from peftbench.seeds import stream
 
 STEP = 8  # widths are multiples of it: fewer sizes of tensors, so that freed ones fit again (a fifth of the memory)
 POOL = 50  # batches whose rows are sorted by length together: enough to be even, few enough to stay random
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a split as tensors.
+
+    Attributes:
+        split: the split; rows: their numbers in it (rows,).
+        inputs: what the model takes: input_ids, attention_mask (rows, width), perhaps token_type_ids.
+        labels: class ids (rows,) int64 or scores (rows,) fp32; None where the split has none.
+    """
+
+    split: Tokens
+    rows: np.ndarray
+    inputs: dict[str, torch.Tensor]
+    labels: torch.Tensor | None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        inputs = {key: value.to(device, non_blocking=True) for key, value in self.inputs.items()}
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return Batch(self.split, self.rows, inputs, labels)
 
 
 def epoch_order(lengths: np.ndarray, batch_size: int, bucketing: bool, seed: int, epoch: int) -> list[np.ndarray]:
@@ -36,8 +59,8 @@ def evaluation_order(lengths: np.ndarray, batch_size: int) -> list[np.ndarray]:
     return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
-def collate(tokens: Tokens, rows: np.ndarray, type_ids: bool) -> dict[str, torch.Tensor]:
-    """Tensors of the rows: input_ids, attention_mask (rows, width), labels (rows,).
+def collate(tokens: Tokens, rows: np.ndarray, type_ids: bool) -> Batch:
+    """The rows as a batch.
 
     Rows are padded to the longest of them, rounded up to a multiple of 8.
     `type_ids` adds token_type_ids (rows, width), for backbones that tell segments apart.
@@ -49,13 +72,12 @@ def collate(tokens: Tokens, rows: np.ndarray, type_ids: bool) -> dict[str, torch
         ids[i, : lengths[i]] = tokens.ids[tokens.starts[row] : tokens.starts[row + 1]]
     place = np.arange(width)[None, :]
     inside = place < lengths[:, None]
-    batch = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(inside.astype(np.int64))}
+    inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(inside.astype(np.int64))}
     if type_ids:
         second = inside & (place >= tokens.first[rows][:, None])
-        batch["token_type_ids"] = torch.from_numpy(second.astype(np.int64))
-    if tokens.labels is not None:
-        batch["labels"] = torch.from_numpy(tokens.labels[rows])
-    return batch
+        inputs["token_type_ids"] = torch.from_numpy(second.astype(np.int64))
+    labels = None if tokens.labels is None else torch.from_numpy(tokens.labels[rows])
+    return Batch(tokens, rows, inputs, labels)
 
 
 def cut(rows: np.ndarray, parts: int) -> Iterator[np.ndarray]:

@@ -1,14 +1,15 @@
 """Bottleneck adapters: Houlsby et al. 2019 (arXiv 1902.00751) and Pfeiffer et al. 2021 (arXiv 2005.00247)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
 from peftbench.backbone.model import Model
-from peftbench.config.spec import Budget, Count, Kind, Scope
+from peftbench.config.spec import Count, Kind, Scope
 from peftbench.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, narrowed, require
 
@@ -44,6 +45,10 @@ class AdapterTuner(ParameterTuner):
         """Refused: a bottleneck is not linear, so no weight can stand for it."""
         raise ConfigError("adapters cannot be merged into the backbone's weights: they are not linear")
 
+    def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Refused for the same reason."""
+        raise ConfigError("adapters are no change of the backbone's weights: they are not linear")
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -55,30 +60,18 @@ class Adapter:
     width: Count = 64
     kinds: tuple[Kind, ...] = ("attention_output", "output")
     layer_norm: bool = False
+    dial: ClassVar[str | None] = "width"
 
-    def attach(self, model: Model, scope: Scope, budget: Budget) -> AdapterTuner:
-        """See `Method`. A budget chooses the width: the largest that does not exceed it."""
+    def attach(self, model: Model, scope: Scope) -> AdapterTuner:
+        """See `Method`."""
         inside = narrowed(scope, self.kinds)
         linears = model.linears(inside)
         require(linears, "no projection", inside)
         norms = narrowed(scope, ("layer_norm",))
         trained = {n: p for n, p in model.within(norms) if model.place(n).layer is not None} if self.layer_norm else {}
-        chosen = self._fitted([base.out_features for _, base in linears], trained, budget)
         for name, base in linears:
-            wrapped = AdapterLinear(base, chosen.width)
+            wrapped = AdapterLinear(base, self.width)
             model.module.set_submodule(name, wrapped)
             for part in ("adapter_down", "adapter_up"):
                 trained |= {f"{name}.{part}.{key}": p for key, p in wrapped.get_submodule(part).named_parameters()}
         return AdapterTuner(trained)
-
-    def _fitted(self, outs: list[int], norms: Mapping[str, nn.Parameter], budget: Budget) -> "Adapter":
-        if budget.entries is None:
-            return self
-        fixed = sum(outs) + sum(p.numel() for p in norms.values())
-        each = sum(2 * out + 1 for out in outs)
-        width = (budget.entries - fixed) // each
-        if width < 1:
-            raise ConfigError(
-                f"budget: {budget.entries:,} entries; adapters here need at least {fixed + each:,} (width 1)"
-            )
-        return replace(self, width=width)

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import nn
 
 from peftbench.backbone.model import Model
-from peftbench.config.spec import Budget, Scope
+from peftbench.config.spec import Scope
 from peftbench.errors import ConfigError, DataError
 from peftbench.files import write_atomically
 
@@ -63,6 +63,22 @@ class Delta:
         return Delta(tensors, json.loads(facts[FORMAT]))
 
 
+@dataclass(frozen=True)
+class Training:
+    """What a method is told before training begins.
+
+    Attributes:
+        steps: optimizer steps at most.
+        passes: passes(n) runs n batches forward and backward, without dropout, and yields after each: whatever
+            requires a gradient has it then.
+        total: sums a tensor over the processes that train together.
+    """
+
+    steps: int
+    passes: Callable[[int], Iterator[None]]
+    total: Callable[[torch.Tensor], torch.Tensor]
+
+
 class Tuner(Protocol):
     """A method attached to one model."""
 
@@ -78,12 +94,20 @@ class Tuner(Protocol):
         """The optimizer of trainables and head: AdamW, or what takes its place for this method."""
         ...
 
-    def prepare(self, steps: int, passes: Callable[[int], Iterator[None]]) -> None:
-        """Training is about to begin: it has at most `steps` optimizer steps.
+    def reads(self) -> Iterable[str]:
+        """Names of modules whose output this method looks at: kept hidden states must not stand in for them."""
+        ...
 
-        `passes(n)` runs n batches forward and backward, without dropout, and yields after each: whatever requires
-        a gradient has it then.
-        """
+    def decays(self, name: str) -> bool:
+        """Whether weight decay may touch a trainable of this name."""
+        ...
+
+    def prepare(self, training: Training) -> None:
+        """Training is about to begin."""
+        ...
+
+    def penalty(self) -> torch.Tensor | None:
+        """A scalar that is added to the loss once per optimizer step, whatever the batch; it is logged by itself."""
         ...
 
     def before_backward(self, step: int, last: bool) -> None:
@@ -94,8 +118,8 @@ class Tuner(Protocol):
         """Gradients of the step are there, summed over processes, not yet clipped."""
         ...
 
-    def after_step(self, step: int) -> None:
-        """The optimizer has stepped."""
+    def after_step(self, step: int) -> bool:
+        """The optimizer has stepped. True: other parameters are trainable now; those that stay keep their moments."""
         ...
 
     def delta(self) -> Mapping[str, torch.Tensor]:
@@ -114,6 +138,21 @@ class Tuner(Protocol):
         """Fold what was learned into the backbone's own weights; the model then stands without the method."""
         ...
 
+    def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """What was learned as a change of the backbone: every weight's name and the change, of its shape, in fp32.
+
+        Args:
+            before: the backbone's own weights, without the method.
+
+        Raises:
+            ConfigError: the method is no change of weights (adapters).
+        """
+        ...
+
+    def kept(self) -> int:
+        """How many of the backbone entries that trained are still there; fewer where a method prunes its own."""
+        ...
+
     def facts(self) -> dict[str, Any]:
         """JSON-like facts for the record, e.g. how a budget was spent."""
         ...
@@ -128,16 +167,23 @@ class Tuner(Protocol):
 
 
 class Method(Protocol):
-    """A recipe: a frozen dataclass whose fields are the keys of its yaml."""
+    """A recipe: a frozen dataclass whose fields are the keys of its yaml.
 
-    def attach(self, model: Model, scope: Scope, budget: Budget) -> Tuner:
+    A budget turns the key that `dial` names (rank, width); what it trains must grow linearly with it. None: the method
+    takes no budget, or chooses whole groups within one by a method `within(model, scope, entries)` of its own, which
+    returns the same recipe held to so many entries.
+    """
+
+    dial: ClassVar[str | None]
+
+    def attach(self, model: Model, scope: Scope) -> Tuner:
         """Choose what trains: set requires_grad of the backbone, insert modules.
 
         Everything in the backbone is frozen before. Random numbers come from torch's global generator, which the
         caller seeds. Must work on the meta device, where nothing has values.
 
         Raises:
-            ConfigError: nothing can train within the scope, or the budget cannot be met.
+            ConfigError: nothing can train within the scope.
         """
         ...
 
@@ -162,8 +208,20 @@ class ParameterTuner:
         """AdamW."""
         return torch.optim.AdamW(groups, **settings)
 
-    def prepare(self, steps: int, passes: Callable[[int], Iterator[None]]) -> None:
+    def reads(self) -> Iterable[str]:
+        """Nothing."""
+        return ()
+
+    def decays(self, name: str) -> bool:
+        """Whatever is no bias and belongs to no norm."""
+        return decays_by_name(name)
+
+    def prepare(self, training: Training) -> None:
         """Nothing to do."""
+
+    def penalty(self) -> torch.Tensor | None:
+        """None."""
+        return None
 
     def before_backward(self, step: int, last: bool) -> None:
         """Nothing to do."""
@@ -171,8 +229,9 @@ class ParameterTuner:
     def after_backward(self, step: int) -> None:
         """Nothing to do."""
 
-    def after_step(self, step: int) -> None:
-        """Nothing to do."""
+    def after_step(self, step: int) -> bool:
+        """The same parameters go on."""
+        return False
 
     def delta(self) -> Mapping[str, torch.Tensor]:
         """The trainables themselves."""
@@ -184,6 +243,15 @@ class ParameterTuner:
 
     def merge(self) -> None:
         """Nothing to do: the parameters are the model's own."""
+
+    def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every trainable's value less what it was."""
+        for name, parameter in self._trainables.items():
+            yield name, parameter.detach().float() - before[name].to(parameter.device).float()
+
+    def kept(self) -> int:
+        """All of them."""
+        return sum(parameter.numel() for parameter in self.trainables().values())
 
     def facts(self) -> dict[str, Any]:
         """Nothing to tell."""
@@ -234,3 +302,8 @@ def require(found: Sized, what: str, scope: Scope) -> None:
         layers = "all layers" if scope.layers is None else f"layers {list(scope.layers)}"
         kinds = "all kinds" if scope.kinds is None else f"kinds {list(scope.kinds)}"
         raise ConfigError(f"scope: {what} in {layers}, {kinds} of this backbone")
+
+
+def decays_by_name(name: str) -> bool:
+    """Whether weight decay may touch a parameter: never biases and norms."""
+    return not (name.endswith(".bias") or "norm" in name.lower())

@@ -1,11 +1,12 @@
 """BitFit (Ben Zaken, Ravfogel and Goldberg 2022, arXiv 2106.10199)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import nn
 
 from peftbench.backbone.model import Model
-from peftbench.config.spec import Budget, Kind, Scope
+from peftbench.config.spec import Count, Kind, Scope
 from peftbench.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, narrowed, require
 
@@ -28,28 +29,27 @@ class BitFit:
     """Every bias of the backbone trains, nothing else: y = W x + b with W frozen (section 3).
 
     LayerNorm biases are biases, LayerNorm weights are not (some toolkits train every 1-D tensor). `kinds` chooses
-    a subset by whole module, so that `output` never means `attention_output` as substring matching would.
+    a subset by whole module, so that `output` never means `attention_output` as substring matching would; `at_most`
+    holds it to so many entries.
     """
 
     kinds: tuple[Kind, ...] | None = None
+    at_most: Count | None = None
+    dial: ClassVar[str | None] = None  # whole biases are kept or left out
 
-    def attach(self, model: Model, scope: Scope, budget: Budget) -> ParameterTuner:
-        """See `Method`. A budget keeps whole biases: by `PREFERRED` kind, from the top layer down, whatever fits."""
-        found = self._biases(model, scope)
-        require(found, "no bias", narrowed(scope, self.kinds))
-        if budget.entries is not None:
-            found = _within_budget(model, found, budget.entries)
-        return ParameterTuner(found)
+    def attach(self, model: Model, scope: Scope) -> ParameterTuner:
+        """See `Method`. Under a budget: by `PREFERRED` kind, from the top layer down, whatever fits."""
+        scope = narrowed(scope, self.kinds)
+        biases = {name: p for name, p in model.within(scope) if name.endswith(".bias")}
+        require(biases, "no bias", scope)
+        return ParameterTuner(biases if self.at_most is None else _those_that_fit(model, biases, self.at_most))
 
-    def entries(self, model: Model, scope: Scope) -> int:
-        """How many entries would train there."""
-        return sum(bias.numel() for bias in self._biases(model, scope).values())
-
-    def _biases(self, model: Model, scope: Scope) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in model.within(narrowed(scope, self.kinds)) if name.endswith(".bias")}
+    def within(self, model: Model, scope: Scope, entries: int) -> "BitFit":
+        """See `Method`."""
+        return replace(self, at_most=entries)
 
 
-def _within_budget(model: Model, biases: dict[str, nn.Parameter], entries: int) -> dict[str, nn.Parameter]:
+def _those_that_fit(model: Model, biases: dict[str, nn.Parameter], entries: int) -> dict[str, nn.Parameter]:
     def preference(name: str) -> tuple[int, int]:
         place = model.place(name)
         kind = min(PREFERRED.index(kind) for kind in place.kinds if kind in PREFERRED)

@@ -1,15 +1,15 @@
 """Gradual unfreezing: whole layers, from the top down (Howard and Ruder 2018, arXiv 1801.06146, section 3.3)."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 from torch import nn
 
 from peftbench.backbone.model import Model
-from peftbench.config.spec import Budget, Count, Scope
+from peftbench.config.spec import Count, Scope
 from peftbench.errors import ConfigError
-from peftbench.methods.base import ParameterTuner, require
+from peftbench.methods.base import ParameterTuner, Training, require
 
 
 @dataclass(frozen=True)
@@ -20,12 +20,15 @@ class GradualUnfreeze:
 
     Attributes:
         every: optimizer steps between two layers; None: spread evenly over all of training.
+        at_most: entries that may train; None: all.
     """
 
     every: Count | None = None
+    at_most: Count | None = None
+    dial: ClassVar[str | None] = None  # whole groups are kept or left out
 
-    def attach(self, model: Model, scope: Scope, budget: Budget) -> "GradualTuner":
-        """See `Method`. A budget keeps as many whole groups, from the top, as it can hold."""
+    def attach(self, model: Model, scope: Scope) -> "GradualTuner":
+        """See `Method`. Under a budget as many whole groups join, from the top, as it can hold."""
         groups: dict[int, dict[str, nn.Parameter]] = {}
         for name, parameter in model.within(scope):
             place = model.place(name)
@@ -36,9 +39,13 @@ class GradualUnfreeze:
             groups.setdefault(rank, {})[name] = parameter
         require(groups, "no parameter", scope)
         ordered = [groups[rank] for rank in sorted(groups)]
-        if budget.entries is not None:
-            ordered = _within_budget(ordered, budget.entries)
+        if self.at_most is not None:
+            ordered = _those_that_fit(ordered, self.at_most)
         return GradualTuner(ordered, self.every)
+
+    def within(self, model: Model, scope: Scope, entries: int) -> "GradualUnfreeze":
+        """See `Method`."""
+        return replace(self, at_most=entries)
 
 
 class GradualTuner(ParameterTuner):
@@ -50,14 +57,15 @@ class GradualTuner(ParameterTuner):
         self._growth: list[tuple[int, int]] = []
         self._unfreeze(step=0, count=1)
 
-    def prepare(self, steps: int, passes: Callable[[int], Iterator[None]]) -> None:
+    def prepare(self, training: Training) -> None:
         """Spread the groups over training."""
-        self._every = self._every or max(1, steps // len(self._groups))
+        self._every = self._every or max(1, training.steps // len(self._groups))
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int) -> bool:
         """Let the next group join when it is due."""
         assert self._every is not None
         self._unfreeze(step + 1, min(len(self._groups), 1 + (step + 1) // self._every))
+        return False  # those to come are with the optimizer from the start, without a gradient
 
     def facts(self) -> dict[str, Any]:
         """The growth over steps."""
@@ -83,7 +91,7 @@ class GradualTuner(ParameterTuner):
         self._growth.append((step, total))
 
 
-def _within_budget(groups: list[dict[str, nn.Parameter]], entries: int) -> list[dict[str, nn.Parameter]]:
+def _those_that_fit(groups: list[dict[str, nn.Parameter]], entries: int) -> list[dict[str, nn.Parameter]]:
     kept, used = [], 0
     for group in groups:
         used += sum(p.numel() for p in group.values())

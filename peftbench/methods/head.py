@@ -1,9 +1,10 @@
 """Head only: the backbone as a fixed feature extractor."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from peftbench.backbone.model import Model
-from peftbench.config.spec import Budget, Scope
+from peftbench.config.spec import Scope
 from peftbench.methods.base import ParameterTuner
 
 
@@ -11,6 +12,8 @@ from peftbench.methods.base import ParameterTuner
 class Head:
     """Nothing of the backbone trains; the head does, as with every method."""
 
-    def attach(self, model: Model, scope: Scope, budget: Budget) -> ParameterTuner:
+    dial: ClassVar[str | None] = None
+
+    def attach(self, model: Model, scope: Scope) -> ParameterTuner:
         """See `Method`."""
         return ParameterTuner({})

@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -15,8 +15,7 @@ from torch.nn import functional
 
 from peftbench.backbone.dropout import Dropout
 from peftbench.backbone.model import Model
-from peftbench.config.spec import Budget, Count, Kind, Scope, Share
-from peftbench.errors import ConfigError
+from peftbench.config.spec import Count, Kind, Scope, Share
 from peftbench.files import write_atomically
 from peftbench.methods.base import ParameterTuner, narrowed, require
 
@@ -45,11 +44,14 @@ class LoRALinear(nn.Module):
         low = self.scaling * functional.linear(self.dropout(x), self.lora_A)  # the scale where there is least to scale
         return torch.addmm(plain.flatten(0, -2), low.flatten(0, -2), self.lora_B.t()).view_as(plain)
 
+    def update(self) -> torch.Tensor:
+        """The low-rank term as a matrix (out, in)."""
+        return self.scaling * (self.lora_B @ self.lora_A).detach()
+
     def merged(self) -> nn.Linear:
         """The plain linear map with the low-rank term folded into its weight."""
         with torch.no_grad():
-            update = self.scaling * (self.lora_B @ self.lora_A)
-            self.weight.copy_(self.weight.float() + update)
+            self.weight.copy_(self.weight.float() + self.update())
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         plain.weight, plain.bias = self.weight, self.bias
         return plain
@@ -74,6 +76,11 @@ class LoRATuner(ParameterTuner):
             self._model.module.set_submodule(name, layer.merged())
         self.wrapped, self._trainables = {}, {}
 
+    def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """(alpha / rank) B A of every wrapped map."""
+        for name, layer in self.wrapped.items():
+            yield f"{name}.weight", layer.update()
+
 
 @dataclass(frozen=True)
 class LoRA:
@@ -83,31 +90,21 @@ class LoRA:
     alpha: Annotated[float, Field(gt=0)] = 16
     dropout: Share = 0.1
     kinds: tuple[Kind, ...] | None = ("query", "value")
+    dial: ClassVar[str | None] = "rank"
 
-    def attach(self, model: Model, scope: Scope, budget: Budget) -> LoRATuner:
-        """See `Method`. A budget chooses the rank: the largest that does not exceed it.
+    def attach(self, model: Model, scope: Scope) -> LoRATuner:
+        """See `Method`.
 
         Factors are named "<linear map>.lora_A" and "<linear map>.lora_B".
         """
         inside = narrowed(scope, self.kinds)
         linears = model.linears(inside)
         require(linears, "no linear map", inside)
-        rank = self.rank
-        if budget.entries is not None:
-            each = self.entries(model, scope) // self.rank
-            rank = budget.entries // each
-            if rank < 1:
-                raise ConfigError(f"budget: {budget.entries:,} entries; LoRA here needs at least {each:,} (rank 1)")
         wrapped = {}
         for name, base in linears:
-            wrapped[name] = LoRALinear(base, rank, self.alpha, Dropout(self.dropout, model.noise))
+            wrapped[name] = LoRALinear(base, self.rank, self.alpha, Dropout(self.dropout, model.noise))
             model.module.set_submodule(name, wrapped[name])
         return LoRATuner(model, wrapped)
-
-    def entries(self, model: Model, scope: Scope) -> int:
-        """How many entries would train there: rank (in + out) for every linear map."""
-        linears = model.linears(narrowed(scope, self.kinds))
-        return sum(self.rank * (base.in_features + base.out_features) for _, base in linears)
 
     def export_peft(self, tuner: LoRATuner, model: Model, folder: Path) -> None:
         """Write the adapter and the head in PEFT's format: `peft.PeftModel.from_pretrained` loads the same logits."""

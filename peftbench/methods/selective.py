@@ -4,27 +4,27 @@ Random masking (Xu and Zhang 2024, arXiv 2405.02596), PaFi (Liao et al. 2023), F
 ID3 (Agarwal et al. 2024, arXiv 2408.14470), and the same on the factors of another method, are yaml files of one class.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from accelerate.utils import reduce
 from pydantic import Field
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from peftbench.backbone.model import Model
-from peftbench.config.spec import Budget, Count, Kind, MethodSpec, Scope
+from peftbench.config.spec import Count, Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
 from peftbench.errors import ConfigError
-from peftbench.machine import process_state
-from peftbench.methods.base import ParameterTuner, Tuner, narrowed, require
-from peftbench.sparse.adam import EntryAdamW
+from peftbench.methods.base import Training, Tuner, decays_by_name, narrowed, require
+from peftbench.methods.wrapper import WrapperTuner
+from peftbench.sparse.adam import EntryAdamW, ValuesAdamW
 from peftbench.sparse.gradients import watch_bias, watch_dense, watch_weight
 from peftbench.sparse.schedule import Shape, unmasked
 from peftbench.sparse.scores import Best, d3
-from peftbench.sparse.select import Passes, gradient_ids, random_ids, smallest_ids
+from peftbench.sparse.select import gradient_ids, random_ids, smallest_ids
 from peftbench.sparse.store import SparseStore
 
 
@@ -42,6 +42,7 @@ class Selective:
         adam: "shared": one step counter, as the published code; "entry": every entry from its own unmasking on.
         kinds: candidates among the backbone's standard kinds; None: all of them.
         inner: a method (its `_target_` and keys) whose trainables are the candidates instead.
+        entries: how many entries train: the budget.
     """
 
     score: Literal["random", "magnitude", "fisher", "d3"]
@@ -57,31 +58,33 @@ class Selective:
     adam: Literal["shared", "entry"] = "entry"
     kinds: tuple[Kind, ...] | None = None
     inner: dict[str, Any] | None = None
+    entries: Count | None = None
+    dial: ClassVar[str | None] = "entries"
 
     def __post_init__(self) -> None:
         if self.when == "steps" and self.score != "d3":
             raise ValueError("when=steps needs score=d3")
 
-    def attach(self, model: Model, scope: Scope, budget: Budget) -> "SelectiveTuner":
+    def within(self, model: Model, scope: Scope, entries: int) -> "Selective":
+        """See `Method`: the budget is met to the entry."""
+        return replace(self, entries=entries)
+
+    def attach(self, model: Model, scope: Scope) -> "SelectiveTuner":
         """See `Method`."""
-        if budget.entries is None:
+        if self.entries is None:
             raise ConfigError(
                 "method: a selective method needs a budget: budget=<entries>, budget.fraction=<share of the backbone> "
                 "or budget.like=<method>"
             )
-        inner = None
-        if self.inner is not None:
-            arguments = {key: value for key, value in self.inner.items() if key != "_target_"}
-            inner = make_method(MethodSpec("inner", str(self.inner.get("_target_")), arguments)).attach(
-                model, scope, Budget()
-            )
+        inner = None if self.inner is None else self._inner(self.inner, model, scope)
+        if inner is not None:
             candidates = dict(inner.trainables())
             for parameter in candidates.values():
                 parameter.requires_grad_(False)
         else:
             candidates = dict(model.within(narrowed(scope, self.kinds)))
         require(candidates, "no candidate entry", narrowed(scope, self.kinds))
-        store = SparseStore(candidates, budget.entries)
+        store = SparseStore(candidates, self.entries)
         if self.when == "start" and not store.values.is_meta:
             if self.score == "random":
                 store.add(random_ids(store, self.per_tensor, self.structured))
@@ -89,13 +92,28 @@ class Selective:
                 store.add(smallest_ids(store))
         return SelectiveTuner(self, model, store, inner)
 
+    def _inner(self, raw: Mapping[str, Any], model: Model, scope: Scope) -> Tuner:
+        """The inner method, attached.
 
-class SelectiveTuner(ParameterTuner):
+        Raises:
+            ConfigError: some of its trainables are closed at first; entries could be chosen among them too early.
+        """
+        arguments = {key: value for key, value in raw.items() if key != "_target_"}
+        inner: Tuner = make_method(MethodSpec("inner", str(raw.get("_target_")), arguments)).attach(model, scope)
+        if closed := [name for name, p in inner.trainables().items() if not p.requires_grad]:
+            raise ConfigError(f"method.inner: {closed[0]} joins during training; candidates must be there at its start")
+        return inner
+
+
+class SelectiveTuner(WrapperTuner):
     """The chosen entries as one flat parameter; the model's own tensors stay frozen and get the values written in."""
 
+    _training: Training
+
     def __init__(self, method: Selective, model: Model, store: SparseStore, inner: Tuner | None) -> None:
-        super().__init__({"values": store.values})
-        self._method, self._model, self._inner, self.store = method, model, inner, store
+        super().__init__([] if inner is None else [inner])
+        self._method, self._model, self.store = method, model, store
+        self._decaying = [(decays_by_name if inner is None else inner.decays)(name) for name in store.names]
         self._hooks: list[RemovableHandle] = []
         self._more_parts = False  # another part of this step's batch is to come
         self._staged = torch.zeros(0)  # while growing: gradients at the chosen entries
@@ -107,26 +125,46 @@ class SelectiveTuner(ParameterTuner):
     def _growing(self) -> bool:
         return self._method.when == "steps" and self.store.used < self.store.budget
 
+    def trainables(self) -> Mapping[str, nn.Parameter]:
+        """The values."""
+        return {"values": self.store.values}
+
     def touched(self) -> Iterable[str]:
         """The tensors that entries are chosen from."""
         return self.store.names
 
+    def decays(self, name: str) -> bool:
+        """Whether all candidates decay; where only some do, `optimizer` sees to it."""
+        return all(self._decaying)
+
     def optimizer(self, groups: list[dict[str, Any]], **settings: Any) -> torch.optim.Optimizer:
         """AdamW; where entries join during training and each is to be corrected by its own age, our own."""
+        partly = any(self._decaying) and not all(self._decaying)
+        decay = functools.partial(self._decay, settings["weight_decay"]) if partly else None
         if self._method.when == "steps" and self._method.adam == "entry":
-            return EntryAdamW(groups, self.store.values, self._ages, **settings)
-        return super().optimizer(groups, **settings)
+            return EntryAdamW(groups, self.store.values, self._ages, decay, **settings)
+        return ValuesAdamW(groups, self.store.values, decay, **settings)
 
-    def prepare(self, steps: int, passes: Passes) -> None:
+    def _decay(self, weight_decay: float, lr: float) -> None:
+        """Decay the values whose tensors may, as AdamW does before its own step."""
+        for i, decays in enumerate(self._decaying):
+            if decays:
+                self.store.values.data[self.store.places(i)] *= 1 - lr * weight_decay
+
+    def prepare(self, training: Training) -> None:
         """Choose what needs gradients to be chosen, and watch for the gradients of what is."""
+        super().prepare(training)
+        self._training = training
         self.store.to(self.store.tensors[0].device)
-        self._total = min(self._method.steps or steps, steps)
+        self._total = min(self._method.steps or training.steps, training.steps)
         if self._method.when == "start" and self.store.used == 0:
-            self.store.add(self._by_gradients(passes))
+            self.store.add(self._by_gradients())
+        self.store.write_back()  # after a resume the values came with the trainables
         self._watch()
 
     def before_backward(self, step: int, last: bool) -> None:
         """Gradients of the last part complete the step's."""
+        super().before_backward(step, last)
         self._step, self._more_parts = step, not last
         if self._growing:
             goal = unmasked(self.store.budget, self._total, step + 1, self._method.schedule, self._method.every)
@@ -138,6 +176,7 @@ class SelectiveTuner(ParameterTuner):
 
     def after_backward(self, step: int) -> None:
         """While growing: unmask the best of this step, and hand the gradients to the optimizer."""
+        super().after_backward(step)
         if not self._growing:
             return
         ids, gradients = self._filled(self._best)
@@ -150,9 +189,16 @@ class SelectiveTuner(ParameterTuner):
         if not self._growing:
             self._watch()  # nothing is scored any more, so no dense gradient is needed
 
-    def after_step(self, step: int) -> None:
-        """Write the values into the weights."""
+    def after_step(self, step: int) -> bool:
+        """Write the values into the weights.
+
+        Raises:
+            ConfigError: the inner method trains other parameters from now on, which are no candidates.
+        """
+        if super().after_step(step):
+            raise ConfigError("method.inner: it replaces parameters during training; its entries cannot be selected")
         self.store.write_back()
+        return False
 
     def delta(self) -> Mapping[str, torch.Tensor]:
         """Index and values of every tensor that has chosen entries."""
@@ -166,15 +212,27 @@ class SelectiveTuner(ParameterTuner):
         """The values are in the weights already; an inner method folds its own in."""
         for hook in self._hooks:
             hook.remove()
-        if self._inner is not None:
-            self._inner.merge()
+        super().merge()
+
+    def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The chosen entries' change, zero elsewhere; or what an inner method makes of its own."""
+        if self.parts:
+            yield from super().update(before)
+            return
+        for name, tensor in zip(self.store.names, self.store.tensors, strict=True):
+            yield name, tensor.detach().float() - before[name].to(tensor.device).float()
+
+    def kept(self) -> int:
+        """The budget: every chosen entry stays."""
+        return self.store.budget
 
     def facts(self) -> dict[str, Any]:
         """Entries by kind and layer, the growth over steps, and what was chosen by when (ten moments)."""
         moments = self._growth[:: max(1, -(-len(self._growth) // 10))] if self._growth else []
         over_time = [{"step": step, **self._by_place(count)} for step, count in moments]
         ends = self._by_place(self.store.used)
-        return {"chosen": self.store.used, **ends, "growth": list(self._growth), "over_time": over_time}
+        own = {"chosen": self.store.used, **ends, "growth": list(self._growth), "over_time": over_time}
+        return {**super().facts(), **own}
 
     def _by_place(self, first: int) -> dict[str, dict[str, int]]:
         """How many of the entries chosen first lie in each kind and layer."""
@@ -188,12 +246,12 @@ class SelectiveTuner(ParameterTuner):
 
     def state_dict(self) -> dict[str, Any]:
         """Ids in the order in which they were chosen, and the growth so far."""
-        return {"ids": self.store.ids, "growth": list(self._growth)}
+        return {**super().state_dict(), "ids": self.store.ids, "growth": list(self._growth)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up such a state; the values themselves come with the trainables."""
+        super().load_state_dict(state)
         self.store.restore(state["ids"])
-        self.store.write_back()
         self._growth = [(int(step), int(count)) for step, count in state["growth"]]
 
     def _ages(self) -> torch.Tensor:
@@ -234,7 +292,7 @@ class SelectiveTuner(ParameterTuner):
         store, method = self.store, self._method
 
         def receive(gradient: torch.Tensor) -> None:
-            gradient = _over_processes(gradient)
+            gradient = self._training.total(gradient)
             flat = gradient.reshape(-1)
             places, index = store.part(i)
             self._staged[places] = flat[index].float()
@@ -258,19 +316,17 @@ class SelectiveTuner(ParameterTuner):
             gradients = torch.cat([gradients, torch.zeros(missing, device=device)])
         return ids, gradients
 
-    def _by_gradients(self, passes: Passes) -> torch.Tensor:
-        method = self._method
+    def _by_gradients(self) -> torch.Tensor:
+        method, training = self._method, self._training
         if method.score == "fisher":
-            return gradient_ids(self.store, passes, method.batches, _over_processes, True, lambda total, weight: total)
+            return gradient_ids(
+                self.store, training.passes, method.batches, training.total, True, lambda total, weight: total
+            )
         return gradient_ids(
             self.store,
-            passes,
+            training.passes,
             method.batches,
-            _over_processes,
+            training.total,
             False,
             lambda total, weight: d3(total / method.batches, weight, method.eps, method.exp),
         )
-
-
-def _over_processes(gradient: torch.Tensor) -> torch.Tensor:
-    return reduce(gradient, reduction="sum") if process_state().num_processes > 1 else gradient

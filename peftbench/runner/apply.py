@@ -14,10 +14,12 @@ from peftbench.data.sources import make_split
 from peftbench.data.tokens import tokenize, tokenizer_for
 from peftbench.errors import DataError
 from peftbench.files import RECORD_FILE
+from peftbench.machine import process_state
 from peftbench.record import Record, read_record
 from peftbench.runner.deltas import reload
 from peftbench.training.metrics import predict
-from peftbench.training.trainer import Trainer
+from peftbench.training.evaluation import Evaluator
+from peftbench.training.forward import Forward
 
 
 def apply(run: Path, folder: Path) -> None:
@@ -58,10 +60,8 @@ def label(run: Path, file: Path, cache: Path) -> list[str]:
     spec = _spec(record, ModelSpec, "model")
     protocol = _spec(record, TrainingProtocol, "protocol")
     tokens = tokenize(rows, tokenizer_for(spec, weights_folder(spec)), protocol.max_length, cache)
-    trainer = Trainer(
-        model=model, tuner=tuner, protocol=protocol, task=task, train=None, scored={}, choosing="", seed=0
-    )
-    logits = trainer.predict(tokens)
+    forward = Forward(model, protocol.precision, process_state().device)
+    logits = Evaluator(forward, task, protocol.eval_batch_size).predict(tokens)
     return _lines(task, logits)
 
 

@@ -55,5 +55,5 @@ def plan(cell: Cell) -> Counts:
     before = entries(model)
     tuner = deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed)
     if cell.protocol.keep_prefix:
-        Prefix(model, tuner.touched())  # whether there is one
+        Prefix(model, tuner.touched(), tuner.reads())  # whether there is one
     return count(model, tuner, before)

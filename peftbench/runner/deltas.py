@@ -13,6 +13,7 @@ from peftbench.config.validate import make_method, parse
 from peftbench.errors import ConfigError, DataError
 from peftbench.files import DELTA_FILE, RECORD_FILE
 from peftbench.methods.base import Delta, Method, Tuner, copy_into
+from peftbench.methods.dial import within
 from peftbench.record import read_record
 from peftbench.seeds import drawn_from
 
@@ -27,8 +28,11 @@ def attach(method: MethodSpec, scope: Scope, budget: Budget, model: Model, seed:
     """
     for _, parameter in model.backbone():
         parameter.requires_grad_(False)
+    made: Method = make_method(method)
+    if budget.entries is not None:
+        made = within(made, model, scope, budget.entries)
     with drawn_from(seed, "selection"):
-        return make_method(method).attach(model, scope, budget)
+        return made.attach(model, scope)
 
 
 def learned(cell: Cell, model: Model, tuner: Tuner) -> Delta:

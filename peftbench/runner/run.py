@@ -163,7 +163,7 @@ def execute(
         delta = deltas.learned(cell, model, tuner)
         work.counts = count(model, tuner, before, delta.stored_bytes)
         work.facts = tuner.facts()
-        unseen = {name: trainer.predict(tokens[name]) for name in tokens if tokens[name].labels is None}
+        unseen = {name: trainer.evaluator.predict(tokens[name]) for name in tokens if tokens[name].labels is None}
         if main:
             work.hashes["delta"] = delta.save(folder / DELTA_FILE)
             keep_predictions(cell, folder, tokens, {**fit.logits, **unseen})

@@ -1,4 +1,4 @@
-"""AdamW in which every entry's moments are corrected from its own first step."""
+"""AdamW for one flat parameter of chosen entries: some decay and some do not, and each has an age of its own."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,21 +7,53 @@ import torch
 from torch import nn
 
 
-class EntryAdamW(torch.optim.AdamW):
+class ValuesAdamW(torch.optim.AdamW):
+    """AdamW that leaves the decay of one flat parameter to somebody who knows which of its entries may.
+
+    Args:
+        groups: parameter groups, as for AdamW; one of them holds `values`.
+        values: the flat parameter.
+        decay: called with the step's learning rate before it, to decay `values`; None: its group decays as a whole.
+    """
+
+    def __init__(
+        self, groups: Any, values: nn.Parameter, decay: Callable[[float], None] | None, **settings: Any
+    ) -> None:
+        super().__init__(groups, **settings)
+        self._values, self._decay = values, decay
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Decay what may, then step as AdamW does."""
+        if self._decay is not None:
+            self._decay(float(self._group()["lr"]))
+        return super().step(closure)
+
+    def _group(self) -> dict[str, Any]:
+        return next(group for group in self.param_groups if any(p is self._values for p in group["params"]))
+
+
+class EntryAdamW(ValuesAdamW):
     """AdamW that treats one flat parameter entry by entry.
 
     With one shared step counter, an entry that joins late has zero moments and a bias correction of about 1: its
     first updates reach 4 times the learning rate. Here entry i, in its n-th step, is corrected by 1 - beta^n.
 
     Args:
-        groups: parameter groups, as for AdamW; one of them holds `values`.
-        values: the flat parameter.
+        groups, values, decay: see `ValuesAdamW`.
         ages: gives, per entry, how many steps it has been trained for, the present one included (at least 1).
     """
 
-    def __init__(self, groups: Any, values: nn.Parameter, ages: Callable[[], torch.Tensor], **settings: Any) -> None:
-        super().__init__(groups, **settings)
-        self._values, self._ages = values, ages
+    def __init__(
+        self,
+        groups: Any,
+        values: nn.Parameter,
+        ages: Callable[[], torch.Tensor],
+        decay: Callable[[float], None] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(groups, values, decay, **settings)
+        self._ages = ages
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -31,7 +63,7 @@ class EntryAdamW(torch.optim.AdamW):
         self._values.grad = gradient
         if gradient is None:
             return result
-        group = next(g for g in self.param_groups if any(p is self._values for p in g["params"]))
+        group = self._group()
         (beta1, beta2), lr = group["betas"], group["lr"]
         state = self.state[self._values]
         if not state:

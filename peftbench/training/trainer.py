@@ -2,129 +2,154 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object, reduce
 from torch import nn
-from torch.nn import functional
 
 from peftbench.backbone.model import Model
 from peftbench.backbone.prefix import Prefix
 from peftbench.config.spec import Protocol as TrainingProtocol
 from peftbench.config.spec import TaskSpec
-from peftbench.data.batches import collate, cut, epoch_order, evaluation_order
+from peftbench.data.batches import cut, epoch_order
 from peftbench.data.tokens import Tokens
 from peftbench.errors import Diverged
 from peftbench.machine import keep_freed_memory, process_state
-from peftbench.methods.base import Tuner
+from peftbench.methods.base import Training, Tuner, decays_by_name
 from peftbench.seeds import stream
 from peftbench.training.checkpoint import Checkpoints
-from peftbench.training.fit import Evaluation, Fit, Watcher
-from peftbench.training.metrics import predict, score
+from peftbench.training.evaluation import Evaluator
+from peftbench.training.fit import Fit, Watcher
+from peftbench.training.forward import Forward
+from peftbench.training.meter import Meter
+from peftbench.training.objective import Objective, TaskLoss
+from peftbench.training.selection import Selection
 from peftbench.training.stopping import Stop
 
 
-@dataclass
 class Trainer:
     """One model, one tuner, one protocol. Rows of a global batch are shared out over processes and accumulated parts.
 
     Attributes:
+        fit: what training left so far.
+        parameters: what the optimizer steps, by name: the tuner's trainables and the head.
+        optimizer: there once training has begun.
+        evaluator: predicts and scores with the model as it is.
+    """
+
+    optimizer: torch.optim.Optimizer
+
+    def __init__(
+        self,
+        model: Model,
+        tuner: Tuner,
+        protocol: TrainingProtocol,
+        task: TaskSpec,
+        train: Tokens | None,
+        scored: Mapping[str, Tokens],
+        choosing: str,
+        seed: int,
+        *,
+        objective: Objective | None = None,
+        watchers: Sequence[Watcher] = (),
+        log_every: int = 10,
+        checkpoints: Checkpoints | None = None,
+        stop: Stop | None = None,
+    ) -> None:
+        """Args:
+        model, tuner: the method is attached.
         train: rows to train on; None: only evaluate.
         scored: splits that are scored, by name.
         choosing: name of the metric that selects.
+        seed: of data order and dropout.
+        objective: what training makes small; None: the task's loss.
+        watchers: told how it goes.
         log_every: optimizer steps between two calls of `Watcher.step`.
         checkpoints: where the state of training is kept, and taken up from; None: nowhere.
         stop: whether a signal asks to leave.
-    """
-
-    model: Model
-    tuner: Tuner
-    protocol: TrainingProtocol
-    task: TaskSpec
-    train: Tokens | None
-    scored: Mapping[str, Tokens]
-    choosing: str
-    seed: int
-    watchers: Sequence[Watcher] = ()
-    log_every: int = 10
-    checkpoints: Checkpoints | None = None
-    stop: Stop = field(default_factory=Stop)
-
-    def __post_init__(self) -> None:
+        """
         self.state = process_state()
         keep_freed_memory()
-        self.model.module.to(self.state.device)
-        for parameter in self.tuner.trainables().values():
+        self.model, self.tuner, self.protocol = model, tuner, protocol
+        self.train, self.scored, self.seed = train, scored, seed
+        self.watchers, self.fit = watchers, Fit()
+        self._choosing, self._log_every, self._checkpoints = choosing, log_every, checkpoints
+        self._stop = Stop() if stop is None else stop
+        self._objective = TaskLoss(task.labels is None) if objective is None else objective
+        model.module.to(self.state.device)
+        for parameter in tuner.trainables().values():
             parameter.data = parameter.data.to(self.state.device)
-        self.parameters = dict(self.tuner.trainables()) | dict(self.model.head())
-        self.type_ids = getattr(self.model.module.config, "type_vocab_size", 0) > 1
-        self.fit = Fit()
-        self._best: dict[str, torch.Tensor] | None = None
-        self.prefix = Prefix(self.model, self.tuner.touched()) if self.protocol.keep_prefix else None
+        self.parameters = self._stepped()
+        prefix = Prefix(model, tuner.touched(), tuner.reads()) if protocol.keep_prefix else None
+        self.forward = Forward(model, protocol.precision, self.state.device, prefix)
+        self.evaluator = Evaluator(self.forward, task, protocol.eval_batch_size, self._stop.check)
+        self._selection = Selection(protocol.selection, protocol.patience, model, tuner)
+        self._meter = Meter(self.fit, self.state.device)
 
     def run(self) -> Fit:
         """Train by the protocol, evaluate when it says so, and leave the selected weights in the model.
 
         Raises:
-            Diverged: the loss is no longer finite.
+            Diverged: a loss, a logit or a weight is no longer finite.
         """
         if self.train is None:
             self._evaluate(step=0, epoch=0.0)
             return self.fit
-        order = self._order(self.train)
-        self._epoch_steps = len(order(0))
-        kept = None if self.checkpoints is None else self.checkpoints.read()
-        optimizer = self.begin(self.protocol.max_steps or self.protocol.epochs * self._epoch_steps, kept)
-        with self.stop.deferred():
-            self._steps(order, optimizer)
-        self._restore_best()
+        self._epoch_steps = len(self.order(0))
+        kept = None if self._checkpoints is None else self._checkpoints.read()
+        self.begin(self.protocol.max_steps or self.protocol.epochs * self._epoch_steps, kept)
+        with self._stop.deferred():
+            self._steps()
+        self._selection.restore(self.fit)
+        self._check_finite()
         return self.fit
 
-    def _steps(self, order: Callable[[int], list[np.ndarray]], optimizer: torch.optim.Optimizer) -> None:
+    def _steps(self) -> None:
         """From the first step, or where a checkpoint left off, to the last."""
-        batches = order(self.fit.steps // self._epoch_steps)
+        batches = self.order(self.fit.steps // self._epoch_steps)
         while True:
             step = self.fit.steps
             if self._evaluation_due(step):
-                self._keep(optimizer)
+                self._keep()
                 self._evaluate(step, step / self._epoch_steps)
-            if step == self._total or self._out_of_patience():
+            if step == self._total or self._selection.out_of_patience(self.fit):
                 return
-            if self.stop.asked or (self.checkpoints and self.checkpoints.due() and self.state.num_processes == 1):
-                self._keep(optimizer)
-                self.stop.check()
+            checkpoint_due = self._checkpoints is not None and self._checkpoints.due()
+            if self._stop.asked or (checkpoint_due and self.state.num_processes == 1):
+                self._keep()
+                self._stop.check()
             if step % self._epoch_steps == 0:
-                batches = order(step // self._epoch_steps)
-            self.step(step, batches[step % self._epoch_steps], optimizer)
+                batches = self.order(step // self._epoch_steps)
+            self.step(step, batches[step % self._epoch_steps])
 
-    def begin(self, total: int, kept: Mapping[str, Any] | None = None) -> torch.optim.Optimizer:
+    def begin(self, total: int, kept: Mapping[str, Any] | None = None) -> None:
         """Everything that comes before the first of `total` optimizer steps, or before the next after a checkpoint."""
         self._total = total
-        if self.prefix is not None:
-            self._run_prefix(self.prefix)
+        assert self.train is not None
+        self.forward.run_prefix([self.train, *self.scored.values()], self.protocol.eval_batch_size)
         dropout = stream(self.seed, "dropout") + self.state.process_index
         torch.manual_seed(dropout)
         self.model.noise.seed(dropout)
-        optimizer = self._optimizer()
-        if kept is not None:
-            self._take_up(kept, optimizer)
+        if kept is None:
+            self._make_optimizer()
+        else:
+            self._take_up(kept)
+        self._meter.restart()
         for watcher in self.watchers:
             watcher.begin(total, self.fit.steps)
-        self.tuner.prepare(total, self._passes)
+        self.tuner.prepare(Training(total, self._passes, self._total_over_processes))
         if kept is not None:  # what a tuner draws while it prepares was drawn before
             self.model.noise.load_state_dict(kept["noise"][self.state.process_index])
             torch.set_rng_state(kept["random"][self.state.process_index])
             if self.state.device.type == "cuda":
                 torch.cuda.set_rng_state(kept["cuda"][self.state.process_index])
-        return optimizer
 
-    def _keep(self, optimizer: torch.optim.Optimizer) -> None:
+    def _keep(self) -> None:
         """Write a checkpoint: all that the next step depends on."""
-        if self.checkpoints is None:
+        if self._checkpoints is None:
             return
         on_gpu = self.state.device.type == "cuda"
         mine = [(self.model.noise.state_dict(), torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None)]
@@ -132,109 +157,118 @@ class Trainer:
         noise, random, cuda = zip(*everyones, strict=True)
         if not self.state.is_main_process:
             return
-        self.checkpoints.write(
+        self._checkpoints.write(
             {
                 "parameters": {name: p.detach() for name, p in self.parameters.items()},
-                "optimizer": optimizer.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
                 "tuner": self.tuner.state_dict(),
                 "fit": self.fit.state_dict(),
-                "best": self._best,
-                "log": (self._losses, self._logged_at, self._norm, self._seen_tokens),
+                "best": self._selection.best,
+                "meter": self._meter.state_dict(),
                 "noise": noise,
                 "random": random,
                 "cuda": cuda,
             }
         )
 
-    def _take_up(self, kept: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    def _take_up(self, kept: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; the tuner comes first, since what trains may depend on its state."""
+        self.tuner.load_state_dict(kept["tuner"])
+        self.parameters = self._stepped()
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(kept["parameters"][name])
-        optimizer.load_state_dict(kept["optimizer"])
-        self.tuner.load_state_dict(kept["tuner"])
+        self._make_optimizer()
+        self.optimizer.load_state_dict(kept["optimizer"])
         self.fit.load_state_dict(kept["fit"])
-        self._best = kept["best"]
-        losses, self._logged_at, self._norm, self._seen_tokens = kept["log"]
-        self._losses = losses.to(self.state.device)
+        self._selection.best = kept["best"]
+        self._meter.load_state_dict(kept["meter"])
 
-    def _order(self, train: Tokens) -> Callable[[int], list[np.ndarray]]:
-        lengths = train.lengths
+    def order(self, epoch: int) -> list[np.ndarray]:
+        """Numbers of the training rows of every batch of an epoch (from 0)."""
+        assert self.train is not None
+        protocol = self.protocol
+        return epoch_order(self.train.lengths, protocol.batch_size, protocol.bucketing, self.seed, epoch)
 
-        def order(epoch: int) -> list[np.ndarray]:
-            return epoch_order(lengths, self.protocol.batch_size, self.protocol.bucketing, self.seed, epoch)
+    def _stepped(self) -> dict[str, nn.Parameter]:
+        return dict(self.tuner.trainables()) | dict(self.model.head())
 
-        return order
-
-    def _optimizer(self) -> torch.optim.Optimizer:
+    def _make_optimizer(self) -> None:
+        """The tuner's optimizer over groups by learning rate and weight decay."""
         head = dict(self.model.head())
         groups: list[dict[str, Any]] = []
         for in_head, lr in ((False, self.protocol.lr), (True, self.protocol.head_lr or self.protocol.lr)):
-            for decays, weight_decay in ((True, self.protocol.weight_decay), (False, 0.0)):
-                named = [p for n, p in self.parameters.items() if (n in head, _decays(n)) == (in_head, decays)]
-                groups += [{"params": named, "weight_decay": weight_decay, "lr": lr}] if named else []
+            decays = decays_by_name if in_head else self.tuner.decays
+            named = [(name, p) for name, p in self.parameters.items() if (name in head) == in_head]
+            for decaying, weight_decay in ((True, self.protocol.weight_decay), (False, 0.0)):
+                chosen = [p for name, p in named if decays(name) == decaying]
+                groups += [{"params": chosen, "weight_decay": weight_decay, "lr": lr}] if chosen else []
         self._peaks = [group["lr"] for group in groups]
-        self._losses = torch.zeros((), device=self.state.device)
-        self._since, self._logged_at, self._norm = time.perf_counter(), 0, torch.zeros(())
-        self._seen_tokens = 0
-        return self.tuner.optimizer(
+        self.optimizer = self.tuner.optimizer(
             groups,
             lr=self.protocol.lr,
             betas=self.protocol.betas,
             eps=self.protocol.eps,
+            weight_decay=self.protocol.weight_decay,
             fused=True,
         )
 
-    def step(self, step: int, rows: np.ndarray, optimizer: torch.optim.Optimizer) -> None:
+    def _reshape(self) -> None:
+        """Other parameters train from now on; those that stay keep their moments."""
+        moments = self.optimizer.state
+        self.parameters = self._stepped()
+        self._make_optimizer()
+        for parameter in self.parameters.values():
+            if parameter in moments:
+                self.optimizer.state[parameter] = moments[parameter]
+
+    def step(self, step: int, rows: np.ndarray) -> None:
         """One optimizer step on a global batch of rows."""
         started = time.perf_counter()
         self.model.module.train()
-        assert self.train is not None
+        self._backward(step, rows)
+        self._reduce_gradients()
+        self.tuner.after_backward(step)
+        if self.protocol.clip is not None:
+            self._meter.norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.protocol.clip)
+        factor = lr_factor(step, self._total, self.protocol.warmup, self.protocol.schedule)
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        self.optimizer.step()
+        if self.tuner.after_step(step):
+            self._reshape()
+        self._check_trainables()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fit.steps = step + 1
+        self.fit.train_s += time.perf_counter() - started
+        if (step + 1) % self._log_every == 0 or step + 1 == self._total:
+            facts = self._meter.facts(step + 1, self.protocol.lr * factor, self._total_over_processes)
+            for watcher in self.watchers:
+                watcher.step(step + 1, facts)
+
+    def _backward(self, step: int, rows: np.ndarray) -> None:
+        """Gradients of this process's part of the batch, and of the method's penalty."""
         parts = list(cut(rows, self.protocol.accumulation * self.state.num_processes))
         mine = parts[self.state.process_index :: self.state.num_processes]
         weight = 1.0 / len(rows)
         if not mine:  # fewer rows than processes: one more look at a row, for nothing, keeps the processes in step
             mine, weight = [rows[:1]], 0.0
         for i, part in enumerate(mine):
-            loss = self._loss(self.train, part) * weight
+            loss = self.loss(part) * weight
             self.tuner.before_backward(step, last=i + 1 == len(mine))
             loss.backward()
-            self._losses += loss.detach()
-        self._reduce_gradients()
-        self.tuner.after_backward(step)
-        if self.protocol.clip is not None:
-            self._norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.protocol.clip)
-        factor = lr_factor(step, self._total, self.protocol.warmup, self.protocol.schedule)
-        for group, peak in zip(optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
-        optimizer.step()
-        self.tuner.after_step(step)
-        optimizer.zero_grad(set_to_none=True)
-        self.fit.steps = step + 1
-        self.fit.train_s += time.perf_counter() - started
-        if (step + 1) % self.log_every == 0 or step + 1 == self._total:
-            self._log(step + 1, self.protocol.lr * factor)
+            self._meter.add(loss)
+        if (penalty := self.tuner.penalty()) is not None:
+            (penalty / self.state.num_processes).backward()
+            self._meter.add_penalty(penalty)
 
-    def _run_prefix(self, prefix: Prefix) -> None:
-        """Run the frozen first layers on every row that is trained on or scored more than once."""
-        with self._autocast():
-            for tokens in (self.train, *self.scored.values()):
-                assert tokens is not None
-                prefix.keep(tokens, evaluation_order(tokens.lengths, self.protocol.eval_batch_size), self._collate)
-
-    def _logits(self, tokens: Tokens, rows: np.ndarray, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with self._autocast():
-            if self.prefix is None:
-                return self.model.forward(batch)
-            with self.prefix.standing_in(tokens, rows, batch["attention_mask"]):
-                return self.model.forward(batch)
-
-    def _loss(self, tokens: Tokens, rows: np.ndarray) -> torch.Tensor:
-        """Summed loss of some rows: cross entropy, or squared error for a regression."""
-        batch = self._collate(tokens, rows)
-        logits = self._logits(tokens, rows, batch)
-        if self.task.labels is None:
-            return functional.mse_loss(logits[:, 0], batch["labels"], reduction="sum")
-        return functional.cross_entropy(logits, batch["labels"], reduction="sum")
+    def loss(self, rows: np.ndarray) -> torch.Tensor:
+        """The objective of some training rows, summed over them: a scalar."""
+        assert self.train is not None
+        batch = self.forward.batch(self.train, rows)
+        if self.model.module.training:
+            self._meter.saw(batch)
+        return self._objective.loss(self.forward.logits(batch), batch.labels, rows)
 
     def _passes(self, count: int) -> Iterator[None]:
         """Run batches of training rows forward and backward without dropout; yields after each."""
@@ -244,20 +278,12 @@ class Trainer:
         for i in range(count):
             rows = order[i % len(order)]
             for part in list(cut(rows, self.state.num_processes))[self.state.process_index :: self.state.num_processes]:
-                (self._loss(self.train, part) / len(rows)).backward()
+                (self.loss(part) / len(rows)).backward()
             yield
             self.model.module.zero_grad(set_to_none=True)
 
-    def _collate(self, tokens: Tokens, rows: np.ndarray) -> dict[str, torch.Tensor]:
-        batch = collate(tokens, rows, self.type_ids)
-        if self.model.module.training:
-            real = int(tokens.lengths[rows].sum())
-            self.fit.tokens += real
-            self.fit.padded += batch["input_ids"].numel() - real
-        return {key: value.to(self.state.device, non_blocking=True) for key, value in batch.items()}
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.state.device.type, dtype=torch.bfloat16, enabled=self.protocol.precision == "bf16")
+    def _total_over_processes(self, tensor: torch.Tensor) -> torch.Tensor:
+        return reduce(tensor, reduction="sum") if self.state.num_processes > 1 else tensor
 
     def _reduce_gradients(self) -> None:
         """Sum gradients over processes: each has divided its loss by the size of the global batch."""
@@ -265,25 +291,18 @@ class Trainer:
             return
         for parameter in self.parameters.values():
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = reduce(gradient, reduction="sum")
+            parameter.grad = self._total_over_processes(gradient)
 
-    def _log(self, step: int, lr: float) -> None:
-        count = step - self._logged_at
-        losses = reduce(self._losses, reduction="sum") if self.state.num_processes > 1 else self._losses
-        loss = losses.item() / count
-        if not math.isfinite(loss):
-            raise Diverged(f"the training loss is {loss} after step {step}")
-        seconds = max(time.perf_counter() - self._since, 1e-9)
-        facts = {
-            "loss": loss,
-            "lr": lr,
-            "grad_norm": float(self._norm),
-            "tokens_per_s": (self.fit.tokens - self._seen_tokens) / seconds,
-        }
-        self._losses.zero_()
-        self._since, self._logged_at, self._seen_tokens = time.perf_counter(), step, self.fit.tokens
-        for watcher in self.watchers:
-            watcher.step(step, facts)
+    def _check_trainables(self) -> None:
+        """What the optimizer steps is what the tuner calls trainable, or a run would train nothing and say nothing."""
+        for name, parameter in self.tuner.trainables().items():
+            if self.parameters.get(name) is not parameter:
+                raise RuntimeError(f"{name} was replaced during training: after_step must return True then")
+
+    def _check_finite(self) -> None:
+        broken = [name for name, p in self.parameters.items() if not bool(torch.isfinite(p).all())]
+        if broken:
+            raise Diverged(f"{broken[0]} is not finite after step {self.fit.steps}")
 
     def _evaluation_due(self, step: int) -> bool:
         if step == 0 or (self.fit.evaluations and self.fit.evaluations[-1].step == step):
@@ -293,70 +312,16 @@ class Trainer:
 
     def _evaluate(self, step: int, epoch: float) -> None:
         started = time.perf_counter()
-        logits = {name: self.predict(tokens) for name, tokens in self.scored.items()}
-        metrics, collapsed = self._score(logits)
-        evaluation = Evaluation(step, epoch, metrics, collapsed, metrics.get(self.choosing, math.nan))
-        self.fit.evaluations.append(evaluation)
-        self._select(evaluation, logits)
+        logits = {name: self.evaluator.predict(tokens) for name, tokens in self.scored.items()}
+        for name, values in logits.items():
+            if not np.isfinite(values).all():
+                raise Diverged(f"the logits of {name} are not finite after step {step}")
+        evaluation = self.evaluator.score(self.scored, logits, step, epoch, self._choosing)
+        self._selection.see(self.fit, evaluation, logits)
         self.fit.eval_s += time.perf_counter() - started
-        self._since = time.perf_counter()
+        self._meter.restart()
         for watcher in self.watchers:
             watcher.evaluation(evaluation)
-
-    def _score(self, logits: Mapping[str, np.ndarray]) -> tuple[dict[str, float], bool]:
-        metrics: dict[str, float] = {}
-        collapsed = False
-        for name, tokens in self.scored.items():
-            if tokens.labels is None:
-                continue
-            found = score(self.task.metrics, predict(logits[name]), tokens.labels)
-            collapsed = collapsed or found.collapsed
-            names = {metric: key for key, (split, metric) in self.task.scored().items() if split == name}
-            metrics |= {names.get(metric, f"{metric}_{name}"): value for metric, value in found.values.items()}
-        return metrics, collapsed
-
-    def _select(self, evaluation: Evaluation, logits: dict[str, np.ndarray]) -> None:
-        """Keep this evaluation if the selection rule prefers it to the one kept so far."""
-        index = len(self.fit.evaluations) - 1
-        if self.protocol.selection != "last" and index > 0:
-            if not evaluation.chosen_by > self.fit.evaluations[self.fit.selected].chosen_by:
-                return
-        self.fit.selected, self.fit.logits = index, logits
-        if self.protocol.selection != "last":
-            learned = dict(self.tuner.delta()) | {f"head.{name}": p for name, p in self.model.head()}
-            self._best = {name: tensor.detach().clone() for name, tensor in learned.items()}
-
-    def _out_of_patience(self) -> bool:
-        if self.protocol.patience is None or not self.fit.evaluations:
-            return False
-        values = [evaluation.chosen_by for evaluation in self.fit.evaluations]
-        return len(values) - 1 - int(np.argmax(values)) >= self.protocol.patience
-
-    def _restore_best(self) -> None:
-        if self._best is None or self.fit.selected == len(self.fit.evaluations) - 1:
-            return
-        self.tuner.load_delta({k: v for k, v in self._best.items() if not k.startswith("head.")})
-        with torch.no_grad():
-            for name, parameter in self.model.head():
-                parameter.copy_(self._best[f"head.{name}"])
-
-    def predict(self, tokens: Tokens) -> np.ndarray:
-        """Logits (rows, labels) fp32 of a split, in the order of its rows."""
-        self.model.module.eval()
-        batches = evaluation_order(tokens.lengths, self.protocol.eval_batch_size)
-        mine = batches[self.state.process_index :: self.state.num_processes]
-        found = []
-        with torch.inference_mode():
-            for rows in mine:
-                self.stop.check()
-                found.append((rows, self._logits(tokens, rows, self._collate(tokens, rows))))
-        pieces = [(rows, logits.cpu().numpy()) for rows, logits in found]
-        if self.state.num_processes > 1:
-            pieces = gather_object(pieces)
-        out = np.empty((len(tokens), self.task.num_labels), dtype=np.float32)
-        for rows, logits in pieces:
-            out[rows] = logits
-        return out
 
 
 def lr_factor(step: int, total: int, warmup: float, schedule: str) -> float:
@@ -371,7 +336,3 @@ def lr_factor(step: int, total: int, warmup: float, schedule: str) -> float:
         return 1.0
     left = (total - step) / max(1, total - rising)
     return left if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
-
-
-def _decays(name: str) -> bool:
-    return not (name.endswith(".bias") or "norm" in name.lower())

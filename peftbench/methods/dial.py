@@ -1,0 +1,62 @@
+"""A budget of entries, turned into a method's own key: its dial."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from peftbench.backbone.model import Model, empty_copy
+from peftbench.config.spec import Scope
+from peftbench.errors import ConfigError
+from peftbench.methods.base import Method
+
+
+def within(method: Method, model: Model, scope: Scope, entries: int) -> Method:
+    """The same method, training at most so many backbone entries.
+
+    Args:
+        method: what a budget is given to.
+        model: where it is to be attached; it is left as it is.
+        scope: where the method may act.
+        entries: how many.
+
+    Raises:
+        ConfigError: the method takes no budget, or needs more than this one.
+    """
+    own: Callable[..., Method] | None = getattr(method, "within", None)
+    if own is not None:
+        return own(model, scope, entries)
+    name, dial = type(method).__name__, getattr(method, "dial", None)
+    if dial is None:
+        raise ConfigError(f"budget: {name} takes none; limit it with scope.layers or scope.kinds")
+    return turned(method, dial, entries, lambda one: trained_entries(one, model, scope))
+
+
+def turned(method: Any, dial: str, entries: int, count: Callable[[Any], int]) -> Any:
+    """The method with its dial at the largest whole number that keeps it within the budget.
+
+    Args:
+        method: a frozen dataclass with a key of the dial's name.
+        dial: the key.
+        entries: the budget.
+        count: how many entries a method of its class trains; linear in the dial.
+
+    Raises:
+        ConfigError: the dial at 1 trains more than the budget.
+    """
+    first = count(replace(method, **{dial: 1}))
+    each = count(replace(method, **{dial: 2})) - first
+    if each == 0:
+        raise ConfigError(f"budget: nothing in {type(method).__name__} here has a {dial} that it could turn")
+    if first > entries:
+        raise ConfigError(
+            f"budget: {entries:,} entries; {type(method).__name__} here needs at least {first:,} ({dial} 1)"
+        )
+    value = 1 + (entries - first) // each
+    fitted = replace(method, **{dial: value})
+    assert count(fitted) == first + (value - 1) * each, f"{type(method).__name__} is not linear in {dial}"
+    return fitted
+
+
+def trained_entries(method: Method, model: Model, scope: Scope) -> int:
+    """How many backbone entries a method would train; the model is left as it is."""
+    return sum(p.numel() for p in method.attach(empty_copy(model), scope).trainables().values())

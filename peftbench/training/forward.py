@@ -1,0 +1,49 @@
+"""Rows of a split to logits: batches on the device, the run's precision, kept hidden states for frozen layers."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from peftbench.backbone.model import Model
+from peftbench.backbone.prefix import Prefix
+from peftbench.data.batches import Batch, collate, evaluation_order
+from peftbench.data.tokens import Tokens
+
+
+class Forward:
+    """A model as training and evaluation run it.
+
+    Attributes:
+        model: what runs.
+        prefix: the frozen first layers, run once per row; None: all layers run every time.
+    """
+
+    def __init__(self, model: Model, precision: str, device: torch.device, prefix: Prefix | None = None) -> None:
+        model.module.to(device)
+        self.model, self.prefix = model, prefix
+        self._low, self._device = precision == "bf16", device
+        self._type_ids = getattr(model.module.config, "type_vocab_size", 0) > 1
+
+    def batch(self, tokens: Tokens, rows: np.ndarray) -> Batch:
+        """Rows of a split as tensors on the model's device."""
+        return collate(tokens, rows, self._type_ids).to(self._device)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Logits (rows, labels) fp32."""
+        with self._autocast():
+            if self.prefix is None:
+                return self.model.forward(batch.inputs)
+            with self.prefix.standing_in(batch):
+                return self.model.forward(batch.inputs)
+
+    def run_prefix(self, splits: Iterable[Tokens], batch_size: int) -> None:
+        """Run the frozen first layers on every row of these splits, where they are to be kept."""
+        if self.prefix is None:
+            return
+        with self._autocast():
+            for tokens in splits:
+                self.prefix.keep(self.batch(tokens, rows) for rows in evaluation_order(tokens.lengths, batch_size))
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._low)

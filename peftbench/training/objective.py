@@ -1,0 +1,36 @@
+"""What training makes small: the task's loss, or another one in its place."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+
+class Objective(Protocol):
+    """A loss of some training rows."""
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor | None, rows: np.ndarray) -> torch.Tensor:
+        """The loss, summed over rows: a scalar that autograd can go back from.
+
+        Args:
+            logits: (rows, labels) fp32, or (rows, 1) for a regression.
+            labels: class ids (rows,) int64 or scores (rows,) fp32; None where the rows have none.
+            rows: their numbers in train (rows,), for what an objective has kept by row.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class TaskLoss:
+    """The task's own loss: cross entropy, or squared error for a regression."""
+
+    regression: bool
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor | None, rows: np.ndarray) -> torch.Tensor:
+        """See `Objective`."""
+        assert labels is not None, "the task's loss needs labels"
+        if self.regression:
+            return functional.mse_loss(logits[:, 0], labels, reduction="sum")
+        return functional.cross_entropy(logits, labels, reduction="sum")
