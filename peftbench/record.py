@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -89,6 +89,7 @@ class Record:
         hashes: of the rows of every split, of the weights file, of the delta.
         error: what went wrong, where the status is not done.
         search: how the learning rate was chosen, where it was.
+        drawn: parameters of the backbone that the weights lacked, drawn from the seed and stored in the delta.
     """
 
     schema: int
@@ -110,6 +111,7 @@ class Record:
     config: dict[str, Any]
     error: str | None = None
     search: Search | None = None
+    drawn: list[str] = field(default_factory=list)
 
     @property
     def lr(self) -> float:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-STREAMS = ("head", "order", "dropout", "selection", "held_out", "backbone")
+STREAMS = ("head", "order", "dropout", "selection", "held_out", "backbone", "fresh")
 
 
 def stream(seed: int, name: str) -> int:

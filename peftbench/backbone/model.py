@@ -3,12 +3,14 @@
 import functools
 import hashlib
 import importlib.util
+import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
@@ -21,6 +23,7 @@ from peftbench.files import stamp
 from peftbench.seeds import drawn_from
 
 WEIGHTS_FILE = "model.safetensors"
+OTHER_FORMS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.safetensors.index.json")
 NORMS = ("LayerNorm", "RMSNorm")
 
 
@@ -51,6 +54,7 @@ class Model:
         depth: number of encoder layers.
         weights_sha256: hash of the file that the backbone came from; None for random weights.
         noise: the random numbers of its dropout.
+        drawn: what the weights lacked of the backbone, by parameter, as drawn from the seed (fp32, before training).
     """
 
     module: nn.Module
@@ -58,6 +62,7 @@ class Model:
     depth: int
     name: str
     weights_sha256: str | None = None
+    drawn: dict[str, torch.Tensor] = field(default_factory=dict)
     places: Mapping[str, Place] = field(init=False)
     noise: Noise = field(init=False)
 
@@ -137,7 +142,7 @@ def empty_copy(model: Model) -> Model:
 
 
 def load(spec: ModelSpec, num_labels: int, seed: int) -> tuple[Model, Path | None]:
-    """A model with the weights that the spec asks for and a head drawn from the seed's own stream.
+    """A model with the weights that the spec asks for; the head, and what they lack, is drawn from the seed's streams.
 
     Returns:
         The model, and the folder its weights came from (None for random weights).
@@ -150,14 +155,27 @@ def load(spec: ModelSpec, num_labels: int, seed: int) -> tuple[Model, Path | Non
         model = build(spec, num_labels)
     else:
         model = _from_folder(spec, folder, num_labels)
-    std = float(getattr(model.module.config, "initializer_range", 0.02))
     with drawn_from(seed, "head"):
-        for name, module in model.module.named_modules():
-            if model.is_head(name) and isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=std)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        _draw(model, dict(model.head()))
+    with drawn_from(seed, "fresh"):
+        parameters = dict(model.backbone())
+        lacking = {name: parameters[name] for name in sorted(model.drawn)}
+        _draw(model, lacking)
+    model.drawn = {name: parameter.detach().clone() for name, parameter in lacking.items()}
     return model, folder
+
+
+@torch.no_grad()
+def _draw(model: Model, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Matrices from a normal distribution of the model's own width, biases zero, the scales of norms one."""
+    std = float(getattr(model.module.config, "initializer_range", 0.02))
+    for name, parameter in parameters.items():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=std)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        else:
+            nn.init.ones_(parameter)
 
 
 def weights_folder(spec: ModelSpec) -> Path | None:
@@ -173,13 +191,23 @@ def weights_folder(spec: ModelSpec) -> Path | None:
     else:
         folder = Path(spec.weights).expanduser()
         if not (folder / WEIGHTS_FILE).is_file():
-            raise DataError(f"model.weights={spec.weights}: no {WEIGHTS_FILE} in that folder")
+            raise DataError(f"model.weights={spec.weights}: no {WEIGHTS_FILE} in that folder{_other_form(folder)}")
     if spec.sha256 and (found := file_sha256(folder / WEIGHTS_FILE)) != spec.sha256:
         raise DataError(
             f"model={spec.name}: {folder / WEIGHTS_FILE} has sha256 {found[:16]}..., not the pinned "
             f"{spec.sha256[:16]}...; it is refused"
         )
+    _check_files(spec, folder)
     return folder
+
+
+def _other_form(folder: Path) -> str:
+    """What lies there in its place, as the end of a line."""
+    other = next((name for name in OTHER_FORMS if (folder / name).is_file()), None)
+    if other is None:
+        return ""
+    reason = "a pickle, and pickles are never loaded" if ".bin" in other else "shards, and one file is read"
+    return f", only {other}: {reason}"
 
 
 def file_sha256(path: Path) -> str:
@@ -269,7 +297,10 @@ def _distribution(package: str) -> str:
 
 
 def _from_folder(spec: ModelSpec, folder: Path, num_labels: int) -> Model:
-    config = AutoConfig.from_pretrained(folder, num_labels=num_labels)
+    try:
+        config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=False)
+    except Exception as error:  # whatever its validation raises: the file is a stranger's
+        raise DataError(f"model={spec.name}: {folder}/config.json: {_first_line(error)}") from None
     _check_numbers(spec, config, folder)
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
@@ -279,14 +310,21 @@ def _from_folder(spec: ModelSpec, folder: Path, num_labels: int) -> Model:
             folder,
             config=config,
             use_safetensors=True,
+            trust_remote_code=False,
             dtype=torch.float32,
             attn_implementation=_attention(spec),
             output_loading_info=True,
-            ignore_mismatched_sizes=True,
+            ignore_mismatched_sizes=True,  # of the head; any other is refused below
         )
     finally:
         transformers_logging.set_verbosity(level)
     model = Model(module, spec.layout, spec.depth, spec.name, file_sha256(folder / WEIGHTS_FILE))
+    for name, stored, wanted in report["mismatched_keys"]:
+        if not model.is_head(name):
+            raise DataError(
+                f"model={spec.name}: {folder / WEIGHTS_FILE}: {name} is {tuple(stored)}, config.json makes it "
+                f"{tuple(wanted)}"
+            )
     absent = [
         name for name in report["missing_keys"] if not model.is_head(name) and "pooler" not in model.place(name).kinds
     ]
@@ -295,12 +333,37 @@ def _from_folder(spec: ModelSpec, folder: Path, num_labels: int) -> Model:
             f"model={spec.name}: {folder / WEIGHTS_FILE} lacks {len(absent)} tensors of the backbone, "
             f"{absent[0]} among them"
         )
+    model.drawn = {name: torch.empty(0) for name in report["missing_keys"] if not model.is_head(name)}
     return model
 
 
+def _check_files(spec: ModelSpec, folder: Path) -> None:
+    """Read the model's type as plain JSON, before any library does, and see that the weights are whole.
+
+    Raises:
+        DataError: a file is missing, damaged, of another architecture, or an adapter that names weights elsewhere.
+    """
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"model={spec.name}: {folder}/config.json cannot be read: {_first_line(error)}") from None
+    kind = raw.get("model_type") if isinstance(raw, dict) else None
+    if kind != spec.model_type:
+        raise DataError(f"model={spec.name}: {folder}/config.json is a {str(kind)[:40]}, not a {spec.model_type}")
+    if (folder / "adapter_config.json").exists():
+        raise DataError(f"model={spec.name}: {folder} holds an adapter (adapter_config.json), not a whole model")
+    try:
+        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+            file.keys()
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"model={spec.name}: {folder / WEIGHTS_FILE} is damaged: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:120]
+
+
 def _check_numbers(spec: ModelSpec, config: Any, folder: Path) -> None:
-    if config.model_type != spec.model_type:
-        raise DataError(f"model={spec.name}: {folder}/config.json is a {config.model_type}, not a {spec.model_type}")
     for key, wanted in spec.config.items():
         found = getattr(config, key, wanted)
         shape = isinstance(wanted, int) and not isinstance(wanted, bool) and not key.endswith("_token_id")

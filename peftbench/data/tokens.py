@@ -1,11 +1,12 @@
 """Text to token ids, once per (text, tokenizer, length): the result is kept in a safetensors file by content hash."""
 
 import hashlib
+import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -13,10 +14,13 @@ from safetensors.numpy import save
 
 from peftbench.config.spec import ModelSpec
 from peftbench.data.sources import Split
+from peftbench.errors import DataError
 from peftbench.files import set_aside, write_atomically
 
 VERSION = "2"  # raised when the layout of the cached file changes
 KEY = "sha256"
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "spm.model", "spiece.model", "tokenizer.model")
+SPECIAL = ("pad", "cls", "sep", "bos", "eos")
 
 
 class Tokenizer(Protocol):
@@ -40,6 +44,7 @@ class Tokens:
         first: how many ids of each row belong to the first segment (rows,) int32.
         labels: as in `Split`.
         pad_id: id that fills a row up.
+        tokenizer: hash of what made the ids.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Tokens:
     first: np.ndarray
     labels: np.ndarray | None
     pad_id: int
+    tokenizer: str = ""
 
     def __len__(self) -> int:
         return len(self.first)
@@ -59,12 +65,25 @@ class Tokens:
 
 
 class PretrainedTokenizer:
-    """The backbone's own tokenizer, from the folder its weights came from."""
+    """The backbone's own tokenizer, from the folder its weights came from.
+
+    Raises:
+        DataError: the folder has none, it is damaged, or it is not the model's.
+    """
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
-        self._inner = AutoTokenizer.from_pretrained(folder)
+        if not any((folder / name).is_file() for name in VOCABULARIES):
+            raise DataError(f"{folder}: no tokenizer there ({', '.join(VOCABULARIES[:3])}, ...)")
+        try:
+            self._inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        except Exception as error:  # whatever its parsers raise: the files are a stranger's
+            said = next(iter(str(error).splitlines()), type(error).__name__)[:120]
+            raise DataError(f"{folder}: the tokenizer cannot be read: {said}") from None
+        if problem := _misfit(self._inner, config):
+            raise DataError(f"{folder}: the tokenizer is not the model's: {problem}")
         self.pad_id = int(self._inner.pad_token_id)
         self.sha256 = hashlib.sha256(self._inner.backend_tokenizer.to_str().encode()).hexdigest()
 
@@ -79,6 +98,24 @@ class PretrainedTokenizer:
         )
         first = [len(types) - sum(types) for types in encoded["token_type_ids"]]
         return encoded["input_ids"], first
+
+
+def _misfit(tokenizer: Any, config: Mapping[str, Any]) -> str | None:
+    """What keeps a tokenizer from being that of the model whose config.json this is; None: nothing."""
+    ids, rows = tokenizer.get_vocab().values(), config.get("vocab_size")
+    if tokenizer.pad_token_id is None:
+        return "it has no padding token"
+    if isinstance(rows, int) and max(ids) >= rows:
+        return f"its ids go to {max(ids)}, the embedding has {rows} rows"
+    for name in SPECIAL:
+        key = f"{name}_token_id"
+        own, stated = getattr(tokenizer, key), config.get(key)
+        if own is not None and stated is not None and own != stated:
+            return f"its {key} is {own}, config.json has {stated}"
+    words = tokenizer("the film is a good one", add_special_tokens=False)["input_ids"]
+    if tokenizer.unk_token_id is not None and set(words) <= {tokenizer.unk_token_id}:
+        return f"every word becomes {tokenizer.unk_token}"
+    return None
 
 
 class HashTokenizer:
@@ -129,7 +166,9 @@ def tokenize(split: Split, tokenizer: Tokenizer, max_length: int, cache: Path) -
             "first": np.asarray(first, dtype=np.int32),
         }
         write_atomically(path, save(found, metadata={KEY: _digest(found)}))
-    return Tokens(split.name, found["ids"], found["starts"], found["first"], split.labels, tokenizer.pad_id)
+    return Tokens(
+        split.name, found["ids"], found["starts"], found["first"], split.labels, tokenizer.pad_id, tokenizer.sha256
+    )
 
 
 def _read(path: Path, rows: int) -> dict[str, np.ndarray] | None:

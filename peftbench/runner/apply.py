@@ -17,9 +17,9 @@ from peftbench.files import RECORD_FILE
 from peftbench.machine import process_state
 from peftbench.record import Record, read_record
 from peftbench.runner.deltas import reload
-from peftbench.training.metrics import predict
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.forward import Forward
+from peftbench.training.metrics import predict
 
 
 def apply(run: Path, folder: Path) -> None:
@@ -44,7 +44,7 @@ def apply(run: Path, folder: Path) -> None:
     if weights is not None:
         from transformers import AutoTokenizer
 
-        AutoTokenizer.from_pretrained(weights).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(weights, trust_remote_code=False).save_pretrained(folder)
 
 
 def label(run: Path, file: Path, cache: Path) -> list[str]:

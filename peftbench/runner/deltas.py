@@ -18,6 +18,7 @@ from peftbench.record import read_record
 from peftbench.seeds import drawn_from
 
 HEAD = "head."
+FRESH = "fresh."  # what the weights lacked of the backbone, as it was before training
 
 
 def attach(method: MethodSpec, scope: Scope, budget: Budget, model: Model, seed: int) -> Tuner:
@@ -38,8 +39,9 @@ def attach(method: MethodSpec, scope: Scope, budget: Budget, model: Model, seed:
 def learned(cell: Cell, model: Model, tuner: Tuner) -> Delta:
     """What the run learned: the tuner's part and the head, with the facts that are needed to use them."""
     head = {HEAD + name: parameter.detach() for name, parameter in model.head()}
+    fresh = {FRESH + name: tensor for name, tensor in model.drawn.items()}
     return Delta(
-        {**tuner.delta(), **head},
+        {**tuner.delta(), **head, **fresh},
         {
             "method": asdict(cell.method),
             "scope": asdict(cell.scope),
@@ -61,6 +63,7 @@ def restore(delta: Delta, model: Model, head: bool = True) -> Tuner:
     meta = delta.meta
     if meta["model"] != {"name": model.name, "sha256": model.weights_sha256}:
         raise DataError(f"the delta was learned on {meta['model']['name']} (other weights), not on this {model.name}")
+    _put_fresh(delta, model)
     tuner = attach(_method(meta), _scope(meta), Budget(**meta["budget"]), model, int(meta["seed"]))
     _put(delta, tuner, model, head)
     return tuner
@@ -119,13 +122,21 @@ def _own_delta(run: Path) -> Delta:
 
 
 def _put(delta: Delta, tuner: Tuner, model: Model, head: bool) -> None:
-    own = {name: tensor for name, tensor in delta.tensors.items() if not name.startswith(HEAD)}
+    own = {name: tensor for name, tensor in delta.tensors.items() if not name.startswith((HEAD, FRESH))}
     tuner.load_delta(own)
     if head:
-        tensors: dict[str, torch.Tensor] = {
-            name.removeprefix(HEAD): tensor for name, tensor in delta.tensors.items() if name.startswith(HEAD)
-        }
-        copy_into(dict(model.head()), tensors)
+        copy_into(dict(model.head()), _named(delta, HEAD))
+
+
+def _put_fresh(delta: Delta, model: Model) -> None:
+    """What the weights lacked becomes what it was in the run: methods are attached to that, not to another draw."""
+    stored, parameters = _named(delta, FRESH), dict(model.backbone())
+    copy_into({name: parameters[name] for name in model.drawn}, stored)
+    model.drawn = stored
+
+
+def _named(delta: Delta, prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in delta.tensors.items() if name.startswith(prefix)}
 
 
 def _method(meta: Mapping[str, Any]) -> MethodSpec:

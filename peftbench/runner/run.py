@@ -49,6 +49,7 @@ class Work:
     tokens: Mapping[str, Tokens] = field(default_factory=dict)
     hashes: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    drawn: list[str] = field(default_factory=list)
     fit: Fit = field(default_factory=Fit)
     checkpoints: Checkpoints = field(default_factory=lambda: Checkpoints(Path(), {}, None))
 
@@ -112,6 +113,7 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str], search:
         config=dict(config),
         error=None if error is None else "".join(traceback.format_exception(error)),
         search=search,
+        drawn=work.drawn,
     )
     if process_state().is_main_process:
         write_record(record, folder)
@@ -134,7 +136,7 @@ def execute(
     weights = weights_folder(cell.model)
     work.tokens = tokens = tokenize_rows(cell, rows, weights)
     model, _ = load(cell.model, cell.task.num_labels, cell.seed)
-    work.hashes = hashes_of(rows, model)
+    work.hashes, work.drawn = hashes_of(rows, tokens, model), sorted(model.drawn)
     before = entries(model)
     tuner = deltas.start_from(cell, model)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
@@ -178,6 +180,7 @@ def identity(cell: Cell, fingerprint: str, hashes: Mapping[str, Any]) -> dict[st
         "cell": [fingerprint, cell.seed, cell.protocol.lr],
         "data": hashes["data"],
         "weights": hashes["weights"],
+        "tokenizer": hashes["tokenizer"],
         "versions": provenance.versions(),
         "device": [state.device.type, state.num_processes],
     }
@@ -288,9 +291,13 @@ def throughput(fit: Fit) -> dict[str, float]:
     }
 
 
-def hashes_of(rows: Mapping[str, Split], model: Model) -> dict[str, Any]:
+def hashes_of(rows: Mapping[str, Split], tokens: Mapping[str, Tokens], model: Model) -> dict[str, Any]:
     """Hashes of what the run was made from."""
-    return {"data": {name: split.sha256 for name, split in rows.items()}, "weights": model.weights_sha256}
+    return {
+        "data": {name: split.sha256 for name, split in rows.items()},
+        "tokenizer": next((split.tokenizer for split in tokens.values()), None),
+        "weights": model.weights_sha256,
+    }
 
 
 def cell_name(cell: Cell) -> CellName:

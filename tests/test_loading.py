@@ -1,0 +1,84 @@
+"""A folder of weights that is not what it should be: one line that says so, before training, and no record."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from peftbench.backbone.model import weights_folder
+from peftbench.config import compose
+from peftbench.errors import DataError
+from peftbench.runner.run import Outcome
+
+
+def config_of(folder: Path, **changes: object) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, **changes}))
+
+
+def rows(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    name = next(name for name in tensors if name.endswith("word_embeddings.weight"))
+    tensors[name] = torch.cat([tensors[name], tensors[name][:2]])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def no_tokenizer(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in ("config.json", "model.safetensors"):
+            path.unlink()
+
+
+def tokenizer(folder: Path, change: Callable[[dict], None]) -> None:  # type: ignore[type-arg]
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    change(raw)
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+
+
+def larger(raw: dict) -> None:  # type: ignore[type-arg]
+    raw["model"]["vocab"]["onemoreword"] = 30522
+
+
+def only_letters(raw: dict) -> None:  # type: ignore[type-arg]
+    raw["model"]["vocab"] = {k: v for k, v in raw["model"]["vocab"].items() if k.startswith("[")}
+
+
+def renamed(folder: Path, to: str) -> None:
+    (folder / "model.safetensors").rename(folder / to)
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cut": (lambda f: (f / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{"), "model.safetensors is damaged"),
+    "empty": (lambda f: (f / "model.safetensors").write_bytes(b""), "model.safetensors is damaged"),
+    "config": (lambda f: (f / "config.json").write_text("{"), "config.json"),
+    "config list": (lambda f: (f / "config.json").write_text("[]"), "config.json is a None"),
+    "code": (lambda f: config_of(f, model_type="mine", auto_map={"AutoConfig": "evil.C"}), "config.json is a mine"),
+    "adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), "holds an adapter"),
+    "shape": (rows, r"word_embeddings.weight is \(30524, 384\), config.json makes it \(30522, 384\)"),
+    "no tokenizer": (no_tokenizer, "no tokenizer there"),
+    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer cannot be read"),
+    "larger": (lambda f: tokenizer(f, larger), "its ids go to 30522, the embedding has 30522 rows"),
+    "unknown": (lambda f: tokenizer(f, only_letters), r"every word becomes \[UNK\]"),
+    "special": (lambda f: config_of(f, sep_token_id=7), "its sep_token_id is 102, config.json has 7"),
+    "pickle": (lambda f: renamed(f, "pytorch_model.bin"), "only pytorch_model.bin: a pickle"),
+    "shards": (lambda f: renamed(f, "model.safetensors.index.json"), "only model.safetensors.index.json: shards"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_folder_is_refused_in_one_line(kind: str, tmp_path: Path, run_tiny: Callable[..., Outcome]) -> None:
+    source = weights_folder(compose.cell_from([]).model)
+    assert source is not None
+    folder = Path(shutil.copytree(source, tmp_path / "weights"))
+    spoil, line = BAD[kind]
+    spoil(folder)
+    words = ["model=minilm_l6", f"model.weights={folder}", "model.sha256=null", "model.config.vocab_size=30522"]
+    with pytest.raises(DataError, match=line) as caught:
+        run_tiny(*words)
+    assert len(caught.value.problems) == 1
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("result.json"))
