@@ -235,7 +235,7 @@ def compute_precision(model: Model, precision: str, trained: Iterable[nn.Paramet
 
 
 def _attention(spec: ModelSpec) -> str:
-    return "eager" if spec.model_type == "deberta-v2" else ATTENTION  # DeBERTa's attention has one form only
+    return ATTENTION if spec.layout.attention == "bench" else spec.layout.attention
 
 
 def _find(spec: ModelSpec) -> Path:

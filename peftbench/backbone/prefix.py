@@ -45,8 +45,8 @@ class Prefix:
         layers = model.module.get_submodule(model.layout.layers)
         assert isinstance(layers, nn.ModuleList)
         self.depth = min(_depth(model, touched, 0), _depth(model, reads, 1))
-        if getattr(model.module.config, "model_type", None) == "deberta-v2":
-            raise ConfigError("protocol.keep_prefix: deberta-v2 passes more than hidden states from layer to layer")
+        if not model.layout.starts_in_the_middle:
+            raise ConfigError(f"protocol.keep_prefix: {model.name} passes more than hidden states from layer to layer")
         if self.depth == 0:
             raise ConfigError("protocol.keep_prefix: the method may change the first layer, so nothing can be kept")
         self._layers = list(layers[: self.depth])

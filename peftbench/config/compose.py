@@ -378,7 +378,7 @@ def _check_together(cell: Cell) -> None:
             f"protocol.batch_size={cell.protocol.batch_size} has rows"
         )
     limit = int(cell.model.config["max_position_embeddings"])
-    limit -= 2 if cell.model.model_type == "roberta" else 0  # its positions start after the padding id
+    limit -= cell.model.layout.positions_from
     if cell.protocol.max_length > limit:
         problems.append(f"protocol.max_length={cell.protocol.max_length}: {cell.model.name} has {limit} positions")
     if problems:

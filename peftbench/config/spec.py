@@ -34,11 +34,22 @@ Count = Annotated[int, Field(gt=0)]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the standard module kinds lie in an architecture."""
+    """Where the standard module kinds lie in an architecture, and what else sets it apart.
+
+    Attributes:
+        depth: the configuration's key for the number of layers.
+        positions_from: how many of max_position_embeddings no token can take.
+        attention: bench (this bench's own) or a form that transformers names.
+        starts_in_the_middle: whether layers pass on hidden states alone, as protocol.keep_prefix needs.
+    """
 
     layers: str
     kinds: dict[Kind, tuple[str, ...]]
     head: tuple[str, ...]
+    depth: str = "num_hidden_layers"
+    positions_from: int = 0
+    attention: Literal["bench", "eager", "sdpa"] = "bench"
+    starts_in_the_middle: bool = True
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ class ModelSpec:
     @property
     def depth(self) -> int:
         """Number of encoder layers."""
-        return int(self.config.get("num_hidden_layers") or self.config["n_layers"])
+        return int(self.config[self.layout.depth])
 
 
 @dataclass(frozen=True)
