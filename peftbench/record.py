@@ -168,18 +168,25 @@ def record_status(path: Path) -> str | None:
 
     A damaged record is set aside. One of another schema is left alone and counts as "done": it is never run over.
     """
+    return status_and_hashes(path)[0]
+
+
+def status_and_hashes(path: Path) -> tuple[str | None, dict[str, Any]]:
+    """As `record_status`, with the hashes of what the run was made of."""
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        return None
+        return None, {}
     except OSError as error:
         raise DataError(f"{path}: not a readable record ({error.strerror})") from None
     try:
         raw = _checked(content)
     except ValueError as error:
         set_aside(path, f"damaged record ({error})")
-        return None
-    return "done" if raw["schema"] not in READABLE else str(raw.get("status"))
+        return None, {}
+    hashes = raw.get("hashes")
+    status = "done" if raw["schema"] not in READABLE else str(raw.get("status"))
+    return status, hashes if isinstance(hashes, dict) else {}
 
 
 def _checked(content: bytes) -> dict[str, Any]:

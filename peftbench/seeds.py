@@ -4,8 +4,6 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 STREAMS = ("head", "order", "dropout", "selection", "held_out", "backbone", "fresh")
 
 
@@ -18,6 +16,8 @@ def stream(seed: int, name: str) -> int:
 @contextmanager
 def drawn_from(seed: int, name: str) -> Iterator[None]:
     """Draw torch's random numbers from one stream, and leave the global generators as they were."""
+    import torch  # here: rows are cut by a stream, too, and reading them needs no torch
+
     with torch.random.fork_rng():
         torch.manual_seed(stream(seed, name))
         yield

@@ -31,6 +31,9 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
 
+# Keys that came after the first fingerprints -> the value at which they change nothing, and are left out.
+ADDED: dict[str, Any] = {"protocol.keep_prefix": False}
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -157,6 +160,20 @@ class Scope:
 
 
 @dataclass(frozen=True)
+class MethodSpec:
+    """A method by name, the class that implements it, and its hyper-parameters."""
+
+    name: str
+    target: str
+    arguments: dict[str, Any]
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What a fingerprint holds of it: a class of this package by its name, wherever it lies; others by address."""
+        return {"name": self.name, **_without_addresses({"_target_": self.target, **self.arguments})}
+
+
+@dataclass(frozen=True)
 class Budget:
     """How many backbone entries may train: a number, a share of the backbone's, or as many as another method's.
 
@@ -225,15 +242,6 @@ class TrackerSpec:
 
 
 @dataclass(frozen=True)
-class MethodSpec:
-    """A method by name, the class that implements it, and its hyper-parameters."""
-
-    name: str
-    target: str
-    arguments: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Cell:
     """One (model, task, data, method, scope, budget, protocol, seed): what one run executes."""
 
@@ -261,24 +269,33 @@ class Cell:
         """16 hexadecimal digits that change with whatever decides the score, the seed apart.
 
         Paths are left out (the same rows may lie elsewhere; the record holds the hash of what was read), and so is
-        what only says how a run is watched.
+        what only says how a run is watched. A key of `ADDED` is left out while it has its added value.
         """
-        model, protocol = asdict(self.model), asdict(self.protocol)
+        model = asdict(self.model)
         del model["layout"]
-        if not self.protocol.keep_prefix:  # it came later than the first records, which keep their fingerprints
-            del protocol["keep_prefix"]
-        decides = {
+        data = {"source": self.data.source, "revision": self.data.revision, "limit": self.data.limit}
+        if self.data.source == "hub":
+            data["path"] = self.data.path
+        decides: dict[str, Any] = {
             "model": model,
-            "task": {"name": self.task.name, "version": self.task.version, "headline": self.task.headline},
-            "data": {"source": self.data.source, "revision": self.data.revision, "limit": self.data.limit},
-            "method": asdict(self.method),
+            "task": asdict(self.task),
+            "data": data,
+            "method": self.method.meaning,
             "scope": asdict(self.scope),
-            "budget": {"entries": self.budget.entries, "fraction": self.budget.fraction, "like": self.budget.like},
-            "protocol": protocol,
+            "budget": {
+                "entries": self.budget.entries,
+                "fraction": self.budget.fraction,
+                "like": self.budget.like,
+            },
+            "protocol": asdict(self.protocol),
             "init": self.init_sha256,
         }
         if self.select.factors is not None:
             decides["select"] = asdict(self.select)
+        for key, added in ADDED.items():
+            part, _, name = key.partition(".")
+            if decides.get(part, {}).get(name) == added:
+                del decides[part][name]
         return digest(decides)[:16]
 
     @property
@@ -288,6 +305,16 @@ class Cell:
         if self.budget.name != "none":
             words.insert(2, self.budget.name)
         return f"{self.study}/{'-'.join(words)}-{self.fingerprint[:8]}/seed{self.seed}"
+
+
+def _without_addresses(value: Any) -> Any:
+    """The same with every `_target_` in this package cut down to the class's own name."""
+    if isinstance(value, Mapping):
+        cut = {key: _without_addresses(item) for key, item in value.items()}
+        if str(cut.get("_target_", "")).startswith("peftbench.methods."):
+            cut["_target_"] = str(cut["_target_"]).rpartition(".")[2]
+        return cut
+    return [_without_addresses(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def canonical(value: Any) -> Any:

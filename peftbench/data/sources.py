@@ -70,10 +70,10 @@ def load(data: DataSpec, task: TaskSpec, splits: Sequence[str]) -> dict[str, Spl
 
 
 def stamps(data: DataSpec, task: TaskSpec, splits: Sequence[str]) -> list[Hashable]:
-    """What changes when the files of a folder do; nothing for the Hub's copy and the sample, which do not change."""
-    if data.source != "folder":
+    """What changes when the files of a folder or of the sample do; nothing for the Hub's copy."""
+    if data.source == "hub":
         return []
-    folder = Path(str(data.path)).expanduser() / task.folder.name
+    folder = (SAMPLE if data.source == "sample" else Path(str(data.path)).expanduser()) / task.folder.name
     return [stamp(folder / task.folder.files[split]) for split in splits]
 
 

@@ -1,5 +1,6 @@
 """A study's records as pandas sees them: one row per finished run."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
             "column": column_of(record),
             "seed": record.cell.seed,
             "fingerprint": record.fingerprint,
+            "made_of": made_of(record),
             "lr": record.lr,
             "score": None if record.headline.value is None else 100 * record.headline.value,
             "standard_error": None if record.headline.standard_error is None else 100 * record.headline.standard_error,
@@ -99,6 +101,22 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
         for place, record in enumerate(records)
     ]
     return pd.DataFrame(rows)
+
+
+def made_of(record: Record) -> str:
+    """What a score was made of: the cell's fingerprint, the hashes of rows (test rows apart) and weights."""
+    data = record.hashes.get("data") or {}
+    scored = {split: sha256 for split, sha256 in data.items() if not split.startswith("test")}
+    return json.dumps([record.fingerprint, scored, record.hashes.get("weights")], sort_keys=True)
+
+
+def other_inputs(one: Record, other: Record) -> list[str]:
+    """What two records were made of differently, as a footnote says it."""
+    first, second = one.hashes.get("data"), other.hashes.get("data")
+    first, second = (item if isinstance(item, dict) else {} for item in (first, second))
+    both = [split for split in first if split in second and not split.startswith("test")]
+    words = [f"other rows of {split}" for split in both if first[split] != second[split]]
+    return words + (["other weights"] if one.hashes.get("weights") != other.hashes.get("weights") else [])
 
 
 def name_of(record: Record, several_models: bool = False) -> str:

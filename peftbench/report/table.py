@@ -10,7 +10,7 @@ import pandas as pd
 from peftbench import papers
 from peftbench.papers import Paper
 from peftbench.record import Record
-from peftbench.report.records import Study, differences, frame
+from peftbench.report.records import Study, differences, frame, other_inputs
 from peftbench.report.statistics import not_beaten
 
 Statistic = Literal["mean", "median"]
@@ -103,21 +103,22 @@ def build(study: Study, paper: Paper | None = None) -> Table:
 
 
 def apart(study: Study) -> tuple[pd.DataFrame, list[str]]:
-    """The study's finished runs as `frame` gives them, cells of another fingerprint than their row's main one under
-    a name of their own; and the footnotes that say what differs."""
+    """The study's finished runs as `frame` gives them, those of another fingerprint, rows or weights than their row's
+    main one under a name of their own; and the footnotes that say what differs."""
     records = study.done()
     marks: dict[str, str] = {}
     rows = frame(records)
     if rows.empty:
         return rows, []
     for (_, _), same in rows.groupby(["name", "column"], sort=False):
-        order = list(dict.fromkeys(same["fingerprint"]))
-        order.sort(key=lambda fingerprint: -int((same["fingerprint"] == fingerprint).sum()))
-        main = records[int(same[same["fingerprint"] == order[0]]["record"].iloc[0])]
+        order = list(dict.fromkeys(same["made_of"]))
+        order.sort(key=lambda made_of: -int((same["made_of"] == made_of).sum()))
+        main = records[int(same[same["made_of"] == order[0]]["record"].iloc[0])]
         for other in order[1:]:
-            places = same[same["fingerprint"] == other]
-            found = differences(main, records[int(places["record"].iloc[0])])
-            text = ", ".join(f"{key}={new} (not {old})" for key, (old, new) in found.items()) or "another version"
+            places = same[same["made_of"] == other]
+            one = records[int(places["record"].iloc[0])]
+            found = [f"{key}={new} (not {old})" for key, (old, new) in differences(main, one).items()]
+            text = ", ".join([*found, *other_inputs(main, one)]) or "another version"
             mark = marks.setdefault(text, SUFFIX + (str(len(marks) + 1) if marks else ""))
             rows.loc[places.index, "name"] = [f"{name}{mark}" for name in places["name"]]
     return rows, [f"{mark.strip()}: {text}" for text, mark in marks.items()]

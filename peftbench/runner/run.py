@@ -14,17 +14,16 @@ import yaml
 
 from peftbench.backbone.model import Model, compute_precision, load, weights_folder
 from peftbench.config.spec import Cell
-from peftbench.data import sources
+from peftbench.data.rows import rows_of
 from peftbench.data.sources import Split
 from peftbench.data.tokens import Tokens, tokenize, tokenizer_for
-from peftbench.errors import BadInput, DataError, Diverged
+from peftbench.errors import BadInput, Diverged
 from peftbench.files import DELTA_FILE, RECORD_FILE, keep_last, stamp, write_atomically
 from peftbench.machine import process_state
 from peftbench.record import SCHEMA, CellName, Headline, Metrics, Record, Search, write_record
 from peftbench.runner import budgets, deltas, provenance
 from peftbench.runner.counts import Counts, count, entries, plan
 from peftbench.runner.tracking import MetricsFile, Stopwatch, bar, wandb_run
-from peftbench.seeds import stream
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.fit import Fit, Watcher
 from peftbench.training.metrics import predict, standard_error
@@ -186,32 +185,15 @@ def identity(cell: Cell, fingerprint: str, hashes: Mapping[str, Any]) -> dict[st
     }
 
 
-def _splits(cell: Cell) -> list[str]:
-    task = cell.task
-    tested = task.test if cell.predict_test or task.train is None else ()
-    return [*([task.train] if task.train else []), *task.dev, *tested]
-
-
 def _rows_asked_for(cell: Cell) -> Hashable:
-    part = (cell.protocol.selection, cell.protocol.held_out)
-    return repr((cell.data, cell.task, part)), *sources.stamps(cell.data, cell.task, _splits(cell)), *_splits(cell)
+    rows = rows_of(cell)
+    return repr(rows), *rows.stamps()
 
 
 @keep_last(identity=_rows_asked_for)
 def read_rows(cell: Cell) -> Mapping[str, Split]:
     """The rows of every split that the cell needs: train, perhaps a held-out part of it, dev, perhaps test."""
-    task = cell.task
-    rows = sources.load(cell.data, task, _splits(cell))
-    if task.train and cell.protocol.selection == "held_out":
-        # One cut for all seeds, so that learning rates are compared on the same rows.
-        train = rows[task.train]
-        order = np.random.default_rng(stream(0, "held_out")).permutation(len(train))
-        kept = max(1, round(len(train) * cell.protocol.held_out))
-        if kept >= len(train):
-            raise DataError(f"protocol.held_out={cell.protocol.held_out}: leaves none of {len(train)} rows to train on")
-        rows["held_out"] = train.rows(np.sort(order[:kept]), "held_out")
-        rows[task.train] = train.rows(np.sort(order[kept:]), "train")
-    return rows
+    return rows_of(cell).read()
 
 
 def _tokens_asked_for(cell: Cell, rows: Mapping[str, Split], weights: Path | None) -> Hashable:

@@ -16,7 +16,8 @@ from peftbench.config.spec import Cell
 from peftbench.errors import BadInput, ConfigError
 from peftbench.files import RECORD_FILE
 from peftbench.record import Record, Search, finished_record
-from peftbench.study import gpus, search
+from peftbench.study import done, gpus, search
+from peftbench.study.done import AtHand
 from peftbench.study.lock import Lock, owner
 
 if TYPE_CHECKING:
@@ -75,14 +76,23 @@ def record_of(cell: Cell) -> Path:
 def _settled(cell: Cell, lock: Lock | None, again: bool, screen: Screen) -> int | None:
     """The exit code of a cell that needs no run here, once that is said; None: it needs one."""
     assert lock is not None
-    if not again and (record := finished_record(record_of(cell))) is not None:
-        screen.already_done(record, record_of(cell))
+    hand = done.at_hand(done.reads_of(cell))
+    if not again and (result := _finished(cell, hand)) is not None:
+        screen.already_done(*result)
         return 0
     _check_writable(lock, cell)
     if not lock.held:
         print(f"{folder_of(cell)}: {owner(lock.path)} is running it")
         return ELSEWHERE
+    done.make_way(folder_of(cell), hand)
     return None
+
+
+def _finished(cell: Cell, hand: AtHand) -> tuple[Record, Path] | None:
+    """The finished record that was made of what is at hand, and where it lies."""
+    folder, need = done.find(folder_of(cell), hand)
+    record = finished_record(folder / RECORD_FILE) if need == "nothing" else None
+    return None if record is None else (record, folder / RECORD_FILE)
 
 
 def _check_writable(lock: Lock, cell: Cell) -> None:
@@ -135,10 +145,14 @@ def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[Record, st
     config = compose.load([*overrides, *words])
     cell = compose.build(config)
     with Lock(folder_of(cell)) as lock:
-        if (record := finished_record(record_of(cell))) is None:
+        hand = done.at_hand(done.reads_of(cell))
+        if (result := _finished(cell, hand)) is not None:
+            record = result[0]
+        else:
             _check_writable(lock, cell)
             if not lock.held:
                 return None
+            done.make_way(folder_of(cell), hand)
             record = _runner()(cell, compose.resolved(config), [*overrides, *words]).record
     return record, cell.folder
 

@@ -3,9 +3,9 @@
 import fcntl
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -13,16 +13,25 @@ from peftbench import __version__
 from peftbench.config import compose
 from peftbench.errors import ConfigError
 from peftbench.files import set_aside, write_atomically
+from peftbench.study import done
+from peftbench.study.done import Reads
 
 FILE = "study.json"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A cell of a study: its folder under `outputs`, and the overrides that describe it."""
+    """A cell of a study.
+
+    Attributes:
+        folder: under `outputs`.
+        overrides: those that describe it.
+        reads: what it reads, by its place in the file's table; None: not known (a file of an earlier version).
+    """
 
     folder: str
     overrides: list[str]
+    reads: Reads | None = None
 
 
 def key(overrides: Sequence[str]) -> str:
@@ -37,8 +46,16 @@ def read(study: Path) -> dict[str, Planned]:
         return {}
     try:
         raw = json.loads(path.read_bytes())
-        return {name: Planned(cell["folder"], list(cell["overrides"])) for name, cell in raw["cells"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        reads = [done.reads_from(item) for item in raw.get("reads", [])]
+        return {
+            name: Planned(
+                cell["folder"],
+                list(cell["overrides"]),
+                None if cell.get("reads") is None else reads[cell["reads"]],
+            )
+            for name, cell in raw["cells"].items()
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
         set_aside(path, "not a readable list of a study's cells")
         return {}
 
@@ -49,14 +66,30 @@ def add(study: Path, cells: Mapping[str, Planned]) -> None:
     Raises:
         ConfigError: the study's folder cannot be written.
     """
-    if cells.keys() <= read(study).keys():
+    known = read(study)
+    if all(known.get(name) == cell for name, cell in cells.items()):
         return
     try:
         with _alone(study):
-            every = {name: vars(cell) for name, cell in {**read(study), **cells}.items()}
-            write_atomically(study / FILE, json.dumps({"cells": every}, ensure_ascii=False).encode())
+            cells = {**read(study), **cells}
+            tables = {json.dumps(asdict(reads)): None for reads in _distinct(cells.values())}
+            place = {id(reads): list(tables).index(json.dumps(asdict(reads))) for reads in _distinct(cells.values())}
+            every = {
+                name: {
+                    "folder": cell.folder,
+                    "overrides": cell.overrides,
+                    "reads": None if cell.reads is None else place[id(cell.reads)],
+                }
+                for name, cell in cells.items()
+            }
+            raw = {"reads": [json.loads(text) for text in tables], "cells": every}
+            write_atomically(study / FILE, json.dumps(raw, ensure_ascii=False).encode())
     except OSError as error:
         raise ConfigError(f"outputs={study.parent}: {study} cannot be written ({error.strerror})") from None
+
+
+def _distinct(cells: Iterable[Planned]) -> list[Reads]:
+    return list({id(cell.reads): cell.reads for cell in cells if cell.reads is not None}.values())
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A sweep: which cells a command line means, which of them are left to run, and how they went."""
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,10 +10,11 @@ from hydra.errors import HydraException
 
 from peftbench.config import compose
 from peftbench.config.spec import Cell
-from peftbench.errors import ConfigError
+from peftbench.errors import ConfigError, DataError
 from peftbench.files import RECORD_FILE
 from peftbench.record import record_status
-from peftbench.study import index, lock, many
+from peftbench.study import done, index, lock, many
+from peftbench.study.done import AtHand, Reads
 from peftbench.study.index import Planned
 
 
@@ -130,12 +132,51 @@ def look_at(every: Sequence[list[str]], rerun: str = "unfinished") -> Sweep:
     outputs, study = where(every[0])
     # Somebody's own yaml files may have changed since: their cells are composed anew.
     known = {} if any(word.startswith(compose.SEARCHPATH) for word in every[0]) else index.read(outputs / study)
+    current = functools.cache(_current)
+    known = {name: cell for name, cell in known.items() if cell.reads is not None and current(_Same(cell.reads))}
     by_key = {index.key(words): words for words in every}
     new = _compose({name: words for name, words in by_key.items() if name not in known})
     cells = {name: known[name] if name in known else new[name] for name in by_key}
-    status = {name: record_status(outputs / cell.folder / RECORD_FILE) for name, cell in cells.items()}
-    left = [by_key[name] for name in cells if wanted(status[name], rerun)]
+    hands = functools.cache(_hand)
+    left = []
+    for name, cell in cells.items():
+        assert cell.reads is not None
+        if wanted(_status(outputs / cell.folder, hands(_Same(cell.reads))), rerun):
+            left.append(by_key[name])
     return Sweep(outputs, list(cells.values()), left, before=len(cells) - len(left))
+
+
+class _Same:
+    """What cells of one study read, compared by being the same object: thousands of cells share a few."""
+
+    def __init__(self, reads: Reads) -> None:
+        self.reads = reads
+
+    def __hash__(self) -> int:
+        return id(self.reads)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.reads is self.reads
+
+
+def _current(same: _Same) -> bool:
+    return done.still_starts_from(same.reads)
+
+
+def _hand(same: _Same) -> AtHand | None:
+    """The hashes at hand; None: it cannot be read, which its run will say."""
+    try:
+        return done.at_hand(same.reads)
+    except DataError:
+        return None
+
+
+def _status(folder: Path, hand: AtHand | None) -> str | None:
+    """How a cell's record stands: "done" only where nothing is to be run for it."""
+    if hand is not None and done.find(folder, hand)[1] == "nothing":
+        return "done"
+    status = record_status(folder / RECORD_FILE)
+    return None if status == "done" else status
 
 
 def wanted(status: str | None, rerun: str) -> bool:
@@ -175,11 +216,13 @@ def _compose(every: dict[str, list[str]]) -> dict[str, Planned]:
     if wrong := [cell for cell in cells.values() if isinstance(cell, ConfigError)]:
         raise ConfigError(list(dict.fromkeys(problem for error in wrong for problem in error.problems)))
     found = {}
+    shared: dict[str, Reads] = {}
     for name, words in every.items():
         cell = cells[bases[name]]
         assert isinstance(cell, Cell)
         seed = seeds[name]
-        found[name] = Planned(replace(cell, seed=cell.seed if seed is None else int(seed)).folder, words)
+        folder = replace(cell, seed=cell.seed if seed is None else int(seed)).folder
+        found[name] = Planned(folder, words, shared.setdefault(repr(reads := done.reads_of(cell)), reads))
     return found
 
 

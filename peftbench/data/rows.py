@@ -1,0 +1,60 @@
+"""The rows that one cell reads: its splits, and the part of train that a selection holds out. No torch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from peftbench.config.spec import Cell, DataSpec, TaskSpec
+from peftbench.data import sources
+from peftbench.data.sources import Split
+from peftbench.errors import DataError
+from peftbench.seeds import stream
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows a cell reads.
+
+    Attributes:
+        held_out: the share of train that is scored instead of trained on; None: all of it trains.
+        tested: whether the test rows are read, too.
+    """
+
+    data: DataSpec
+    task: TaskSpec
+    held_out: float | None
+    tested: bool
+
+    def splits(self) -> list[str]:
+        """The splits by our names."""
+        task = self.task
+        return [*([task.train] if task.train else []), *task.dev, *(task.test if self.tested else ())]
+
+    def stamps(self) -> list[Any]:
+        """What changes when a file of theirs does."""
+        return sources.stamps(self.data, self.task, self.splits())
+
+    def read(self) -> dict[str, Split]:
+        """Every split, and the held-out part of train.
+
+        Raises:
+            DataError: as `sources.load`, or nothing would be left to train on.
+        """
+        rows = sources.load(self.data, self.task, self.splits())
+        if self.task.train and self.held_out is not None:
+            # One cut for all seeds, so that learning rates are compared on the same rows.
+            train = rows[self.task.train]
+            order = np.random.default_rng(stream(0, "held_out")).permutation(len(train))
+            kept = max(1, round(len(train) * self.held_out))
+            if kept >= len(train):
+                raise DataError(f"protocol.held_out={self.held_out}: leaves none of {len(train)} rows to train on")
+            rows["held_out"] = train.rows(np.sort(order[:kept]), "held_out")
+            rows[self.task.train] = train.rows(np.sort(order[kept:]), "train")
+        return rows
+
+
+def rows_of(cell: Cell) -> Rows:
+    """The rows that a cell reads."""
+    held_out = cell.protocol.held_out if cell.protocol.selection == "held_out" else None
+    return Rows(cell.data, cell.task, held_out, cell.predict_test or cell.task.train is None)

@@ -1,0 +1,192 @@
+"""When a finished record counts: while the rows and weights that it was made of are those at hand. No torch."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from peftbench.config.spec import Cell, digest
+from peftbench.data.rows import Rows, rows_of
+from peftbench.errors import DataError
+from peftbench.files import DELTA_FILE, RECORD_FILE, write_atomically
+from peftbench.record import status_and_hashes
+from peftbench.study import lock
+
+WEIGHTS_FILE = "model.safetensors"
+NAMED = ("random", "auto", "hub", "package")  # values of model.weights that are no folder: what they name stays
+KEPT = 4096  # hashes that are remembered at most
+
+Need = Literal["run", "predict", "nothing"]
+
+
+@dataclass(frozen=True)
+class Reads:
+    """What a cell reads.
+
+    Attributes:
+        weights: model.weights.
+        init_from: the run it starts from, and the hash of that run's delta when the cell was composed.
+        cache: the folder of caches.
+    """
+
+    rows: Rows
+    weights: str
+    init_from: str | None
+    init_sha256: str | None
+    cache: str
+
+
+@dataclass(frozen=True)
+class AtHand:
+    """Hashes of what a cell would read now: of rows by split, and of weights. None: what never changes."""
+
+    rows: Mapping[str, str] | None
+    weights: str | None
+    tests: frozenset[str] = frozenset()
+
+    def need(self, status: str | None, hashes: Mapping[str, Any]) -> Need:
+        """What a cell needs whose record has this status and these hashes."""
+        if status != "done":
+            return "run"
+        made_of = hashes.get("data")
+        made_of = made_of if isinstance(made_of, Mapping) else {}
+        if self.weights is not None and hashes.get("weights") != self.weights:
+            return "run"
+        if self.rows is None:
+            return "predict" if self.tests - made_of.keys() else "nothing"
+        if any(made_of.get(name) != sha256 for name, sha256 in self.rows.items() if name not in self.tests):
+            return "run"
+        return "predict" if any(made_of.get(name) != self.rows[name] for name in self.tests) else "nothing"
+
+
+def reads_of(cell: Cell) -> Reads:
+    """What a cell reads."""
+    return Reads(rows_of(cell), cell.model.weights, cell.init_from, cell.init_sha256, cell.cache)
+
+
+def reads_from(raw: Any) -> Reads:
+    """What a cell reads, back from JSON.
+
+    Raises:
+        ValueError: it is not that.
+    """
+    return _adapter().validate_json(json.dumps(raw), strict=True)
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Reads]:
+    return TypeAdapter(Reads)
+
+
+def at_hand(reads: Reads) -> AtHand:
+    """The hashes of what a cell would read now; a file that has not changed since is not read again.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    rows, cache = reads.rows, Path(reads.cache).expanduser()
+    tests = frozenset(rows.task.test if rows.tested and rows.task.train else ())
+    found = None if rows.data.source == "hub" else _remembered(cache, repr(rows), rows.stamps(), lambda: _hashes(rows))
+    return AtHand(found, None if reads.weights in NAMED else _weights(reads.weights, cache), tests)
+
+
+def still_starts_from(reads: Reads) -> bool:
+    """Whether the delta that a cell starts from is the one with which it was composed."""
+    if reads.init_from is None:
+        return True
+    path = Path(reads.init_from) / DELTA_FILE
+    try:
+        return _file_sha256(path, Path(reads.cache).expanduser()) == reads.init_sha256
+    except OSError:
+        return False
+
+
+def find(folder: Path, hand: AtHand) -> tuple[Path, Need]:
+    """Where a cell's result lies and what it needs: in its folder, or beside it if it was made of other rows before."""
+    need = hand.need(*status_and_hashes(folder / RECORD_FILE))
+    if need == "run":
+        for other in sorted(folder.parent.glob(f"{folder.name}-*")):
+            if (there := hand.need(*status_and_hashes(other / RECORD_FILE))) != "run":
+                return other, there
+    return folder, need
+
+
+def make_way(folder: Path, hand: AtHand) -> None:
+    """Move a result that was made of other rows or weights to a folder beside it, and back what was made of these.
+
+    Its record goes last, so that an end in between leaves a result that is moved on at the next start.
+    """
+    status, hashes = status_and_hashes(folder / RECORD_FILE)
+    if status == "done" and hand.need(status, hashes) == "run":
+        made_of = digest({"data": hashes.get("data"), "weights": hashes.get("weights")})[:8]
+        _move(folder, folder.with_name(f"{folder.name}-{made_of}"))
+    if (other := find(folder, hand)[0]) != folder:
+        _move(other, folder)
+        other.rmdir()
+
+
+def _move(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    entries = [path for path in source.iterdir() if lock.FILE not in path.name]
+    for path in sorted(entries, key=lambda path: path.name == RECORD_FILE):
+        os.replace(path, target / path.name)
+
+
+def _hashes(rows: Rows) -> dict[str, str]:
+    return {name: split.sha256 for name, split in rows.read().items()}
+
+
+def _weights(folder: str, cache: Path) -> str:
+    path = Path(folder).expanduser() / WEIGHTS_FILE
+    try:
+        return _file_sha256(path, cache)
+    except OSError:
+        raise DataError(f"model.weights={folder}: no {WEIGHTS_FILE} in that folder") from None
+
+
+def _file_sha256(path: Path, cache: Path) -> str:
+    def read() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return str(_remembered(cache, "file", [_stamp(path)], read))
+
+
+def _stamp(path: Path) -> list[Any]:
+    found = path.stat()
+    return [str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino]
+
+
+def _remembered(cache: Path, what: str, stamps: list[Any], read: Callable[[], Any]) -> Any:
+    """What `read` gives, from the file of hashes in `cache` where it was read before and nothing was changed since."""
+    path = cache / "hashes.json"
+    key = hashlib.sha256(json.dumps([what, stamps]).encode()).hexdigest()[:32]
+    if key not in (known := _known(path)):
+        known[key] = read()
+        kept = dict(list(known.items())[-KEPT:])
+        try:
+            write_atomically(path, json.dumps(kept).encode())
+        except OSError:
+            pass  # it is read again next time
+    return known[key]
+
+
+@functools.cache
+def _known(path: Path) -> dict[str, Any]:
+    """The hashes that are remembered; none where the file is damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    good = isinstance(found, dict) and all(_is_hash(value) for value in found.values())
+    return found if good else {}
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and all(isinstance(item, str) for item in value.values()))
