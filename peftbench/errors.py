@@ -42,3 +42,17 @@ def near(word: object, allowed: Iterable[object], limit: int = 12) -> str:
     if len(words) > limit:
         return f"allowed: {', '.join(words[:limit])}, ..."
     return f"allowed: {', '.join(words)}"
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """A stranger's value as a line may hold it: at most `limit` characters, the middle left out, no control codes."""
+    text = _middle_out(str(value), limit)
+    text = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+    return _middle_out(text, limit)
+
+
+def _middle_out(text: str, limit: int) -> str:
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return f"{text[: limit - tail - 3]}...{text[-tail:]}"

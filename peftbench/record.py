@@ -84,7 +84,8 @@ class Record:
         budget: backbone entries asked for and used.
         time: seconds by phase, and the moments of start and end (UTC).
         memory: peak_mb (MiB) of the process, or of the GPU where there is one.
-        throughput: tokens_per_s and steps_per_s of training, padding_share of the tokens computed.
+        throughput: tokens_per_s and steps_per_s of training, padding_share of the tokens computed; empty where
+            nothing was trained.
         config: the resolved configuration; overrides: what the user typed.
         hashes: of the rows of every split, of the weights file, of the delta.
         error: what went wrong, where the status is not done.

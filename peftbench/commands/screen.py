@@ -62,7 +62,8 @@ def summary(record: Record) -> None:
         f"{times['total_s']:.1f} s: training {times['train_s']:.1f}, evaluation {times['eval_s']:.1f}, "
         f"set-up {times['setup_s']:.1f}",
     )
-    table.add_row("speed", f"{speed['tokens_per_s']:,.0f} tokens/s, padding {speed['padding_share']:.1%}")
+    if speed:
+        table.add_row("speed", f"{speed['tokens_per_s']:,.0f} tokens/s, padding {speed['padding_share']:.1%}")
     table.add_row("memory", f"{record.memory['peak_mb']:,.0f} MiB peak")
     console.print(table)
 

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
+
+from peftbench.config.bounds import Labels, Name, PathText, SplitColumns, SplitFiles, Splits, Texts, distinct, refuse
 
 Kind = Literal[
     "query",
@@ -30,6 +32,9 @@ Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman"
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+METRICS: frozenset[str] = frozenset(get_args(Metric))
+OF_SCORES = frozenset({"pearson", "spearman"})  # the metrics of regressions
 
 # Keys that came after the first fingerprints -> the value at which they change nothing, and are left out.
 ADDED: dict[str, Any] = {"protocol.keep_prefix": False}
@@ -79,23 +84,31 @@ class ModelSpec:
 class HubLayout:
     """How the Hub's copy of a task names things."""
 
-    config: str
-    text: tuple[str, ...]
-    label: str
-    splits: dict[str, str]
+    config: Name
+    text: Texts
+    label: Name
+    splits: SplitFiles
+
+    def __post_init__(self) -> None:
+        if self.label in self.text:
+            refuse(f"label={self.label} is a text column, too")
 
 
 @dataclass(frozen=True)
 class FolderLayout:
     """How the official download names things."""
 
-    name: str
-    files: dict[str, str]
-    text: tuple[str, ...]
-    label: str
-    label_values: tuple[str, ...] | None = None
-    columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    name: Name
+    files: SplitFiles
+    text: Texts
+    label: Name
+    label_values: Labels | None = None
+    columns: SplitColumns = field(default_factory=dict)
     skip_incomplete: bool = False
+
+    def __post_init__(self) -> None:
+        if self.label in self.text:
+            refuse(f"label={self.label} is a text column, too")
 
 
 @dataclass(frozen=True)
@@ -104,15 +117,31 @@ class TaskSpec:
 
     name: str
     version: int
-    labels: tuple[str, ...] | None
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
-    headline: str
-    train: str | None
-    dev: tuple[str, ...]
-    test: tuple[str, ...]
+    labels: Labels | None
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1, max_length=len(METRICS)), AfterValidator(distinct)]
+    headline: Name
+    train: Literal["train"] | None
+    dev: Splits
+    test: Splits
     hub: HubLayout
     folder: FolderLayout
-    score_range: tuple[float, float] | None = None
+    score_range: tuple[Finite, Finite] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true together."""
+        splits = [*([self.train] if self.train else []), *self.dev, *self.test]
+        if twice := [split for split in splits if splits.count(split) > 1 or split == "held_out"]:
+            refuse(f"'{twice[0]}' cannot be a split of dev or test: train, dev, test and held_out differ")
+        values, classes = self.folder.label_values, len(self.labels or ())
+        if values and len(values) != classes:
+            refuse(f"folder.label_values names {len(values)} classes, labels names {classes}")
+        if self.score_range and (self.labels or self.score_range[0] >= self.score_range[1]):
+            refuse(f"score_range={list(self.score_range)} must rise, and is for regressions (labels=null)")
+        fitting = OF_SCORES if self.labels is None else METRICS - OF_SCORES
+        if wrong := [metric for metric in self.metrics if metric not in fitting]:
+            refuse(f"metrics names {wrong[0]}, which is for {'classes' if self.labels is None else 'regressions'}")
+        if "f1" in self.metrics and self.num_labels != 2:
+            refuse(f"metrics names f1, which is for two classes, and labels names {self.num_labels}")
 
     @property
     def num_labels(self) -> int:
@@ -146,9 +175,13 @@ class DataSpec:
 
     name: str
     source: Literal["hub", "folder", "sample"]
-    path: str | None = None
-    revision: str | None = None
+    path: PathText | None = None
+    revision: Name | None = None
     limit: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.source != "sample":
+            refuse("path must be given")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from peftbench.config.spec import MethodSpec
-from peftbench.errors import ConfigError, near
+from peftbench.errors import ConfigError, near, shown
 
 Spec = TypeVar("Spec")
 
@@ -53,9 +53,9 @@ def _validation_lines(error: ValidationError, raw: Any, path: str) -> list[str]:
         where = ".".join([path, *steps])
         found.setdefault(where, (value, []))[1].append(_phrase(item))
     return [
-        f"{where}: must be given"
-        if phrases == ["must be given"]
-        else f"{where}={show(value)}: {' or '.join(dict.fromkeys(phrases))}"
+        f"{where}: {' or '.join(dict.fromkeys(phrases))}"
+        if phrases == ["must be given"] or isinstance(value, Mapping)  # a whole part is not shown
+        else f"{where}={shown(show(value))}: {' or '.join(dict.fromkeys(phrases))}"
         for where, (value, phrases) in found.items()
     ]
 
@@ -83,14 +83,17 @@ def _phrase(item: Mapping[str, Any]) -> str:
         expected = re.findall(r"'([^']*)'", str(context.get("expected", "")))
         return "must be " + expected[0] if len(expected) == 1 else near(item["input"], expected)
     bounds = {
-        "greater_than": ("greater than", "gt"),
-        "greater_than_equal": ("at least", "ge"),
-        "less_than": ("less than", "lt"),
-        "less_than_equal": ("at most", "le"),
+        "greater_than": "must be greater than {gt:g}",
+        "greater_than_equal": "must be at least {ge:g}",
+        "less_than": "must be less than {lt:g}",
+        "less_than_equal": "must be at most {le:g}",
+        "too_short": "must have at least {min_length} entries",
+        "too_long": "must have at most {max_length} entries",
+        "string_too_short": "must have at least {min_length} characters",
+        "string_too_long": "must have at most {max_length} characters",
     }
     if kind in bounds:
-        text, key = bounds[kind]
-        return f"must be {text} {context[key]:g}"
+        return bounds[kind].format(**context)
     return str(item["msg"])
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from peftbench.config.spec import Cell, DataSpec, TaskSpec
 from peftbench.data import sources
-from peftbench.data.sources import Split
+from peftbench.data.split import Split
 from peftbench.errors import DataError
 from peftbench.seeds import stream
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from peftbench.config.spec import ModelSpec
-from peftbench.data.sources import Split
+from peftbench.data.split import Split
 from peftbench.errors import DataError
 from peftbench.files import set_aside, write_atomically
 

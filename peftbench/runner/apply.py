@@ -1,6 +1,6 @@
 """Deltas in use: a run as a plain transformers folder, and a run's labels for new rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,9 @@ from peftbench.backbone.model import weights_folder
 from peftbench.config.spec import ModelSpec, TaskSpec
 from peftbench.config.spec import Protocol as TrainingProtocol
 from peftbench.config.validate import parse
-from peftbench.data.sources import make_split
+from peftbench.data.split import make_split
 from peftbench.data.tokens import tokenize, tokenizer_for
+from peftbench.data.tsv import read_table
 from peftbench.errors import DataError
 from peftbench.files import RECORD_FILE
 from peftbench.machine import process_state
@@ -55,7 +56,8 @@ def label(run: Path, file: Path, cache: Path) -> list[str]:
     """
     record = read_record(run / RECORD_FILE)
     task = _spec(record, TaskSpec, "task")
-    rows = make_split("new", _texts(file, task.folder.text), None)
+    table = read_table(file, task.folder.text)
+    rows = make_split("new", tuple(table.columns[column] for column in task.folder.text), None)
     model, tuner, _ = reload(run)
     spec = _spec(record, ModelSpec, "model")
     protocol = _spec(record, TrainingProtocol, "protocol")
@@ -71,26 +73,6 @@ def _lines(task: TaskSpec, logits: np.ndarray) -> list[str]:
         shown = task.labels[int(found)] if task.labels else f"{found:.4f}"
         lines.append("\t".join([str(i), shown, *(f"{logit:.5f}" for logit in row)]))
     return lines
-
-
-def _texts(file: Path, columns: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """The text columns of a tab-separated file with a header line, nothing quoted."""
-    try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: not UTF-8 at byte {error.start}") from None
-    head = lines[0].rstrip("\r").split("\t")
-    if absent := [column for column in columns if column not in head]:
-        raise DataError(f"{file}, line 1: no column '{absent[0]}', only {', '.join(head)}")
-    rows = [(number, line.rstrip("\r").split("\t")) for number, line in enumerate(lines[1:], 2) if line.strip("\r")]
-    for number, fields in rows:
-        if len(fields) != len(head):
-            raise DataError(f"{file}, line {number}: {len(fields)} fields where the file has {len(head)} columns")
-    if not rows:
-        raise DataError(f"{file}: has no rows")
-    return tuple(tuple(fields[head.index(column)] for _, fields in rows) for column in columns)
 
 
 def _spec(record: Record, kind: type[Any], part: str) -> Any:

@@ -15,7 +15,7 @@ import yaml
 from peftbench.backbone.model import Model, compute_precision, load, weights_folder
 from peftbench.config.spec import Cell
 from peftbench.data.rows import rows_of
-from peftbench.data.sources import Split
+from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens, tokenize, tokenizer_for
 from peftbench.errors import BadInput, Diverged
 from peftbench.files import DELTA_FILE, RECORD_FILE, keep_last, stamp, write_atomically
@@ -264,7 +264,9 @@ def times(fit: Fit, watch: Stopwatch, started: datetime) -> dict[str, float | st
 
 
 def throughput(fit: Fit) -> dict[str, float]:
-    """Training speed, and how much of what was computed was padding."""
+    """Training speed, and how much of what was computed was padding; nothing where nothing was trained."""
+    if not fit.tokens:
+        return {}
     seconds = max(fit.train_s, 1e-9)
     return {
         "tokens_per_s": round(fit.tokens / seconds, 1),

@@ -1,0 +1,46 @@
+"""What the words and lists of a task may be: bounds that pydantic checks."""
+
+import re
+from typing import Annotated, NoReturn, TypeVar
+
+from pydantic import AfterValidator, Field
+from pydantic_core import PydanticCustomError
+
+Items = TypeVar("Items", bound=tuple[str, ...])
+
+MOST_SPLITS = 20
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+def refuse(problem: str) -> NoReturn:
+    """Refuse a value from within a dataclass or a validator."""
+    raise PydanticCustomError("refused", "{problem}", {"problem": problem})
+
+
+def distinct(items: Items) -> Items:
+    """Refuse a list that holds something twice."""
+    if len(set(items)) < len(items):
+        refuse("must not name one thing twice")
+    return items
+
+
+def _printable(text: str) -> str:
+    return refuse("must not hold control codes") if CONTROL.search(text) else text
+
+
+def _split_name(text: str) -> str:
+    # it is a part of file names and of metrics' names
+    return text if re.fullmatch(r"\w{1,60}", text, re.ASCII) else refuse("must be letters, digits and _")
+
+
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
+PathText = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
+SplitName = Annotated[str, AfterValidator(_split_name)]
+Splits = Annotated[tuple[SplitName, ...], Field(max_length=MOST_SPLITS), AfterValidator(distinct)]
+SplitFiles = Annotated[dict[SplitName, Name], Field(min_length=1, max_length=MOST_SPLITS)]
+Labels = Annotated[tuple[Name, ...], Field(min_length=2, max_length=1000), AfterValidator(distinct)]
+Texts = Annotated[
+    tuple[Name, ...], Field(min_length=1, max_length=2), AfterValidator(distinct)
+]  # tokenizers take pairs
+Columns = Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000), AfterValidator(distinct)]
+SplitColumns = Annotated[dict[SplitName, Columns], Field(max_length=MOST_SPLITS)]
