@@ -1,0 +1,252 @@
+"""The seams between loop, tuners and objectives: every hook arrives, what trains is what is stepped, nothing is nan."""
+
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_methods import assemble, values
+from torch import nn
+
+from peftbench.config.spec import Cell
+from peftbench.errors import ConfigError, Diverged
+from peftbench.methods.base import ParameterTuner, Training, Tuner
+from peftbench.methods.selective import SelectiveTuner
+from peftbench.methods.wrapper import WrapperTuner
+from peftbench.runner.run import Outcome
+from peftbench.training.trainer import Trainer
+
+Run = Callable[..., Outcome]
+TRAINING = Training(1, lambda count: iter(()), lambda tensor: tensor)
+ARGUMENTS: dict[str, tuple[Any, ...]] = {  # a call of every member of Tuner that is not without arguments
+    "optimizer": ([{"params": [nn.Parameter(torch.zeros(1))]}],),
+    "decays": ("weight",),
+    "prepare": (TRAINING,),
+    "before_backward": (0, True),
+    "after_backward": (0,),
+    "after_step": (0,),
+    "load_delta": ({"weight": torch.zeros(2)},),
+    "update": ({},),
+    "load_state_dict": ({"parts": [{}]},),
+}
+
+
+def members() -> list[str]:
+    """Every public member of the protocol."""
+    return sorted(name for name, _ in inspect.getmembers(Tuner, inspect.isfunction) if not name.startswith("_"))
+
+
+class Recorder(ParameterTuner):
+    """Notes what is asked of it."""
+
+    def __init__(self) -> None:
+        super().__init__({"weight": nn.Parameter(torch.zeros(2))})
+        self.asked: set[str] = set()
+
+    def __getattribute__(self, name: str) -> Any:
+        if not name.startswith("_") and name != "asked":
+            object.__getattribute__(self, "asked").add(name)
+        return super().__getattribute__(name)
+
+    def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Nothing."""
+        yield from ()
+
+
+@pytest.mark.parametrize("name", members())
+def test_a_wrapper_forwards_every_member(name: str) -> None:
+    part = Recorder()
+    wrapper = WrapperTuner([part])
+    part.asked.clear()
+    result = getattr(wrapper, name)(*ARGUMENTS.get(name, ()))
+    if inspect.isgenerator(result):
+        list(result)
+    assert name in part.asked
+
+
+def test_a_wrapper_keeps_facts_and_penalties_of_every_part() -> None:
+    class Told(ParameterTuner):
+        def __init__(self, name: str, size: float) -> None:
+            super().__init__({name: nn.Parameter(torch.full((1,), size))})
+
+        def facts(self) -> dict[str, Any]:
+            return {"trains": list(self.trainables())}
+
+        def penalty(self) -> torch.Tensor | None:
+            return sum(p.sum() for p in self.trainables().values())  # type: ignore[return-value]
+
+    wrapper = WrapperTuner([Told("a", 1.0), Told("b", 2.0)])
+    assert wrapper.facts() == {"parts": [{"trains": ["a"]}, {"trains": ["b"]}]}
+    penalty = wrapper.penalty()
+    assert penalty is not None
+    assert penalty.item() == 3.0
+    with pytest.raises(ConfigError, match="two methods train a"):
+        WrapperTuner([Told("a", 1.0), Told("a", 2.0)])
+
+
+def test_an_inner_method_that_opens_later_is_refused(tiny: Callable[..., Cell]) -> None:
+    inner = "{_target_: peftbench.methods.gradual.GradualUnfreeze, every: 2}"
+    with pytest.raises(ConfigError, match=r"method\.inner: .* joins during training"):
+        assemble(tiny("method=id3", "budget=50", f"method.inner={inner}"))
+
+
+@pytest.mark.parametrize("method", ["id3", "random_masking"])
+def test_weight_decay_leaves_norms_and_biases_among_chosen_entries_alone(
+    tiny: Callable[..., Cell], method: str
+) -> None:
+    """With gradients of zero only decay could change an entry."""
+    cases = (("[layer_norm]", 200, False), ("[query]", 200, True), ("[query,layer_norm]", 2000, True))
+    for kinds, budget, changes in cases:
+        cell = tiny(
+            f"method={method}", f"budget={budget}", f"method.kinds={kinds}", "method.steps=1", "protocol.lr=1e-2",
+            "protocol.weight_decay=0.5", "protocol.precision=fp32", "protocol.schedule=constant", "protocol.warmup=0",
+        )  # fmt: skip
+        model, tuner, trainer = assemble(cell)
+        trainer.begin(total=3)
+        trainer.step(0, trainer.order(0)[0])  # entries are chosen
+        before = values(model)
+        assert isinstance(tuner, SelectiveTuner)
+        store = tuner.store
+        trainer.optimizer.state[store.values] = {}
+        for group in trainer.optimizer.param_groups:
+            group["betas"] = (0.0, 0.0)
+        store.values.grad = torch.zeros_like(store.values)
+        trainer.optimizer.step()
+        store.write_back()
+        after = values(model)
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert not any("LayerNorm" in name or name.endswith(".bias") for name in moved)
+        assert any("query.weight" in name for name in moved) == changes
+
+
+class Replacing(ParameterTuner):
+    """Halves its parameter after the second step, and says so or not."""
+
+    def __init__(self, model: Any, name: str, says_so: bool) -> None:
+        self._owner, self._name, self._says_so = model.module.get_submodule(name), name, says_so
+        super().__init__({f"{name}.bias": self._owner.bias})
+
+    def after_step(self, step: int) -> bool:
+        """Another parameter in the place of the first."""
+        if step != 1:
+            return False
+        self._owner.bias = nn.Parameter(self._owner.bias.detach() / 2)
+        self._trainables = {f"{self._name}.bias": self._owner.bias}
+        return self._says_so
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_tuner_that_replaces_parameters_says_so_or_the_run_ends(tiny: Callable[..., Cell], says_so: bool) -> None:
+    cell = tiny("method=head", "protocol.lr=0.01")
+    model, _, trainer = assemble(cell)
+    tuner = Replacing(model, "bert.pooler.dense", says_so)
+    tokens = trainer.train, trainer.scored
+    trainer = Trainer(model, tuner, cell.protocol, cell.task, *tokens, "accuracy", cell.seed)
+    if not says_so:
+        with pytest.raises(RuntimeError, match=r"pooler\.dense\.bias was replaced"):
+            trainer.run()
+        return
+    kept = trainer.parameters["classifier.weight"]
+    trainer.begin(total=6)
+    batches = trainer.order(0)
+    trainer.step(0, batches[0])
+    trainer.step(1, batches[1])
+    assert int(trainer.optimizer.state[kept]["step"]) == 2, "what stays keeps its moments"
+    halved = tuner.trainables()["bert.pooler.dense.bias"]
+    before = halved.detach().clone()
+    trainer.step(2, batches[2])
+    assert not torch.equal(before, halved), "the new parameter trains"
+
+
+def test_a_penalty_is_added_once_a_step_and_logged_by_itself(tiny: Callable[..., Cell]) -> None:
+    class Pulled(ParameterTuner):
+        def penalty(self) -> torch.Tensor | None:
+            return 3.0 * next(iter(self.trainables().values())).sum()
+
+    cell = tiny("method=head", "protocol.accumulation=4", "protocol.clip=null")
+    model, _, trainer = assemble(cell)
+    bias = model.module.get_parameter("bert.encoder.layer.1.output.LayerNorm.bias")
+    gradients, lines = [], []
+
+    class Watching(Pulled):
+        def after_backward(self, step: int) -> None:
+            assert bias.grad is not None
+            gradients.append(bias.grad.clone())
+
+    class Watcher:
+        def begin(self, steps: int, done: int) -> None: ...
+        def step(self, step: int, facts: Mapping[str, float]) -> None:
+            lines.append(facts)
+
+        def evaluation(self, evaluation: Any) -> None: ...
+        def end(self, summary: Mapping[str, Any]) -> None: ...
+
+    def grown(kind: type[ParameterTuner]) -> None:
+        with torch.no_grad():
+            bias.zero_()
+        tuner = kind({"bias": bias})
+        made = Trainer(
+            model, tuner, cell.protocol, cell.task, trainer.train, {}, "accuracy", 0, watchers=[Watcher()], log_every=1
+        )
+        made.begin(total=6)
+        made.step(0, made.order(0)[0])
+
+    grown(Watching)
+    with_penalty = gradients.pop()
+
+    class Plain(Watching):
+        def penalty(self) -> torch.Tensor | None:
+            return None
+
+    for name, p in model.head():  # as they were before that one step
+        p.data = dict(assemble(cell)[0].head())[name].data
+    grown(Plain)
+    torch.testing.assert_close(with_penalty - gradients.pop(), torch.full_like(bias, 3.0), atol=2e-2, rtol=0)
+    assert "penalty" in lines[0]
+    assert "penalty" not in lines[1]
+
+
+@pytest.mark.parametrize(
+    "words", [("protocol.max_steps=1", "protocol.warmup=0"), ("protocol.max_steps=3", "tracker.log_every=100")]
+)
+def test_a_run_that_diverges_in_its_last_step_is_not_done(run_tiny: Run, words: tuple[str, ...]) -> None:
+    outcome = run_tiny("method=bitfit", "protocol.lr=1e38", "protocol.schedule=constant", *words)
+    assert outcome.record.status == "diverged"
+    assert isinstance(outcome.error, Diverged)
+    assert not (outcome.path.parent / "delta.safetensors").exists()
+
+
+def test_an_objective_of_ones_own_sees_the_numbers_of_its_rows(tiny: Callable[..., Cell]) -> None:
+    seen: list[int] = []
+
+    class Doubled:
+        def loss(self, logits: torch.Tensor, labels: torch.Tensor | None, rows: np.ndarray) -> torch.Tensor:
+            seen.extend(rows.tolist())
+            return 2 * nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+    cell = tiny("method=bitfit", "protocol.precision=fp32")
+    model, tuner, plain = assemble(cell)
+    trainer = Trainer(
+        model, tuner, cell.protocol, cell.task, plain.train, {}, "accuracy", cell.seed, objective=Doubled()
+    )
+    rows = plain.order(0)[0]
+    model.module.eval()
+    torch.testing.assert_close(trainer.loss(rows), 2 * plain.loss(rows))
+    assert seen == rows.tolist()
+
+
+def test_the_change_of_the_backbone_is_what_merging_makes_of_it(tiny: Callable[..., Cell]) -> None:
+    for words in (["method=lora"], ["method=bitfit"], ["method=id3", "budget=300"], ["method=id3_lora", "budget=300"]):
+        model, tuner, trainer = assemble(tiny(*words, "protocol.precision=fp32", "protocol.lr=0.01"))
+        before = {name: p.detach().clone() for name, p in model.backbone() if "lora_" not in name}
+        trainer.run()
+        changes = dict(tuner.update(before))
+        tuner.merge()
+        for name, p in model.backbone():
+            expected = before[name] + changes[name] if name in changes else before[name]
+            torch.testing.assert_close(p, expected, atol=1e-6, rtol=1e-6)
+        assert any(change.abs().max() > 0 for change in changes.values())
+    json.dumps(tuner.facts())
