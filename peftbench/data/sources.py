@@ -86,9 +86,9 @@ def _folder(data: DataSpec, task: TaskSpec) -> Path:
                 "use data=hub or data=folder data.path=..."
             )
     elif not isdir(root):
-        raise DataError(f"data.path={shown(root, 100)}: no such folder")
+        raise DataError(f"data.path={shown(root, 80)}: no such folder")
     elif not isdir(root / name):
         raise DataError(
-            f"data.path={shown(root, 100)}: has no folder {name} (the official download's name for {task.name})"
+            f"data.path={shown(root, 80)}: has no folder {name} (the official download's name for {task.name})"
         )
     return root / name

@@ -89,10 +89,10 @@ def _class_id(label: object, ids: Mapping[str, int]) -> int:
     if isinstance(label, str):
         if label in ids:
             return ids[label]
-        raise ValueError(f"unknown label '{shown(label)}', allowed: {shown(', '.join(ids))}")
+        raise ValueError(f"unknown label '{shown(label, 30)}', allowed: {shown(', '.join(ids), 50)}")
     if type(label) is int and 0 <= label < len(ids):
         return label
-    hint = "; -1 stands for a label that is not public, and such a split belongs to task.test" if label == -1 else ""
+    hint = "; a split with labels of -1 belongs to task.test" if label == -1 else ""
     raise ValueError(f"unknown label {shown(label)}, allowed: 0 to {len(ids) - 1}{hint}")
 
 

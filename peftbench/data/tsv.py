@@ -38,7 +38,7 @@ def read_table(path: Path, wanted: Sequence[str], head: Sequence[str] = (), skip
     Raises:
         DataError: it is no file that can be read, it is not of that form (with the line), or it has no rows.
     """
-    name = shown(path, 100)
+    name = shown(path, 80)
     lines = list(enumerate(_lines(path, name), 1))
     if not lines:
         raise DataError(f"{name}: has no rows")
