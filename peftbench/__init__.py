@@ -1,4 +1,4 @@
 """peftbench: parameter-efficient fine-tuning methods compared on GLUE, fairly and cheaply."""
 
 # Raised whenever a cell comes to give other numbers: a checkpoint of another version is not taken up.
-__version__ = "0.2.0"
+__version__ = "0.3.0"
