@@ -10,14 +10,14 @@ from peftbench.runner.counts import plan
 
 BUDGETS = [
     (["method=id3"], "needs a budget"),
-    (["method=full", "budget=1000"], "full fine-tuning takes none"),
+    (["method=full", "budget=1000"], "Full takes none"),
     (["method=id3", "budget=999999999"], "999,999,999 entries asked, the candidates have"),
     (["method=id3", "budget=10", "scope.kinds=[layer_norm]"], "no candidate entry"),
     (["method=lora", "budget=10"], "LoRA here needs at least 1,024"),
-    (["method=houlsby", "budget=10"], "adapters here need at least"),
+    (["method=houlsby", "budget=10"], "Adapter here needs at least"),
     (["method=bitfit", "budget=10"], "the smallest bias here has 128"),
     (["method=gradual_unfreeze", "budget=10"], "the topmost group alone has"),
-    (["method=spafit", "budget=10"], "these strata need at least"),
+    (["method=spafit", "budget=10"], "Strata here needs at least"),
     (["method=id3", "budget.like=id3"], "budget.like=id3: .*needs a budget"),
     (["method=id3", "budget.like=head"], "trains no backbone entry"),
     (["method=id3", "budget.like=bitfitt"], "there is no such method; did you mean bitfit"),
@@ -53,7 +53,7 @@ def test_nobody_exceeds_a_budget(tiny: Callable[..., Cell], method: str, budget:
     needs = {"spafit": 3072, "houlsby": 1540}.get(method, 0)  # rank 1, width 1
     cell = tiny(f"method={method}", f"budget={budget}", *extra)
     if budget < needs:
-        with pytest.raises(ConfigError, match="need at least"):
+        with pytest.raises(ConfigError, match="needs at least"):
             plan(cell)
         return
     used = plan(cell).backbone
