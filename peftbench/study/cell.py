@@ -76,16 +76,22 @@ def record_of(cell: Cell) -> Path:
 def _settled(cell: Cell, lock: Lock | None, again: bool, screen: Screen) -> int | None:
     """The exit code of a cell that needs no run here, once that is said; None: it needs one."""
     assert lock is not None
-    hand = done.at_hand(done.reads_of(cell))
-    if not again and (result := _finished(cell, hand)) is not None:
+    hand = _at_hand(cell)
+    if hand is not None and not again and (result := _finished(cell, hand)) is not None:
         screen.already_done(*result)
         return 0
     _check_writable(lock, cell)
     if not lock.held:
         print(f"{folder_of(cell)}: {owner(lock.path)} is running it")
         return ELSEWHERE
-    done.make_way(folder_of(cell), hand)
+    if hand is not None:
+        done.make_way(folder_of(cell), hand)
     return None
+
+
+def _at_hand(cell: Cell) -> AtHand | None:
+    """What the cell would read, where there is a result to compare it with."""
+    return done.at_hand(done.reads_of(cell)) if done.has_result(folder_of(cell)) else None
 
 
 def _finished(cell: Cell, hand: AtHand) -> tuple[Record, Path] | None:
@@ -145,14 +151,15 @@ def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[Record, st
     config = compose.load([*overrides, *words])
     cell = compose.build(config)
     with Lock(folder_of(cell)) as lock:
-        hand = done.at_hand(done.reads_of(cell))
-        if (result := _finished(cell, hand)) is not None:
+        hand = _at_hand(cell)
+        if hand is not None and (result := _finished(cell, hand)) is not None:
             record = result[0]
         else:
             _check_writable(lock, cell)
             if not lock.held:
                 return None
-            done.make_way(folder_of(cell), hand)
+            if hand is not None:
+                done.make_way(folder_of(cell), hand)
             record = _runner()(cell, compose.resolved(config), [*overrides, *words]).record
     return record, cell.folder
 

@@ -107,6 +107,11 @@ def still_starts_from(reads: Reads) -> bool:
         return False
 
 
+def has_result(folder: Path) -> bool:
+    """Whether a cell has a record, in its folder or beside it: only then anything is to be compared."""
+    return (folder / RECORD_FILE).exists() or any(folder.parent.glob(f"{folder.name}-*/{RECORD_FILE}"))
+
+
 def find(folder: Path, hand: AtHand) -> tuple[Path, Need]:
     """Where a cell's result lies and what it needs: in its folder, or beside it if it was made of other rows before."""
     need = hand.need(*status_and_hashes(folder / RECORD_FILE))
