@@ -1,6 +1,7 @@
 """Budgets: nobody exceeds one, selective methods take it exactly, and an impossible one is a single line."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +68,18 @@ def test_a_budget_like_another_method(tiny: Callable[..., Cell]) -> None:
     assert plan(tiny("method=id3", "budget.like=bitfit")).backbone == bitfit
     assert tiny("method=id3", "budget.like=bitfit").fingerprint != tiny("method=id3", "budget=5").fingerprint
     assert tiny("method=id3", "budget=500").budget.name == "500"
+
+
+def test_what_another_method_means_is_hashed_and_not_its_word(tiny: Callable[..., Cell], tmp_path: Path) -> None:
+    own = tmp_path / "conf" / "method" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    words = ["method=id3", f"hydra.searchpath=[file://{own.parents[1]}]", "budget.like=mine"]
+    cells = []
+    for rank in (1, 2):
+        own.write_text(f"defaults: [lora, _self_]\nrank: {rank}\n")
+        cells.append(tiny(*words))
+    first, second = cells
+    assert [cell.budget.name for cell in cells] == ["like-mine"] * 2
+    assert first.fingerprint != second.fingerprint
+    assert plan(first).backbone == plan(tiny("method=lora", "method.rank=1")).backbone
+    assert plan(second).backbone == 2 * plan(first).backbone

@@ -13,7 +13,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -30,7 +30,7 @@ from peftbench.config.spec import (
     TrackerSpec,
 )
 from peftbench.config.validate import check_method, parse, show
-from peftbench.errors import ConfigError, near
+from peftbench.errors import ConfigError, near, shown
 from peftbench.files import DELTA_FILE
 
 CONFIG_NAME = "config"
@@ -125,11 +125,11 @@ def plain(config: DictConfig) -> Plain:
     """What a cell is built from, out of a composed configuration: needs no method's class, so no torch.
 
     Raises:
-        ConfigError: a method's yaml lacks what it must give, or an interpolation leads nowhere.
+        ConfigError: a method's yaml lacks what it must give, budget.like names none, or an interpolation leads nowhere.
     """
     choices = {str(key): value for key, value in config.hydra.runtime.choices.items()}
     _check_method_yaml(config, choices)
-    return choices, resolved(config)
+    return choices, _with_like(config, resolved(config))
 
 
 def build_plain(found: Plain) -> Cell:
@@ -164,16 +164,31 @@ def _check_method_yaml(config: DictConfig, choices: Mapping[str, str]) -> None:
         raise ConfigError(f"method={choices['method']}: its yaml file does not give {' and '.join(absent)}")
 
 
-def method_named(name: str) -> MethodSpec:
-    """A method by its word, with the defaults of its yaml.
+def _with_like(config: DictConfig, raw: dict[str, Any]) -> dict[str, Any]:
+    """The same with the method that budget.like names in the place of its word: what it means may change.
 
     Raises:
         ConfigError: there is no such method.
     """
-    if name not in words("method"):
-        raise ConfigError(f"budget.like={name}: there is no such method; {near(name, words('method'))}")
-    raw = resolved(load([f"method={name}"]))["method"]
-    return MethodSpec(name, str(raw["_target_"]), {k: v for k, v in raw.items() if k not in ("_target_", "default_lr")})
+    budget = raw.get("budget")
+    word = budget.get("like") if isinstance(budget, dict) else None
+    if word is None:
+        return raw
+    paths = [item for item in config.hydra.overrides.hydra if item.startswith(SEARCHPATH)]
+    if word not in (known := words_for_globs("method", paths)):
+        raise ConfigError(f"budget.like={shown(show(word))}: there is no such method; {near(str(word), known)}")
+    whole = OmegaConf.merge(config)  # a copy, so that what its yaml takes from other groups is the cell's own
+    assert isinstance(whole, DictConfig)
+    try:
+        with open_dict(whole):
+            whole.method = _compose([*paths, f"method={word}"]).method
+        _check_method_yaml(whole, {"method": word})
+    except COMPOSE_ERRORS as error:
+        raise ConfigError(f"budget.like={word}: {_one_line(error)}") from None
+    method = resolved(whole)["method"]
+    arguments = {key: value for key, value in method.items() if key not in ("_target_", "default_lr")}
+    like = {"name": word, "target": str(method["_target_"]), "arguments": arguments}
+    return {**raw, "budget": {**raw["budget"], "like": like}}
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -194,7 +209,8 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
     """The dataclass of every group; a part that is not possible is None, and a line in `problems` says why."""
     named = {group: {"name": choices[group], **raw[group]} for group in ("model", "task", "data", "budget")}
     if choices["budget"] == "none":  # a budget given by its keys is known by them
-        given = [f"{value}" if key == "entries" else f"{key}-{value}" for key, value in raw["budget"].items() if value]
+        said = {key: value["name"] if key == "like" and value else value for key, value in raw["budget"].items()}
+        given = [f"{value}" if key == "entries" else f"{key}-{value}" for key, value in said.items() if value]
         named["budget"]["name"] = "-".join(given) or "none"
     _check_sizes(raw["model"].get("config"), problems)
     model = parse(ModelSpec, named["model"], "model", problems)
@@ -204,6 +220,8 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
     method = {key: value for key, value in raw["method"].items() if key not in ("_target_", "default_lr")}
     target = str(raw["method"].get("_target_"))
     check_method(target, method, problems)
+    if like := raw["budget"].get("like"):
+        check_method(like["target"], like["arguments"], problems, "budget.like")
     return {
         "model": model,
         "task": parse(TaskSpec, named["task"], "task", problems),

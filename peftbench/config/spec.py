@@ -216,7 +216,7 @@ class Budget:
     name: str = "none"
     entries: Count | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
-    like: str | None = None
+    like: MethodSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -318,7 +318,7 @@ class Cell:
             "budget": {
                 "entries": self.budget.entries,
                 "fraction": self.budget.fraction,
-                "like": self.budget.like,
+                "like": None if self.budget.like is None else self.budget.like.meaning,
             },
             "protocol": asdict(self.protocol),
             "init": self.init_sha256,

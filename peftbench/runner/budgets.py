@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 from peftbench.backbone.model import build
-from peftbench.config import compose
 from peftbench.config.spec import Budget, Cell
 from peftbench.errors import ConfigError
 from peftbench.runner import deltas
@@ -33,12 +32,12 @@ def _entries(cell: Cell) -> int:
         if (entries := round(budget.fraction * whole)) < 1:
             raise ConfigError(f"budget.fraction={budget.fraction:g}: less than one of {whole:,} entries")
         return entries
-    method = compose.method_named(str(budget.like))
+    assert budget.like is not None
     try:
-        tuner = deltas.attach(method, cell.scope, Budget(), model, cell.seed)
+        tuner = deltas.attach(budget.like, cell.scope, Budget(), model, cell.seed)
     except ConfigError as error:
-        raise ConfigError(f"budget.like={budget.like}: {error.problems[0]}") from None
+        raise ConfigError(f"budget.like={budget.like.name}: {error.problems[0]}") from None
     entries = sum(parameter.numel() for parameter in tuner.trainables().values())
     if entries == 0:
-        raise ConfigError(f"budget.like={budget.like}: it trains no backbone entry")
+        raise ConfigError(f"budget.like={budget.like.name}: it trains no backbone entry")
     return entries
