@@ -34,6 +34,7 @@ MODELS = [
     "electra_small",
     "distilbert",
     "modernbert_base",
+    "mpnet_base",
     "minilm_l6",
 ]
 

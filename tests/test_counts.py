@@ -20,6 +20,7 @@ BACKBONES = {
     "bert_small": "bert-small",
     "bert_medium": "bert-medium",
     "bert_base_cased": "bert-base-cased",
+    "bert_base_uncased": "bert-base-uncased",
     "bert_large_cased": "bert-large-cased",
     "roberta_base": "roberta-base",
     "roberta_large": "roberta-large",
@@ -92,6 +93,17 @@ def test_bitfit_without_the_deberta_pooler_is_the_published_103k() -> None:
     kinds = "[query,key,value,attention_output,intermediate,output,layer_norm,embeddings]"
     found = counted("deberta_v3_base", "method=bitfit", f"method.kinds={kinds}")
     assert found.backbone == FACTS["methods"]["bitfit_prefix_only"]["values"]["deberta-v3-base"] == 102_912
+
+
+@pytest.mark.parametrize("model", ["mpnet_base", "all_mpnet_base"])
+def test_mpnet_counts_are_the_closed_forms(model: str) -> None:
+    d, f, layers = 768, 3072, 12
+    embeddings = (30527 + 514 + 2) * d + 32 * 12  # words, positions, LayerNorm, relative positions by head
+    full = counted(model, "method=full")
+    assert full.backbone == embeddings + layers * (4 * (d * d + d) + 2 * d * f + f + d + 4 * d)
+    assert full.head == d * d + d + 2 * d + 2
+    assert counted(model, "method=bitfit").backbone == layers * (7 * d + f) + d
+    assert counted(model, "method=lora").backbone == layers * 4 * d * 8
 
 
 def test_scope_limits_every_method() -> None:

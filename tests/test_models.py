@@ -42,7 +42,8 @@ def test_every_parameter_has_a_place(name: str) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(
-    "name", ["bert_tiny", "roberta_base", "deberta_v3_base", "electra_small", "distilbert", "modernbert_base"]
+    "name",
+    ["bert_tiny", "roberta_base", "deberta_v3_base", "electra_small", "distilbert", "modernbert_base", "mpnet_base"],
 )
 def test_padding_does_not_change_a_row(name: str, precision: str) -> None:
     model, _ = load(small(name), 3, seed=0)

@@ -16,6 +16,7 @@ from torch.nn import functional
 from peftbench.backbone.dropout import Dropout
 from peftbench.backbone.model import Model
 from peftbench.config.spec import Count, Kind, Scope, Share
+from peftbench.errors import ConfigError
 from peftbench.files import write_atomically
 from peftbench.methods.base import ParameterTuner, narrowed, require
 
@@ -107,7 +108,13 @@ class LoRA:
         return LoRATuner(model, wrapped)
 
     def export_peft(self, tuner: LoRATuner, model: Model, folder: Path) -> None:
-        """Write the adapter and the head in PEFT's format: `peft.PeftModel.from_pretrained` loads the same logits."""
+        """Write the adapter and the head in PEFT's format: `peft.PeftModel.from_pretrained` loads the same logits.
+
+        Raises:
+            ConfigError: a wrapped map is one that the weights lacked: PEFT keeps a map whole or adapts it, not both.
+        """
+        if both := [name for name in tuner.wrapped if f"{name}.weight" in model.drawn]:
+            raise ConfigError(f"{both[0]}: the weights lacked it and LoRA trained it; PEFT's format cannot hold both")
         prefix = "base_model.model."
         tensors = {
             f"{prefix}{name}.{factor}.weight": getattr(layer, factor).detach().float().contiguous()

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from peftbench.backbone.model import weights_folder
-from peftbench.config.spec import ModelSpec, TaskSpec
 from peftbench.config.spec import Protocol as TrainingProtocol
+from peftbench.config.spec import TaskSpec
 from peftbench.config.validate import parse
 from peftbench.data.split import make_split
 from peftbench.data.tokens import tokenize, tokenizer_for
@@ -17,7 +17,7 @@ from peftbench.errors import DataError
 from peftbench.files import RECORD_FILE
 from peftbench.machine import process_state
 from peftbench.record import Record, read_record
-from peftbench.runner.deltas import reload
+from peftbench.runner.deltas import model_spec, reload
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.forward import Forward
 from peftbench.training.metrics import predict
@@ -41,7 +41,7 @@ def apply(run: Path, folder: Path) -> None:
     module.config.problem_type = "single_label_classification" if labels else "regression"
     module.config._attn_implementation = None  # whoever loads it has the library's own
     module.save_pretrained(folder)
-    weights = weights_folder(_spec(record, ModelSpec, "model"))
+    weights = weights_folder(model_spec(record))
     if weights is not None:
         from transformers import AutoTokenizer
 
@@ -58,8 +58,8 @@ def label(run: Path, file: Path, cache: Path) -> list[str]:
     task = _spec(record, TaskSpec, "task")
     table = read_table(file, task.folder.text)
     rows = make_split("new", tuple(table.columns[column] for column in task.folder.text), None)
-    model, tuner, _ = reload(run)
-    spec = _spec(record, ModelSpec, "model")
+    model, _, _ = reload(run)
+    spec = model_spec(record)
     protocol = _spec(record, TrainingProtocol, "protocol")
     tokens = tokenize(rows, tokenizer_for(spec, weights_folder(spec)), protocol.max_length, cache)
     forward = Forward(model, protocol.precision, process_state().device)
@@ -78,7 +78,7 @@ def _lines(task: TaskSpec, logits: np.ndarray) -> list[str]:
 def _spec(record: Record, kind: type[Any], part: str) -> Any:
     """A part of the record's configuration as its dataclass."""
     raw: Mapping[str, Any] = record.config[part]
-    if kind in (ModelSpec, TaskSpec):
+    if kind is TaskSpec:
         raw = {"name": getattr(record.cell, part), **raw}
     problems: list[str] = []
     found = parse(kind, raw, part, problems)

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 
 from peftbench.backbone.model import Model, file_sha256, load
+from peftbench.config import compose
 from peftbench.config.spec import Budget, Cell, MethodSpec, ModelSpec, Scope
 from peftbench.config.validate import make_method, parse
 from peftbench.errors import ConfigError, DataError
 from peftbench.files import DELTA_FILE, RECORD_FILE
 from peftbench.methods.base import Delta, Method, Tuner, copy_into
 from peftbench.methods.dial import within
-from peftbench.record import read_record
+from peftbench.record import Record, read_record
 from peftbench.seeds import drawn_from
 
 HEAD = "head."
@@ -38,10 +39,11 @@ def attach(method: MethodSpec, scope: Scope, budget: Budget, model: Model, seed:
 
 def learned(cell: Cell, model: Model, tuner: Tuner) -> Delta:
     """What the run learned: the tuner's part and the head, with the facts that are needed to use them."""
+    own = tuner.delta()
     head = {HEAD + name: parameter.detach() for name, parameter in model.head()}
-    fresh = {FRESH + name: tensor for name, tensor in model.drawn.items()}
+    fresh = {FRESH + name: tensor for name, tensor in model.drawn.items() if name not in own}
     return Delta(
-        {**tuner.delta(), **head, **fresh},
+        {**own, **head, **fresh},
         {
             "method": asdict(cell.method),
             "scope": asdict(cell.scope),
@@ -99,13 +101,26 @@ def reload(run: Path) -> tuple[Model, Tuner, Method]:
     Raises:
         DataError: the run's record, delta or weights cannot be read.
     """
-    record, delta = read_record(run / RECORD_FILE), _own_delta(run)
-    problems: list[str] = []
-    spec = parse(ModelSpec, {"name": record.cell.model, **record.config["model"]}, "model", problems)
-    if spec is None:
-        raise DataError(f"{run / RECORD_FILE}: {problems[0]}")
+    spec, delta = model_spec(read_record(run / RECORD_FILE)), _own_delta(run)
     model, _ = load(spec, int(delta.meta["task"]["labels"]), int(delta.meta["seed"]))
     return model, restore(delta, model), make_method(_method(delta.meta))
+
+
+def model_spec(record: Record) -> ModelSpec:
+    """The backbone of a record; what its layout does not say is as in today's yaml of that model.
+
+    Raises:
+        DataError: the record's model is not one of this version.
+    """
+    word, raw = record.cell.model, record.config["model"]
+    if word in compose.words("model"):
+        today = asdict(compose.cell_from([f"model={word}"]).model.layout)
+        raw = {**raw, "layout": {**today, **raw["layout"]}}
+    problems: list[str] = []
+    spec = parse(ModelSpec, {"name": word, **raw}, "model", problems)
+    if spec is None or problems:
+        raise DataError(f"the record's model is not one of this version: {problems[0]}")
+    return spec
 
 
 def _own_delta(run: Path) -> Delta:
@@ -131,8 +146,9 @@ def _put(delta: Delta, tuner: Tuner, model: Model, head: bool) -> None:
 def _put_fresh(delta: Delta, model: Model) -> None:
     """What the weights lacked becomes what it was in the run: methods are attached to that, not to another draw."""
     stored, parameters = _named(delta, FRESH), dict(model.backbone())
-    copy_into({name: parameters[name] for name in model.drawn}, stored)
-    model.drawn = stored
+    drawn = {name: tensor for name, tensor in model.drawn.items() if name not in delta.tensors}
+    copy_into({name: parameters[name] for name in drawn}, {name: stored[name] for name in stored if name in drawn})
+    model.drawn = {**model.drawn, **stored}
 
 
 def _named(delta: Delta, prefix: str) -> dict[str, torch.Tensor]:
