@@ -45,3 +45,15 @@ def test_other_rows_run_anew_and_the_first_are_found_again(tmp_path: Path) -> No
     (tmp_path / "one" / "SST-2" / "dev.tsv").touch()
     plan = call("plan", *WORDS, "data.path=one,two", cwd=tmp_path)
     assert "2 cells: 2 need no run" in plan.stdout, plan.stderr
+
+
+def test_a_sweep_over_two_folders_of_rows_ends_with_both_results(tmp_path: Path) -> None:
+    rows(tmp_path, "one", False)
+    rows(tmp_path, "two", True)
+    sweep = call("run", "-m", *WORDS, "data.path=one,two", cwd=tmp_path)
+    assert sweep.returncode == 0, sweep.stderr
+    assert sweep.stdout.splitlines()[-1] == "2 cells: 2 done, 0 failed"
+    assert len(found(tmp_path)) == 2
+    assert call("status", "s", cwd=tmp_path).stdout.startswith("s: 1 cells: 1 done")
+    again = call("run", "-m", *WORDS, "data.path=one,two", cwd=tmp_path)
+    assert again.stdout.splitlines()[-1] == "2 cells: 2 done (2 of them before), 0 failed"

@@ -1,6 +1,7 @@
 """How a study stands, and what a sweep would cost, by what records say. No torch, no Hydra."""
 
 import json
+import re
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,7 +57,8 @@ def of(outputs: Path, study: str) -> list[CellStatus]:
             cells[folder] = list(yaml.safe_load(path.read_text(encoding="utf-8")))
     for path in find_records(outputs / study):
         cells.setdefault(str(path.parent.relative_to(outputs)), [])
-    return [_status(outputs, folder, overrides) for folder, overrides in cells.items()]
+    own = {folder: words for folder, words in cells.items() if not re.search(r"/seed\d+-[0-9a-f]{8}$", folder)}
+    return [_status(outputs, folder, overrides) for folder, overrides in own.items()]  # others were moved aside
 
 
 def of_any(outputs: Path, study: str) -> list[CellStatus]:

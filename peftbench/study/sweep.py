@@ -196,8 +196,10 @@ def where(overrides: Sequence[str]) -> tuple[Path, str]:
 def tally(sweep: Sweep) -> dict[str, int]:
     """How the sweep's cells stand: done, failed (diverged included), with another runner, left."""
     found = {"done": 0, "failed": 0, "elsewhere": 0, "left": 0}
+    hands = functools.cache(_hand)
     for cell in sweep.cells:
-        status = record_status(sweep.outputs / cell.folder / RECORD_FILE)
+        assert cell.reads is not None
+        status = _status(sweep.outputs / cell.folder, hands(_Same(cell.reads)))
         if status == "done":
             found["done"] += 1
         elif lock.alive(sweep.outputs / cell.folder / lock.FILE):

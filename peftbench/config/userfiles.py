@@ -1,0 +1,85 @@
+"""A user's own yaml files, looked at before Hydra reads them: one that would grow without end is refused."""
+
+import functools
+from collections.abc import Hashable, Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from peftbench.errors import ConfigError, shown
+from peftbench.files import stamp
+
+SEARCHPATH = "hydra.searchpath="  # where a user's own yaml files lie
+MOST_FILES = 10_000
+MOST_BYTES = 1 << 20
+MOST_NODES = 100_000  # values of a file, its aliases followed
+DEEPEST = 50  # levels of a yaml file
+
+
+def check(overrides: Sequence[str]) -> None:
+    """Look at every yaml file of the search paths that these overrides name; one that has not changed is read once.
+
+    Raises:
+        ConfigError: a file is too large, nested too deep, no yaml, or has aliases that multiply or contain themselves.
+    """
+    problems = []
+    for folder in _folders(overrides):
+        for number, path in enumerate(folder.rglob("*.yaml")):
+            if number == MOST_FILES:
+                problems.append(f"{SEARCHPATH}{folder}: more than {MOST_FILES:,} yaml files")
+                break
+            if path.is_file() and (problem := _problem(path, stamp(path))):
+                problems.append(f"{path}: {problem}")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _folders(overrides: Sequence[str]) -> Iterator[Path]:
+    for override in overrides:
+        if override.startswith(SEARCHPATH):
+            for item in override.removeprefix(SEARCHPATH).strip("[]").split(","):
+                folder = Path(item.strip(" '\"").removeprefix("file://"))
+                if "://" not in item.removeprefix("file://") and folder.is_dir():
+                    yield folder
+
+
+@functools.lru_cache(maxsize=1024)
+def _problem(path: Path, _: Hashable) -> str | None:
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            return f"larger than {MOST_BYTES:,} bytes"
+        return _growth(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        return f"not UTF-8 text (byte {error.start})"
+    except yaml.YAMLError as error:
+        return f"no valid yaml: {shown(' '.join(str(error).split()), 100)}"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _growth(text: str) -> str | None:
+    """What is wrong with what the text stands for once its aliases are followed; nothing is built."""
+    held: dict[str, int] = {}  # anchor -> nodes that an alias of it stands for
+    inside: list[tuple[str | None, int]] = []  # anchor of every collection not yet closed, and the nodes before it
+    nodes = 0
+    for event in yaml.parse(text, yaml.CSafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor not in held:
+                return f"the anchor '{shown(event.anchor, 30)}' contains itself, or is nowhere"
+            nodes += held[event.anchor]
+        elif isinstance(event, yaml.CollectionStartEvent):
+            inside.append((event.anchor, nodes))
+            nodes += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = inside.pop()
+            if anchor:
+                held[anchor] = nodes - before
+        elif isinstance(event, yaml.ScalarEvent):
+            nodes += 1
+            if event.anchor:
+                held[event.anchor] = 1
+        if len(inside) > DEEPEST:
+            return f"nested deeper than {DEEPEST} levels"
+        if nodes > MOST_NODES:
+            return f"more than {MOST_NODES:,} values, its aliases followed"
+    return None
