@@ -1,20 +1,22 @@
 """Every architecture from a folder without a pooler or a head: equal runs are equal, and all uses give their logits."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from peftbench.backbone.model import load
 from peftbench.config import compose
 from peftbench.files import DELTA_FILE
-from peftbench.record import read_record
+from peftbench.record import read_record, write_record
 from peftbench.runner import apply, deltas
-from peftbench.runner.run import Outcome
+from peftbench.runner.run import Outcome, read_rows
 
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
 LETTERS = [chr(number) for number in range(97, 123)]
@@ -108,3 +110,32 @@ def test_all_uses_of_a_run_give_its_logits(name: str, tmp_path: Path, run_tiny: 
     model, _ = load(cell.model, 2, cell.seed)
     deltas.restore(deltas._own_delta(runs[0]), model)
     np.testing.assert_allclose(logits(model.module), ours, atol=1e-5)
+
+
+def table(lines: list[str]) -> np.ndarray:
+    """The logits in the last two columns of a table of predictions, (rows, 2)."""
+    return np.array([[float(cell) for cell in line.split("\t")[-2:]] for line in lines[1:]])
+
+
+@pytest.mark.parametrize("name", ["distilbert", "deberta_v3_base", "bert_base_cased"])
+def test_a_record_without_the_newer_keys_of_a_layout_predicts_what_its_run_did(
+    name: str, tmp_path: Path, run_tiny: Callable[..., Outcome]
+) -> None:
+    """With full fine-tuning, which trains the drawn pooler, too: it is stored once."""
+    words = ["method=full", "protocol.precision=fp32", "protocol.max_steps=2", *checkpoint(name, tmp_path / "encoder")]
+    outcome = run_tiny(*words)
+    assert outcome.error is None, outcome.error
+    run, record = outcome.path.parent, read_record(outcome.path)
+    stored = load_file(run / DELTA_FILE)
+    assert not [key for key in stored if key.startswith(deltas.FRESH)]
+    assert set(record.drawn) <= set(stored)
+
+    model = record.config["model"]
+    old = {key: model["layout"][key] for key in ("layers", "kinds", "head")}
+    write_record(replace(record, config={**record.config, "model": {**model, "layout": old}}), run)
+    cell = compose.cell_from(["task=sst2", "data=sample", "data.limit=48"])
+    file = tmp_path / "new.tsv"
+    file.write_text("\n".join(["sentence", *read_rows(cell)["dev"].texts[0]]) + "\n", encoding="utf-8")
+    found = table(apply.label(run, file, tmp_path / "cache"))
+    expected = table((run / "predictions" / "dev.tsv").read_text(encoding="utf-8").splitlines())
+    np.testing.assert_allclose(found, expected, atol=2e-5)  # both are written with five decimals
