@@ -3,15 +3,30 @@
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
+MOST_LINES = 6
+LONGEST_LINE = 200  # characters
+
 
 class BadInput(Exception):
-    """What a person gave is wrong: one line per problem, and the exit code that says which kind it is."""
+    """What a person gave is wrong: one line per problem, and the exit code that says which kind it is.
+
+    Attributes:
+        every: all problems, each once and whole.
+    """
 
     exit_code = 1
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems))
+        self.every = list(dict.fromkeys([problems] if isinstance(problems, str) else problems))
+        super().__init__("\n".join(self.every))
+
+    @property
+    def problems(self) -> list[str]:
+        """The problems as they are printed: six lines of 200 characters at most, without control codes."""
+        lines = [shown(problem, LONGEST_LINE) for problem in self.every]
+        if len(lines) > MOST_LINES:
+            lines[MOST_LINES - 1 :] = [f"and {len(lines) - MOST_LINES + 1} more problems"]
+        return lines
 
 
 class ConfigError(BadInput):
@@ -46,9 +61,12 @@ def near(word: object, allowed: Iterable[object], limit: int = 12) -> str:
 
 def shown(value: object, limit: int = 60) -> str:
     """A stranger's value as a line may hold it: at most `limit` characters, the middle left out, no control codes."""
-    text = _middle_out(str(value), limit)
-    text = "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
-    return _middle_out(text, limit)
+    return _middle_out(printable(_middle_out(str(value), limit)), limit)
+
+
+def printable(text: str) -> str:
+    """The same on one line that a terminal obeys nothing of: control codes, and what turns text around, are spelled."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
 def _middle_out(text: str, limit: int) -> str:

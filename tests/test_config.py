@@ -65,9 +65,9 @@ def test_every_yaml_says_what_it_is(path: Path) -> None:
 BAD = [
     (["task=ret"], ["task=ret: there is no task called 'ret'; did you mean rte"]),
     (["method=lra"], ["did you mean lora"]),
-    (["protocol.lrr=1"], ["there is no key 'protocol.lrr'; did you mean protocol.lr"]),
-    (["methd=lora"], ["there is no key 'methd'; did you mean method"]),
-    (["method=bitfit", "method.rank=4"], ["there is no key 'method.rank'"]),
+    (["protocol.lrr=1"], ["protocol.lrr: there is no such key; did you mean protocol.lr"]),
+    (["methd=lora"], ["methd: there is no such key; did you mean method"]),
+    (["method=bitfit", "method.rank=4"], ["method.rank: there is no such key"]),
     (["protocol.lr=0"], ["protocol.lr=0: must be greater than 0"]),
     (["protocol.lr=-1e-3"], ["protocol.lr=-0.001: must be greater than 0"]),
     (["protocol.lr=fast"], ["protocol.lr=fast: must be a number"]),
@@ -102,6 +102,12 @@ BAD = [
     (["task"], ["task: not of the form key=value"]),
     (["protocol.lr=${nope}"], ["nope"]),
     (["protocol.betas=[0.9]"], ["protocol.betas"]),
+    (["method=id3_lora", "+method.inner.rnk=3"], ["method.inner.rnk: there is no such key; did you mean rank"]),
+    (["method=../method/lora"], ["method=../method/lora: must be a word, not a path"]),
+    (["method.rank=99999999999999999999999999"], ["method.rank=99999999999999999999999999: must be at most"]),
+    (["model.config.type_vocab_size=0"], ["model.config.type_vocab_size=0: must be a whole number, at least 1"]),
+    (["model.config.layer_norm_eps=-1"], ["model.config.layer_norm_eps=-1: must be a number between 0 and 1"]),
+    (["data.path=a=b#(c,d"], ["is quoted: 'data.path="]),
     (
         ["task=ret", "protocl.epochs=3", "protocol.lr=-1", "method.rank=0", "seed=x"],
         ["task=ret", "protocl.epochs", "protocol.lr=-1", "method.rank=0", "seed=x"],
@@ -158,3 +164,35 @@ def test_each_method_brings_its_learning_rate() -> None:
 def test_digest_does_not_see_how_a_value_is_written(value: object) -> None:
     assert digest({"a": value, "b": 1}) == digest({"b": 1.0, "a": value})
     assert canonical((1.0, 2.5)) == [1, 2.5]
+
+
+def test_numbers_of_which_no_model_can_be_made_are_named() -> None:
+    from peftbench.runner.counts import plan
+
+    with pytest.raises(ConfigError, match=r"model.config: no bert can be made of it .*gelo"):
+        plan(compose.cell_from(["model.config.hidden_act=gelo"]))
+    with pytest.raises(ConfigError, match=r"model.model_type=nope: ") as caught:
+        plan(compose.cell_from(["model.model_type=nope"]))
+    assert max(map(len, caught.value.problems)) <= 200
+
+
+def test_more_than_six_problems_are_counted() -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose.cell_from([f"nope{i}=1" for i in range(9)])
+    assert len(caught.value.problems) == 6
+    assert caught.value.problems[-1] == "and 4 more problems"
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "naming"), [(BOMB, "aliases"), ("a: &a [*a]\n", "contains itself"), ("[" * 3000 + "]" * 3000, "deeper")]
+)
+def test_yaml_that_grows_without_end_is_refused(tmp_path: Path, text: str, naming: str) -> None:
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "mine.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=f"mine.yaml: .*{naming}"):
+        compose.cell_from([f"hydra.searchpath=[file://{tmp_path}]", "method=mine"])

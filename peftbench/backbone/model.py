@@ -14,11 +14,12 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.initialization import no_init_weights
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from peftbench.backbone.dropout import ATTENTION, Noise, replace_dropout
 from peftbench.config.spec import Layout, ModelSpec, Scope
-from peftbench.errors import ConfigError, DataError
+from peftbench.errors import ConfigError, DataError, near, shown
 from peftbench.files import stamp
 from peftbench.seeds import drawn_from
 
@@ -123,11 +124,25 @@ class Model:
 
 
 def build(spec: ModelSpec, num_labels: int, device: str = "cpu") -> Model:
-    """A model with random weights from the numbers in the yaml; on "meta" it costs no memory, and nothing is drawn."""
-    config = AutoConfig.for_model(spec.model_type, **spec.config, num_labels=num_labels)
+    """A model with random weights from the numbers in the yaml; on "meta" it costs no memory, and nothing is drawn.
+
+    Raises:
+        ConfigError: transformers makes no model of these numbers.
+    """
     drawn = no_init_weights() if device == "meta" else drawn_from(0, "backbone")
-    with torch.device(device), drawn:
-        module = AutoModelForSequenceClassification.from_config(config, attn_implementation=_attention(spec))
+    try:
+        if spec.model_type not in CONFIG_MAPPING_NAMES:
+            raise ConfigError(
+                f"model.model_type={shown(spec.model_type)}: {near(spec.model_type, CONFIG_MAPPING_NAMES)}"
+            )
+        config = AutoConfig.for_model(spec.model_type, **spec.config, num_labels=num_labels)
+        with torch.device(device), drawn:
+            module = AutoModelForSequenceClassification.from_config(config, attn_implementation=_attention(spec))
+    except (MemoryError, ConfigError):
+        raise
+    except Exception as error:  # whatever the libraries raise: the numbers are a person's
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise ConfigError(f"model.config: no {spec.model_type} can be made of it ({reason})") from None
     return Model(module, spec.layout, spec.depth, spec.name)
 
 

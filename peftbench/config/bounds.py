@@ -1,13 +1,14 @@
 """What the words and lists of a task may be: bounds that pydantic checks."""
 
 import re
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
 Items = TypeVar("Items", bound=tuple[str, ...])
 
+MOST = 2**31 - 1  # that a whole number may be
 MOST_SPLITS = 20
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -28,6 +29,10 @@ def _printable(text: str) -> str:
     return refuse("must not hold control codes") if CONTROL.search(text) else text
 
 
+def _a_method(raw: dict[str, Any]) -> dict[str, Any]:
+    return raw if isinstance(raw.get("_target_"), str) else refuse("must give _target_, the class of a method")
+
+
 def _split_name(text: str) -> str:
     # it is a part of file names and of metrics' names
     return text if re.fullmatch(r"\w{1,60}", text, re.ASCII) else refuse("must be letters, digits and _")
@@ -44,3 +49,4 @@ Texts = Annotated[
 ]  # tokenizers take pairs
 Columns = Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000), AfterValidator(distinct)]
 SplitColumns = Annotated[dict[SplitName, Columns], Field(max_length=MOST_SPLITS)]
+Within = Annotated[dict[str, Any], AfterValidator(_a_method)]  # a method that another one holds: `_target_` and keys

@@ -12,11 +12,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from peftbench.config import userfiles
+from peftbench.config.bounds import CONTROL, MOST
 from peftbench.config.spec import (
     Budget,
     Cell,
@@ -29,13 +31,21 @@ from peftbench.config.spec import (
     TaskSpec,
     TrackerSpec,
 )
+from peftbench.config.userfiles import SEARCHPATH as SEARCHPATH
 from peftbench.config.validate import check_method, parse, show
 from peftbench.errors import ConfigError, near, shown
 from peftbench.files import DELTA_FILE
 
 CONFIG_NAME = "config"
-SEARCHPATH = "hydra.searchpath="  # where a user's own yaml files lie
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError, TypeError)  # all are bad overrides
+COMPOSE_ERRORS = (
+    HydraException,
+    OmegaConfBaseException,
+    YAMLError,
+    ValueError,
+    TypeError,
+    RecursionError,
+)  # all are bad overrides
+LONGEST_OVERRIDE = 10_000  # characters
 PARTS = (
     "model",
     "task",
@@ -85,11 +95,15 @@ def load(overrides: Sequence[str]) -> DictConfig:
         ConfigError: an override cannot be applied; all such overrides are listed.
     """
     overrides = [longhand(override) for override in overrides]
+    userfiles.check(overrides)
+    refused = any(_refused(override) for override in overrides)
     try:
-        return _compose(overrides)
+        if not refused:
+            return _compose(overrides)
+        reason = ""
     except COMPOSE_ERRORS as error:
-        problems = _override_problems(overrides)
-        raise ConfigError(list(problems.values()) or [_one_line(error)]) from None
+        reason = _one_line(error)
+    raise ConfigError(list(_override_problems(overrides).values()) or [reason])
 
 
 def longhand(override: str) -> str:
@@ -109,7 +123,7 @@ def cell_from(overrides: Sequence[str]) -> Cell:
         if len(good) == len(overrides):
             raise
         # Values are looked at too, so that one mistyped key does not hide a bad number.
-        raise ConfigError([*error.problems, *_value_problems(good)]) from None
+        raise ConfigError([*error.every, *_value_problems(good)]) from None
 
 
 def build(config: DictConfig) -> Cell:
@@ -212,7 +226,7 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
         said = {key: value["name"] if key == "like" and value else value for key, value in raw["budget"].items()}
         given = [f"{value}" if key == "entries" else f"{key}-{value}" for key, value in said.items() if value]
         named["budget"]["name"] = "-".join(given) or "none"
-    _check_sizes(raw["model"].get("config"), problems)
+    _check_sizes(raw["model"], problems)
     model = parse(ModelSpec, named["model"], "model", problems)
     scope = dict(raw["scope"])
     if model and not problems:
@@ -262,6 +276,9 @@ def _override_problems(overrides: Sequence[str]) -> dict[str, str]:
     applied = [item for item in overrides if item.startswith(SEARCHPATH)]
     others = [item for item in overrides if not item.startswith(SEARCHPATH)]
     for override in sorted(others, key=lambda item: item.partition("=")[0] not in GROUPS):
+        if refused := _refused(override):
+            problems[override] = refused
+            continue
         try:
             _compose([*applied, override])
             applied.append(override)
@@ -270,26 +287,41 @@ def _override_problems(overrides: Sequence[str]) -> dict[str, str]:
     return problems
 
 
+def _refused(override: str) -> str | None:
+    """What is wrong with an override that Hydra would take, or choke on."""
+    if len(override) > LONGEST_OVERRIDE:
+        return f"{shown(override)}: longer than {LONGEST_OVERRIDE:,} characters"
+    key, _, value = override.lstrip("+~").partition("=")
+    if key.partition("@")[0] in GROUPS and re.search(r"[/\\]|\.\.", value):
+        return f"{key}={shown(value)}: must be a word, not a path; peftbench list {key.partition('@')[0]}"
+    return None
+
+
 def _explain(override: str, error: Exception, applied: Sequence[str]) -> str:
     key, equals, value = override.partition("=")
     key = key.lstrip("+~")
-    if not equals:
-        return f"{override}: not of the form key=value"
+    if not equals or not key:
+        return f"{shown(override)}: not of the form key=value"
     text = str(error)
     if isinstance(error, YAMLError):
-        return f"{override}: no valid yaml: {_one_line(error)}"
+        return f"{shown(override)}: no valid yaml: {_one_line(error)}"
     if f"Could not find '{key}/{value}'" in text and (conf_dir() / key).is_dir():
-        return f"{override}: there is no {key} called '{value}'; {near(value, words(key))}"
+        return f"{key}={shown(value)}: there is no {key} called '{shown(value)}'; {near(value, words(key))}"
     if "Ambiguous value" in text:
-        return f"{override}: several values; a sweep needs -m (peftbench run -m ...)"
+        return f"{shown(override)}: several values; a sweep needs -m (peftbench run -m ...)"
     if "Could not override" in text or "not in struct" in text or "Could not find" in text:
-        return f"{override}: there is no key '{key}'; {near(key, _keys(applied))}"
-    return f"{override}: {_one_line(error)}"
+        return f"{shown(key)}: there is no such key; {near(key, _keys(applied, key))}"
+    if isinstance(error, OverrideParseException) and re.search(r"[=#(){}\[\],'\"\s]", value):
+        return f"{shown(key)}={shown(value)}: cannot be read; a text with such signs is quoted: '{shown(key)}=\"...\"'"
+    return f"{shown(key)}={shown(value)}: {_one_line(error)}"
 
 
-def _keys(applied: Sequence[str]) -> list[str]:
-    """Every key that an override may name, once the overrides in `applied` are."""
-    known = OmegaConf.to_container(_without_hydra(_compose(applied)))
+def _keys(applied: Sequence[str], like: str) -> list[str]:
+    """Every key that an override such as `like` may name, once the overrides in `applied` are."""
+    config = _compose(applied)
+    if like.startswith("hydra."):
+        return _walk(OmegaConf.to_container(config.hydra), "hydra")
+    known = OmegaConf.to_container(_without_hydra(config))
     assert isinstance(known, dict)
     return [*GROUPS, *_walk(known, "")]
 
@@ -305,7 +337,7 @@ def _value_problems(overrides: Sequence[str]) -> list[str]:
     try:
         build(load(overrides))
     except ConfigError as error:
-        return error.problems
+        return error.every
     return []
 
 
@@ -323,40 +355,62 @@ def _layers(value: Any, depth: int, problems: list[str]) -> list[int] | None:
     """Layer numbers from a list or a range like "6-11", checked against the depth of the backbone."""
     if value is None:
         return None
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)-(\d+)", value)):
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,4})-(\d{1,4})", value)):
         layers = list(range(int(match[1]), int(match[2]) + 1))
     elif isinstance(value, int) and not isinstance(value, bool):
         layers = [value]
     elif isinstance(value, list) and all(type(item) is int for item in value):
         layers = value
     else:
-        problems.append(f"scope.layers={show(value)}: must be a range like 2-5 or a list like [0,5]")
+        problems.append(f"scope.layers={shown(show(value))}: must be a range like 2-5 or a list like [0,5]")
         return None
     if not layers or min(layers) < 0 or max(layers) >= depth:
-        problems.append(f"scope.layers={show(value)}: outside the backbone, which has layers 0 to {depth - 1}")
+        problems.append(f"scope.layers={shown(show(value))}: outside the backbone, which has layers 0 to {depth - 1}")
         return None
     return sorted(set(layers))
 
 
-SIZES = {"vocab_size", "max_position_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads"}
-SIZES |= {"intermediate_size", "dim", "n_layers", "n_heads", "hidden_dim"}  # the last four are DistilBERT's names
+# Numbers that a backbone is built from -> the least and the most that they may be.
+WIDTH, LAYERS, PLACES = (1, 1 << 16), (1, 1000), (1, 1 << 20)
+SIZES = {"vocab_size": (1, 1 << 22), "max_position_embeddings": PLACES, "type_vocab_size": (1, 1 << 16)}
+SIZES |= dict.fromkeys(("hidden_size", "intermediate_size", "embedding_size", "pooler_hidden_size"), WIDTH)
+SIZES |= {"num_hidden_layers": LAYERS, "num_attention_heads": WIDTH}
+SIZES |= {"dim": WIDTH, "n_layers": LAYERS, "n_heads": WIDTH, "hidden_dim": WIDTH}  # DistilBERT's names
+EPSILONS = ("layer_norm_eps", "norm_eps")
 
 
-def _check_sizes(config: Any, problems: list[str]) -> None:
+def _check_sizes(model: Mapping[str, Any], problems: list[str]) -> None:
     """The numbers that a backbone is built from, which transformers takes as they come."""
+    config = model.get("config")
     if not isinstance(config, Mapping):
         return
-    bad = [key for key in config if key in SIZES and (type(config[key]) is not int or config[key] < 1)]
-    problems.extend(f"model.config.{key}={show(config[key])}: must be a whole number, at least 1" for key in bad)
+    before = len(problems)
+    for key, (least, most) in SIZES.items():
+        if key == "type_vocab_size" and model.get("model_type") == "deberta-v2":
+            least = 0  # it has none
+        if key in config and not (type(config[key]) is int and least <= config[key] <= most):
+            line = f"model.config.{key}={shown(show(config[key]))}: must be a whole number, at least {least}"
+            problems.append(f"{line} and at most {most}")
+    problems.extend(
+        f"model.config.{key}={shown(show(config[key]))}: must be a number between 0 and 1"
+        for key in EPSILONS
+        if key in config and not (type(config[key]) in (int, float) and 0 < config[key] < 1)
+    )
+    if len(problems) > before:
+        return
     for hidden, heads in (("hidden_size", "num_attention_heads"), ("dim", "n_heads")):
-        if not bad and hidden in config and config[hidden] % config[heads]:
+        if hidden in config and config[hidden] % config[heads]:
             problems.append(f"model.config.{hidden}={config[hidden]}: not divisible by {heads}={config[heads]}")
-    if not bad and isinstance(pad := config.get("pad_token_id"), int) and pad >= config["vocab_size"]:
-        problems.append(f"model.config.pad_token_id={pad}: not among the {config['vocab_size']} of vocab_size")
+    pad = config.get("pad_token_id")
+    if pad is not None and not (type(pad) is int and 0 <= pad < config["vocab_size"]):
+        problems.append(
+            f"model.config.pad_token_id={shown(show(pad))}: not among the {config['vocab_size']} of vocab_size"
+        )
 
 
 TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": bool, "progress": bool, "rerun": str}
 TOP |= {"cells_per_gpu": int}
+LEAST = {"seed": 0, "cells_per_gpu": 1}
 OF_THE_RUNNER = ("rerun", "cells_per_gpu")  # say how cells are run, not what a cell is
 RERUN = ("unfinished", "failed", "all")
 
@@ -367,19 +421,21 @@ def _check_top(top: Mapping[str, Any], problems: list[str]) -> None:
     for key, kind in TOP.items():
         if type(top.get(key)) is not kind:
             wanted = {int: "a whole number", str: "a text", bool: "true or false"}[kind]
-            problems.append(f"{key}={show(top.get(key))}: must be {wanted}")
-        elif kind is int and top[key] < (least := int(key == "cells_per_gpu")):
-            problems.append(f"{key}={top[key]}: must be at least {least}")
-    if isinstance(top.get("study"), str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", top["study"]):
-        problems.append(f"study={top['study']}: must be letters, digits, '.', '_' and '-' (it names a folder)")
+            problems.append(f"{key}={shown(show(top.get(key)))}: must be {wanted}")
+        elif kind is str and CONTROL.search(top[key]):
+            problems.append(f"{key}={shown(top[key])}: must not hold control codes")
+        elif kind is int and not LEAST[key] <= top[key] <= MOST:
+            problems.append(f"{key}={shown(top[key])}: must be at least {LEAST[key]} and at most {MOST}")
+    if isinstance(top.get("study"), str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", top["study"]):
+        problems.append(f"study={shown(top['study'])}: must be letters, digits, '.', '_' and '-' (it names a folder)")
     if isinstance(top.get("rerun"), str) and top["rerun"] not in RERUN:
-        problems.append(f"rerun={top['rerun']}: must be one of {', '.join(RERUN)}")
+        problems.append(f"rerun={shown(top['rerun'])}: must be one of {', '.join(RERUN)}")
     every = top.get("checkpoint_every")
     if every is not None and (type(every) not in (int, float) or not 0 <= every < math.inf):
-        problems.append(f"checkpoint_every={show(every)}: must be a number of seconds, or null")
+        problems.append(f"checkpoint_every={shown(show(every))}: must be a number of seconds, or null")
     start = top.get("init_from")
     if start is not None and not (isinstance(start, str) and (Path(start) / DELTA_FILE).is_file()):
-        problems.append(f"init_from={show(start)}: no {DELTA_FILE} there (it must be the folder of a run)")
+        problems.append(f"init_from={shown(show(start), 100)}: no {DELTA_FILE} there (it must be the folder of a run)")
 
 
 def _check_together(cell: Cell) -> None:

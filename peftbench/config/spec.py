@@ -12,7 +12,18 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
-from peftbench.config.bounds import Labels, Name, PathText, SplitColumns, SplitFiles, Splits, Texts, distinct, refuse
+from peftbench.config.bounds import (
+    MOST,
+    Labels,
+    Name,
+    PathText,
+    SplitColumns,
+    SplitFiles,
+    Splits,
+    Texts,
+    distinct,
+    refuse,
+)
 
 Kind = Literal[
     "query",
@@ -31,7 +42,7 @@ KINDS: tuple[str, ...] = get_args(Kind)
 Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman"]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0)]
+Count = Annotated[int, Field(gt=0, le=MOST)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 METRICS: frozenset[str] = frozenset(get_args(Metric))
 OF_SCORES = frozenset({"pearson", "spearman"})  # the metrics of regressions
@@ -225,7 +236,7 @@ class Protocol:
 
     lr: Positive
     head_lr: Positive | None = None
-    epochs: Count = 5
+    epochs: Annotated[int, Field(gt=0, le=100_000)] = 5
     max_steps: Count | None = None
     batch_size: Count = 32
     accumulation: Count = 1
@@ -235,7 +246,7 @@ class Protocol:
     betas: tuple[Share, Share] = (0.9, 0.999)
     eps: Positive = 1e-8
     clip: Positive | None = 1.0
-    max_length: Annotated[int, Field(ge=8)] = 128
+    max_length: Annotated[int, Field(ge=8, le=MOST)] = 128
     bucketing: bool = True
     precision: Literal["bf16", "fp32"] = "bf16"
     evaluate_every: Literal["epoch"] | Count = "epoch"
@@ -259,7 +270,7 @@ class Select:
 
     factors: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
     rows: Literal["held_out", "dev"] = "held_out"
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, le=MOST)] = 0
     max_steps: Count | None = None
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -25,7 +25,7 @@ def parse(spec: type[Spec], raw: Mapping[str, Any], path: str, problems: list[st
     """Make a dataclass from a mapping, or add a line to `problems` for each thing that is wrong with it."""
     allowed = [item.name for item in dataclasses.fields(spec)]  # type: ignore[arg-type]
     unknown = [key for key in raw if key not in allowed]
-    problems.extend(f"{path}.{key}: there is no such key; {near(key, allowed)}" for key in unknown)
+    problems.extend(f"{path}.{shown(key)}: there is no such key; {near(key, allowed)}" for key in unknown)
     known = {key: value for key, value in raw.items() if key in allowed}
     try:
         # JSON mode takes lists for tuples and is strict about everything else: "8" is no number, true is no 1.
@@ -86,7 +86,7 @@ def _phrase(item: Mapping[str, Any]) -> str:
         "greater_than": "must be greater than {gt:g}",
         "greater_than_equal": "must be at least {ge:g}",
         "less_than": "must be less than {lt:g}",
-        "less_than_equal": "must be at most {le:g}",
+        "less_than_equal": "must be at most {le:.10g}",
         "too_short": "must have at least {min_length} entries",
         "too_long": "must have at most {max_length} entries",
         "string_too_short": "must have at least {min_length} characters",
@@ -107,9 +107,9 @@ def method_class(target: str) -> type:
     try:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        raise ConfigError(f"method._target_={target}: no such class can be imported") from None
+        raise ConfigError(f"method._target_={shown(target)}: no such class can be imported") from None
     if not (dataclasses.is_dataclass(found) and isinstance(found, type) and hasattr(found, "attach")):
-        raise ConfigError(f"method._target_={target}: not a method (a dataclass with attach)")
+        raise ConfigError(f"method._target_={shown(target)}: not a method (a dataclass with attach)")
     return found
 
 
@@ -126,8 +126,21 @@ def make_method(spec: MethodSpec) -> Any:
     return method
 
 
-def check_method(target: str, raw: Mapping[str, Any], problems: list[str]) -> None:
+def check_method(target: str, raw: Mapping[str, Any], problems: list[str], path: str = "method") -> None:
+    """Add a line to `problems` for whatever is wrong with a method's arguments, those of methods within included."""
     try:
-        parse(method_class(target), raw, "method", problems)
+        parse(method_class(target), raw, path, problems)
     except ConfigError as error:
-        problems.extend(error.problems)
+        problems.extend(line.replace("method._target_", f"{path}._target_", 1) for line in error.every)
+    for where, inner in _methods_within(raw, path):
+        check_method(str(inner["_target_"]), {k: v for k, v in inner.items() if k != "_target_"}, problems, where)
+
+
+def _methods_within(raw: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The nearest mappings with a `_target_`, each with the key that leads to it."""
+    items = raw.items() if isinstance(raw, Mapping) else enumerate(raw) if isinstance(raw, list) else ()
+    for key, item in items:
+        if isinstance(item, Mapping) and "_target_" in item:
+            yield f"{path}.{key}", item
+        else:
+            yield from _methods_within(item, f"{path}.{key}")

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from peftbench.backbone.model import Model
+from peftbench.config.bounds import Within
 from peftbench.config.spec import Count, Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
 from peftbench.errors import ConfigError
@@ -57,7 +58,7 @@ class Selective:
     structured: bool = False
     adam: Literal["shared", "entry"] = "entry"
     kinds: tuple[Kind, ...] | None = None
-    inner: dict[str, Any] | None = None
+    inner: Within | None = None
     entries: Count | None = None
     dial: ClassVar[str | None] = "entries"
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from peftbench.backbone.model import Model
+from peftbench.config.bounds import Within
 from peftbench.config.spec import Count, Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
 from peftbench.errors import ConfigError
@@ -25,7 +26,7 @@ class Stratum:
     """
 
     last: int | Annotated[float, Field(gt=0, lt=1)] | None
-    methods: tuple[dict[str, Any], ...] = ()
+    methods: tuple[Within, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Strata:
     """
 
     strata: Annotated[tuple[Stratum, ...], Field(min_length=1)]
-    elsewhere: tuple[dict[str, Any], ...] = ()
+    elsewhere: tuple[Within, ...] = ()
     elsewhere_kinds: tuple[Kind, ...] = ("pooler",)
     rank: Count | None = None
     dial: ClassVar[str | None] = "rank"

@@ -11,11 +11,13 @@ from hydra.errors import HydraException
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError, DataError
-from peftbench.files import RECORD_FILE
+from peftbench.files import CHECKPOINT_FILE, RECORD_FILE
 from peftbench.record import record_status
 from peftbench.study import done, index, lock, many
 from peftbench.study.done import AtHand, Reads
 from peftbench.study.index import Planned
+
+OF_ALL_CELLS = ("outputs", "study", "cache", "rerun", "cells_per_gpu")
 
 
 def cells_of(overrides: Sequence[str]) -> list[list[str]]:
@@ -41,6 +43,8 @@ def cells_of(overrides: Sequence[str]) -> list[list[str]]:
     typed = {item.key_or_group for item in parsed}
     lines = [f"{key}={value}" for key, value in swept.items() if key not in typed]
     swept_over = [item for item in parsed if item.is_discrete_sweep()]
+    if fixed := [item.key_or_group for item in swept_over if item.key_or_group in OF_ALL_CELLS]:
+        raise ConfigError([f"{key}: has one value in a sweep, the same for all cells" for key in fixed])
     if empty := [item.input_line for item in swept_over if not list(item.sweep_string_iterator())]:
         raise ConfigError([f"{line}: nothing to sweep over" for line in empty])
     try:
@@ -119,7 +123,18 @@ def plan_of(every: Sequence[list[str]], rerun: str = "unfinished") -> Sweep:
     for study in found.studies():
         cells = [cell for cell in found.cells if cell.folder.startswith(f"{study}/")]
         index.add(found.outputs / study, {index.key(cell.overrides): cell for cell in cells})
+    _remove_checkpoints(found)
     return found
+
+
+def _remove_checkpoints(sweep: Sweep) -> None:
+    """Those of finished cells: no runner comes to them again."""
+    left = set(sweep.folders_left())
+    for folder in (sweep.outputs / cell.folder for cell in sweep.cells if cell.folder not in left):
+        if (folder / CHECKPOINT_FILE).exists() and record_status(folder / RECORD_FILE) == "done":
+            with lock.Lock(folder) as held:
+                if held.held:
+                    done.remove_checkpoint(folder)
 
 
 def look(overrides: Sequence[str], rerun: str = "unfinished") -> Sweep:
@@ -216,7 +231,7 @@ def _compose(every: dict[str, list[str]]) -> dict[str, Planned]:
     first = {base: every[name] for name, base in reversed(bases.items())}
     cells = dict(zip(first, many.cells_from(list(first.values())), strict=True))
     if wrong := [cell for cell in cells.values() if isinstance(cell, ConfigError)]:
-        raise ConfigError(list(dict.fromkeys(problem for error in wrong for problem in error.problems)))
+        raise ConfigError([problem for error in wrong for problem in error.every])
     found = {}
     shared: dict[str, Reads] = {}
     for name, words in every.items():
