@@ -19,8 +19,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from peftbench.config import compose
 from peftbench.record import Record, find_records, read_record, write_record
-from peftbench.study import index, sweep
+from peftbench.study import done, index, sweep
 
 BASE = ["model=bert_tiny", "model.weights=random", "task=sst2", "data=sample", "data.limit=48", "tracker=none"]
 BASE += ["protocol.max_steps=6", "progress=false", "method=bitfit"]
@@ -61,14 +62,14 @@ def real_record(work: Path) -> Record:
 def fill(work: Path, study: str, cells: int, template: Record) -> list[str]:
     """Write a study of so many finished cells; returns the overrides that describe it."""
     words = [*BASE, f"study={study}", f"outputs={work}", f"protocol.lr={rates(10)}", f"seed=range({cells // 10})"]
-    planned = {}
+    planned, reads = {}, done.reads_of(compose.cell_from([*BASE, f"study={study}", f"outputs={work}"]))
     for overrides in sweep.cells_of(words):
         given = dict(word.partition("=")[::2] for word in overrides)
         cell = dataclasses.replace(template.cell, study=study, seed=int(given["seed"]))
         fingerprint = f"{rates(10).split(',').index(given['protocol.lr']):08x}" + "0" * 8
         folder = f"{study}/sst2-bitfit-bert_tiny-{fingerprint[:8]}/seed{cell.seed}"
         write_record(dataclasses.replace(template, cell=cell, fingerprint=fingerprint), work / folder)
-        planned[index.key(overrides)] = index.Planned(folder, overrides)
+        planned[index.key(overrides)] = index.Planned(folder, overrides, reads)
     index.add(work / study, planned)
     return words
 
