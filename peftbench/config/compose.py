@@ -115,6 +115,7 @@ def longhand(override: str) -> str:
 def cell_from(overrides: Sequence[str]) -> Cell:
     """The cell that these overrides describe, with every problem of all of them in one `ConfigError`."""
     overrides = [longhand(override) for override in overrides]
+    userfiles.check(overrides)  # before anything looks for what is wrong by composing again
     try:
         return build(load(overrides))
     except ConfigError as error:
