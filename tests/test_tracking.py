@@ -3,12 +3,17 @@
 import json
 import struct
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import TINY
+from test_cli import call
 
+from peftbench.config.spec import Cell
 from peftbench.runner.run import Outcome
+from peftbench.runner.tracking import MetricsFile, mode
 
 Run = Callable[..., Outcome]
 
@@ -44,6 +49,7 @@ def read_back(file: Path) -> dict[str, Any]:
                 record.run.run_group,
                 record.run.display_name,
             )
+            found["project"], found["entity"] = record.run.project, record.run.entity
             found["tags"] = list(record.run.tags)
             found["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         elif kind == "history":
@@ -78,10 +84,10 @@ def test_an_offline_run_holds_what_the_record_holds(run_tiny: Run) -> None:
         if "train/loss" in row:
             assert row.keys() >= {"train/lr", "train/grad_norm", "train/tokens_per_s"}
     dev = [row["dev/accuracy"] for row in found["history"] if "dev/accuracy" in row]
-    assert dev == [evaluation["metrics"]["accuracy"] for evaluation in record.metrics.evaluations]
+    assert dev == [evaluation.metrics["accuracy"] for evaluation in record.metrics.evaluations]
     assert record.counts is not None
     for key in ("backbone", "head", "total", "stored_bytes"):
-        assert found["summary"][key] == record.counts[key]
+        assert found["summary"][key] == record.counts.as_dict()[key]
     assert found["summary"]["accuracy"] == record.headline.value
 
 
@@ -124,3 +130,84 @@ def test_an_unreachable_server_does_not_stop_a_run(
     assert outcome.record.headline.value is not None
     assert "this run is kept offline" in capsys.readouterr().err
     assert 0 in [run["exit"] for run in offline_runs(outcome.path.parent)]
+
+
+def test_a_runs_own_words_in_the_environment_do_not_make_one_run_of_all_cells(
+    tmp_path: Path,
+) -> None:
+    environment = {"WANDB_RUN_ID": "abc", "WANDB_NAME": "mine", "WANDB_RESUME": "must", "WANDB_MODE": "DryRun"}
+    environment |= {"WANDB_PROJECT": "theirs", "WANDB_ENTITY": "team", "WANDB_API_KEY": "0" * 40}
+    words = ["tracker=wandb" if word == "tracker=none" else word for word in TINY]
+    done = call("run", "-m", *words, "seed=0,1", cwd=tmp_path, **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    runs = offline_runs(tmp_path / "outputs")
+    assert len({run["id"] for run in runs} - {"abc"}) == 2
+    assert {run["name"] for run in runs} == {"sst2-lora-bert_tiny-s0", "sst2-lora-bert_tiny-s1"}
+    assert {(run["project"], run["entity"]) for run in runs} == {("theirs", "team")}
+    assert {run["config"]["tracker"]["project"] for run in runs} == {"theirs"}
+
+
+def test_what_is_typed_comes_before_the_environment(tiny: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_PROJECT", "theirs")
+    monkeypatch.setenv("WANDB_ENTITY", "team")
+    typed = tiny("tracker=wandb", "tracker.project=ours", "tracker.entity=us").tracker
+    assert (typed.project, typed.entity) == ("ours", "us")
+    given = tiny("tracker=wandb").tracker
+    assert (given.project, given.entity) == ("theirs", "team")
+    monkeypatch.delenv("WANDB_PROJECT")
+    monkeypatch.delenv("WANDB_ENTITY")
+    neither = tiny("tracker=wandb").tracker
+    assert (neither.project, neither.entity) == ("peftbench", None)
+    assert given == replace(neither, project="theirs", entity="team")
+
+
+KEY = {"WANDB_API_KEY": "0" * 40}
+
+
+@pytest.mark.parametrize(
+    ("asked", "variables", "how"),
+    [
+        ("auto", {}, "offline"),
+        ("auto", KEY, "online"),
+        ("auto", {"WANDB_IDENTITY_TOKEN_FILE": "token"}, "online"),
+        ("auto", {**KEY, "WANDB_MODE": "dryrun"}, "offline"),
+        ("auto", {**KEY, "WANDB_MODE": "Offline"}, "offline"),
+        ("auto", {"WANDB_MODE": "run"}, "online"),
+        ("auto", {**KEY, "WANDB_MODE": "disabled"}, "disabled"),
+        ("auto", {**KEY, "WANDB_DISABLED": "true"}, "disabled"),
+        ("auto", {**KEY, "WANDB_DISABLED": "false"}, "online"),
+        ("auto", {"WANDB_DISABLED": "1", "WANDB_MODE": "online"}, "disabled"),
+        ("online", {"WANDB_MODE": "disabled"}, "online"),
+        ("disabled", {**KEY, "WANDB_MODE": "online"}, "disabled"),
+    ],
+)
+def test_every_word_of_wandbs_own_counts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, asked: str, variables: dict[str, str], how: str
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert mode(asked) == how
+
+
+def test_a_key_in_netrc_is_that_of_the_server_in_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("machine wandb.firm.org login user password 0123456789\n")
+    keys.chmod(0o600)
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("NETRC", str(keys))
+    assert mode("auto") == "offline"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.firm.org")
+    assert mode("auto") == "online"
+
+
+def test_metrics_of_a_runner_that_lost_the_cell_do_not_reach_the_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path) as paused, MetricsFile(path) as other:
+        paused.begin(4, 0)
+        paused.step(1, {"loss": 1.0})
+        other.begin(4, 0)
+        other.step(1, {"loss": 2.0})
+        paused.step(2, {"loss": 1.0})
+    assert path.read_text() == '{"step": 1, "loss": 2.0}\n'

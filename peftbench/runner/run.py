@@ -53,7 +53,13 @@ class Work:
     checkpoints: Checkpoints = field(default_factory=lambda: Checkpoints(Path(), {}, None))
 
 
-def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str], search: Search | None = None) -> Outcome:
+def run(
+    cell: Cell,
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    search: Search | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Outcome:
     """Execute a cell and leave its record, also when training fails or diverges.
 
     Args:
@@ -61,6 +67,7 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str], search:
         config: the resolved configuration, as it goes into the record.
         overrides: what the user typed.
         search: how the learning rate was chosen; None: it is protocol.lr.
+        check: called before anything is put in its place; what it raises ends the run without a record.
 
     Raises:
         ConfigError: the cell is not possible; nothing was written.
@@ -78,7 +85,7 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str], search:
     error: Exception | None = None
     try:
         with Stop() as stop:
-            execute(cell, config, folder, fingerprint, work, keep, stop)
+            execute(cell, config, folder, fingerprint, work, keep, stop, check)
     except BadInput:
         raise
     except Diverged as caught:
@@ -115,6 +122,7 @@ def run(cell: Cell, config: Mapping[str, Any], overrides: Sequence[str], search:
         drawn=work.drawn,
     )
     if process_state().is_main_process:
+        check()
         write_record(record, folder)
         if status != "failed":  # a failure may pass, and the next try goes on from there
             work.checkpoints.remove()
@@ -129,6 +137,7 @@ def execute(
     work: Work,
     keep: Callable[[], None],
     stop: Stop,
+    check: Callable[[], None],
 ) -> None:
     """Load, attach, count, train, and keep what was learned; `work` is told as it goes."""
     rows = read_rows(cell)
@@ -144,7 +153,7 @@ def execute(
     main = process_state().is_main_process  # the others compute with it; only the main process writes
     if main:
         keep()
-    work.checkpoints = Checkpoints(folder, identity(cell, fingerprint, work.hashes), cell.checkpoint_every)
+    work.checkpoints = Checkpoints(folder, identity(cell, fingerprint, work.hashes), cell.checkpoint_every, check)
     trainer = Trainer(
         model=model,
         tuner=tuner,
@@ -166,6 +175,7 @@ def execute(
         work.facts = tuner.facts()
         unseen = {name: trainer.evaluator.predict(tokens[name]) for name in tokens if tokens[name].labels is None}
         if main:
+            check()
             work.hashes["delta"] = delta.save(folder / DELTA_FILE)
             keep_predictions(cell, folder, tokens, {**fit.logits, **unseen})
         for watcher in trainer.watchers:
@@ -215,9 +225,7 @@ def watchers(cell: Cell, config: Mapping[str, Any], folder: Path) -> Iterator[li
     with ExitStack() as stack:
         found: list[Watcher] = []
         if process_state().is_main_process:
-            path = folder / "metrics.jsonl"
-            path.touch()
-            found.append(MetricsFile(stack.enter_context(path.open("r+", encoding="utf-8"))))
+            found.append(stack.enter_context(MetricsFile(folder / "metrics.jsonl")))
             found += stack.enter_context(bar(f"{cell.task.name} {cell.method.name} seed {cell.seed}", cell.progress))
             found += stack.enter_context(wandb_run(cell, config, folder))
         yield found

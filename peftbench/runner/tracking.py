@@ -1,6 +1,7 @@
 """Those who follow a run: W&B, a metrics file, a progress bar. All of them are views; the record is the truth."""
 
 import json
+import netrc
 import os
 import sys
 import time
@@ -9,29 +10,61 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from peftbench import environment
 from peftbench.config.spec import Cell
+from peftbench.errors import shown
+from peftbench.files import write_atomically
 from peftbench.training.fit import Evaluation
+
+# W&B's own words for one run, which must not make one of all cells.
+OF_ONE_RUN = (
+    *("WANDB_RUN_ID", "WANDB_RUN_NAME", "WANDB_NAME", "WANDB_RUN_STORAGE_ID"),
+    *("WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM"),
+)
 
 
 class MetricsFile:
-    """metrics.jsonl: one line per logged training point and per evaluation."""
+    """metrics.jsonl: one line per logged training point and per evaluation; use it as a context manager."""
 
-    def __init__(self, file: IO[str]) -> None:
-        """`file` is open for reading and writing: what an interrupted run wrote is kept up to its checkpoint."""
-        self._file = file
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._open: IO[str] | None = None
+
+    def __enter__(self) -> "MetricsFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._open is not None:
+            self._open.close()
 
     def begin(self, steps: int, done: int) -> None:
-        """Drop what was written after the checkpoint: it comes again."""
-        self._file.seek(0)
-        kept = [line for line in self._file if _step_of(line) <= done] if done else []
+        """Drop what was written after the checkpoint: it comes again.
+
+        What is kept goes into a new file: a runner that was paused and lost the cell writes on into the old one.
+        """
+        kept = self._lines() if done else []
+        kept = [line for line in kept if _step_of(line) <= done]
         if kept and "evaluation" in kept[-1] and _step_of(kept[-1]) == done:
             kept.pop()  # the checkpoint was made before it
-        self._file.seek(0)
-        self._file.writelines(kept)
-        self._file.truncate()
+        write_atomically(self._path, "".join(kept).encode())
+        self._open = self._path.open("a", encoding="utf-8")
+
+    def _lines(self) -> list[str]:
+        try:
+            return self._path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        except OSError:
+            return []
+
+    @property
+    def _file(self) -> IO[str]:
+        if self._open is None:  # nothing is trained
+            self.begin(0, 0)
+        assert self._open is not None
+        return self._open
 
     def step(self, step: int, facts: Mapping[str, float]) -> None:
         """See `Watcher`."""
@@ -124,30 +157,10 @@ def wandb_run(cell: Cell, config: Mapping[str, Any], folder: Path) -> Iterator[l
     unreachable never stops a run.
     """
     how = mode(cell.tracker.mode)
-    if how == "disabled":
+    run = None if how == "disabled" else _begin(cell, config, folder, how)
+    if run is None:
         yield []
         return
-    import wandb
-
-    os.environ.setdefault("WANDB_SILENT", "true")
-    patience = float(os.environ.get("WANDB_INIT_TIMEOUT", "30"))  # seconds
-    settings = {
-        "project": cell.tracker.project,
-        "entity": cell.tracker.entity,
-        "group": cell.study,
-        "name": f"{cell.task.name}-{cell.method.name}-{cell.model.name}-s{cell.seed}",
-        "tags": [cell.task.name, cell.method.name, cell.model.name, f"data:{cell.data.name}", *cell.tracker.tags],
-        "config": {**config, "fingerprint": cell.fingerprint},
-        "dir": str(folder),
-        "reinit": "finish_previous",
-        "settings": wandb.Settings(console="off", disable_git=True, init_timeout=patience),
-    }
-    try:
-        run = wandb.init(mode=how, **settings)
-    except wandb.Error as error:
-        reason = str(error).strip().splitlines()[0]
-        print(f"tracker.mode={how}: W&B cannot be used ({reason}); this run is kept offline", file=sys.stderr)
-        run = wandb.init(mode="offline", **settings)
     try:
         yield [WandbRun(run)]
     except BaseException:
@@ -156,21 +169,57 @@ def wandb_run(cell: Cell, config: Mapping[str, Any], folder: Path) -> Iterator[l
     run.finish(exit_code=0)
 
 
+def _begin(cell: Cell, config: Mapping[str, Any], folder: Path, how: Any) -> Any:
+    """W&B's run of a cell; None where even an offline one cannot be made."""
+    for name in OF_ONE_RUN:
+        os.environ.pop(name, None)
+    if word := environment.wandb_mode():
+        os.environ["WANDB_MODE"] = word  # W&B itself does not know all words that it once knew
+    os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    settings: dict[str, Any] = {
+        "project": cell.tracker.project,
+        "entity": cell.tracker.entity,
+        "group": cell.study,
+        "name": f"{cell.task.name}-{cell.method.name}-{cell.model.name}-s{cell.seed}",
+        "tags": [cell.task.name, cell.method.name, cell.model.name, f"data:{cell.data.name}", *cell.tracker.tags],
+        "config": {**config, "fingerprint": cell.fingerprint},
+        "dir": str(folder),
+        "reinit": "finish_previous",
+    }
+    attempts: list[tuple[Any, str]] = [(how, "this run is kept offline"), ("offline", "this run is not followed")]
+    for kept_as, otherwise in attempts:
+        try:
+            timeout = environment.seconds("WANDB_INIT_TIMEOUT", 30.0)
+            own = wandb.Settings(console="off", disable_git=True, init_timeout=timeout)
+            return wandb.init(mode=kept_as, settings=own, **settings)
+        except (wandb.Error, ValueError, OSError) as error:
+            reason = shown(next(iter(str(error).strip().splitlines()), type(error).__name__), 100)
+            print(f"tracker.mode={kept_as}: W&B cannot be used ({reason}); {otherwise}", file=sys.stderr)
+    return None
+
+
 def mode(asked: str) -> Any:
-    """Online only with a key: asking for one on a terminal would stop a sweep."""
+    """How W&B is used: online, offline or disabled. `auto` is what W&B's own environment says, else online with a key
+    alone: asking for one on a terminal would stop a sweep.
+
+    Raises:
+        ConfigError: the environment says something that W&B never knew.
+    """
     if asked != "auto":
         return asked
-    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
-        return os.environ["WANDB_MODE"]
-    if os.environ.get("WANDB_API_KEY"):
-        return "online"
-    import netrc
+    return environment.wandb_mode() or ("online" if _has_key() else "offline")
 
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    server = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
     try:
-        known = netrc.netrc().authenticators("api.wandb.ai") is not None
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(server) is not None
     except (OSError, netrc.NetrcParseError):
-        known = False
-    return "online" if known else "offline"
+        return False
 
 
 class Stopwatch:

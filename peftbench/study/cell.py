@@ -18,12 +18,10 @@ from peftbench.files import RECORD_FILE
 from peftbench.record import Record, Search, finished_record
 from peftbench.study import done, gpus, search
 from peftbench.study.done import AtHand
-from peftbench.study.lock import Lock, owner
+from peftbench.study.lock import Elsewhere, Lock, owner
 
 if TYPE_CHECKING:
     from peftbench.runner.run import Outcome
-
-ELSEWHERE = 75  # exit code of a cell that another runner has; EX_TEMPFAIL of sysexits.h
 
 
 class Screen(Protocol):
@@ -56,7 +54,7 @@ def run_cell(config: DictConfig, overrides: Sequence[str], screen: Screen) -> in
             if (code := _agreed(functools.partial(_settled, cell, lock, config.rerun == "all", screen))) is not None:
                 return code
             gpus.take_place(config.cells_per_gpu)
-            return _run(cell, config, overrides, screen)
+            return _run(cell, config, overrides, screen, _nothing if lock is None else lock.check)
     except BadInput as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -79,11 +77,13 @@ def _settled(cell: Cell, lock: Lock | None, again: bool, screen: Screen) -> int 
     hand = _at_hand(cell)
     if hand is not None and not again and (result := _finished(cell, hand)) is not None:
         screen.already_done(*result)
+        if lock.held:
+            done.remove_checkpoint(folder_of(cell))
         return 0
     _check_writable(lock, cell)
     if not lock.held:
         print(f"{folder_of(cell)}: {owner(lock.path)} is running it")
-        return ELSEWHERE
+        return Elsewhere.exit_code
     if hand is not None:
         done.make_way(folder_of(cell), hand)
     return None
@@ -133,13 +133,17 @@ def _runner() -> Callable[..., "Outcome"]:
     return run
 
 
-def _run(cell: Cell, config: DictConfig, overrides: Sequence[str], screen: Screen) -> int:
+def _nothing() -> None:
+    """Another process of several that compute one cell has the lock, and writes."""
+
+
+def _run(cell: Cell, config: DictConfig, overrides: Sequence[str], screen: Screen, check: Callable[[], None]) -> int:
     found = None
     if cell.select.factors is not None:
         found = search.search(cell, functools.partial(_run_try, overrides))
         if _rank() == 0:
             screen.searched(found)
-    outcome = _runner()(cell, compose.resolved(config), overrides, found)
+    outcome = _runner()(cell, compose.resolved(config), overrides, found, check)
     if _rank() == 0:
         screen.summary(outcome.record)
         print(outcome.path, flush=True)
@@ -160,7 +164,7 @@ def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[Record, st
                 return None
             if hand is not None:
                 done.make_way(folder_of(cell), hand)
-            record = _runner()(cell, compose.resolved(config), [*overrides, *words]).record
+            record = _runner()(cell, compose.resolved(config), [*overrides, *words], check=lock.check).record
     return record, cell.folder
 
 

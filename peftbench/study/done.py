@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from pydantic import TypeAdapter
 from peftbench.config.spec import Cell, digest
 from peftbench.data.rows import Rows, rows_of
 from peftbench.errors import DataError
-from peftbench.files import DELTA_FILE, RECORD_FILE, write_atomically
+from peftbench.files import CHECKPOINT_FILE, DELTA_FILE, RECORD_FILE, write_atomically
 from peftbench.record import status_and_hashes
 from peftbench.study import lock
 
@@ -134,6 +135,12 @@ def make_way(folder: Path, hand: AtHand) -> None:
     if (other := find(folder, hand)[0]) != folder:
         _move(other, folder)
         other.rmdir()
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove what a runner left that was killed after its record; who calls has the cell's lock."""
+    with suppress(OSError):
+        (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
 
 
 def _move(source: Path, target: Path) -> None:

@@ -1,18 +1,59 @@
-"""One runner per cell: a lock file with owner, host and heartbeat; a dead owner's lock is taken over."""
+"""One runner per cell: a lock file with owner and heartbeat; a dead owner's lock is taken over.
 
+An owner in the same process namespace of the same start of the same host is looked for among the processes; of any
+other nothing but the heartbeat counts, by the clock of the folder that both share.
+"""
+
+import functools
 import json
 import os
 import socket
 import threading
 import time
 import uuid
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+
+from pydantic import TypeAdapter
+
+from peftbench.errors import BadInput, shown
+from peftbench.files import set_aside
+from peftbench.strangers import read_json
 
 FILE = "lock.json"
 BEAT = 10.0  # seconds between two heartbeats
-DEAD = 60.0  # seconds without one after which an owner on another host counts as dead
+DEAD = 60.0  # seconds without one after which an owner elsewhere counts as dead
+LONGEST = 4096  # bytes of a lock file
+
+
+class Elsewhere(BadInput):
+    """Another runner has the cell."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who holds a lock.
+
+    Attributes:
+        started: when the process was started, by its kernel's clock, since numbers are given out again.
+        boot: names this start of the host.
+        namespace: names the set of processes that the number is one of.
+        token: names the lock itself.
+    """
+
+    pid: int
+    host: str
+    started: str | None
+    boot: str
+    namespace: str
+    token: str
+
+    def is_near(self) -> bool:
+        """Whether its number means a process that can be seen from here."""
+        return (self.host, self.boot, self.namespace) == (socket.gethostname(), _boot(), _namespace())
 
 
 class Lock:
@@ -39,18 +80,9 @@ class Lock:
             self.refused = error.strerror or str(error)
         return self
 
-    def _take(self) -> None:
-        for _ in range(3):
-            if self._create():
-                self.held = True
-                threading.Thread(target=self._beat, daemon=True).start()
-                return
-            if alive(self.path) or not self._take_away():
-                return
-
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._end.set()
-        if self.held and _content(self.path).get("token") == self._token:
+        if self.held and self._is_ours():
             self.path.unlink(missing_ok=True)
         self.held = False
         for folder in self._made:  # a cell that left nothing leaves no folder either
@@ -59,6 +91,29 @@ class Lock:
             except OSError:
                 break
 
+    def check(self) -> None:
+        """Nothing may be written by a runner that was paused for so long that another took the cell.
+
+        Raises:
+            Elsewhere: the lock is not this one's any more.
+        """
+        if not self._is_ours():
+            raise Elsewhere(f"{self.path.parent}: this runner was paused and lost the cell; it writes nothing more")
+
+    def _is_ours(self) -> bool:
+        found = _owner(self.path)
+        return found is not None and found.token == self._token
+
+    def _take(self) -> None:
+        for _ in range(3):
+            now = self._create()
+            if self.held:
+                threading.Thread(target=self._beat, daemon=True).start()
+                return
+            looked_at = _identity(self.path)
+            if alive(self.path, now) or not self._take_away(looked_at):
+                return
+
     def _make_folder(self) -> None:
         folder = self.path.parent
         while not folder.exists():
@@ -66,79 +121,129 @@ class Lock:
             folder = folder.parent
         self.path.parent.mkdir(parents=True, exist_ok=True)
 
-    def _create(self) -> bool:
-        """Make the file with its content in one step: a link to a finished file, which fails where there is one."""
-        owner = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "token": self._token,
-            "started": _started(os.getpid()),
-        }
+    def _create(self) -> float:
+        """Make the lock where there is none; gives the moment (s) by the folder's own clock."""
+        here = Owner(os.getpid(), socket.gethostname(), _started(os.getpid()), _boot(), _namespace(), self._token)
         draft = self.path.with_name(f".{FILE}.{self._token}")
         try:
-            draft.write_text(json.dumps(owner))
-            os.link(draft, self.path)
-        except FileExistsError:
-            return False
+            draft.write_text(json.dumps(asdict(here)))
+            self.held = _put(draft, self.path)
+            return draft.stat().st_mtime
         finally:
             draft.unlink(missing_ok=True)
-        return True
 
-    def _take_away(self) -> bool:
+    def _take_away(self, looked_at: tuple[int, ...] | None) -> bool:
         """Move a dead owner's lock out of the way, unless somebody else did and has it now."""
-        dead = _content(self.path)
+        if looked_at is not None and not _is_file(self.path):
+            set_aside(self.path, "no lock")
+            return True
         aside = self.path.with_name(f".{FILE}.dead.{self._token}")
         try:
             os.rename(self.path, aside)
         except FileNotFoundError:
             return True
-        taken = _content(aside)
-        if taken != dead:  # between our look and our move another runner came in: give it back
-            try:
-                os.link(aside, self.path)
-            except FileExistsError:
-                pass
+        same = _identity(aside) == looked_at
+        if not same:  # between our look and our move another runner came in, or its heartbeat: give it back
+            _put(aside, self.path)
         aside.unlink(missing_ok=True)
-        return taken == dead
+        return same
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT):
             try:
+                if not self._is_ours():
+                    return
                 os.utime(self.path)
             except OSError:
                 return
 
 
-def alive(path: Path) -> bool:
-    """Whether the owner of a lock file lives: its process on this host, or else a fresh heartbeat."""
-    owner = _content(path)
-    if not owner:
-        return path.exists() and time.time() - path.stat().st_mtime < DEAD
-    if owner.get("host") == socket.gethostname():
-        started = _started(int(owner["pid"]))
-        return started is not None and started == owner.get("started")
-    try:
-        return time.time() - path.stat().st_mtime < DEAD
+def alive(path: Path, now: float | None = None) -> bool:
+    """Whether the owner of a lock file lives: its process, where that can be seen from here, or else its heartbeat.
+
+    Args:
+        path: the lock file.
+        now: the moment (s) by the clock of the folder; None: by this machine's.
+    """
+    owner = _owner(path)
+    if owner is not None and owner.is_near():
+        started = _started(owner.pid)
+        return started is not None and started == owner.started
+    if not _is_file(path):
+        return False
+    try:  # a lock from the future beats no more than one from the past
+        return abs((time.time() if now is None else now) - path.stat().st_mtime) < DEAD
     except OSError:
         return False
 
 
 def owner(path: Path) -> str:
     """Who holds a lock, for a person."""
-    found = _content(path)
-    return f"process {found.get('pid', '?')} on {found.get('host', '?')}"
+    found = _owner(path)
+    return "another runner" if found is None else f"process {found.pid} on {shown(found.host)}"
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _owner(path: Path) -> Owner | None:
+    """What a lock file says; None: nothing that one of ours would say."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) and "pid" in found else {}
+        return _adapter().validate_python(read_json(path, LONGEST))
+    except (OSError, ValueError):  # pydantic's error is one
+        return None
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[Owner]:
+    return TypeAdapter(Owner)
+
+
+def _put(draft: Path, path: Path) -> bool:
+    """Put a whole file in a place in one step, unless there is one already; gives whether it did."""
+    try:
+        os.link(draft, path)
+        return True
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links: for a moment the file is there and empty
+        pass
+    try:
+        with path.open("xb") as file:
+            file.write(draft.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    return True
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """Another one for another file, and after another heartbeat."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, by the kernel's clock, since numbers are given out again; None: it is gone."""
+    """When a process was started; None: it is gone."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
@@ -146,7 +251,7 @@ def _started(pid: int) -> str | None:
             return None
         try:  # no Linux: the number alone must do
             os.kill(pid, 0)
-        except OSError:
+        except (OSError, OverflowError):
             return None
         return "unknown"
     except OSError:

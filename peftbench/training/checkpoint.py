@@ -8,7 +8,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,20 @@ KEY = "peftbench-checkpoint-1"
 class Checkpoints:
     """The checkpoint of one cell: when to write it, its file, and whether it may be taken up."""
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], every: float | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, Any],
+        every: float | None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
         """Args:
         folder: the cell's own.
         identity: JSON-like; a checkpoint of another one is not taken up.
         every: seconds between two of them during training; None: none are written or read.
+        check: called before one is put in its place; it raises where that must not be.
         """
+        self._check = check
         self._path, self._identity, self._every = folder / CHECKPOINT_FILE, dict(identity), every
         self._last = time.monotonic()
 
@@ -45,6 +53,7 @@ class Checkpoints:
         tensors: dict[str, torch.Tensor] = {}
         facts = {"identity": self._identity, "state": _pack(state, tensors)}
         facts["sha256"] = _digest(facts, tensors)
+        self._check()
         # one key alone: safetensors writes several in no fixed order
         write_atomically(self._path, save(tensors, metadata={KEY: json.dumps(facts)}))
         self._last = time.monotonic()
