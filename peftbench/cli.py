@@ -1,9 +1,17 @@
 """The `peftbench` command. It imports nothing heavy before it knows what is asked."""
 
+import codecs
 import gc
 import importlib
 import os
 import sys
+from collections.abc import Callable
+
+from peftbench import environment
+from peftbench.errors import BadInput, ConfigError, near
+from peftbench.training import stopping
+
+PLAIN = {"·": "-", "±": "+/-", "–": "-", "…": "..."}  # for terminals that know only ASCII
 
 HELP = """peftbench: parameter-efficient fine-tuning methods compared on GLUE
 
@@ -60,45 +68,70 @@ COMMANDS = {
 
 def main() -> None:
     """Entry point of the `peftbench` command and of `python -m peftbench`."""
-    arguments = sys.argv[1:]
+    stopping.leave_on_signals()
+    codecs.register_error("plain", _plain)
+    if sys.stdout is not None:  # it is where the shell closed it (>&-)
+        sys.stdout.reconfigure(errors="plain")  # type: ignore[union-attr]
+    code = _guarded(lambda: _answer(sys.argv[1:]))
+    gc.freeze()  # garbage is not looked for at the end, another 0.8 s where torch was imported
+    sys.exit(code)
+
+
+def _answer(arguments: list[str]) -> int:
+    """Do what is asked; gives the exit code."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
-        sys.exit(0 if arguments else 2)
+        return 0 if arguments else 2
     if arguments[0] == "--version":
         from peftbench import __version__
 
         print(__version__)
-        sys.exit(0)
+        return 0
     command, rest = arguments[0], arguments[1:]
     if command in ("-sc", "--shell-completion"):
         # Hydra's completion script asks the program itself; the word "run" is no override.
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(" run ", " ", 1)
         command, rest = "run", arguments
     if command not in COMMANDS:
-        from peftbench.errors import near
+        raise ConfigError(f"peftbench {command}: no such command; {near(command, COMMANDS)}")
 
-        print(f"peftbench {command}: no such command; {near(command, COMMANDS)}", file=sys.stderr)
-        sys.exit(2)
-
+    environment.prepare()
     gc.set_threshold(50_000)  # objects: imports make a million that stay; looking for garbage among them took 0.5 s
-    from peftbench.errors import BadInput
-
     module, function = COMMANDS[command]
+    return int(getattr(importlib.import_module(f"peftbench.commands.{module}"), function)(rest))
+
+
+def _guarded(answer: Callable[[], int]) -> int | str | None:
+    """The exit code of what `answer` does, also where it ends early; one line says why."""
     try:
-        code = getattr(importlib.import_module(f"peftbench.commands.{module}"), function)(rest)
+        try:
+            code: int | str | None = answer()
+        except SystemExit as ended:  # argparse's
+            code = ended.code
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except BadInput as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
-        code = error.exit_code
-    except KeyboardInterrupt:
-        code = 130
-    except BaseException as stopped:  # `Stopped`, whose module a --help need not import
-        if not hasattr(stopped, "exit_code"):
+        return error.exit_code
+    except OSError as error:
+        if error.filename is None:  # of the stream that we print to
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed goes nowhere
+        if isinstance(error, BrokenPipeError):  # whoever read our output (head, less) has seen enough
+            return 0
+        print(f"{error.filename or 'output'}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except BaseException as error:
+        # Code that a signal reached may have made another exception of what it raised.
+        stopped = error if isinstance(error, stopping.Stopped) else stopping.stopped()
+        if stopped is None:
             raise
         print(f"{stopped}; the same command goes on from here", file=sys.stderr)
-        code = int(stopped.exit_code)
-    except BrokenPipeError:  # whoever read our output (head, less) has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    gc.freeze()  # nor is it looked for at the end, another 0.8 s where torch was imported
-    sys.exit(code)
+        return stopped.exit_code
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that the terminal's encoding lacks."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(PLAIN.get(sign, "?") for sign in error.object[error.start : error.end]), error.end

@@ -1,5 +1,6 @@
 """The files of a cell by name, files that are either whole or not there, and what is kept of those that were read."""
 
+import errno
 import functools
 import os
 import sys
@@ -17,19 +18,53 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file in one step: a reader sees the old content or the new, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Write a file in one step: a reader sees the old content or the new, also after a crash or a power loss.
+
+    Raises:
+        OSError: it cannot be written; `filename` is the path.
+    """
+    temporary = None
     try:
+        make_folder(path.parent)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)  # mkstemp's files are private
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        os.chmod(temporary, 0o644)  # mkstemp's files are private
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from None
         raise
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder with those above it, to be there after a power loss too; gives those that were made, it first."""
+    made = []
+    above = folder
+    while not above.exists():
+        made.append(above)
+        above = above.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for new in made:
+        _sync(new.parent)
+    return made
+
+
+def _sync(folder: Path) -> None:
+    """Let the names in a folder survive a power loss; not every file system can promise that."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
 def set_aside(path: Path, reason: str) -> None:

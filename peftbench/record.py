@@ -3,34 +3,45 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from peftbench.errors import DataError
-from peftbench.files import RECORD_FILE, set_aside, write_atomically
+from peftbench import strangers
+from peftbench.errors import DataError, printable, shown
+from peftbench.files import RECORD_FILE, write_atomically
 
 SCHEMA = 2
 READABLE = (1, SCHEMA)  # 1 had no digest and is otherwise the same
 SEARCH_SUFFIX = ".search"  # the tries of study "pilot" are the study "pilot.search"
 MEASURED = ("time", "memory", "throughput")  # the keys in which two equal runs on a CPU may differ
+MOST_BYTES = 16 << 20  # of a record; those of long runs have a tenth of a MB
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Score = Annotated[float, Field(ge=-1.001, le=1.001)]  # [-1, 1], and what rounding adds
+Whole = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 @dataclass(frozen=True)
 class CellName:
     """The words that name a cell."""
 
-    task: str
-    method: str
-    model: str
-    data: str
-    budget: str
-    seed: int
-    study: str
+    task: Name
+    method: Name
+    model: Name
+    data: Name
+    budget: Name
+    seed: Whole
+    study: Name
 
 
 @dataclass(frozen=True)
@@ -39,19 +50,159 @@ class Headline:
     the rows (bootstrap). Both are None where nothing was scored.
     """
 
-    name: str
-    value: float | None
-    standard_error: float | None
+    name: Name
+    value: Score | None
+    standard_error: Amount | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores at one moment of training, None where they were not finite.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: passes over the training rows done.
+        metrics: every metric of every scored split, in [-1, 1].
+        collapsed: the predictions of a scored split are all the same.
+        chosen_by: the number that selection looks at.
+    """
+
+    step: Whole
+    epoch: Amount
+    metrics: dict[Name, Score | None]
+    collapsed: bool
+    chosen_by: Number | None
 
 
 @dataclass(frozen=True)
 class Metrics:
     """The selected evaluation and all of them, in the order of time."""
 
-    selected: dict[str, Any] | None
-    evaluations: list[dict[str, Any]]
-    selection: str
+    selected: Evaluation | None
+    evaluations: list[Evaluation]
+    selection: Name
     collapsed: bool
+
+    @property
+    def chosen(self) -> dict[str, float | None]:
+        """The metrics of the selected evaluation; none where nothing was scored."""
+        return self.selected.metrics if self.selected else {}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Trainable entries (numbers, not tensors).
+
+    Attributes:
+        backbone: what the method trains.
+        head: what every method trains besides.
+        total: both.
+        model: all entries of backbone and head, trained or not, without what the method adds.
+        stored_bytes: size of the delta's tensors; None before there is one.
+    """
+
+    backbone: Whole
+    head: Whole
+    total: Whole
+    model: Whole
+    stored_bytes: Whole | None = None
+
+    def as_dict(self) -> dict[str, int | None]:
+        """The counts by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a growing selection had chosen at a step: entries by kind and by layer."""
+
+    step: Whole
+    by_kind: dict[Name, Whole]
+    by_layer: dict[Name, Whole]
+
+
+@dataclass(frozen=True)
+class BudgetFacts:
+    """What is known of every budget, and of one that a selection grew into; methods add facts of their own.
+
+    Attributes:
+        asked, used: backbone entries asked for, and trained.
+        growth: (step, entries chosen by then).
+        by_kind, by_layer: entries chosen at the end.
+        over_time: the same at up to ten moments.
+    """
+
+    name: Name
+    asked: Whole | None
+    used: Whole
+    left: int | None
+    growth: list[tuple[Whole, Whole]] = field(default_factory=list)
+    by_kind: dict[Name, Whole] = field(default_factory=dict)
+    by_layer: dict[Name, Whole] = field(default_factory=dict)
+    over_time: list[Moment] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds by phase, and the moments of start and end (UTC, ISO 8601)."""
+
+    total_s: Amount
+    train_s: Amount
+    eval_s: Amount
+    setup_s: Number
+    started: Name
+    ended: Name
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak of the process, or of the GPU where there is one, in MiB."""
+
+    peak_mb: Amount
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Speed of training, and the share of the tokens computed that was padding."""
+
+    tokens_per_s: Amount
+    steps_per_s: Amount
+    padding_share: Amount
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """SHA-256 of what a run was made of and made, as hexadecimal digits; None where there was none.
+
+    Attributes:
+        data: of the rows of every split.
+        weights: of the file of weights; None for random ones.
+        tokenizer: of the tokenizer (records of version 0.3 on).
+        delta: of the delta's file.
+    """
+
+    data: dict[Name, Name] = field(default_factory=dict)
+    weights: Name | None = None
+    tokenizer: Name | None = None
+    delta: Name | None = None
+
+
+@dataclass(frozen=True)
+class Git:
+    """Commit of the source and whether it was changed since; None outside a checkout."""
+
+    commit: Name | None
+    dirty: bool | None
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the run was computed on."""
+
+    device: Name
+    processes: Whole
+    threads: Whole
+    cores: Whole | None
 
 
 @dataclass(frozen=True)
@@ -66,11 +217,57 @@ class Search:
         seconds: what the tries cost together.
     """
 
-    chosen: float
-    rows: str
-    scores: dict[str, float | None]
+    chosen: Rate
+    rows: Name
+    scores: dict[Name, Number | None]
     folders: list[str]
-    seconds: float
+    seconds: Amount
+
+
+@dataclass(frozen=True)
+class _Protocol:
+    lr: Rate
+
+
+@dataclass(frozen=True)
+class _Task:
+    labels: list[Name] | None
+
+
+@dataclass(frozen=True)
+class _Config:
+    """What of a configuration is looked at by those who read records."""
+
+    model: dict[str, Any]
+    task: _Task
+    method: dict[str, Any]
+    budget: dict[str, Any]
+    protocol: _Protocol
+    init_from: str | None = None
+
+
+def _is_config(raw: dict[str, Any]) -> dict[str, Any]:
+    _adapter(_Config).validate_json(json.dumps(raw), strict=True)
+    return raw
+
+
+def _is_budget(raw: dict[str, Any]) -> dict[str, Any]:
+    budget_facts(raw)
+    return raw
+
+
+def budget_facts(budget: dict[str, Any]) -> BudgetFacts:
+    """The typed part of a record's budget.
+
+    Raises:
+        ValidationError: it is not that.
+    """
+    found: BudgetFacts = _adapter(BudgetFacts).validate_json(json.dumps(budget), strict=True)
+    return found
+
+
+def _lines(text: str) -> str:
+    return "\n".join(printable(line) for line in text.replace("\t", "    ").split("\n"))
 
 
 @dataclass(frozen=True)
@@ -80,14 +277,10 @@ class Record:
     Attributes:
         schema: version of this layout.
         status: how the run ended.
-        counts: trainable entries: backbone, head, total; model (all entries); stored_bytes (the delta's tensors).
-        budget: backbone entries asked for and used.
-        time: seconds by phase, and the moments of start and end (UTC).
-        memory: peak_mb (MiB) of the process, or of the GPU where there is one.
-        throughput: tokens_per_s and steps_per_s of training, padding_share of the tokens computed; empty where
-            nothing was trained.
+        counts: trainable entries.
+        budget: backbone entries asked for and used (`BudgetFacts`), and the method's own facts.
+        throughput: None where nothing was trained.
         config: the resolved configuration; overrides: what the user typed.
-        hashes: of the rows of every split, of the weights file, of the delta.
         error: what went wrong, where the status is not done.
         search: how the learning rate was chosen, where it was.
         drawn: parameters of the backbone that the weights lacked, drawn from the seed and stored in the delta.
@@ -96,28 +289,33 @@ class Record:
     schema: int
     status: Literal["done", "failed", "diverged"]
     cell: CellName
-    fingerprint: str
+    fingerprint: Name
     headline: Headline
     metrics: Metrics
-    counts: dict[str, int | None] | None
-    budget: dict[str, Any]
-    time: dict[str, float | str]
-    memory: dict[str, float]
-    throughput: dict[str, float]
-    hashes: dict[str, Any]
-    versions: dict[str, str]
-    git: dict[str, Any]
-    hardware: dict[str, Any]
+    counts: Counts | None
+    budget: Annotated[dict[str, Any], AfterValidator(_is_budget)]
+    time: Times
+    memory: Memory
+    throughput: Annotated[Throughput | None, BeforeValidator(lambda raw: raw or None)]
+    hashes: Hashes
+    versions: dict[Name, Name]
+    git: Git
+    hardware: Hardware
     overrides: list[str]
-    config: dict[str, Any]
-    error: str | None = None
+    config: Annotated[dict[str, Any], AfterValidator(_is_config)]
+    error: Annotated[str, AfterValidator(_lines)] | None = None
     search: Search | None = None
-    drawn: list[str] = field(default_factory=list)
+    drawn: list[Name] = field(default_factory=list)
 
     @property
     def lr(self) -> float:
         """The peak learning rate that was used."""
         return self.search.chosen if self.search else float(self.config["protocol"]["lr"])
+
+    @property
+    def reason(self) -> str:
+        """The last line of its error."""
+        return (self.error or "").strip().rpartition("\n")[2] or "no reason given"
 
     def as_json(self) -> str:
         """Indented JSON; a number that is not finite is written as null. The last key is a digest of the others."""
@@ -134,81 +332,110 @@ def write_record(record: Record, folder: Path) -> Path:
 
 
 def read_record(path: Path) -> Record:
-    """Read and validate a record.
+    """Read a record, and check all of it.
 
     Raises:
-        DataError: the file is missing, damaged, or of another schema.
+        DataError: the file is missing, too large, no regular file, damaged, or of another schema.
     """
     try:
-        raw = _checked(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable record ({error})") from None
-    if raw.get("schema") not in READABLE:
-        raise DataError(f"{path}: a record of schema {raw.get('schema')}, this version reads schema {SCHEMA}")
-    try:
-        return _adapter().validate_python(raw)
+        raw = _raw(path)
+        strangers.check(raw)
+        if raw.get("schema") not in READABLE:
+            schema = shown(raw.get("schema"))
+            raise DataError(f"{path}: a record of schema {schema}, this version reads schema {SCHEMA}")
+        record: Record = _adapter(Record).validate_json(json.dumps(raw), strict=True)
+        _check_texts(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(step) for step in first["loc"])
-        raise DataError(f"{path}: not a valid record: {where}: {first['msg']}") from None
+        raise DataError(f"{path}: not a valid record: {_first(error)}") from None
+    except OSError as error:
+        raise DataError(f"{path}: not a readable record ({error.strerror})") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not a readable record ({error})") from None
+    return record
 
 
 def finished_record(path: Path) -> Record | None:
-    """The record at this path, if its run ended well; one that is not readable is set aside."""
-    if record_status(path) != "done":
-        return None
-    try:
-        return read_record(path)
-    except DataError as error:
-        set_aside(path, error.problems[0].removeprefix(f"{path}: "))
-        return None
+    """The record at this path, if it is whole and its run ended well."""
+    return read_record(path) if record_status(path) == "done" and damage(path) is None else None
 
 
 def record_status(path: Path) -> str | None:
-    """How the run of a record ended, read without looking at the rest; None where there is none.
+    """How the run of a record ended, read without looking at the rest; None where there is none, or a damaged one.
 
-    A damaged record is set aside. One of another schema is left alone and counts as "done": it is never run over.
+    One of another schema counts as "done": it is never run over.
     """
     return status_and_hashes(path)[0]
 
 
-def status_and_hashes(path: Path) -> tuple[str | None, dict[str, Any]]:
+def status_and_hashes(path: Path) -> tuple[str | None, Hashes]:
     """As `record_status`, with the hashes of what the run was made of."""
     try:
-        content = path.read_bytes()
+        raw = _raw(path)
+        if raw.get("schema") not in READABLE:
+            return "done", Hashes()
+        hashes: Hashes = _adapter(Hashes).validate_python(raw.get("hashes"))
     except FileNotFoundError:
-        return None, {}
+        return None, Hashes()
     except OSError as error:
         raise DataError(f"{path}: not a readable record ({error.strerror})") from None
+    except ValueError:  # a ValidationError is one
+        return None, Hashes()
+    return str(raw.get("status")), hashes
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a record; None where nothing is, where there is none, or where it is of another schema."""
     try:
-        raw = _checked(content)
-    except ValueError as error:
-        set_aside(path, f"damaged record ({error})")
-        return None, {}
-    hashes = raw.get("hashes")
-    status = "done" if raw["schema"] not in READABLE else str(raw.get("status"))
-    return status, hashes if isinstance(hashes, dict) else {}
+        raw = _raw(path)
+        if raw.get("schema") in READABLE:
+            read_record(path)
+    except FileNotFoundError:
+        return None
+    except DataError as error:
+        return error.every[0].removeprefix(f"{path}: ")
+    except (OSError, ValueError) as error:
+        return f"damaged record ({error})"
+    return None
 
 
-def _checked(content: bytes) -> dict[str, Any]:
-    """The record as plain data.
+def _raw(path: Path) -> dict[str, Any]:
+    """The record as JSON has it.
 
     Raises:
+        OSError: it cannot be read.
         ValueError: it is no JSON object, or not the bytes that were written.
     """
-    raw = json.loads(content)
-    if not isinstance(raw, dict):
-        raise ValueError("not a JSON object")
-    found = raw.pop("sha256", None)
-    if raw.get("schema") != 1:
-        if found != hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest():
-            raise ValueError("its sha256 does not match")
+    content = strangers.read_bytes(path, MOST_BYTES)
+    try:
+        raw = json.loads(content)
+        if not isinstance(raw, dict):
+            raise ValueError("not a JSON object")
+        digest = raw.pop("sha256", None)
+        if raw.get("schema") != 1:
+            if digest != hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest():
+                raise ValueError("its sha256 does not match")
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     return raw
 
 
+def _check_texts(raw: dict[str, Any]) -> None:
+    """Refuse control codes: what a record holds is shown on terminals. The error's text is cleaned instead."""
+    for key, value in raw.items():
+        for text in strangers.texts(value):
+            if key != "error" and CONTROL.search(text):
+                raise ValueError(f"{shown(key)}: control codes in {shown(text)}")
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    where = ".".join(str(step) for step in first["loc"])
+    return f"{shown(where)}: {shown(first['msg'], 120)}"
+
+
 @cache
-def _adapter() -> TypeAdapter[Record]:
-    return TypeAdapter(Record)
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def find_records(study: Path) -> Iterator[Path]:

@@ -79,7 +79,7 @@ def ours(words: Sequence[str], data: Path, work: Path, steps: int) -> Sample:
 
         def score(_: str) -> float | None:
             found = [read_record(path) for path in find_records(Path(fresh) / "out" / "default")]
-            return found[0].metrics.evaluations[-1]["metrics"]["accuracy"] if len(found) == 1 else None
+            return found[0].metrics.evaluations[-1].metrics["accuracy"] if len(found) == 1 else None
 
         return process([sys.executable, "-m", "peftbench", *line], score, {"PEFTBENCH_CACHE": f"{fresh}/cache"})
 

@@ -124,7 +124,7 @@ def scores(outputs: Path) -> dict[str, str]:
     found = {}
     for folder in contents(outputs):
         record = read_record(outputs / folder / "result.json")
-        found[folder] = json.dumps([record.metrics.evaluations, record.hashes["delta"]])
+        found[folder] = repr([record.metrics.evaluations, record.hashes.delta])
     return found
 
 

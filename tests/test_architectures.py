@@ -86,7 +86,7 @@ def test_all_uses_of_a_run_give_its_logits(name: str, tmp_path: Path, run_tiny: 
     record = read_record(runs[0] / "result.json")
     prefix = kinds.get(name)
     assert record.drawn == ([f"{prefix[0]}.dense.bias", f"{prefix[0]}.dense.weight"] if prefix else [])
-    assert record.hashes["tokenizer"]
+    assert record.hashes.tokenizer
     assert (runs[0] / DELTA_FILE).read_bytes() == (runs[1] / DELTA_FILE).read_bytes()
     assert (runs[0] / "predictions/dev.tsv").read_bytes() == (runs[1] / "predictions/dev.tsv").read_bytes()
 

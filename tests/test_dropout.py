@@ -81,7 +81,7 @@ def test_the_gradients_of_dropped_attention_are_those_of_its_formula(dtype: torc
 
 
 def test_torch_keeps_its_number_of_threads() -> None:
-    code = "import torch; from peftbench.dropout import dropped; dropped(torch.ones(9), 1, 0.5); "
+    code = "import torch; from peftbench.backbone.dropout import dropped; dropped(torch.ones(9), 1, 0.5); "
     code += "print(torch.get_num_threads())"
     for count in ("1", "2"):
         environment = {**os.environ, "OMP_NUM_THREADS": count}

@@ -32,7 +32,7 @@ sys.stdin.read()
 
 def scores(where: Path) -> dict[str, object]:
     found = [read_record(path) for path in find_records(where / "outputs" / "pilot")]
-    return {f"{r.cell.method} {r.cell.seed}": (r.metrics, r.hashes["delta"]) for r in found}
+    return {f"{r.cell.method} {r.cell.seed}": (r.metrics, r.hashes.delta) for r in found}
 
 
 @pytest.mark.parametrize("launcher", ["local", "joblib", "submitit_local"])

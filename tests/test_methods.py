@@ -182,9 +182,9 @@ def test_stored_bytes_are_the_trained_entries(run_tiny: Callable[..., Outcome], 
     outcome = run_tiny(*row.overrides)
     counts = outcome.record.counts
     assert counts is not None
-    assert counts["stored_bytes"] == row.bytes_per_entry * row.entries + 4 * (2 * D + 2)
+    assert counts.stored_bytes == row.bytes_per_entry * row.entries + 4 * (2 * D + 2)
     size = (outcome.path.parent / DELTA_FILE).stat().st_size
-    assert 0 < size - counts["stored_bytes"] < 20_000
+    assert 0 < size - counts.stored_bytes < 20_000
 
 
 @matrix
@@ -269,7 +269,7 @@ def test_a_method_from_another_package(
     found = run_tiny(f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "method=norms_only").record
     assert found.status == "done"
     assert found.counts is not None
-    assert found.counts["backbone"] == 4 * L * D + 2 * D
+    assert found.counts.backbone == 4 * L * D + 2 * D
 
 
 def test_a_delta_of_another_backbone_is_refused(tiny: Callable[..., Cell], tmp_path: Path) -> None:

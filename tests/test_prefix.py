@@ -102,7 +102,7 @@ def test_in_bf16_and_with_dropout_it_learns(run_tiny: Run) -> None:
         (["method=bitfit"], "may change the first layer"),
         (["method=random_masking", "budget=100"], "may change the first layer"),
         (["method=gradual_unfreeze"], "may change the first layer"),
-        (["method=head", "model=deberta_v3_base"], "deberta-v2"),
+        (["method=head", "model=deberta_v3_base"], "deberta_v3_base"),
     ],
 )
 def test_refused_where_nothing_can_be_kept(tiny: Callable[..., Cell], words: list[str], message: str) -> None:

@@ -17,10 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_cli import call
 
+from peftbench import escape, papers
 from peftbench.config import compose
 from peftbench.errors import ConfigError
-from peftbench.record import Headline, Metrics, Record, find_records, read_record, write_record
-from peftbench.report import page, papers, plots, records, render, statistics, table, verdict
+from peftbench.record import Counts, Evaluation, Headline, Metrics, Record, find_records, read_record, write_record
+from peftbench.report import page, plots, records, render, statistics, table, verdict
 from peftbench.report.records import Study
 from peftbench.runner.run import run
 
@@ -44,10 +45,9 @@ def make(template: Record, tmp_path: Path) -> Callable[..., Path]:
         method: str, task: str, seed: int, score: float, *, lr: float = 1e-3, entries: int = 100, budget: str = "none"
     ) -> Path:
         evaluations = [
-            {"step": step, "epoch": step / 2, "metrics": {"accuracy": score * step / 4}, "collapsed": False,
-             "chosen_by": score * step / 4}
+            Evaluation(step, step / 2, {"accuracy": score * step / 4}, collapsed=False, chosen_by=score * step / 4)
             for step in (2, 4)
-        ]  # fmt: skip
+        ]
         config = {**template.config, "protocol": {**template.config["protocol"], "lr": lr}, "seed": seed}
         cell = dataclasses.replace(template.cell, method=method, task=task, seed=seed, study="made", data="folder")
         cell = dataclasses.replace(cell, budget=budget)
@@ -56,7 +56,7 @@ def make(template: Record, tmp_path: Path) -> Callable[..., Path]:
             template, cell=cell, fingerprint=fingerprint, config=config, overrides=[f"method={method}"],
             headline=Headline("accuracy", score, 0.02),
             metrics=Metrics(evaluations[-1], evaluations, "last", False),
-            counts={"backbone": entries, "head": 10, "total": entries + 10, "model": 1000, "stored_bytes": 4 * entries},
+            counts=Counts(entries, 10, entries + 10, 1000, 4 * entries),
         )  # fmt: skip
         safe = re.sub(r"[^a-z0-9]", "_", method)
         folder = tmp_path / "outputs" / "made" / f"{task}-{safe}-{fingerprint[:8]}" / f"seed{seed}"
@@ -159,7 +159,7 @@ def test_html_and_latex_escape_what_data_says() -> None:
         ("backbone", "head", "total", "stored_bytes")), 1.0, 0.0, 1.0)])  # fmt: skip
     assert "<i>" not in render.text(made, "html")
     assert "&lt;i&gt;&amp;" in render.text(made, "html")
-    assert render.latex("a_b & 5%") == "a\\_b \\& 5\\%"
+    assert escape.latex("a_b & 5%") == "a\\_b \\& 5\\%"
 
 
 def test_a_paper_stands_beside_ours_in_its_own_metric(template: Record) -> None:
@@ -167,7 +167,7 @@ def test_a_paper_stands_beside_ours_in_its_own_metric(template: Record) -> None:
     cell = dataclasses.replace(template.cell, method="lora", model="roberta_base", task="mnli", data="hub")
     config = compose.resolved(compose.load(["model=roberta_base", "method=lora", "task=mnli", "data=hub"]))
     metrics = {"accuracy_matched": 0.87, "accuracy_mismatched": 0.88}
-    evaluation = {"step": 1, "epoch": 1.0, "metrics": metrics, "collapsed": False, "chosen_by": 0.87}
+    evaluation = Evaluation(1, 1.0, metrics, collapsed=False, chosen_by=0.87)
     record = dataclasses.replace(
         template, cell=cell, config=config, headline=Headline("accuracy_matched", 0.87, None),
         metrics=Metrics(evaluation, [evaluation], "best_dev", False),

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from peftbench.data.sources import SAMPLE
 from peftbench.errors import DataError, Diverged
 from peftbench.machine import keep_freed_memory
 from peftbench.methods.base import Delta
-from peftbench.record import Record, read_record
+from peftbench.record import Headline, read_record
 from peftbench.runner import deltas, provenance
 from peftbench.runner.run import Outcome, read_rows, tokenize_rows
 from peftbench.seeds import STREAMS, drawn_from, stream
@@ -81,8 +82,8 @@ def test_a_regression_is_scored_by_correlation(run_tiny: Run) -> None:
     record = run_tiny("task=stsb").record
     assert record.headline.name == "pearson"
     assert record.counts is not None
-    assert record.counts["head"] == 129
-    assert {"pearson", "spearman"} == record.metrics.evaluations[-1]["metrics"].keys()
+    assert record.counts.head == 129
+    assert {"pearson", "spearman"} == record.metrics.evaluations[-1].metrics.keys()
 
 
 def test_divergence_ends_the_run_and_keeps_the_record(run_tiny: Run) -> None:
@@ -116,11 +117,11 @@ def test_best_dev_keeps_the_best_evaluation(run_tiny: Run) -> None:
         "protocol.evaluate_every=2", "protocol.selection=best_dev",
     )  # fmt: skip
     record = outcome.record
-    values = [evaluation["chosen_by"] for evaluation in record.metrics.evaluations]
+    values = [evaluation.chosen_by for evaluation in record.metrics.evaluations]
     assert len(values) == 12
     assert record.metrics.selected is not None
     assert record.headline.value == max(values)
-    assert record.metrics.selected["step"] == 2 * (values.index(max(values)) + 1)
+    assert record.metrics.selected.step == 2 * (values.index(max(values)) + 1)
     assert values[-1] < max(values), "the last is not the best, or this test shows nothing"
     again = predictions_of_delta(outcome)
     assert again == pytest.approx(max(values), abs=0.01)  # that run computed in bf16
@@ -150,8 +151,8 @@ def test_held_out_rows_are_not_trained_on(tiny: Callable[..., Cell], run_tiny: R
 
     record = run_tiny("protocol.selection=held_out", "protocol.evaluate_every=2").record
     for evaluation in record.metrics.evaluations:
-        assert evaluation["chosen_by"] == evaluation["metrics"]["accuracy_held_out"]
-        assert "accuracy" in evaluation["metrics"]
+        assert evaluation.chosen_by == evaluation.metrics["accuracy_held_out"]
+        assert "accuracy" in evaluation.metrics
 
 
 def test_the_next_cell_of_a_process_has_the_same_rows_and_tokens_until_a_file_changes(
@@ -184,14 +185,14 @@ def test_the_next_cell_of_a_process_has_the_same_rows_and_tokens_until_a_file_ch
 
 def test_patience_stops_early(run_tiny: Run) -> None:
     record = run_tiny("method=head", "protocol.lr=1e-9", "protocol.evaluate_every=1", "protocol.patience=2").record
-    assert [evaluation["step"] for evaluation in record.metrics.evaluations] == [1, 2, 3]
+    assert [evaluation.step for evaluation in record.metrics.evaluations] == [1, 2, 3]
 
 
 def test_epochs_and_steps(run_tiny: Run, tmp_path: Path) -> None:
     record = run_tiny("protocol.max_steps=null", "protocol.epochs=2", f"outputs={tmp_path / 'a'}").record
-    assert [(e["step"], e["epoch"]) for e in record.metrics.evaluations] == [(6, 1.0), (12, 2.0)]
+    assert [(e.step, e.epoch) for e in record.metrics.evaluations] == [(6, 1.0), (12, 2.0)]
     record = run_tiny("protocol.max_steps=9", f"outputs={tmp_path / 'b'}").record
-    assert [e["step"] for e in record.metrics.evaluations] == [6, 9]
+    assert [e.step for e in record.metrics.evaluations] == [6, 9]
 
 
 def test_training_goes_on_from_another_runs_delta(run_tiny: Run, tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_training_goes_on_from_another_runs_delta(run_tiny: Run, tmp_path: Path)
     other = run_tiny("method=bitfit", "task=sst2", start, f"outputs={tmp_path / 'c'}")
     fresh = run_tiny("method=bitfit", "task=sst2", f"outputs={tmp_path / 'd'}")
     assert other.record.fingerprint != fresh.record.fingerprint
-    assert other.record.hashes["delta"] != fresh.record.hashes["delta"]
+    assert other.record.hashes.delta != fresh.record.hashes.delta
 
 
 def test_ax_is_predicted_with_an_mnli_model(run_tiny: Run, tmp_path: Path) -> None:
@@ -223,7 +224,7 @@ def test_ax_is_predicted_with_an_mnli_model(run_tiny: Run, tmp_path: Path) -> No
     ax.write_text("index\tsentence1\tsentence2\n0\ta b 1\tc 1\n1\ta b 2\tc 2\n")
     data = ["data=folder", f"data.path={tmp_path / 'glue'}"]
     mnli = run_tiny(*data, "task=mnli", "method=full")
-    assert mnli.record.metrics.evaluations[-1]["metrics"].keys() == {"accuracy_matched", "accuracy_mismatched"}
+    assert mnli.record.metrics.evaluations[-1].metrics.keys() == {"accuracy_matched", "accuracy_mismatched"}
     assert mnli.record.headline.name == "accuracy_matched"
     outcome = run_tiny(*data, "task=ax", "method=full", f"init_from={mnli.path.parent}")
     assert outcome.record.status == "done"
@@ -271,8 +272,8 @@ def test_a_damaged_or_older_record_is_refused_by_name(run_tiny: Run) -> None:
 
 def test_numbers_that_are_not_finite_are_written_as_null(run_tiny: Run) -> None:
     record = run_tiny().record
-    broken = Record(**{**vars(record), "throughput": {"tokens_per_s": math.inf, "padding_share": math.nan}})
-    assert json.loads(broken.as_json())["throughput"] == {"tokens_per_s": None, "padding_share": None}
+    broken = replace(record, headline=Headline("accuracy", math.nan, math.inf))
+    assert json.loads(broken.as_json())["headline"] == {"name": "accuracy", "value": None, "standard_error": None}
 
 
 def test_streams_are_separate_and_reproducible() -> None:
@@ -329,9 +330,9 @@ def test_rounding_widths_up_changes_nothing_but_dropouts_draws(run_tiny: Run, mo
     padded = run_tiny(*words, "study=padded").record
     monkeypatch.setattr(batches, "STEP", 1)
     plain = run_tiny(*words, "study=plain").record
-    assert plain.throughput["padding_share"] < padded.throughput["padding_share"]
+    assert plain.throughput.padding_share < padded.throughput.padding_share
     for one, other in zip(plain.metrics.evaluations, padded.metrics.evaluations, strict=True):
-        assert one["metrics"] == pytest.approx(other["metrics"], abs=1e-6)
+        assert one.metrics == pytest.approx(other.metrics, abs=1e-6)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are reset through Linux's /proc")

@@ -9,7 +9,18 @@ from conftest import TINY
 from test_cli import call
 
 from peftbench.config import compose
-from peftbench.record import Metrics, Record, find_records, read_record
+from peftbench.record import (
+    Evaluation,
+    Git,
+    Hardware,
+    Hashes,
+    Memory,
+    Metrics,
+    Record,
+    Times,
+    find_records,
+    read_record,
+)
 from peftbench.study import search
 
 SMALL = [*TINY, "method=bitfit", "select=lr", "select.max_steps=3"]
@@ -33,11 +44,12 @@ def test_a_cell_with_a_search_is_another_cell() -> None:
 
 
 def record(value: float | None, status: str = "done") -> Record:
-    evaluations = [{"chosen_by": 0.9}, {"chosen_by": value}]
+    evaluations = [Evaluation(1, 1.0, {}, False, score) for score in (0.9, value)]
     return Record(
         schema=1, status=status, cell=None, fingerprint="", headline=None, counts=None, budget={}, overrides=[],
-        metrics=Metrics(evaluations[0], evaluations, "held_out", False), time={"total_s": 2.0}, memory={},
-        throughput={}, hashes={}, versions={}, git={}, hardware={}, config={},
+        metrics=Metrics(evaluations[0], evaluations, "held_out", False), time=Times(2.0, 1.0, 1.0, 0.0, "", ""),
+        memory=Memory(0.0), throughput=None, hashes=Hashes(), versions={}, git=Git(None, None),
+        hardware=Hardware("cpu", 1, 1, 1), config={},
     )  # fmt: skip
 
 
@@ -70,7 +82,7 @@ def test_a_sweep_searches_once_and_every_seed_uses_what_was_chosen(tmp_path: Pat
     records = [read_record(path) for path in find_records(tmp_path / "pilot")]
     assert len(tries) == 3
     assert len(records) == 2
-    scores = {one.lr: one.metrics.evaluations[-1]["metrics"]["accuracy_held_out"] for one in tries}
+    scores = {one.lr: one.metrics.evaluations[-1].metrics["accuracy_held_out"] for one in tries}
     best = max(scores.values())
     for one in records:
         assert one.search is not None

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
+from peftbench import environment
 from peftbench.commands import screen
 from peftbench.config import compose
 from peftbench.errors import ConfigError, near
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 # Launchers that may not be installed -> the one of the plugin that they build on.
 PLUGIN_OF = {"joblib": "joblib", "local": "joblib", "slurm": "submitit_slurm"}
 PLUGIN_OF |= {"submitit_slurm": "submitit_slurm", "submitit_local": "submitit_local"}
+
+
+class OutputLost(BaseException):
+    """Nothing more can be printed; no Exception, since of those Hydra makes a report of its own."""
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -81,6 +86,7 @@ def _check_launcher(arguments: Sequence[str]) -> None:
 
 def _launch(arguments: Sequence[str]) -> None:
     """Let Hydra run the sweep; a launcher whose own jobs died ends it, and what they had done counts."""
+    environment.leave_threads_to_workers()
     try:
         hydra_job(arguments)
     except Exception as error:
@@ -99,12 +105,19 @@ def hydra_job(arguments: Sequence[str]) -> int | None:
 
         from peftbench.study.cell import run_cell, with_hydra
 
+        environment.prepare()  # of a worker, which may run elsewhere
         hydra = HydraConfig.get()
         paths = [item for item in hydra.overrides.hydra if item.startswith(compose.SEARCHPATH)]
-        codes.append(run_cell(with_hydra(config, hydra), [*paths, *hydra.overrides.task], screen))
+        try:
+            codes.append(run_cell(with_hydra(config, hydra), [*paths, *hydra.overrides.task], screen))
+        except OSError as error:
+            raise OutputLost from error
         return codes[-1]
 
-    hydra_main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, version_base="1.3")(task)()
+    try:
+        hydra_main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, version_base="1.3")(task)()
+    except OutputLost as lost:
+        raise (lost.__cause__ or lost) from None
     return codes[-1] if codes else None
 
 

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from peftbench.study.status import CellStatus, State
     from peftbench.study.sweep import Sweep
 
-console = Console(highlight=False)
+
+class _Screen(Console):
+    """A console that leaves it to the command how to end when the reader is gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Called while the error is handled; rich would exit with 1."""
+        raise
+
+
+console = _Screen(highlight=False)
 
 
 def already_done(record: Record, path: Path) -> None:
@@ -38,33 +47,33 @@ def summary(record: Record) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
     table.add_column()
-    cell, counts = record.cell, record.counts or {}
+    cell, counts = record.cell, record.counts
     table.add_row("cell", f"{cell.task} · {cell.method} · {cell.model} · data {cell.data} · seed {cell.seed}")
     colour = "green" if record.status == "done" else "red"
     table.add_row("status", f"[{colour}]{record.status}[/]" + (f"  {_reason(record)}" if record.error else ""))
     table.add_row(record.headline.name, f"{_value(record)}  (dev, selection: {record.metrics.selection})")
     if record.metrics.collapsed:
         table.add_row("", "[yellow]collapsed: the predictions are all the same[/]")
-    others = {k: v for k, v in (record.metrics.selected or {}).get("metrics", {}).items() if k != record.headline.name}
+    others = {k: v for k, v in record.metrics.chosen.items() if k != record.headline.name}
     if others:
-        table.add_row("also", "  ".join(f"{name} {value:.4f}" for name, value in others.items()))
-    share = (counts.get("backbone") or 0) / max(1, counts.get("model") or 1)
-    table.add_row(
-        "trained",
-        f"{counts.get('backbone'):,} backbone entries ({share:.3%} of the model) + {counts.get('head'):,} head",
-    )
-    stored = counts.get("stored_bytes")
-    if stored is not None:
-        table.add_row("stored", f"{stored:,} bytes")
+        table.add_row(
+            "also",
+            "  ".join(f"{name} {'not finite' if value is None else f'{value:.4f}'}" for name, value in others.items()),
+        )
+    if counts is not None:
+        share = f"{counts.backbone / max(1, counts.model):.3%} of the model"
+        table.add_row("trained", f"{counts.backbone:,} backbone entries ({share}) + {counts.head:,} head")
+        if counts.stored_bytes is not None:
+            table.add_row("stored", f"{counts.stored_bytes:,} bytes")
     times, speed = record.time, record.throughput
     table.add_row(
         "time",
-        f"{times['total_s']:.1f} s: training {times['train_s']:.1f}, evaluation {times['eval_s']:.1f}, "
-        f"set-up {times['setup_s']:.1f}",
+        f"{times.total_s:.1f} s: training {times.train_s:.1f}, evaluation {times.eval_s:.1f}, "
+        f"set-up {times.setup_s:.1f}",
     )
     if speed:
-        table.add_row("speed", f"{speed['tokens_per_s']:,.0f} tokens/s, padding {speed['padding_share']:.1%}")
-    table.add_row("memory", f"{record.memory['peak_mb']:,.0f} MiB peak")
+        table.add_row("speed", f"{speed.tokens_per_s:,.0f} tokens/s, padding {speed.padding_share:.1%}")
+    table.add_row("memory", f"{record.memory.peak_mb:,.0f} MiB peak")
     console.print(table)
 
 

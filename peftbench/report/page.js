@@ -107,13 +107,17 @@ function layout(xTitle, type) {
   };
 }
 
+// What should be a number and is none is a dash in the tables, and no point in the plots.
+const isNumber = item => typeof item === "number" && Number.isFinite(item);
+const number = (item, digits) => isNumber(item)
+  ? item.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }) : "–";
 const plain = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 const mean = values => values.reduce((sum, item) => sum + item, 0) / values.length;
 const settings = { responsive: true, displaylogo: false };
 
 function groups(runs) {
   const found = new Map();
-  for (const run of runs.filter(run => run.score !== null)) {
+  for (const run of runs.filter(run => isNumber(run.score))) {
     const key = JSON.stringify([run.name, run.column]);
     if (!found.has(key)) found.set(key, []);
     found.get(key).push(run);
@@ -130,7 +134,7 @@ function once(traces) {
 
 function drawPareto(runs) {
   const [cost, type] = COSTS[chosen("cost")];
-  const made = groups(runs).map(same => {
+  const made = groups(runs.filter(run => isNumber(cost(run)))).map(same => {
     const at = names.indexOf(same[0].name);
     const scores = same.map(run => run.score);
     const middle = mean(scores);
@@ -169,10 +173,9 @@ function drawRuns(runs) {
   const table = get("runs");
   table.tHead.replaceChildren(row(RUNS, "th"));
   table.tBodies[0].replaceChildren(...runs.map(run => {
-    const number = (item, digits) => (item === null ? "–" : item.toFixed(digits));
     const made = row([
       run.name, run.column, String(run.seed), number(run.score, 2), number(run.error, 2), String(run.lr),
-      (run.counts.backbone ?? 0).toLocaleString("en"), run.train_s.toFixed(1), Math.round(run.peak_mb).toLocaleString("en"),
+      number(run.counts.backbone, 0), number(run.train_s, 1), number(run.peak_mb, 0),
     ]);
     made.tabIndex = 0;
     made.addEventListener("click", () => open(run, made));
@@ -200,7 +203,7 @@ function open(run, line) {
   }
   if (run.search) all.append(part("learning rates tried", pairs(run.search)));
   all.append(part("settings of its own", pairs(run.config)));
-  const command = element("code", ["peftbench", "run", ...run.overrides].join(" "));
+  const command = element("code", run.command);
   get("run").replaceChildren(
     element("h3", `${run.name}, ${run.column}, seed ${run.seed}`), element("p", `${run.folder}, ${run.fingerprint}`), command, all,
   );
@@ -223,7 +226,7 @@ function drawRest() {
   if (!data.failures.length) get("failures").append(element("p", "none", { class: "notes" }));
   for (const failure of data.failures) {
     get("failures").append(element("p", `${failure.status}: ${failure.folder}: ${failure.reason}`));
-    get("failures").append(element("code", failure.command.join(" ")));
+    get("failures").append(element("code", failure.command));
   }
   get("protocol").append(pairs(data.protocol));
   get("provenance").append(pairs(data.provenance));

@@ -1,7 +1,7 @@
 """A study as one HTML file that opens from disk: table, plots, every run. No network, nothing run that is data."""
 
-import csv
 import json
+import sys
 from collections import Counter, defaultdict
 from importlib import resources
 from pathlib import Path
@@ -9,9 +9,12 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
+from peftbench import escape
+from peftbench.errors import DataError
 from peftbench.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
+from peftbench.report import predictions as files
 from peftbench.report import render
 from peftbench.report.records import Study, column_of, flat
 from peftbench.report.table import apart, build
@@ -65,8 +68,8 @@ def content(study: Study, paper: Paper | None = None) -> dict[str, Any]:
             {
                 "folder": f"{folder.parent.name}/{folder.name}",
                 "status": record.status,
-                "reason": (record.error or "no reason given").strip().splitlines()[-1],
-                "command": ["peftbench", "run", *record.overrides],
+                "reason": record.reason,
+                "command": _command(record),
             }
             for folder, record in zip(study.folders, study.records, strict=True)
             if record.status != "done"
@@ -81,7 +84,6 @@ def _run(
     folder: Path, record: Record, name: str, shared: dict[str, Any], predictions: list[tuple[str, str]]
 ) -> dict[str, Any]:
     config = {key: value for key, value in flat(record.config).items() if key not in shared}
-    counts = record.counts or {}
     headline = record.headline
     return {
         "name": name,
@@ -94,24 +96,29 @@ def _run(
         "score": None if headline.value is None else round(100 * headline.value, 3),
         "error": None if headline.standard_error is None else round(100 * headline.standard_error, 3),
         "lr": record.lr,
-        "counts": counts,
-        "train_s": record.time["train_s"],
-        "total_s": record.time["total_s"],
-        "peak_mb": record.memory["peak_mb"],
+        "counts": {} if record.counts is None else record.counts.as_dict(),
+        "train_s": record.time.train_s,
+        "total_s": record.time.total_s,
+        "peak_mb": record.memory.peak_mb,
         "collapsed": record.metrics.collapsed,
         "curve": [
-            [item["step"], round(100 * item["metrics"][headline.name], 3)]
+            [item.step, round(100 * score, 3)]
             for item in record.metrics.evaluations
-            if item["metrics"].get(headline.name) is not None
+            if (score := item.metrics.get(headline.name)) is not None
         ],
-        "metrics": (record.metrics.selected or {}).get("metrics", {}),
+        "metrics": record.metrics.chosen,
         "confusion": _confusion(predictions),
         "search": None if record.search is None else record.search.scores,
         "fingerprint": record.fingerprint,
         "folder": f"{folder.parent.name}/{folder.name}",
         "config": config,
-        "overrides": record.overrides,
+        "command": _command(record),
     }
+
+
+def _command(record: Record) -> str:
+    """The command line that makes a run again."""
+    return escape.shell(["peftbench", "run", *record.overrides])
 
 
 def _predictions(folder: Path, record: Record) -> list[tuple[str, str]]:
@@ -120,11 +127,11 @@ def _predictions(folder: Path, record: Record) -> list[tuple[str, str]]:
         return []
     split = "dev_mismatched" if record.headline.name.endswith("mismatched") else "dev_matched"
     for name in ("dev", split):
-        path = folder / "predictions" / f"{name}.tsv"
-        if path.is_file():
-            with path.open(encoding="utf-8", newline="") as file:
-                rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-                return [(row["label"], row["prediction"]) for row in rows]
+        if files.path_of(folder, name).exists():
+            try:
+                return [(label, said) for said, label in files.read(folder, name)]
+            except DataError as error:
+                print(f"left out: {error.problems[0]}", file=sys.stderr)
     return []
 
 
@@ -178,8 +185,8 @@ def _provenance(records: list[Record]) -> dict[str, list[str]]:
     """Every version, machine and commit that the runs were made with."""
     found: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        for source in (record.versions, record.git, record.hardware):
+        for source in (record.versions, vars(record.git), vars(record.hardware)):
             for key, value in source.items():
                 found[key].add(str(value))
-        found["weights"].add(str(record.hashes.get("weights")))
+        found["weights"].add(str(record.hashes.weights))
     return {key: sorted(values) for key, values in sorted(found.items())}

@@ -14,8 +14,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftbench.record import SEARCH_SUFFIX, Record, find_records, read_record
-from peftbench.report.records import Study, column_of, name_of
+from peftbench.record import SEARCH_SUFFIX, BudgetFacts, Record, budget_facts
+from peftbench.report.records import Study, column_of, name_of, readable
 from peftbench.report.table import apart
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, each with a marker and a dash of its own for print.
@@ -93,17 +93,17 @@ def seeds(study: Study, rows: pd.DataFrame, _: Path) -> Figure | None:
 
 def growth(study: Study, rows: pd.DataFrame, _: Path) -> Figure | None:
     """Growing selections: entries unmasked over the steps, their kinds and layers at the end, and layers over time."""
-    records = [record for record in study.done() if record.budget.get("growth")]
+    records = [(record, facts) for record in study.done() if (facts := budget_facts(record.budget)).growth]
     if not records:
         return None
     figure, axes = plt.subplots(1, 4, figsize=(16, 3.8), layout="constrained")
-    labels = [f"{name_of(record)}, {column_of(record)}" for record in records]
+    labels = [f"{name_of(record)}, {column_of(record)}" for record, _ in records]
     for i, label in enumerate(dict.fromkeys(labels)):
-        same = [record for record, other in zip(records, labels, strict=True) if other == label]
-        curve = np.array(same[0].budget["growth"])
+        same = [facts for (_, facts), other in zip(records, labels, strict=True) if other == label]
+        curve = np.array(same[0].growth)
         axes[0].step(curve[:, 0], curve[:, 1], where="post", label=label, color=_style(i)["color"], ls=DASHES[i % 4])
-        for axis, key in ((axes[1], "by_kind"), (axes[2], "by_layer")):
-            shares = pd.DataFrame([record.budget[key] for record in same]).mean() / same[0].budget["used"]
+        for axis, places in ((axes[1], [one.by_kind for one in same]), (axes[2], [one.by_layer for one in same])):
+            shares = pd.DataFrame(places).mean() / max(1, same[0].used)
             axis.plot(shares.index, 100 * shares, label=label, **_style(i))
     axes[0].set(xlabel="optimizer steps", ylabel="unmasked entries")
     axes[1].set(xlabel="kind", ylabel="share of the budget (%)")
@@ -111,22 +111,21 @@ def growth(study: Study, rows: pd.DataFrame, _: Path) -> Figure | None:
     axes[2].set(xlabel="layer", ylabel="share of the budget (%)")
     for axis in axes[1:3]:
         axis.set_ylim(bottom=0)
-    moments = records[0].budget.get("over_time", [])
-    for i, layer in enumerate(records[0].budget["by_layer"]):
-        counts = [moment["by_layer"].get(layer, 0) for moment in moments]
-        axes[3].plot([moment["step"] for moment in moments], counts, label=f"layer {layer}", **_style(i))
+    first: BudgetFacts = records[0][1]
+    for i, layer in enumerate(first.by_layer):
+        counts = [moment.by_layer.get(layer, 0) for moment in first.over_time]
+        axes[3].plot([moment.step for moment in first.over_time], counts, label=f"layer {layer}", **_style(i))
     axes[3].set(xlabel="optimizer steps", ylabel="unmasked entries", title=f"by layer: {labels[0]}")
     return _legend(figure, axes)
 
 
 def rates(study: Study, rows: pd.DataFrame, outputs: Path) -> Figure | None:
     """Score of every learning rate that was tried before the runs, on the rows it was chosen on."""
-    folder = outputs / f"{study.name}{SEARCH_SUFFIX}"
-    tries = [read_record(path) for path in find_records(folder)] if folder.is_dir() else []
     points = [
-        (column_of(record), record.cell.method, record.lr, 100 * record.metrics.evaluations[-1]["chosen_by"])
-        for record in tries
-        if record.status == "done" and record.metrics.evaluations[-1]["chosen_by"] is not None
+        (column_of(record), record.cell.method, record.lr, 100 * score)
+        for _, record in readable(outputs / f"{study.name}{SEARCH_SUFFIX}")
+        if record.status == "done" and record.metrics.evaluations
+        if (score := record.metrics.evaluations[-1].chosen_by) is not None
     ]
     if not points:
         return None
@@ -210,4 +209,5 @@ def _legend(figure: Figure, axes: Sequence[Axes]) -> Figure:
 
 def _curve(record: Record) -> dict[int, float]:
     name = record.headline.name
-    return {item["step"]: 100 * item["metrics"][name] for item in record.metrics.evaluations if name in item["metrics"]}
+    scores = {item.step: item.metrics.get(name) for item in record.metrics.evaluations}
+    return {step: 100 * score for step, score in scores.items() if score is not None}

@@ -1,13 +1,13 @@
 """A study's records as pandas sees them: one row per finished run."""
 
 import json
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from peftbench.errors import ConfigError, DataError, near
 from peftbench.record import Record, find_records, read_record
@@ -49,13 +49,8 @@ def of(outputs: Path, study: str, model: str | None = None) -> Study:
         known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
         hint = near(study, known) if known else f"{outputs} holds none"
         raise ConfigError(f"study {study}: not found in {outputs}; {hint}")
-    records, folders = [], []
-    for path in find_records(folder):
-        try:
-            records.append(read_record(path))
-            folders.append(path.parent)
-        except DataError as error:
-            Console(stderr=True).print(f"left out: {error}", style="yellow", highlight=False, markup=False)
+    every = list(readable(folder))
+    records, folders = [record for _, record in every], [path for path, _ in every]
     if not records:
         raise ConfigError(f"study {study}: no record in {folder}")
     models = sorted({record.cell.model for record in records})
@@ -67,6 +62,15 @@ def of(outputs: Path, study: str, model: str | None = None) -> Study:
         kept = [i for i, record in enumerate(records) if record.cell.model == model]
         records, folders = [records[i] for i in kept], [folders[i] for i in kept]
     return Study(study, records, folders)
+
+
+def readable(study: Path) -> Iterator[tuple[Path, Record]]:
+    """Folder and record of every run of a study; a record that is not readable is named on the terminal instead."""
+    for path in find_records(study):
+        try:
+            yield path.parent, read_record(path)
+        except DataError as error:
+            print(f"left out: {error.problems[0]}", file=sys.stderr)
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -91,11 +95,11 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
             "lr": record.lr,
             "score": None if record.headline.value is None else 100 * record.headline.value,
             "standard_error": None if record.headline.standard_error is None else 100 * record.headline.standard_error,
-            **{key: (record.counts or {}).get(key) for key in ("backbone", "head", "total", "stored_bytes")},
-            "seconds": record.time["total_s"],
-            "train_s": record.time["train_s"],
+            **{key: getattr(record.counts, key, None) for key in ("backbone", "head", "total", "stored_bytes")},
+            "seconds": record.time.total_s,
+            "train_s": record.time.train_s,
             "search_s": 0.0 if record.search is None else record.search.seconds,
-            "peak_mb": record.memory["peak_mb"],
+            "peak_mb": record.memory.peak_mb,
             "collapsed": record.metrics.collapsed,
         }
         for place, record in enumerate(records)
@@ -105,18 +109,16 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
 
 def made_of(record: Record) -> str:
     """What a score was made of: the cell's fingerprint, the hashes of rows (test rows apart) and weights."""
-    data = record.hashes.get("data") or {}
-    scored = {split: sha256 for split, sha256 in data.items() if not split.startswith("test")}
-    return json.dumps([record.fingerprint, scored, record.hashes.get("weights")], sort_keys=True)
+    scored = {split: sha256 for split, sha256 in record.hashes.data.items() if not split.startswith("test")}
+    return json.dumps([record.fingerprint, scored, record.hashes.weights], sort_keys=True)
 
 
 def other_inputs(one: Record, other: Record) -> list[str]:
     """What two records were made of differently, as a footnote says it."""
-    first, second = one.hashes.get("data"), other.hashes.get("data")
-    first, second = (item if isinstance(item, dict) else {} for item in (first, second))
+    first, second = one.hashes.data, other.hashes.data
     both = [split for split in first if split in second and not split.startswith("test")]
     words = [f"other rows of {split}" for split in both if first[split] != second[split]]
-    return words + (["other weights"] if one.hashes.get("weights") != other.hashes.get("weights") else [])
+    return words + (["other weights"] if one.hashes.weights != other.hashes.weights else [])
 
 
 def name_of(record: Record, several_models: bool = False) -> str:

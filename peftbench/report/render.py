@@ -1,37 +1,35 @@
 """A table for the terminal, and as Markdown, LaTeX (booktabs), HTML and CSV."""
 
 import csv
-import html
 import io
-import re
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as markup
 from rich.table import Table as Terminal
 
+from peftbench import escape
 from peftbench.report.table import Entry, Line, Table
 
 FORMATS = ("md", "latex", "html", "csv")
-LATEX = {"\\": r"\textbackslash{}", "†": r"$^\dagger$", "±": r"$\pm$", "–": "--"}
-LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"}
 
 
 def show(table: Table) -> None:
     """Print the table on the terminal."""
     console = Console(highlight=False)
-    terminal = Terminal(title=table.title, title_justify="left")
+    terminal = Terminal(title=markup(escape.terminal(table.title)), title_justify="left")
     head, *rows = grid(table)
     shown = [i for i, name in enumerate(head) if name not in ("head", "stored", "peak MiB")]  # the files have them
     for i in shown:
-        terminal.add_column(head[i].replace(" ", "\n", 1), justify="left" if i == 0 else "right", overflow="fold")
+        name = markup(escape.terminal(head[i])).replace(" ", "\n", 1)
+        terminal.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
     for row, line in zip(rows, table.lines, strict=True):
         bold = [line.entries[column].best for column in table.columns]
-        marked = _marked([escape(cell) for cell in row], bold, "[bold]{}[/]")
+        marked = _marked([markup(escape.terminal(cell)) for cell in row], bold, "[bold]{}[/]")
         terminal.add_row(*(marked[i] for i in shown))
     console.print(terminal)
     for note in table.notes:
-        console.print(note, markup=False, soft_wrap=True)
+        console.print(escape.terminal(note), markup=False, soft_wrap=True)
 
 
 def text(table: Table, form: str) -> str:
@@ -96,12 +94,12 @@ def _rows(table: Table, form: str) -> list[list[str]]:
 
 def _markdown(table: Table) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(escape.markdown(cell) for cell in cells) + " |"
 
     head = grid(table)[0]
-    lines = [table.title, "", line(head), "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"]
+    lines = [escape.markdown(table.title), "", line(head), "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"]
     lines += [line(row) for row in _rows(table, "**{}**")]
-    return "\n".join([*lines, "", *(f"{note}  " for note in table.notes)]).rstrip() + "\n"
+    return "\n".join([*lines, "", *(f"{escape.markdown(note)}  " for note in table.notes)]).rstrip() + "\n"
 
 
 def _latex(table: Table) -> str:
@@ -110,23 +108,18 @@ def _latex(table: Table) -> str:
         "% needs \\usepackage{booktabs}",
         "\\begin{table}",
         "\\centering",
-        f"\\caption{{{latex(table.title)}}}",
+        f"\\caption{{{escape.latex(table.title)}}}",
         "\\begin{tabular}{l" + "r" * (len(head) - 1) + "}",
         "\\toprule",
-        " & ".join(latex(cell) for cell in head) + " \\\\",
+        " & ".join(escape.latex(cell) for cell in head) + " \\\\",
         "\\midrule",
     ]
     for row, line in zip(grid(table)[1:], table.lines, strict=True):
         bold = [line.entries[column].best for column in table.columns]
-        lines.append(" & ".join(_marked([latex(cell) for cell in row], bold, "\\textbf{{{}}}")) + " \\\\")
+        lines.append(" & ".join(_marked([escape.latex(cell) for cell in row], bold, "\\textbf{{{}}}")) + " \\\\")
     lines += ["\\bottomrule", "\\end{tabular}"]
-    lines += [f"\\par\\footnotesize {latex(note)}" for note in table.notes]
+    lines += [f"\\par\\footnotesize {escape.latex(note)}" for note in table.notes]
     return "\n".join([*lines, "\\end{table}"]) + "\n"
-
-
-def latex(words: str) -> str:
-    """Text with everything that means something to LaTeX escaped."""
-    return re.sub("|".join(re.escape(key) for key in LATEX), lambda match: LATEX[match[0]], words)
 
 
 def _html(table: Table) -> str:
@@ -137,11 +130,11 @@ def _html(table: Table) -> str:
     body = []
     for cells, line in zip(rows, table.lines, strict=True):
         bold = [line.entries[column].best for column in table.columns]
-        body.append(row(_marked([html.escape(cell) for cell in cells], bold, "<b>{}</b>"), "td"))
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in table.notes)
+        body.append(row(_marked([escape.html(cell) for cell in cells], bold, "<b>{}</b>"), "td"))
+    notes = "".join(f"<p>{escape.html(note)}</p>" for note in table.notes)
     return (
-        f"<table>\n<caption>{html.escape(table.title)}</caption>\n<thead>"
-        + row([html.escape(cell) for cell in head], "th")
+        f"<table>\n<caption>{escape.html(table.title)}</caption>\n<thead>"
+        + row([escape.html(cell) for cell in head], "th")
         + "</thead>\n<tbody>\n"
         + "\n".join(body)
         + f"\n</tbody>\n</table>\n{notes}\n"
@@ -160,8 +153,8 @@ def _csv(table: Table) -> str:
     for line in table.lines:
         for column, found in line.entries.items():
             writer.writerow(
-                [line.name, column, found.value, found.spread, found.seeds, int(found.best), found.collapsed,
-                 found.published, found.difference, *(line.counts[key] for key in counts), line.seconds,
-                 line.search_s, line.peak_mb]
+                [escape.csv(line.name), escape.csv(column), found.value, found.spread, found.seeds, int(found.best),
+                 found.collapsed, found.published, found.difference, *(line.counts[key] for key in counts),
+                 line.seconds, line.search_s, line.peak_mb]
             )  # fmt: skip
     return out.getvalue()

@@ -4,21 +4,27 @@ File names, headers and values as in BitFit's glue_evaluator.py and jiant's glue
 row counts as on the dataset card of nyu-mll/glue.
 """
 
-import csv
 import io
 import math
 import zipfile
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbench.errors import ConfigError, DataError
+from peftbench import escape, strangers
+from peftbench.errors import ConfigError, DataError, shown
 from peftbench.record import Record
+from peftbench.report import predictions
 from peftbench.report.records import Study
 
 HEAD = "index\tprediction"
 NLI = ("entailment", "neutral", "contradiction")
 ENTAILMENT = ("entailment", "not_entailment")
 BINARY = ("0", "1")
+MOST_BYTES = 64 << 20  # of a zip
+MOST_OF_A_FILE = 8 << 20  # unpacked; the largest, QQP.tsv, has 4 MB
+MOST_FILES = 200
 STAMP = (1980, 1, 1, 0, 0, 0)  # equal predictions make equal zips
 
 
@@ -88,7 +94,7 @@ def write(study: Study, method: str, path: Path, fill: bool) -> list[str]:
             folder, record = best
             contents[file.name] = _content(file, _values(file, folder, record))
             score = "" if record.headline.value is None else f", dev {100 * record.headline.value:.1f}"
-            lines.append(f"{file.name}: {folder.parent.name}/{folder.name}{score}")
+            lines.append(escape.terminal(f"{file.name}: {folder.parent.name}/{folder.name}{score}"))
     if missing and not fill:
         raise ConfigError(
             f"no run of {method} with test predictions (predict_test=true) for {', '.join(missing)}; "
@@ -107,23 +113,59 @@ def check(path: Path) -> list[str]:
     """What is wrong with a submission: a line for every file that is; none where the server would take it.
 
     Raises:
-        DataError: it is no zip file.
+        DataError: it is no zip file, or one too large to be a submission.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            found = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: not a readable zip file ({error})") from None
+        with zipfile.ZipFile(io.BytesIO(strangers.read_bytes(path, MOST_BYTES))) as archive:
+            members = [member for member in archive.infolist() if not member.is_dir()]
+            if len(members) > MOST_FILES:
+                raise DataError(f"{path}: {len(members):,} files, a submission has {len(FILES)}")
+            return [f"{path}: {problem}" for problem in _problems(archive, members)]
+    except OSError as error:
+        raise DataError(f"{path}: not a readable zip file ({error.strerror or error})") from None
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise DataError(f"{path}: not a readable zip file ({shown(error, 100)})") from None
+
+
+def _problems(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo]) -> Iterator[str]:
     names = [file.name for file in FILES]
-    problems = [
-        f"{path}: {name} is none of the official files ({', '.join(names)})" for name in found if name not in names
-    ]
+    given = [member.filename for member in members]
+    for name in dict.fromkeys(given):
+        if name not in names:
+            yield f"{shown(name)} is none of the official files ({', '.join(names)})"
+        elif given.count(name) > 1:
+            yield f"{name} is there {given.count(name)} times"
     for file in FILES:
-        if file.name not in found:
-            problems.append(f"{path}: has no {file.name}")
-        elif (problem := _problem(file, found[file.name])) is not None:
-            problems.append(f"{path}: {file.name}{problem}")
-    return problems
+        member = next((member for member in members if member.filename == file.name), None)
+        if member is None:
+            yield f"has no {file.name}"
+            continue
+        try:
+            problem = _problem(file, _unpacked(archive, member))
+        except ValueError as error:
+            problem = f": {error}"
+        if problem is not None:
+            yield f"{file.name}{problem}"
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """The content of a file in a zip.
+
+    Raises:
+        ValueError: it is encrypted, compressed in another way than the server takes, damaged or too large.
+    """
+    if member.flag_bits & 1:
+        raise ValueError("is encrypted")
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("is compressed by another method than deflate")
+    try:
+        with archive.open(member) as file:  # what the zip says of its size is not believed
+            content = file.read(MOST_OF_A_FILE + 1)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"is damaged ({shown(error, 100)})") from None
+    if len(content) > MOST_OF_A_FILE:
+        raise ValueError(f"larger than {MOST_OF_A_FILE:,} bytes")
+    return content
 
 
 def _problem(file: File, content: bytes) -> str | None:
@@ -140,9 +182,9 @@ def _problem(file: File, content: bytes) -> str | None:
         if not tab or index != str(number):
             return f", line {number + 2}: must begin with the index {number} and a tab"
         if file.values is not None and value not in file.values:
-            return f", line {number + 2}: '{value}' is none of {', '.join(file.values)}"
+            return f", line {number + 2}: '{shown(value)}' is none of {', '.join(file.values)}"
         if file.values is None and not _is_score(value):
-            return f", line {number + 2}: '{value}' is no number from 0 to 5"
+            return f", line {number + 2}: '{shown(value)}' is no number from 0 to 5"
     return None
 
 
@@ -161,21 +203,27 @@ def _best(
         (folder, record)
         for folder, record in runs
         if record.cell.task == task
-        and (folder / "predictions" / f"{split}.tsv").is_file()
+        and predictions.path_of(folder, split).is_file()
         and (start is None or Path(str(record.config.get("init_from"))).resolve() == start.resolve())
     ]
     return max(fits, key=lambda run: -1.0 if run[1].headline.value is None else run[1].headline.value, default=None)
 
 
 def _values(file: File, folder: Path, record: Record) -> list[str]:
-    """Predictions of a run as the server wants them."""
-    with (folder / "predictions" / f"{file.split}.tsv").open(encoding="utf-8", newline="") as stream:
-        said = [row["prediction"] for row in csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)]
-    if file.values is None:
-        return [f"{min(5.0, max(0.0, float(value))):.3f}" for value in said]
-    if file.values is BINARY:
-        labels = record.config["task"]["labels"]
-        return [str(labels.index(value)) for value in said]
+    """Predictions of a run as the server wants them.
+
+    Raises:
+        DataError: they cannot be read, or are none of this task.
+    """
+    said = [prediction for prediction, _ in predictions.read(folder, file.split)]
+    try:
+        if file.values is None:
+            return [f"{min(5.0, max(0.0, float(value))):.3f}" for value in said]
+        if file.values is BINARY:
+            labels = record.config["task"]["labels"] or []
+            return [str(labels.index(value)) for value in said]
+    except ValueError as error:
+        raise DataError(f"{predictions.path_of(folder, file.split)}: not of task {file.task} ({error})") from None
     return said
 
 

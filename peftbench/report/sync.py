@@ -36,7 +36,7 @@ def send(runs: list[Path], mode: str) -> None:
         raise ConfigError(f"{len(runs)} runs wait to be sent, and W&B has no key here; wandb login, or WANDB_API_KEY")
     _check_reachable(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     for run in runs:
-        command = [sys.executable, "-m", "wandb", "sync", str(run)]
+        command = [sys.executable, "-P", "-m", "wandb", "sync", str(run)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             reason = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]

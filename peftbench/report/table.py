@@ -180,7 +180,7 @@ def _published(
         return None, None
     if metric == "unspecified":
         return figures[metric], None
-    ours = [papers.score((record.metrics.selected or {}).get("metrics", {}), metric) for record in records]
+    ours = [papers.score(record.metrics.chosen, metric) for record in records]
     known = [value for value in ours if value is not None]
     return figures[metric], (median(known) if statistic == "median" else mean(known)) if known else None
 

@@ -1,35 +1,11 @@
 """Who trains how much: backbone, head, total, stored bytes. The only place that counts."""
 
-from dataclasses import asdict, dataclass
-
 from peftbench.backbone.model import Model, build
 from peftbench.backbone.prefix import Prefix
 from peftbench.config.spec import Cell
 from peftbench.methods.base import Tuner
+from peftbench.record import Counts as Counts
 from peftbench.runner import budgets, deltas
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Trainable entries (numbers, not tensors).
-
-    Attributes:
-        backbone: what the method trains.
-        head: what every method trains besides.
-        total: both.
-        model: all entries of backbone and head, trained or not, without what the method adds.
-        stored_bytes: size of the delta's tensors; None before there is one.
-    """
-
-    backbone: int
-    head: int
-    total: int
-    model: int
-    stored_bytes: int | None = None
-
-    def as_dict(self) -> dict[str, int | None]:
-        """The counts by name."""
-        return asdict(self)
 
 
 def entries(model: Model) -> int:

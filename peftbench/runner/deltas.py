@@ -131,7 +131,7 @@ def _own_delta(run: Path) -> Delta:
     """
     delta = Delta.load(run / DELTA_FILE)
     record = read_record(run / RECORD_FILE)
-    if file_sha256(run / DELTA_FILE) != record.hashes.get("delta"):
+    if file_sha256(run / DELTA_FILE) != record.hashes.delta:
         raise DataError(f"{run / DELTA_FILE}: not the delta that {RECORD_FILE} beside it was made with; it is refused")
     return delta
 

@@ -20,7 +20,22 @@ from peftbench.data.tokens import Tokens, tokenize, tokenizer_for
 from peftbench.errors import BadInput, Diverged
 from peftbench.files import DELTA_FILE, RECORD_FILE, keep_last, stamp, write_atomically
 from peftbench.machine import process_state
-from peftbench.record import SCHEMA, CellName, Headline, Metrics, Record, Search, write_record
+from peftbench.record import (
+    SCHEMA,
+    CellName,
+    Evaluation,
+    Git,
+    Hardware,
+    Hashes,
+    Headline,
+    Memory,
+    Metrics,
+    Record,
+    Search,
+    Throughput,
+    Times,
+    write_record,
+)
 from peftbench.runner import budgets, deltas, provenance
 from peftbench.runner.counts import Counts, count, entries, plan
 from peftbench.runner.tracking import MetricsFile, Stopwatch, bar, wandb_run
@@ -100,7 +115,7 @@ def run(
         fingerprint=fingerprint,
         headline=headline(cell, work.fit, work.tokens),
         metrics=metrics(cell, work.fit),
-        counts=work.counts.as_dict(),
+        counts=work.counts,
         budget={
             "name": cell.budget.name,
             "asked": cell.budget.entries,
@@ -109,12 +124,12 @@ def run(
             **work.facts,
         },
         time=times(work.fit, watch, started),
-        memory={"peak_mb": provenance.peak_memory_mb()},
+        memory=Memory(provenance.peak_memory_mb()),
         throughput=throughput(work.fit),
-        hashes=work.hashes,
+        hashes=Hashes(**work.hashes),
         versions=provenance.versions(),
-        git=provenance.git(),
-        hardware=provenance.hardware(),
+        git=Git(**provenance.git()),
+        hardware=Hardware(**provenance.hardware()),
         overrides=list(overrides),
         config=dict(config),
         error=None if error is None else "".join(traceback.format_exception(error)),
@@ -252,35 +267,35 @@ def headline(cell: Cell, fit: Fit, tokens: Mapping[str, Tokens]) -> Headline:
 
 def metrics(cell: Cell, fit: Fit) -> Metrics:
     """All evaluations as the record holds them."""
-    found = [asdict(evaluation) for evaluation in fit.evaluations]
+    found = [Evaluation(**asdict(evaluation)) for evaluation in fit.evaluations]
     selected = found[fit.selected] if fit.logits else None
-    return Metrics(selected, found, cell.protocol.selection, bool(selected and selected["collapsed"]))
+    return Metrics(selected, found, cell.protocol.selection, bool(selected and selected.collapsed))
 
 
-def times(fit: Fit, watch: Stopwatch, started: datetime) -> dict[str, float | str]:
+def times(fit: Fit, watch: Stopwatch, started: datetime) -> Times:
     """Seconds by phase; what is neither training nor evaluation is set-up: reading, tokenising, loading, writing."""
     total = round(watch.seconds() + fit.earlier_s, 3)
     train, evaluation = round(fit.train_s, 3), round(fit.eval_s, 3)
-    return {
-        "total_s": total,
-        "train_s": train,
-        "eval_s": evaluation,
-        "setup_s": round(total - train - evaluation, 3),
-        "started": started.isoformat(timespec="seconds"),
-        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    return Times(
+        total_s=total,
+        train_s=train,
+        eval_s=evaluation,
+        setup_s=round(total - train - evaluation, 3),
+        started=started.isoformat(timespec="seconds"),
+        ended=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
 
 
-def throughput(fit: Fit) -> dict[str, float]:
+def throughput(fit: Fit) -> Throughput | None:
     """Training speed, and how much of what was computed was padding; nothing where nothing was trained."""
     if not fit.tokens:
-        return {}
+        return None
     seconds = max(fit.train_s, 1e-9)
-    return {
-        "tokens_per_s": round(fit.tokens / seconds, 1),
-        "steps_per_s": round(fit.steps / seconds, 3),
-        "padding_share": round(fit.padded / max(1, fit.tokens + fit.padded), 4),
-    }
+    return Throughput(
+        tokens_per_s=round(fit.tokens / seconds, 1),
+        steps_per_s=round(fit.steps / seconds, 3),
+        padding_share=round(fit.padded / max(1, fit.tokens + fit.padded), 4),
+    )
 
 
 def hashes_of(rows: Mapping[str, Split], tokens: Mapping[str, Tokens], model: Model) -> dict[str, Any]:

@@ -59,6 +59,13 @@ def run_cell(config: DictConfig, overrides: Sequence[str], screen: Screen) -> in
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.filename is None:  # of the screen
+            raise
+        print(
+            f"{error.filename}: {error.strerror}; what was computed is lost, or kept as a checkpoint", file=sys.stderr
+        )
+        return 1
 
 
 def folder_of(cell: Cell) -> Path:

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter
 from peftbench.config.spec import Cell, digest
 from peftbench.data.rows import Rows, rows_of
 from peftbench.errors import DataError
-from peftbench.files import CHECKPOINT_FILE, DELTA_FILE, RECORD_FILE, write_atomically
-from peftbench.record import status_and_hashes
+from peftbench.files import CHECKPOINT_FILE, DELTA_FILE, RECORD_FILE, set_aside, write_atomically
+from peftbench.record import Hashes, damage, status_and_hashes
 from peftbench.study import lock
 
 WEIGHTS_FILE = "model.safetensors"
@@ -51,13 +51,12 @@ class AtHand:
     weights: str | None
     tests: frozenset[str] = frozenset()
 
-    def need(self, status: str | None, hashes: Mapping[str, Any]) -> Need:
+    def need(self, status: str | None, hashes: Hashes) -> Need:
         """What a cell needs whose record has this status and these hashes."""
         if status != "done":
             return "run"
-        made_of = hashes.get("data")
-        made_of = made_of if isinstance(made_of, Mapping) else {}
-        if self.weights is not None and hashes.get("weights") != self.weights:
+        made_of = hashes.data
+        if self.weights is not None and hashes.weights != self.weights:
             return "run"
         if self.rows is None:
             return "predict" if self.tests - made_of.keys() else "nothing"
@@ -126,15 +125,23 @@ def find(folder: Path, hand: AtHand) -> tuple[Path, Need]:
 def make_way(folder: Path, hand: AtHand) -> None:
     """Move a result that was made of other rows or weights to a folder beside it, and back what was made of these.
 
-    Its record goes last, so that an end in between leaves a result that is moved on at the next start.
+    Its record goes last, so that an end in between leaves a result that is moved on at the next start. A damaged
+    record is set aside.
     """
+    _set_aside_damaged(folder)
     status, hashes = status_and_hashes(folder / RECORD_FILE)
     if status == "done" and hand.need(status, hashes) == "run":
-        made_of = digest({"data": hashes.get("data"), "weights": hashes.get("weights")})[:8]
+        made_of = digest({"data": hashes.data, "weights": hashes.weights})[:8]
         _move(folder, folder.with_name(f"{folder.name}-{made_of}"))
     if (other := find(folder, hand)[0]) != folder:
         _move(other, folder)
         other.rmdir()
+        _set_aside_damaged(folder)
+
+
+def _set_aside_damaged(folder: Path) -> None:
+    if (reason := damage(folder / RECORD_FILE)) is not None:
+        set_aside(folder / RECORD_FILE, reason)
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -18,7 +18,7 @@ from types import TracebackType
 from pydantic import TypeAdapter
 
 from peftbench.errors import BadInput, shown
-from peftbench.files import set_aside
+from peftbench.files import make_folder, set_aside
 from peftbench.strangers import read_json
 
 FILE = "lock.json"
@@ -74,7 +74,7 @@ class Lock:
 
     def __enter__(self) -> "Lock":
         try:
-            self._make_folder()
+            self._made = make_folder(self.path.parent)
             self._take()
         except OSError as error:
             self.refused = error.strerror or str(error)
@@ -113,13 +113,6 @@ class Lock:
             looked_at = _identity(self.path)
             if alive(self.path, now) or not self._take_away(looked_at):
                 return
-
-    def _make_folder(self) -> None:
-        folder = self.path.parent
-        while not folder.exists():
-            self._made.append(folder)
-            folder = folder.parent
-        self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def _create(self) -> float:
         """Make the lock where there is none; gives the moment (s) by the folder's own clock."""

@@ -9,6 +9,7 @@ from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError
 
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 FEW = 8  # cells that one process composes sooner than others are started
 
 
@@ -21,9 +22,18 @@ def cells_from(every: Sequence[Sequence[str]]) -> Iterator[Cell | ConfigError]:
     if len(every) < FEW:
         yield from (_cell(words, _plain(words)) for words in every)
         return
-    with ProcessPoolExecutor(max(1, _cores() - 1), initializer=_leave_interrupts_to_the_parent) as others:
-        for words, found in zip(every, others.map(_plain, every), strict=True):
-            yield _cell(words, found)
+    with ProcessPoolExecutor(max(1, _cores() - 1), initializer=_leave_signals_to_the_parent) as others:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none reaches a child that is not set up yet
+        try:
+            plain = others.map(_plain, every)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        try:
+            for words, found in zip(every, plain, strict=True):
+                yield _cell(words, found)
+        except BaseException:
+            others.shutdown(cancel_futures=True)  # what nobody waits for is not composed
+            raise
 
 
 def _plain(words: Sequence[str]) -> compose.Plain | None:
@@ -45,5 +55,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _leave_signals_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in SIGNALS - {signal.SIGINT}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

@@ -57,7 +57,7 @@ def search(cell: Cell, run_try: Callable[[list[str]], tuple[Record, str] | None]
         rows=cell.select.rows,
         scores={f"{rate:g}": value for rate, value in scores.items()},
         folders=[folder for _, _, folder in found],
-        seconds=round(math.fsum(float(record.time["total_s"]) for _, record, _ in found), 3),
+        seconds=round(math.fsum(record.time.total_s for _, record, _ in found), 3),
     )
 
 
@@ -66,5 +66,5 @@ def score(record: Record, last: bool) -> float | None:
     if record.status != "done" or not record.metrics.evaluations:
         return None
     evaluation = record.metrics.evaluations[-1] if last else record.metrics.selected
-    value = None if evaluation is None else evaluation["chosen_by"]
+    value = None if evaluation is None else evaluation.chosen_by
     return None if value is None or not math.isfinite(value) else float(value)

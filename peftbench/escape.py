@@ -1,0 +1,44 @@
+"""Texts in the languages that they are put into: what means something there is taken from it. One function each."""
+
+import html as library
+import re
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from peftbench.errors import printable
+
+LATEX = {"\\": r"\textbackslash{}", "†": r"$^\dagger$", "±": r"$\pm$", "–": "--"}
+LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}"}
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a spreadsheet calculates begins so
+
+
+def terminal(text: str) -> str:
+    """One line of which a terminal obeys nothing."""
+    return printable(text)
+
+
+def shell(words: Sequence[str]) -> str:
+    """A command line that can be pasted: every word is a word again, and nothing in it is run."""
+    return shlex.join(printable(word) for word in words)
+
+
+def csv(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula; numbers stay numbers."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def latex(text: str) -> str:
+    """Text with everything that means something to LaTeX spelled."""
+    return re.sub("|".join(re.escape(key) for key in LATEX), lambda match: LATEX[match[0]], printable(text))
+
+
+def html(text: str) -> str:
+    """Text that holds no tag, and ends no attribute."""
+    return library.escape(text)
+
+
+def markdown(text: str) -> str:
+    """Text of one cell of a table, without tags."""
+    return printable(text).replace("|", "\\|").replace("<", "&lt;")
