@@ -25,6 +25,7 @@ def prepare() -> None:
         ConfigError: a variable has a value that is not possible.
     """
     _check()
+    os.environ.pop("WANDB_SERVICE", None)  # the process that writes for whoever started us ends with them
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(cores())
         _threads[:] = [os.environ["OMP_NUM_THREADS"]]

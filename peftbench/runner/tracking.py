@@ -185,7 +185,7 @@ def _begin(cell: Cell, config: Mapping[str, Any], folder: Path, how: Any) -> Any
         "name": f"{cell.task.name}-{cell.method.name}-{cell.model.name}-s{cell.seed}",
         "tags": [cell.task.name, cell.method.name, cell.model.name, f"data:{cell.data.name}", *cell.tracker.tags],
         "config": {**config, "fingerprint": cell.fingerprint},
-        "dir": str(folder),
+        "dir": str(folder.absolute()),  # W&B's own process may stand in another folder
         "reinit": "finish_previous",
     }
     attempts: list[tuple[Any, str]] = [(how, "this run is kept offline"), ("offline", "this run is not followed")]
