@@ -4,28 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support import TINY
 
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.runner.run import Outcome, run
 
 GLUE = Path(__file__).resolve().parents[2] / "shared" / "glue"
-
-# A two-layer BERT with random weights on the built-in sample: a run takes about a second.
-TINY = [
-    "model=bert_tiny",
-    "model.weights=random",
-    "model.config.vocab_size=2000",
-    "task=sst2",
-    "data=sample",
-    "data.limit=48",
-    "tracker=none",
-    "tracker.log_every=1",
-    "protocol.max_length=24",
-    "protocol.batch_size=8",
-    "protocol.max_steps=6",
-    "progress=false",
-]
 
 
 @pytest.fixture(autouse=True)

@@ -9,17 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import TINY
 from safetensors.torch import load_file
-
-PYTHON = [sys.executable, "-m", "peftbench"]
-
-
-def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own."""
-    return subprocess.run(
-        [*PYTHON, *words], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
-    )
+from support import TINY, call, losses
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
@@ -201,8 +192,7 @@ def test_two_processes_train_as_one(tmp_path: Path, method: str, launcher: tuple
 
     def series(where: str) -> list[float]:
         (path,) = (tmp_path / where).rglob("metrics.jsonl")
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return [line["loss"] for line in lines if "loss" in line]
+        return losses(path.parent)
 
     def delta(where: str) -> dict[str, torch.Tensor]:
         (path,) = (tmp_path / where).rglob("delta.safetensors")

@@ -4,8 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from conftest import TINY
-from test_cli import call
+from support import TINY, call
 
 from peftbench.data.sources import SAMPLE
 from peftbench.record import find_records

@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY
-from test_cli import call
-from test_study import records
+from support import TINY, call, records
 
 from peftbench.record import find_records, read_record
 

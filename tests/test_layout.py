@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "runner": {*GROUND, "config", "data", "backbone", "methods", "training"},
     "study": {*GROUND, "config", "papers", "data", "runner"},
     "report": {*GROUND, "config", "papers"},
+    "notebook": {*GROUND, "config", "runner", "study", "report"},
     "commands": {*GROUND, "config", "papers", "training", "runner", "study", "report"},
     "cli": {"errors", "environment", "training", "commands"},
     "__main__": {"cli"},

@@ -9,8 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import TINY
-from test_cli import PYTHON, call
+from support import PYTHON, TINY, call
 
 from peftbench.files import CHECKPOINT_FILE, write_atomically
 from peftbench.record import find_records

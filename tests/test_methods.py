@@ -9,15 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import assemble, losses, values
 
-from peftbench.backbone.model import Model, compute_precision, load
+from peftbench.backbone.model import load
 from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError
 from peftbench.files import DELTA_FILE
-from peftbench.methods.base import Delta, Tuner
+from peftbench.methods.base import Delta
 from peftbench.runner import deltas
 from peftbench.runner.counts import entries
-from peftbench.runner.run import Outcome, read_rows, tokenize_rows
+from peftbench.runner.run import Outcome
 from peftbench.training.trainer import Trainer
 
 D, F, L, R = 128, 512, 2, 8  # bert_tiny
@@ -102,22 +103,6 @@ ROWS = {
     ),
 }
 matrix = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-
-
-def assemble(cell: Cell) -> tuple[Model, Tuner, Trainer]:
-    """Model, tuner and trainer of a cell, as `run` makes them."""
-    tokens = tokenize_rows(cell, read_rows(cell), None)
-    model, _ = load(cell.model, cell.task.num_labels, cell.seed)
-    tuner = deltas.start_from(cell, model)
-    compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
-    trainer = Trainer(
-        model, tuner, cell.protocol, cell.task, tokens["train"], {"dev": tokens["dev"]}, "accuracy", cell.seed
-    )
-    return model, tuner, trainer
-
-
-def values(model: Model) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in model.module.named_parameters()}
 
 
 def dev_logits(trainer: Trainer) -> np.ndarray:
@@ -208,19 +193,14 @@ def stripped(outcome: Outcome) -> dict[str, object]:
     for key in (*MEASURED, "overrides", "sha256"):
         del record[key]
     record["config"].pop("outputs")
-    record["losses"] = losses_of(outcome)
+    record["losses"] = losses(outcome.path.parent)
     return record
-
-
-def losses_of(outcome: Outcome) -> list[float]:
-    lines = [json.loads(line) for line in (outcome.path.parent / "metrics.jsonl").read_text().splitlines()]
-    return [line["loss"] for line in lines if "loss" in line]
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_losses_follow_the_recorded_series(run_tiny: Callable[..., Outcome], name: str) -> None:
     recorded: Mapping[str, list[float]] = json.loads(GOLDEN.read_text())
-    found = losses_of(run_tiny(*ROWS[name].overrides, "protocol.precision=fp32"))
+    found = losses(run_tiny(*ROWS[name].overrides, "protocol.precision=fp32").path.parent)
     np.testing.assert_allclose(found, recorded[name], rtol=2e-4)
 
 
@@ -233,8 +213,8 @@ def test_the_matrix_has_every_method() -> None:
 
 
 def test_bf16_follows_fp32(run_tiny: Callable[..., Outcome], tmp_path: Path) -> None:
-    low = losses_of(run_tiny("method=full", f"outputs={tmp_path / 'a'}"))
-    high = losses_of(run_tiny("method=full", "protocol.precision=fp32", f"outputs={tmp_path / 'b'}"))
+    low = losses(run_tiny("method=full", f"outputs={tmp_path / 'a'}").path.parent)
+    high = losses(run_tiny("method=full", "protocol.precision=fp32", f"outputs={tmp_path / 'b'}").path.parent)
     np.testing.assert_allclose(low, high, rtol=0.02)
 
 
@@ -248,8 +228,8 @@ def test_frozen_matrices_are_resident_in_bf16(tiny: Callable[..., Cell]) -> None
 def test_accumulated_parts_equal_one_batch(run_tiny: Callable[..., Outcome], tmp_path: Path) -> None:
     common = ("method=lora", "method.dropout=0", "protocol.precision=fp32", "protocol.batch_size=12")
     common += ("+model.config.hidden_dropout_prob=0", "+model.config.attention_probs_dropout_prob=0")
-    whole = losses_of(run_tiny(*common, f"outputs={tmp_path / 'a'}"))
-    parts = losses_of(run_tiny(*common, "protocol.accumulation=5", f"outputs={tmp_path / 'b'}"))
+    whole = losses(run_tiny(*common, f"outputs={tmp_path / 'a'}").path.parent)
+    parts = losses(run_tiny(*common, "protocol.accumulation=5", f"outputs={tmp_path / 'b'}").path.parent)
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
 
 

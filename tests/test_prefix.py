@@ -1,11 +1,11 @@
 """Frozen first layers that are run once per row: the same training without dropout, and less of it computed."""
 
-import json
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from support import losses
 from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from peftbench.config import compose
@@ -38,11 +38,6 @@ BACKBONES = {
 }
 
 
-def losses(outcome: Outcome) -> list[float]:
-    lines = (outcome.path.parent / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
-
-
 def logits(outcome: Outcome) -> np.ndarray:
     return np.loadtxt(outcome.path.parent / "predictions" / "dev.tsv", delimiter="\t", skiprows=1, usecols=(3, 4))
 
@@ -51,8 +46,8 @@ def check_same(run_tiny: Run, *words: str) -> None:
     kept, plain = run_tiny(*words, "protocol.keep_prefix=true"), run_tiny(*words)
     assert kept.record.status == plain.record.status == "done"
     assert kept.record.fingerprint != plain.record.fingerprint
-    assert len(losses(plain)) == 6
-    assert losses(kept) == pytest.approx(losses(plain), rel=1e-5)
+    assert len(losses(plain.path.parent)) == 6
+    assert losses(kept.path.parent) == pytest.approx(losses(plain.path.parent), rel=1e-5)
     assert logits(kept) == pytest.approx(logits(plain), abs=1e-4)
 
 
@@ -92,7 +87,7 @@ def test_frozen_layers_are_run_once_per_row(run_tiny: Run) -> None:
 def test_in_bf16_and_with_dropout_it_learns(run_tiny: Run) -> None:
     words = ("method=full", "scope.layers=1", "protocol.lr=0.002", "protocol.max_steps=60")
     outcome = run_tiny(*words, "protocol.keep_prefix=true")
-    assert np.mean(losses(outcome)[-6:]) < 0.5 * losses(outcome)[0]
+    assert np.mean(losses(outcome.path.parent)[-6:]) < 0.5 * losses(outcome.path.parent)[0]
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import call
+from support import TINY, call
 
 from peftbench import escape, papers
 from peftbench.config import compose

@@ -55,7 +55,7 @@ def what_is_left(outcome: Outcome) -> tuple[dict[str, Any], dict[str, bytes]]:
     return raw, {name: (folder / name).read_bytes() for name in files}
 
 
-def losses(outcome: Outcome) -> list[str]:
+def logged(outcome: Outcome) -> list[str]:
     lines = (outcome.path.parent / "metrics.jsonl").read_text().splitlines()
     return [line.partition('"tokens_per_s"')[0] for line in lines]
 
@@ -81,7 +81,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(name: str, run_tiny: Run, sign
     signal_at(0)
     resumed = run_tiny(*overrides, f"outputs={tmp_path / 'broken'}")
     assert what_is_left(resumed) == what_is_left(whole)
-    assert losses(resumed) == losses(whole)
+    assert logged(resumed) == logged(whole)
 
 
 def test_a_run_that_was_killed_goes_on_from_its_last_evaluation(
@@ -104,7 +104,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_evaluation(
     resumed = run_tiny(*words, f"outputs={tmp_path / 'broken'}")
     assert done == [0, 1, 2, 3, 4, 5, 4, 5]
     assert what_is_left(resumed) == what_is_left(whole)
-    assert losses(resumed) == losses(whole)
+    assert logged(resumed) == logged(whole)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text"])

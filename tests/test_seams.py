@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_methods import assemble, values
+from support import assemble, values
 from torch import nn
 
 from peftbench.config.spec import Cell

@@ -5,8 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
-from conftest import TINY
-from test_cli import call
+from support import TINY, call
 
 from peftbench.config import compose
 from peftbench.record import (

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_methods import assemble, values
+from support import assemble, values
 from torch import nn
 
 from peftbench.config.spec import Cell

@@ -5,8 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import TINY
-from test_cli import PYTHON, call
+from support import PYTHON, TINY, call
 
 
 @pytest.mark.parametrize("words", [["list"], ["count", *TINY], ["--help"], ["run", *TINY]])

@@ -9,17 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import TINY
-from test_cli import PYTHON, call
+from support import PYTHON, TINY, call, records
 
 from peftbench.record import MEASURED, find_records, read_record
 from peftbench.study import status
 
 STUDY = ["-m", *TINY, "study=pilot", "method=bitfit,head", "seed=0,1"]
-
-
-def records(where: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(where)): path.read_bytes() for path in find_records(where / "outputs" / "pilot")}
 
 
 def test_a_finished_sweep_is_skipped_without_torch_and_runs_again_only_when_asked(tmp_path: Path) -> None:

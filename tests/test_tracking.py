@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY
-from test_cli import call
+from support import TINY, call, losses
 
 from peftbench.config.spec import Cell
 from peftbench.runner.run import Outcome
@@ -77,9 +76,8 @@ def test_an_offline_run_holds_what_the_record_holds(run_tiny: Run) -> None:
     assert {"sst2", "lora", "bert_tiny", "data:sample", "mine"} <= set(found["tags"])
     assert found["config"]["protocol"] == record.config["protocol"]
     assert found["config"]["fingerprint"] == record.fingerprint
-    losses = [row["train/loss"] for row in found["history"] if "train/loss" in row]
-    lines = [json.loads(line) for line in (outcome.path.parent / "metrics.jsonl").read_text().splitlines()]
-    assert losses == pytest.approx([line["loss"] for line in lines if "loss" in line])
+    sent = [row["train/loss"] for row in found["history"] if "train/loss" in row]
+    assert sent == pytest.approx(losses(outcome.path.parent))
     for row in found["history"]:
         if "train/loss" in row:
             assert row.keys() >= {"train/lr", "train/grad_norm", "train/tokens_per_s"}

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_cli import call
+from support import TINY, call
 from transformers import AutoModelForSequenceClassification
 
 from peftbench.config import compose

@@ -6,7 +6,7 @@ import sysconfig
 import venv
 from pathlib import Path
 
-from conftest import TINY
+from support import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,6 +13,7 @@ from peftbench.record import Record, Search
 if TYPE_CHECKING:
     from peftbench.papers import Paper
     from peftbench.runner.counts import Counts
+    from peftbench.runner.run import Outcome
     from peftbench.study.counts import Checked
     from peftbench.study.reproduce import Plan
     from peftbench.study.status import CellStatus, State
@@ -34,6 +35,17 @@ def already_done(record: Record, path: Path) -> None:
     """This cell has a finished record; it is never run again, nor overwritten."""
     console.print(f"already done: {record.headline.name} {_value(record)}")
     print(path, flush=True)
+
+
+def elsewhere(folder: Path, owner: str) -> None:
+    """Another runner has this cell."""
+    print(f"{folder}: {owner} is running it")
+
+
+def ended(outcome: "Outcome") -> None:
+    """How a run ended. The last line is its record's path."""
+    summary(outcome.record)
+    print(outcome.path, flush=True)
 
 
 def searched(search: Search) -> None:

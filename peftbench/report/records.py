@@ -34,6 +34,10 @@ class Study:
         """Those that ended well."""
         return [record for record in self.records if record.status == "done"]
 
+    def frame(self) -> pd.DataFrame:
+        """Those that ended well as `frame` gives them: one row each, scores in percent."""
+        return frame(self.done())
+
 
 def of(outputs: Path, study: str, model: str | None = None) -> Study:
     """Every readable record of a study; the unreadable are named on the terminal and left out.

@@ -35,26 +35,19 @@ class Screen(Protocol):
         """The learning rate was chosen."""
         ...
 
-    def summary(self, record: Record) -> None:
-        """The run ended."""
+    def elsewhere(self, folder: Path, owner: str) -> None:
+        """Another runner has the cell."""
+        ...
+
+    def ended(self, outcome: "Outcome") -> None:
+        """The run ended, well or not; its record is written."""
         ...
 
 
 def run_cell(config: DictConfig, overrides: Sequence[str], screen: Screen) -> int:
-    """Run one composed cell, say how it went; returns its exit code. The last line printed is the record's path.
-
-    Args:
-        config: the cell's, Hydra's own part included.
-        overrides: what the user typed.
-        screen: told how it goes.
-    """
+    """As `settle`; what is wrong with the input, or cannot be written, is said too and gives its exit code."""
     try:
-        cell = compose.build(config)
-        with Lock(folder_of(cell)) if _rank() == 0 else nullcontext() as lock:
-            if (code := _agreed(functools.partial(_settled, cell, lock, config.rerun == "all", screen))) is not None:
-                return code
-            gpus.take_place(config.cells_per_gpu)
-            return _run(cell, config, overrides, screen, _nothing if lock is None else lock.check)
+        return settle(config, overrides, screen)
     except BadInput as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -66,6 +59,27 @@ def run_cell(config: DictConfig, overrides: Sequence[str], screen: Screen) -> in
             f"{error.filename}: {error.strerror}; what was computed is lost, or kept as a checkpoint", file=sys.stderr
         )
         return 1
+
+
+def settle(config: DictConfig, overrides: Sequence[str], screen: Screen) -> int:
+    """Run one composed cell unless its finished record is there; returns its exit code.
+
+    Args:
+        config: the cell's, Hydra's own part included.
+        overrides: what the user typed.
+        screen: told how it goes.
+
+    Raises:
+        ConfigError: the cell is not possible, or its folder cannot be written.
+        DataError: rows or weights cannot be read.
+        OSError: something could not be written.
+    """
+    cell = compose.build(config)
+    with Lock(folder_of(cell)) if _rank() == 0 else nullcontext() as lock:
+        if (code := _agreed(functools.partial(_settled, cell, lock, config.rerun == "all", screen))) is not None:
+            return code
+        gpus.take_place(config.cells_per_gpu)
+        return _run(cell, config, overrides, screen, _nothing if lock is None else lock.check)
 
 
 def folder_of(cell: Cell) -> Path:
@@ -89,7 +103,7 @@ def _settled(cell: Cell, lock: Lock | None, again: bool, screen: Screen) -> int 
         return 0
     _check_writable(lock, cell)
     if not lock.held:
-        print(f"{folder_of(cell)}: {owner(lock.path)} is running it")
+        screen.elsewhere(folder_of(cell), owner(lock.path))
         return Elsewhere.exit_code
     if hand is not None:
         done.make_way(folder_of(cell), hand)
@@ -152,8 +166,7 @@ def _run(cell: Cell, config: DictConfig, overrides: Sequence[str], screen: Scree
             screen.searched(found)
     outcome = _runner()(cell, compose.resolved(config), overrides, found, check)
     if _rank() == 0:
-        screen.summary(outcome.record)
-        print(outcome.path, flush=True)
+        screen.ended(outcome)
     return 0 if outcome.error is None else getattr(outcome.error, "exit_code", 1)
 
 

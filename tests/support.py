@@ -1,0 +1,69 @@
+"""What several test modules use: the small cell's words, the command in a process of its own, a run taken apart."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from peftbench.backbone.model import Model, compute_precision, load
+from peftbench.config.spec import Cell
+from peftbench.methods.base import Tuner
+from peftbench.record import find_records
+from peftbench.runner import deltas
+from peftbench.runner.run import read_rows, tokenize_rows
+from peftbench.training.trainer import Trainer
+
+# A two-layer BERT with random weights on the built-in sample: a run takes about a second.
+TINY = [
+    "model=bert_tiny",
+    "model.weights=random",
+    "model.config.vocab_size=2000",
+    "task=sst2",
+    "data=sample",
+    "data.limit=48",
+    "tracker=none",
+    "tracker.log_every=1",
+    "protocol.max_length=24",
+    "protocol.batch_size=8",
+    "protocol.max_steps=6",
+    "progress=false",
+]
+PYTHON = [sys.executable, "-m", "peftbench"]
+
+
+def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own."""
+    return subprocess.run(
+        [*PYTHON, *words], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+
+
+def losses(folder: Path) -> list[float]:
+    """The training losses that a run logged, in the order of its steps."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def records(where: Path) -> dict[str, bytes]:
+    """Every record of the study "pilot", by its path."""
+    return {str(path.relative_to(where)): path.read_bytes() for path in find_records(where / "outputs" / "pilot")}
+
+
+def assemble(cell: Cell) -> tuple[Model, Tuner, Trainer]:
+    """Model, tuner and trainer of a cell, as `run` makes them."""
+    tokens = tokenize_rows(cell, read_rows(cell), None)
+    model, _ = load(cell.model, cell.task.num_labels, cell.seed)
+    tuner = deltas.start_from(cell, model)
+    compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
+    trainer = Trainer(
+        model, tuner, cell.protocol, cell.task, tokens["train"], {"dev": tokens["dev"]}, "accuracy", cell.seed
+    )
+    return model, tuner, trainer
+
+
+def values(model: Model) -> dict[str, torch.Tensor]:
+    """A copy of every parameter, by name."""
+    return {name: p.detach().clone() for name, p in model.module.named_parameters()}
