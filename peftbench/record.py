@@ -94,11 +94,13 @@ class Counts:
     """Trainable entries (numbers, not tensors).
 
     Attributes:
-        backbone: what the method trains.
+        backbone: what the method trains, at most: all that ever trains at one time.
         head: what every method trains besides.
         total: both.
         model: all entries of backbone and head, trained or not, without what the method adds.
         stored_bytes: size of the delta's tensors; None before there is one.
+        kept: of `backbone`, what is left when training ends; fewer where a method prunes what it trained. None in
+            records of before version 0.3.
     """
 
     backbone: Whole
@@ -106,6 +108,7 @@ class Counts:
     total: Whole
     model: Whole
     stored_bytes: Whole | None = None
+    kept: Whole | None = None
 
     def as_dict(self) -> dict[str, int | None]:
         """The counts by name."""

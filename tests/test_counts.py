@@ -142,6 +142,7 @@ def test_count_command_prints_json(capsys: pytest.CaptureFixture[str], monkeypat
         "head": 2_050,
         "total": 274_434,
         "model": 333_581_314,
+        "kept": 272_384,
     }
 
 

@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from peftbench.errors import ConfigError, Diverged
 from peftbench.methods.base import ParameterTuner, Training, Tuner
 from peftbench.methods.selective import SelectiveTuner
 from peftbench.methods.wrapper import WrapperTuner
+from peftbench.runner.counts import plan
 from peftbench.runner.run import Outcome
 from peftbench.training.trainer import Trainer
 
@@ -250,3 +252,47 @@ def test_the_change_of_the_backbone_is_what_merging_makes_of_it(tiny: Callable[.
             torch.testing.assert_close(p, expected, atol=1e-6, rtol=1e-6)
         assert any(change.abs().max() > 0 for change in changes.values())
     json.dumps(tuner.facts())
+
+
+PRUNING = '''
+from dataclasses import dataclass
+from typing import ClassVar
+
+from peftbench.methods.base import ParameterTuner
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """Biases, of which half are given up on the way."""
+
+    dial: ClassVar[None] = None
+
+    def attach(self, model, scope):
+        return PrunedTuner({name: p for name, p in model.within(scope) if name.endswith("key.bias")})
+
+
+class PrunedTuner(ParameterTuner):
+    def after_step(self, step):
+        if step == 1:
+            self._trainables = dict(list(self._trainables.items())[:1])
+        return step == 1
+
+    def kept(self):
+        return next(iter(self._trainables.values())).numel()
+'''
+
+
+def test_a_record_tells_what_trained_at_most_and_what_was_kept(
+    run_tiny: Run, tiny: Callable[..., Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "pruned_method.py").write_text(PRUNING)
+    (tmp_path / "method").mkdir()
+    (tmp_path / "method" / "pruned.yaml").write_text("_target_: pruned_method.Pruned\ndefault_lr: 1.0e-3\n")
+    words = ["method=pruned", f"hydra.searchpath=[file://{tmp_path}]"]
+    planned = plan(tiny(*words))
+    counts = run_tiny(*words).record.counts
+    assert counts is not None
+    width = 128
+    assert (planned.backbone, planned.kept) == (counts.backbone, counts.kept) == (2 * width, width)
+    assert counts.stored_bytes == 4 * (width + counts.head)

@@ -75,6 +75,8 @@ def summary(record: Record) -> None:
     if counts is not None:
         share = f"{counts.backbone / max(1, counts.model):.3%} of the model"
         table.add_row("trained", f"{counts.backbone:,} backbone entries ({share}) + {counts.head:,} head")
+        if counts.kept not in (None, counts.backbone):
+            table.add_row("kept", f"{counts.kept:,} of the backbone entries")
         if counts.stored_bytes is not None:
             table.add_row("stored", f"{counts.stored_bytes:,} bytes")
     times, speed = record.time, record.throughput
@@ -95,6 +97,9 @@ def counts(cell: Cell, found: "Counts") -> None:
     for column in ("", "entries", "share of the model"):
         table.add_column(column, justify="left" if not column else "right")
     rows = {"backbone, trained": found.backbone, "head, trained": found.head, "total, trained": found.total}
+    if found.kept != found.backbone:
+        rows = {"backbone, trained at most": found.backbone, "backbone, kept at the end": found.kept or 0} | rows
+        del rows["backbone, trained"]
     for name, value in {**rows, "model": found.model}.items():
         table.add_row(name, f"{value:,}", f"{value / found.model:.4%}")
     console.print(table)
@@ -103,11 +108,11 @@ def counts(cell: Cell, found: "Counts") -> None:
 def counts_of_all(common: str, found: Mapping[str, "Counts | str"]) -> None:
     """The counts of several cells as a table, and below it why some have none."""
     table = Table(title=common, title_justify="left")
-    for column in ("", "backbone", "head", "total", "share of the model"):
+    for column in ("", "backbone", "kept", "head", "total", "share of the model"):
         table.add_column(column, justify="left" if not column else "right", no_wrap=not column)
     for name, counts in found.items():
         if not isinstance(counts, str):
-            shares = (f"{value:,}" for value in (counts.backbone, counts.head, counts.total))
+            shares = (f"{value:,}" for value in (counts.backbone, counts.kept, counts.head, counts.total))
             table.add_row(name, *shares, f"{counts.total / counts.model:.4%}")
     console.print(table)
     for name, counts in found.items():

@@ -150,7 +150,10 @@ class Tuner(Protocol):
         ...
 
     def kept(self) -> int:
-        """How many of the backbone entries that trained are still there; fewer where a method prunes its own."""
+        """How many backbone entries are still there of those that train, when training has ended.
+
+        Fewer than there are trainables where a method prunes its own; before training begins it says what it aims at.
+        """
         ...
 
     def facts(self) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Who trains how much: backbone, head, total, stored bytes. The only place that counts."""
 
+from dataclasses import replace
+
 from peftbench.backbone.model import Model, build
 from peftbench.backbone.prefix import Prefix
 from peftbench.config.spec import Cell
@@ -13,11 +15,18 @@ def entries(model: Model) -> int:
     return sum(parameter.numel() for parameter in model.module.parameters())
 
 
-def count(model: Model, tuner: Tuner, before: int, stored_bytes: int | None = None) -> Counts:
+def count(model: Model, tuner: Tuner, before: int) -> Counts:
     """Count what trains; `before` is `entries(model)` before the method was attached."""
     backbone = sum(parameter.numel() for parameter in tuner.trainables().values())
     head = sum(parameter.numel() for _, parameter in model.head())
-    return Counts(backbone, head, backbone + head, before, stored_bytes)
+    return Counts(backbone, head, backbone + head, before, kept=tuner.kept())
+
+
+def counted_again(planned: Counts, model: Model, tuner: Tuner, stored_bytes: int) -> Counts:
+    """The counts when training has ended: a method may have trained more than it began with, and may keep less."""
+    now = count(model, tuner, planned.model)
+    backbone = max(planned.backbone, now.backbone)
+    return replace(now, backbone=backbone, total=backbone + now.head, stored_bytes=stored_bytes)
 
 
 def plan(cell: Cell) -> Counts:

@@ -37,7 +37,7 @@ from peftbench.record import (
     write_record,
 )
 from peftbench.runner import budgets, deltas, provenance
-from peftbench.runner.counts import Counts, count, entries, plan
+from peftbench.runner.counts import Counts, count, counted_again, entries, plan
 from peftbench.runner.tracking import MetricsFile, Stopwatch, bar, wandb_run
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.fit import Fit, Watcher
@@ -186,7 +186,7 @@ def execute(
     with watchers(cell, config, folder) as trainer.watchers:
         fit = trainer.run()
         delta = deltas.learned(cell, model, tuner)
-        work.counts = count(model, tuner, before, delta.stored_bytes)
+        work.counts = counted_again(work.counts, model, tuner, delta.stored_bytes)
         work.facts = tuner.facts()
         unseen = {name: trainer.evaluator.predict(tokens[name]) for name in tokens if tokens[name].labels is None}
         if main:
