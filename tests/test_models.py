@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftbench.backbone.model import Model, build, compute_precision, load, weights_folder
+from peftbench.backbone.model import build, compute_precision, load, weights_folder
 from peftbench.config import compose
-from peftbench.config.spec import KINDS, ModelSpec
+from peftbench.config.spec import ModelSpec
 from peftbench.errors import DataError
 from peftbench.runner import deltas
 
@@ -19,6 +19,8 @@ SMALL = {
     "vocab": {"vocab_size": 300},
     "ids": {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
 }
+
+LINEAR = {"query", "key", "value", "attention_output", "intermediate", "output"}
 
 
 def small(name: str) -> ModelSpec:
@@ -35,8 +37,17 @@ def test_every_parameter_has_a_place(name: str) -> None:
     model = build(compose.cell_from([f"model={name}"]).model, 2, device="meta")
     places = [model.place(parameter) for parameter, _ in model.backbone()]
     assert {place.layer for place in places} - {None} == set(range(model.depth))
-    assert {kind for place in places for kind in place.kinds} <= set(KINDS)
-    assert all(place.kinds for place in places)
+    entries: dict[int, int] = {}  # of the linear maps, by layer: layers are alike
+    kinds: dict[int, set[str]] = {}
+    for (_, parameter), place in zip(model.backbone(), places, strict=True):
+        if place.layer is not None and place.kinds <= LINEAR:
+            entries[place.layer] = entries.get(place.layer, 0) + parameter.numel()
+            kinds[place.layer] = kinds.get(place.layer, set()) | place.kinds
+    assert len(set(entries.values())) == 1
+    assert list(kinds.values()) == [LINEAR] * model.depth
+    outside = {kind for place in places if place.layer is None for kind in place.kinds}
+    assert "embeddings" in outside
+    assert not outside & LINEAR
     assert list(model.head()), "the head has parameters"
 
 
@@ -100,9 +111,13 @@ def spec_of(folder: Path, *overrides: str) -> ModelSpec:
 
 
 def test_weights_from_a_folder(folder: Path) -> None:
-    model, found = load(spec_of(folder), 2, seed=0)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["pooler.dense.bias"] += 1
+    save_file(tensors, folder / "model.safetensors")
+    model, found = load(spec_of(folder, "model.sha256=null"), 2, seed=0)
     assert found == folder
-    assert isinstance(model, Model)
+    for name, parameter in model.backbone():
+        assert torch.equal(parameter, tensors[name.removeprefix("bert.")]), name
 
 
 def test_other_bytes_are_refused(folder: Path) -> None:

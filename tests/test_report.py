@@ -1,7 +1,9 @@
 """From records to tables, statistics, figures and a page: what a person reads is what the records say."""
 
+import csv
 import dataclasses
 import hashlib
+import io
 import itertools
 import json
 import re
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib import pyplot
 from support import TINY, call
 
 from peftbench import escape, papers
@@ -131,15 +134,37 @@ def test_several_backbones_are_not_mixed_without_asking(make: Callable[..., Path
     assert call("table", "made", "--model", "bert_min", cwd=tmp_path).returncode == 2
 
 
-@pytest.mark.parametrize("form", render.FORMATS)
+FIGURES = {"lora": ("900", "80.2 ± 0.2"), "bitfit": ("100", "70.2 ± 0.2"), "id3": ("300", "80.1 ± 0.2")}
+BOLD = {"md": "**{}**", "latex": "\\textbf{{{}}}", "html": "<b>{}</b>"}
+
+
+@pytest.mark.parametrize("form", BOLD)
 def test_every_format_holds_every_figure(make: Callable[..., Path], tmp_path: Path, form: str) -> None:
     full_study(make)
     printed = call("table", "made", "--format", form, cwd=tmp_path)
     assert printed.returncode == 0, printed.stderr
-    assert printed.stdout == render.text(table.build(study(tmp_path)), form)
-    for word in ("lora", "bitfit", "id3", "mrpc acc"):
-        assert word in printed.stdout
-    assert ("80.2" in printed.stdout) or form == "csv"
+    text = printed.stdout.replace("$\\pm$", "±")
+    for method, (entries, score) in FIGURES.items():
+        (row,) = (line for line in text.splitlines() if re.search(rf"\b{method}\b", line))
+        cells = [cell.strip() for cell in re.split(r"\||&|</?td>|\\\\", row) if cell.strip(" <>/tr")]
+        shown = score if method == "bitfit" else BOLD[form].format(score)
+        mean = score.partition(" ")[0]
+        assert cells[:6] == [method, entries, "10", shown, shown, mean]
+        assert cells[6].replace("kB", "").strip() == f"{4 * int(entries) / 1000:.0f}"
+
+
+def test_csv_holds_every_figure_as_a_number(make: Callable[..., Path], tmp_path: Path) -> None:
+    full_study(make)
+    printed = call("table", "made", "--format", "csv", cwd=tmp_path)
+    rows = list(csv.DictReader(io.StringIO(printed.stdout)))
+    assert [(row["method"], row["column"]) for row in rows] == [
+        (method, column) for method in ("bitfit", "id3", "lora") for column in ("cola acc", "mrpc acc")
+    ]
+    for row in rows:
+        entries, score = FIGURES[row["method"]]
+        assert f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}" == score
+        assert (row["backbone"], row["head"], row["seeds"]) == (entries, "10", "5")
+        assert row["not_beaten"] == str(int(row["method"] != "bitfit"))
 
 
 @pytest.mark.skipif(LATEX is None, reason="no pdflatex here (texlive-latex-recommended)")
@@ -282,7 +307,15 @@ def test_plots_are_drawn_and_can_be_opened(make: Callable[..., Path], tmp_path: 
     written = {Path(line).name for line in done.stdout.splitlines()}
     assert {"entries.png", "seconds.pdf", "memory.png", "curves.png", "seeds.png"} <= written
     for path in (tmp_path / "figures").glob("*.png"):
-        assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+        pixels = {tuple(pixel) for pixel in (255 * pyplot.imread(path)[:, :, :3]).round().astype(int).reshape(-1, 3)}
+        for colour in plots.COLOURS[:3]:  # one for each method
+            assert tuple(bytes.fromhex(colour[1:])) in pixels, (path, colour)
+    rows = table.apart(study(tmp_path))[0]
+    figure = plots.FIGURES["entries"](study(tmp_path), rows, tmp_path / "outputs")
+    assert figure is not None
+    for axes in figure.axes:
+        points = {tuple(np.round(bars.lines[0].get_xydata()[0], 1)) for bars in axes.containers}
+        assert points == {(900, 80.2), (100, 70.2), (300, 80.1)}
     refused = call("plot", "made", "--to", "/proc/figures", cwd=tmp_path)
     assert refused.returncode == 2
     assert "/proc/figures: cannot be written" in refused.stderr

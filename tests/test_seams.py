@@ -69,6 +69,33 @@ def test_a_wrapper_forwards_every_member(name: str) -> None:
     assert name in part.asked
 
 
+class Spy:
+    """A tuner that notes what is asked of it."""
+
+    def __init__(self, part: Tuner) -> None:
+        self._part = part
+        self.asked: set[str] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked.add(name)
+        return getattr(self._part, name)
+
+
+@pytest.mark.parametrize("method", [("spafit", "method.strata.0.last=-1"), ("random_lora", "budget=50")])
+def test_what_a_run_asks_of_a_wrapper_reaches_its_parts(tiny: Callable[..., Cell], method: tuple[str, ...]) -> None:
+    _, tuner, trainer = assemble(tiny(f"method={method[0]}", *method[1:], "protocol.max_steps=2"))
+    assert isinstance(tuner, WrapperTuner)
+    spies = [Spy(part) for part in tuner.parts]
+    tuner.parts = [*spies]
+    trainer.run()
+    tuner.facts()
+    tuner.load_state_dict(tuner.state_dict())
+    tuner.merge()
+    hooks = {"prepare", "penalty", "before_backward", "after_backward", "after_step", "facts", "merge"}
+    for spy in spies:
+        assert hooks | {"state_dict", "load_state_dict"} <= spy.asked
+
+
 def test_a_wrapper_keeps_facts_and_penalties_of_every_part() -> None:
     class Told(ParameterTuner):
         def __init__(self, name: str, size: float) -> None:
