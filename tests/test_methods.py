@@ -19,6 +19,7 @@ from peftbench.methods.base import Delta
 from peftbench.runner import deltas
 from peftbench.runner.counts import entries
 from peftbench.runner.run import Outcome
+from peftbench.sparse.scores import SCORES, Score
 from peftbench.training.trainer import Trainer
 
 D, F, L, R = 128, 512, 2, 8  # bert_tiny
@@ -245,19 +246,57 @@ def test_a_method_from_another_package(
     tmp_path: Path, run_tiny: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One Python file and one yaml, outside this repository, word for word as docs/adding.md has them."""
-    page = (Path(__file__).parents[1] / "docs" / "adding.md").read_text(encoding="utf-8")
-    code, config = re.search(r"```python\n(.*?)```", page, re.S), re.search(r"```yaml\n(.*?)```", page, re.S)
-    assert code is not None
-    assert config is not None
-    (tmp_path / "norms_only.py").write_text(code[1])
-    conf = tmp_path / "conf" / "method"
-    conf.mkdir(parents=True)
-    (conf / "norms_only.yaml").write_text(config[1])
+    write_as_documented(tmp_path, "norms_only")
     monkeypatch.syspath_prepend(str(tmp_path))
     found = run_tiny(f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "method=norms_only").record
     assert found.status == "done"
     assert found.counts is not None
     assert found.counts.backbone == 4 * L * D + 2 * D
+
+
+def write_as_documented(folder: Path, name: str) -> None:
+    """Write the module and the yaml of a method that docs/adding.md shows."""
+    page = (Path(__file__).parents[1] / "docs" / "adding.md").read_text(encoding="utf-8")
+    code = re.search(rf"```python\n# {name}.py\n(.*?)```", page, re.S)
+    config = re.search(rf"```yaml\n# conf/method/{name}.yaml\n(.*?)```", page, re.S)
+    assert code is not None
+    assert config is not None
+    (folder / f"{name}.py").write_text(code[1])
+    (folder / "conf" / "method").mkdir(parents=True)
+    (folder / "conf" / "method" / f"{name}.yaml").write_text(config[1])
+
+
+def test_a_score_from_another_package(
+    tmp_path: Path, tiny: Callable[..., Cell], run_tiny: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One function, and a yaml that names it, as docs/adding.md has them; at the start, and step by step."""
+    write_as_documented(tmp_path, "taylor")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "method=taylor", "budget=300", "method.batches=1"]
+    model, tuner, trainer = assemble(tiny(*words, "protocol.precision=fp32"))
+    before = values(model)
+    seen: list[dict[str, torch.Tensor]] = []
+    rank = SCORES["taylor"].rank
+
+    def spy(gradient: torch.Tensor, weight: torch.Tensor, eps: float, exp: float) -> torch.Tensor:
+        seen.append({"gradient": gradient.clone(), "scores": rank(gradient, weight, eps, exp)})
+        return seen[-1]["scores"]
+
+    monkeypatch.setitem(SCORES, "taylor", Score(spy, "mean"))
+    trainer.run()
+    assert any(item["gradient"].any() for item in seen)
+    scores = torch.cat([item["scores"].reshape(-1) for item in seen])
+    least = scores.topk(300).values[-1]
+    changed = sum(int((before[name] != p).sum()) for name, p in model.backbone())
+    assert 0 < changed <= 300
+    names = list(tuner.touched())
+    for name, item in zip(names, seen, strict=True):
+        assert bool((item["scores"][before[name] != dict(model.backbone())[name]] >= least).all())
+    growing = run_tiny(*words, "method.when=steps").record
+    assert growing.status == "done"
+    assert growing.budget["chosen"] == 300
+    with pytest.raises(ConfigError, match=r"method\.score=tailor: .*did you mean taylor"):
+        tiny(*words, "method.score=tailor")
 
 
 def test_a_delta_of_another_backbone_is_refused(tiny: Callable[..., Cell], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from matplotlib import pyplot
 from support import TINY, call
 
 from peftbench import escape, papers
+from peftbench.commands import views
 from peftbench.config import compose
 from peftbench.errors import ConfigError
 from peftbench.record import Counts, Evaluation, Headline, Metrics, Record, find_records, read_record, write_record
@@ -151,6 +152,25 @@ def test_every_format_holds_every_figure(make: Callable[..., Path], tmp_path: Pa
         mean = score.partition(" ")[0]
         assert cells[:6] == [method, entries, "10", shown, shown, mean]
         assert cells[6].replace("kB", "").strip() == f"{4 * int(entries) / 1000:.0f}"
+
+
+def test_a_format_is_one_function(
+    make: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def plain(made: table.Table) -> str:
+        return "".join(";".join(row) + "\n" for row in render.grid(made))
+
+    full_study(make)
+    monkeypatch.setitem(render.FORMATS, "plain", plain)
+    views.table(["made", "--outputs", str(tmp_path / "outputs"), "--format", "plain"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("method;backbone;head;cola acc;mrpc acc")
+    assert [line.split(";")[:4] for line in lines[1:]] == [
+        [name, entries, "10", score] for name, (entries, score) in sorted(FIGURES.items())
+    ]
+    refused = call("table", "made", "--format", "cvs", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == "--format cvs: there is no such format; did you mean csv?\n"
 
 
 def test_csv_holds_every_figure_as_a_number(make: Callable[..., Path], tmp_path: Path) -> None:

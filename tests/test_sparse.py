@@ -19,8 +19,8 @@ from peftbench.errors import ConfigError, DataError
 from peftbench.methods.selective import SelectiveTuner
 from peftbench.sparse.gradients import dense, sampled, watch_bias, watch_weight
 from peftbench.sparse.schedule import unmasked
-from peftbench.sparse.scores import Best, d3
-from peftbench.sparse.select import random_ids, smallest_ids
+from peftbench.sparse.scores import Best, d3, magnitude
+from peftbench.sparse.select import random_ids, weight_ids
 from peftbench.sparse.store import SparseStore, quotas
 
 shapes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=6)
@@ -143,7 +143,8 @@ def test_random_masks_are_exact(
 def test_the_smallest_are_the_smallest() -> None:
     store = store_of([(5, 7), (3, 3)], 9)
     flat = torch.cat([t.detach().reshape(-1) for t in store.tensors]).abs()
-    assert sorted(smallest_ids(store).tolist()) == sorted(flat.argsort()[:9].tolist())
+    ids = weight_ids(store, lambda gradient, weight: magnitude(gradient, weight, 0.1, 1.0))
+    assert sorted(ids.tolist()) == sorted(flat.argsort()[:9].tolist())
 
 
 @settings(deadline=None, max_examples=60)

@@ -12,7 +12,7 @@ def table(arguments: Sequence[str]) -> int:
     """`peftbench table STUDY`: mean and spread over seeds, one row per method, a paper's figures beside them."""
     parser = _study_parser("table")
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
-    parser.add_argument("--format", choices=("md", "latex", "html", "csv"), help="print it so, for a file")
+    parser.add_argument("--format", help="md, latex, html or csv: print it so, for a file")
     asked = parser.parse_args(arguments)
     from peftbench import papers
     from peftbench.report import records, render

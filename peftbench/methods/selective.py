@@ -24,8 +24,8 @@ from peftbench.methods.wrapper import WrapperTuner
 from peftbench.sparse.adam import EntryAdamW, ValuesAdamW
 from peftbench.sparse.gradients import watch_bias, watch_dense, watch_weight
 from peftbench.sparse.schedule import Shape, unmasked
-from peftbench.sparse.scores import Best, d3
-from peftbench.sparse.select import gradient_ids, random_ids, smallest_ids
+from peftbench.sparse.scores import RANDOM, SCORES, Best, ScoreName
+from peftbench.sparse.select import gradient_ids, random_ids, weight_ids
 from peftbench.sparse.store import SparseStore
 
 
@@ -34,11 +34,11 @@ class Selective:
     """A score, a moment, and candidates: the backbone, or the trainables of an inner method.
 
     Attributes:
-        score: random | magnitude (the smallest) | fisher | d3, |gradient| / (|weight| + eps)^exp.
+        score: random, or a word of `sparse.scores`: magnitude | fisher | d3 | ...
         when: "start", or "steps": after step t of T exactly round(budget t / T) entries are unmasked, for good.
         schedule, every, steps: how they are unmasked (see `sparse.schedule`); steps None: all of training.
-        eps, exp: of d3.
-        batches: batches whose gradients fisher and d3 look at before training.
+        eps, exp: of the score (d3).
+        batches: batches whose gradients a score looks at before training.
         per_tensor, structured: of random (see `sparse.select.random_ids`).
         adam: "shared": one step counter, as the published code; "entry": every entry from its own unmasking on.
         kinds: candidates among the backbone's standard kinds; None: all of them.
@@ -46,7 +46,7 @@ class Selective:
         entries: how many entries train: the budget.
     """
 
-    score: Literal["random", "magnitude", "fisher", "d3"]
+    score: ScoreName
     when: Literal["start", "steps"] = "start"
     schedule: Shape = "uniform"
     every: Count = 1
@@ -63,8 +63,16 @@ class Selective:
     dial: ClassVar[str | None] = "entries"
 
     def __post_init__(self) -> None:
-        if self.when == "steps" and self.score != "d3":
-            raise ValueError("when=steps needs score=d3")
+        if self.when == "steps" and self._gradient != "mean":
+            raise ValueError("when=steps needs a score of gradients, as d3 is one")
+
+    @property
+    def _gradient(self) -> str:
+        return SCORES[self.score].gradient if self.score in SCORES else "none"
+
+    def rank(self, gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The scores of a tensor's entries (see `sparse.scores.Score`)."""
+        return SCORES[self.score].rank(gradient, weight, self.eps, self.exp)
 
     def within(self, model: Model, scope: Scope, entries: int) -> "Selective":
         """See `Method`: the budget is met to the entry."""
@@ -87,10 +95,10 @@ class Selective:
         require(candidates, "no candidate entry", narrowed(scope, self.kinds))
         store = SparseStore(candidates, self.entries)
         if self.when == "start" and not store.values.is_meta:
-            if self.score == "random":
+            if self.score == RANDOM:
                 store.add(random_ids(store, self.per_tensor, self.structured))
-            elif self.score == "magnitude":
-                store.add(smallest_ids(store))
+            elif self._gradient == "none":
+                store.add(weight_ids(store, self.rank))
         return SelectiveTuner(self, model, store, inner)
 
     def _inner(self, raw: Mapping[str, Any], model: Model, scope: Scope) -> Tuner:
@@ -298,7 +306,7 @@ class SelectiveTuner(WrapperTuner):
             places, index = store.part(i)
             self._staged[places] = flat[index].float()
             if self._best.count:
-                scores = d3(gradient, store.tensors[i], method.eps, method.exp).view(-1)
+                scores = method.rank(gradient, store.tensors[i]).view(-1)
                 scores[index] = -torch.inf
                 self._best.offer(scores, store.offsets[i], flat)
 
@@ -319,15 +327,5 @@ class SelectiveTuner(WrapperTuner):
 
     def _by_gradients(self) -> torch.Tensor:
         method, training = self._method, self._training
-        if method.score == "fisher":
-            return gradient_ids(
-                self.store, training.passes, method.batches, training.total, True, lambda total, weight: total
-            )
-        return gradient_ids(
-            self.store,
-            training.passes,
-            method.batches,
-            training.total,
-            False,
-            lambda total, weight: d3(total / method.batches, weight, method.eps, method.exp),
-        )
+        squared = SCORES[method.score].gradient == "squares"
+        return gradient_ids(self.store, training.passes, method.batches, training.total, squared, method.rank)

@@ -1,17 +1,16 @@
 """A table for the terminal, and as Markdown, LaTeX (booktabs), HTML and CSV."""
 
-import csv
+import csv as library
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.markup import escape as markup
 from rich.table import Table as Terminal
 
 from peftbench import escape
+from peftbench.errors import ConfigError, near, shown
 from peftbench.report.table import Entry, Line, Table
-
-FORMATS = ("md", "latex", "html", "csv")
 
 
 def show(table: Table) -> None:
@@ -33,8 +32,14 @@ def show(table: Table) -> None:
 
 
 def text(table: Table, form: str) -> str:
-    """The table in one of `FORMATS`, footnotes included (as comments or lines below)."""
-    return {"md": _markdown, "latex": _latex, "html": _html, "csv": _csv}[form](table)
+    """The table in one of `FORMATS`.
+
+    Raises:
+        ConfigError: there is no such format.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"--format {shown(form)}: there is no such format; {near(form, FORMATS)}")
+    return FORMATS[form](table)
 
 
 def grid(table: Table) -> list[list[str]]:
@@ -92,7 +97,9 @@ def _rows(table: Table, form: str) -> list[list[str]]:
     ]
 
 
-def _markdown(table: Table) -> str:
+def markdown(table: Table) -> str:
+    """GitHub's Markdown, footnotes as lines below."""
+
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(escape.markdown(cell) for cell in cells) + " |"
 
@@ -102,7 +109,8 @@ def _markdown(table: Table) -> str:
     return "\n".join([*lines, "", *(f"{escape.markdown(note)}  " for note in table.notes)]).rstrip() + "\n"
 
 
-def _latex(table: Table) -> str:
+def latex(table: Table) -> str:
+    """A LaTeX table with booktabs, footnotes below."""
     head = grid(table)[0]
     lines = [
         "% needs \\usepackage{booktabs}",
@@ -122,7 +130,9 @@ def _latex(table: Table) -> str:
     return "\n".join([*lines, "\\end{table}"]) + "\n"
 
 
-def _html(table: Table) -> str:
+def html(table: Table) -> str:
+    """A table element and a paragraph for every footnote."""
+
     def row(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
 
@@ -141,10 +151,10 @@ def _html(table: Table) -> str:
     )
 
 
-def _csv(table: Table) -> str:
-    """One line per row and column: a program has nothing to take apart."""
+def csv(table: Table) -> str:
+    """One line per row and column: a program has nothing to take apart. No footnotes."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
+    writer = library.writer(out, lineterminator="\n")
     counts = ("backbone", "head", "total", "stored_bytes")
     writer.writerow(
         ["method", "column", table.statistic, "sd", "seeds", "not_beaten", "collapsed", "published", "difference",
@@ -158,3 +168,7 @@ def _csv(table: Table) -> str:
                  line.seconds, line.search_s, line.peak_mb]
             )  # fmt: skip
     return out.getvalue()
+
+
+# Word of --format -> what makes a text of a table; one of these is all that another format needs.
+FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "latex": latex, "html": html, "csv": csv}

@@ -1,10 +1,67 @@
-"""Scores of entries, and the best of them taken tensor by tensor."""
+"""Scores of entries, and the best of them taken tensor by tensor. A score is one function here, or anybody's."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import AfterValidator
+
+from peftbench.errors import near
+
+Rank = Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]
 
 
+@dataclass(frozen=True)
+class Score:
+    """Ranks entries: those of the highest score train.
+
+    Attributes:
+        rank: (gradient, weight, eps, exp) -> scores of the weight's shape; eps and exp are the method's keys.
+        gradient: what it is given as such: "mean" over batches, or of one step while a selection grows; "squares",
+            the mean of the squared gradients over batches; "none", a single zero.
+    """
+
+    rank: Rank
+    gradient: Literal["none", "mean", "squares"]
+
+
+SCORES: dict[str, Score] = {}  # by the word that a method's yaml gives as `score`
+RANDOM = "random"  # the one other word: drawn, not ranked (`sparse.select.random_ids`)
+
+
+def score(gradient: Literal["none", "mean", "squares"]) -> Callable[[Rank], Rank]:
+    """Make a function a score; its name is its word. See `Score` for what it is given."""
+
+    def enter(rank: Rank) -> Rank:
+        SCORES[rank.__name__] = Score(rank, gradient)
+        return rank
+
+    return enter
+
+
+def _is_score(word: str) -> str:
+    if word != RANDOM and word not in SCORES:
+        raise ValueError(f"there is no such score; {near(word, [RANDOM, *SCORES])}")
+    return word
+
+
+ScoreName = Annotated[str, AfterValidator(_is_score)]
+
+
+@score(gradient="none")
+def magnitude(gradient: torch.Tensor, weight: torch.Tensor, eps: float, exp: float) -> torch.Tensor:
+    """-|weight|: the smallest train (PaFi, Liao et al. 2023)."""
+    return -weight.detach().float().abs()
+
+
+@score(gradient="squares")
+def fisher(gradient: torch.Tensor, weight: torch.Tensor, eps: float, exp: float) -> torch.Tensor:
+    """The diagonal of the empirical Fisher information (Fish mask, Sung et al. 2021)."""
+    return gradient
+
+
+@score(gradient="mean")
 def d3(gradient: torch.Tensor, weight: torch.Tensor, eps: float, exp: float) -> torch.Tensor:
     """|gradient| / (|weight| + eps)^exp, in fp32 (Agarwal et al. 2024, arXiv 2408.14470; D3)."""
     bottom = weight.detach().abs().float().add_(eps)  # abs makes the copy that the rest works on

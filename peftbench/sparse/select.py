@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import nn
 
 from peftbench.sparse.scores import Best
 from peftbench.sparse.store import SparseStore, quotas
 
 Passes = Callable[[int], Iterator[None]]
+Ranking = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 GROUPS = 4  # gradients are summed for a quarter of the candidates at a time, so that memory stays a quarter
 
 
@@ -45,11 +45,15 @@ def _columns(random: np.random.Generator, shape: Sequence[int], share: int) -> n
     return inside[:share]
 
 
-def smallest_ids(store: SparseStore) -> torch.Tensor:
-    """Ids of the entries of smallest magnitude over all candidates (PaFi), equal ones by rising id; ids rise."""
+def weight_ids(store: SparseStore, rank: Ranking) -> torch.Tensor:
+    """Ids of the entries that rank highest by their weights, over all candidates; equal ones by rising id; ids rise.
+
+    Args:
+        rank: from a zero and a tensor to scores of the same shape.
+    """
     best = Best(store.budget)
     for tensor, offset in zip(store.tensors, store.offsets, strict=False):
-        best.offer(-tensor.detach().float().abs().view(-1), offset)
+        best.offer(rank(tensor.new_zeros(()), tensor).view(-1), offset)
     assert best.ids is not None
     return best.ids.sort().values.int()
 
@@ -60,17 +64,17 @@ def gradient_ids(
     batches: int,
     gather: Callable[[torch.Tensor], torch.Tensor],
     squared: bool,
-    score: Callable[[torch.Tensor, nn.Parameter], torch.Tensor],
+    rank: Ranking,
 ) -> torch.Tensor:
-    """Ids of the entries with the highest score of their summed (or squared and summed) gradients; ids rise.
+    """Ids of the entries that rank highest by their mean gradients, or mean squares of them; ids rise.
 
     Args:
         store: the candidates.
         passes: runs so many batches forward and backward and yields after each.
         batches: how many.
         gather: sums a gradient over processes.
-        squared: sum squares, as the diagonal Fisher does.
-        score: from the sum of a tensor and the tensor to scores of the same shape.
+        squared: take squares, as the diagonal Fisher does.
+        rank: from the mean of a tensor and the tensor to scores of the same shape.
     """
     best = Best(store.budget)
     for group in _groups(store):
@@ -85,7 +89,7 @@ def gradient_ids(
                     store.tensors[i].grad = None
         for i in group:
             store.tensors[i].requires_grad_(False)
-            best.offer(score(sums.pop(i), store.tensors[i]).view(-1), store.offsets[i])
+            best.offer(rank(sums.pop(i).div_(batches), store.tensors[i]).view(-1), store.offsets[i])
     assert best.ids is not None
     return best.ids.sort().values.int()
 
