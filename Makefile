@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 GLUE ?= ../shared/glue
 
-.PHONY: demo test check lint install slurm bench clean
+.PHONY: demo test check lint golden install slurm bench clean
 
 install: $(STAMP)
 
@@ -40,6 +40,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
+
+# Losses of rows of the method matrix that have none yet; NAMES="lora id3" records these anew.
+golden: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/golden.py $(NAMES)
 
 # A Slurm cluster of this machine alone (as root, on Debian), and a sweep through it with a killed job.
 slurm: $(STAMP)
