@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftbench.backbone.model import weights_folder
+from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
 from peftbench.data import sources
 from peftbench.data.tokens import tokenize, tokenizer_for

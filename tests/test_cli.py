@@ -129,7 +129,7 @@ def test_a_lora_run_is_exported_to_peft(tmp_path: Path) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from peftbench.backbone.model import weights_folder
+    from peftbench.backbone.weights import weights_folder
     from peftbench.config import compose
 
     words = ["tracker=none", "data.limit=40", "protocol.max_steps=4", "protocol.lr=0.01", "progress=false"]

@@ -202,7 +202,7 @@ def test_a_damaged_cache_is_not_trusted(tmp_path: Path) -> None:
 
 
 def test_the_backbones_own_tokenizer(tmp_path: Path) -> None:
-    from peftbench.backbone.model import weights_folder
+    from peftbench.backbone.weights import weights_folder
 
     spec = compose.cell_from([]).model
     tokenizer = tokens.tokenizer_for(spec, weights_folder(spec))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftbench.backbone.model import weights_folder
+from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
 from peftbench.errors import DataError
 from peftbench.runner.run import Outcome

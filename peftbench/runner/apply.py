@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from peftbench.backbone.model import weights_folder
+from peftbench.backbone.weights import weights_folder
 from peftbench.config.spec import Protocol as TrainingProtocol
 from peftbench.config.spec import TaskSpec
 from peftbench.config.validate import parse

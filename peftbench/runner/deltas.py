@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from peftbench.backbone.model import Model, file_sha256, load
+from peftbench.backbone.model import Model, load
+from peftbench.backbone.weights import file_sha256
 from peftbench.config import compose
 from peftbench.config.spec import Budget, Cell, MethodSpec, ModelSpec, Scope
 from peftbench.config.validate import make_method, parse

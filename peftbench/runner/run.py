@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from peftbench.backbone.model import Model, compute_precision, load, weights_folder
+from peftbench.backbone.model import Model, compute_precision, load
+from peftbench.backbone.weights import weights_folder
 from peftbench.config.spec import Cell
 from peftbench.data.rows import rows_of
 from peftbench.data.split import Split

