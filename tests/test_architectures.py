@@ -1,115 +1,95 @@
-"""Every architecture from a folder without a pooler or a head: equal runs are equal, and all uses give their logits."""
+"""Every architecture from a folder, whole and without its pooler: equal runs are equal, and all uses give their logits.
 
+What a run wrote of its dev rows is the truth; everything that uses the run is held against it.
+"""
+
+import functools
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
-from peftbench.backbone.model import load
 from peftbench.config import compose
+from peftbench.errors import ConfigError
 from peftbench.files import DELTA_FILE
 from peftbench.record import read_record, write_record
 from peftbench.runner import apply, deltas
 from peftbench.runner.run import Outcome, read_rows
 
-SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
-LETTERS = [chr(number) for number in range(97, 123)]
-WORDS = [*SPECIAL, "the", "film", "is", "good", "one", "bad", "movie", "it", "was", *LETTERS]
+Run = Callable[..., Outcome]
+
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]  # RoBERTa's order: MPNet knows no other padding id than 1
+SIGNS = [chr(number) for number in range(33, 127)]
+WORDS = [*SPECIAL, "the", "film", "is", "good", "one", "bad", "movie", *SIGNS, *(f"##{sign}" for sign in SIGNS)]
 
 SMALL = {
-    "vocab_size": 64,
+    "vocab_size": len(WORDS),
     **dict.fromkeys(("hidden_size", "dim", "embedding_size", "pooler_hidden_size"), 16),
     **dict.fromkeys(("intermediate_size", "hidden_dim"), 24),
     **dict.fromkeys(("num_hidden_layers", "n_layers", "num_attention_heads", "n_heads"), 2),
-    **{"pad_token_id": 0, "cls_token_id": 1, "bos_token_id": 1, "sep_token_id": 2, "eos_token_id": 2},
+    **{"pad_token_id": 1, "cls_token_id": 0, "bos_token_id": 0, "sep_token_id": 2, "eos_token_id": 2},
 }
-MODELS = [
-    "bert_base_cased",
-    "roberta_base",
-    "deberta_v3_base",
-    "electra_small",
-    "distilbert",
-    "modernbert_base",
-    "mpnet_base",
-    "minilm_l6",
-]
-
-
-def sizes(name: str) -> dict[str, object]:
-    """The model's own configuration, made small."""
-    config = compose.cell_from([f"model={name}"]).model.config
-    return {**config, **{key: value for key, value in SMALL.items() if key in config}}
+POOLERS = {"bert_base_cased": "bert.pooler", "minilm_l6": "bert.pooler", "deberta_v3_base": "pooler"}
+MODELS = [*POOLERS, "roberta_base", "electra_small", "distilbert", "modernbert_base", "mpnet_base"]
+LENGTH = 24  # tokens, as in the runs
+CLOSE = 1e-5 + 5e-6  # and what five decimals round off
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A small tokenizer whose vocabulary is the model's."""
-    inner = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))  # type: ignore[arg-type]
+    """A small tokenizer whose vocabulary is the model's: a few words, the others letter by letter."""
+    inner = Tokenizer(models.WordPiece({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))  # type: ignore[arg-type]
     inner.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
-    inner.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))  # type: ignore[assignment]
+    inner.post_processor = processors.BertProcessing(("</s>", 2), ("<s>", 0))  # type: ignore[assignment]
     PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", unk_token="[UNK]"
-    ).save_pretrained(folder)
+        tokenizer_object=inner, pad_token="<pad>", cls_token="<s>", sep_token="</s>", unk_token="<unk>",
+        model_input_names=["input_ids", "attention_mask"],
+    ).save_pretrained(folder)  # fmt: skip
 
 
-def checkpoint(name: str, folder: Path) -> list[str]:
-    """Write an encoder alone, without pooler, with its tokenizer; returns the words that make a cell use it."""
-    spec, config = compose.cell_from([f"model={name}"]).model, sizes(name)
-    made = AutoConfig.for_model(spec.model_type, **config)
-    encoder = AutoModel.from_config(made)
-    if hasattr(encoder, "pooler"):
-        encoder.pooler = None
-    encoder.save_pretrained(folder)
+def checkpoint(name: str, folder: Path, whole: bool = False) -> list[str]:
+    """Write a small classifier of this architecture, or its encoder without pooler and head, with a tokenizer.
+
+    Returns:
+        The words that make a cell use it.
+    """
+    spec = compose.cell_from([f"model={name}"]).model
+    sizes = {key: value for key, value in SMALL.items() if key in spec.config}
+    wide = {"initializer_range": 0.3}  # so that rows are told apart
+    config = AutoConfig.for_model(spec.model_type, **{**spec.config, **sizes, **wide}, num_labels=2)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = AutoModelForSequenceClassification.from_config(config)
+    if not whole:
+        model = getattr(model, model.base_model_prefix)
+        if hasattr(model, "pooler"):
+            model.pooler = None
+    model.save_pretrained(folder)
     write_tokenizer(folder)
-    changed = [f"model.config.{key}={value}" for key, value in config.items() if spec.config[key] != value]
+    changed = [f"model.config.{key}={value}" for key, value in sizes.items() if spec.config[key] != value]
     return [f"model={name}", f"model.weights={folder}", "model.sha256=null", *changed]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_all_uses_of_a_run_give_its_logits(name: str, tmp_path: Path, run_tiny: Callable[..., Outcome]) -> None:
-    import peft
+def words_of(checkpoint: list[str], *others: str) -> list[str]:
+    return ["protocol.precision=fp32", "protocol.max_steps=3", "protocol.lr=0.01", *checkpoint, *others]
 
-    words = checkpoint(name, tmp_path / "encoder")
-    kinds = {"bert_base_cased": ["bert.pooler"], "minilm_l6": ["bert.pooler"], "deberta_v3_base": ["pooler"]}
-    go = ["method=lora", "protocol.precision=fp32", "protocol.max_steps=3", "protocol.lr=0.01", *words]
-    runs = []
-    for number in (0, 1):
-        torch.manual_seed(number)  # nothing may come from the global generator
-        outcome = run_tiny(*go, f"study=s{number}")
-        assert outcome.error is None, outcome.error
-        runs.append(outcome.path.parent)
-    record = read_record(runs[0] / "result.json")
-    prefix = kinds.get(name)
-    assert record.drawn == ([f"{prefix[0]}.dense.bias", f"{prefix[0]}.dense.weight"] if prefix else [])
-    assert record.hashes.tokenizer
-    assert (runs[0] / DELTA_FILE).read_bytes() == (runs[1] / DELTA_FILE).read_bytes()
-    assert (runs[0] / "predictions/dev.tsv").read_bytes() == (runs[1] / "predictions/dev.tsv").read_bytes()
 
-    ids = torch.arange(4, 16).reshape(2, 6)
-    mask = torch.ones_like(ids)
+def done(outcome: Outcome) -> Path:
+    """The folder of a run that came to its end."""
+    assert outcome.error is None, outcome.error
+    return outcome.path.parent
 
-    def logits(module: torch.nn.Module) -> np.ndarray:
-        with torch.no_grad():
-            return np.asarray(module.eval()(input_ids=ids, attention_mask=mask).logits)
 
-    torch.manual_seed(7)
-    ours = logits(deltas.reload(runs[0])[0].module)
-    apply.apply(runs[0], tmp_path / "applied")
-    applied = AutoModelForSequenceClassification.from_pretrained(tmp_path / "applied")
-    np.testing.assert_allclose(logits(applied), ours, atol=1e-5)
-    deltas.export_peft(runs[0], tmp_path / "adapter")
-    base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "encoder", num_labels=2)
-    np.testing.assert_allclose(logits(peft.PeftModel.from_pretrained(base, tmp_path / "adapter")), ours, atol=1e-5)
-
-    cell = compose.cell_from([*go, "task=sst2", "data=sample", f"init_from={runs[0]}", "seed=5"])
-    model, _ = load(cell.model, 2, cell.seed)
-    deltas.restore(deltas._own_delta(runs[0]), model)
-    np.testing.assert_allclose(logits(model.module), ours, atol=1e-5)
+def written(run: Path) -> np.ndarray:
+    """The logits that a run wrote of its dev rows, (rows, 2), with five decimals."""
+    return table((run / "predictions" / "dev.tsv").read_text(encoding="utf-8").splitlines())
 
 
 def table(lines: list[str]) -> np.ndarray:
@@ -117,25 +97,107 @@ def table(lines: list[str]) -> np.ndarray:
     return np.array([[float(cell) for cell in line.split("\t")[-2:]] for line in lines[1:]])
 
 
+@functools.cache
+def dev_texts() -> list[str]:
+    return list(read_rows(compose.cell_from(["task=sst2", "data=sample", "data.limit=48"]))["dev"].texts[0])
+
+
+def labelled(run: Path, tmp_path: Path) -> np.ndarray:
+    """What `predict` says of the dev rows when they come in a file, (rows, 2)."""
+    file = tmp_path / "new.tsv"
+    file.write_text("\n".join(["sentence", *dev_texts()]) + "\n", encoding="utf-8")
+    return table(apply.label(run, file, tmp_path / "cache"))
+
+
+def logits(module: Any, folder: Path) -> np.ndarray:
+    """What a plain transformers model makes of the dev rows with the tokenizer in a folder, (rows, 2)."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer(dev_texts(), padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
+    with torch.no_grad():
+        return np.asarray(module.eval()(**batch).logits)
+
+
+def exported(run: Path, encoder: Path, folder: Path) -> np.ndarray:
+    """What PEFT makes of an exported run on the checkpoint, (rows, 2)."""
+    import peft
+
+    deltas.export_peft(run, folder)
+    torch.manual_seed(7)  # what the checkpoint lacks is drawn anew here, and must come from the export
+    base = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
+    return logits(peft.PeftModel.from_pretrained(base, folder), encoder)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "without pooler"])
+@pytest.mark.parametrize("name", MODELS)
+def test_all_uses_of_a_run_give_its_logits(name: str, whole: bool, tmp_path: Path, run_tiny: Run) -> None:
+    encoder = tmp_path / "encoder"
+    words = words_of(checkpoint(name, encoder, whole))
+    runs = []
+    for number in (0, 1):
+        torch.manual_seed(number)  # nothing may come from the global generator
+        runs.append(done(run_tiny(*words, "method=lora", f"study=s{number}")))
+    run, again = runs
+    record, truth = read_record(run / "result.json"), written(run)
+    lacking = POOLERS.get(name) if not whole else None
+    assert record.drawn == ([f"{lacking}.dense.bias", f"{lacking}.dense.weight"] if lacking else [])
+    assert record.hashes.tokenizer
+    assert np.ptp(truth, axis=0).min() > 1e-3, "rows are told apart"
+    for file in (DELTA_FILE, "predictions/dev.tsv"):
+        assert (run / file).read_bytes() == (again / file).read_bytes(), file
+
+    np.testing.assert_array_equal(labelled(run, tmp_path), truth)
+    apply.apply(run, tmp_path / "applied")
+    applied = AutoModelForSequenceClassification.from_pretrained(tmp_path / "applied")
+    np.testing.assert_allclose(logits(applied, tmp_path / "applied"), truth, atol=CLOSE)
+    np.testing.assert_allclose(exported(run, encoder, tmp_path / "adapter"), truth, atol=CLOSE)
+
+    # evaluated alone, with the earlier run's head: first with its method, then with its delta merged
+    start = [f"init_from={run}", "task.train=null", "task.test=[]", "seed=5"]
+    went_on = done(run_tiny(*words, "method=lora", *start))
+    np.testing.assert_array_equal(written(went_on), truth)
+    other = done(run_tiny(*words, "method=full", *start))
+    np.testing.assert_allclose(written(other), truth, atol=CLOSE)
+    np.testing.assert_array_equal(labelled(other, tmp_path), written(other))
+
+
 @pytest.mark.parametrize("name", ["distilbert", "deberta_v3_base", "bert_base_cased"])
 def test_a_record_without_the_newer_keys_of_a_layout_predicts_what_its_run_did(
-    name: str, tmp_path: Path, run_tiny: Callable[..., Outcome]
+    name: str, tmp_path: Path, run_tiny: Run
 ) -> None:
     """With full fine-tuning, which trains the drawn pooler, too: it is stored once."""
-    words = ["method=full", "protocol.precision=fp32", "protocol.max_steps=2", *checkpoint(name, tmp_path / "encoder")]
-    outcome = run_tiny(*words)
-    assert outcome.error is None, outcome.error
-    run, record = outcome.path.parent, read_record(outcome.path)
-    stored = load_file(run / DELTA_FILE)
+    run = done(run_tiny(*words_of(checkpoint(name, tmp_path / "encoder")), "method=full"))
+    record, stored = read_record(run / "result.json"), load_file(run / DELTA_FILE)
     assert not [key for key in stored if key.startswith(deltas.FRESH)]
     assert set(record.drawn) <= set(stored)
 
     model = record.config["model"]
     old = {key: model["layout"][key] for key in ("layers", "kinds", "head")}
     write_record(replace(record, config={**record.config, "model": {**model, "layout": old}}), run)
-    cell = compose.cell_from(["task=sst2", "data=sample", "data.limit=48"])
-    file = tmp_path / "new.tsv"
-    file.write_text("\n".join(["sentence", *read_rows(cell)["dev"].texts[0]]) + "\n", encoding="utf-8")
-    found = table(apply.label(run, file, tmp_path / "cache"))
-    expected = table((run / "predictions" / "dev.tsv").read_text(encoding="utf-8").splitlines())
-    np.testing.assert_allclose(found, expected, atol=2e-5)  # both are written with five decimals
+    np.testing.assert_array_equal(labelled(run, tmp_path), written(run))
+
+
+def test_a_run_that_went_on_from_a_merged_one_needs_neither_of_them(tmp_path: Path, run_tiny: Run) -> None:
+    """LoRA from BitFit's run, and LoRA on from there: the last delta holds all three, and PEFT's format does not."""
+    words = words_of(checkpoint("roberta_base", tmp_path / "encoder"))
+    first = done(run_tiny(*words, "method=bitfit"))
+    second = done(run_tiny(*words, "method=lora", f"init_from={first}"))
+    truth = written(second)
+    third = done(run_tiny(*words, "method=lora", f"init_from={second}", "task.train=null", "task.test=[]", "seed=5"))
+    np.testing.assert_array_equal(written(third), truth)
+    for run in (first, second):
+        shutil.rmtree(run)
+    np.testing.assert_array_equal(labelled(third, tmp_path), truth)
+    with pytest.raises(ConfigError, match="started from another method's run") as caught:
+        deltas.export_peft(third, tmp_path / "adapter")
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("name", POOLERS)
+def test_lora_on_a_pooler_that_was_drawn_has_no_peft_format(name: str, tmp_path: Path, run_tiny: Run) -> None:
+    words = words_of(checkpoint(name, tmp_path / "encoder"), "method=lora", "method.kinds=[pooler]")
+    run = done(run_tiny(*words))
+    with pytest.raises(ConfigError, match=r"pooler\.dense: the weights lacked it and LoRA trained it") as caught:
+        deltas.export_peft(run, tmp_path / "adapter")
+    assert len(caught.value.problems) == 1
+    assert not (tmp_path / "adapter").exists()
+    np.testing.assert_array_equal(labelled(run, tmp_path), written(run))

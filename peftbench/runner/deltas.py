@@ -1,7 +1,7 @@
 """Deltas and whole models: what a run learned, put into a file and back into a backbone."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from peftbench.backbone.model import Model, load
 from peftbench.backbone.weights import file_sha256
 from peftbench.config import compose
-from peftbench.config.spec import Budget, Cell, MethodSpec, ModelSpec, Scope
+from peftbench.config.spec import Budget, Cell, Layout, MethodSpec, ModelSpec, Scope
 from peftbench.config.validate import make_method, parse
 from peftbench.errors import ConfigError, DataError
 from peftbench.files import DELTA_FILE, RECORD_FILE
@@ -21,6 +21,7 @@ from peftbench.seeds import drawn_from
 
 HEAD = "head."
 FRESH = "fresh."  # what the weights lacked of the backbone, as it was before training
+START = "start."  # the delta of another method that was merged in before this one's was attached
 
 
 def attach(method: MethodSpec, scope: Scope, budget: Budget, model: Model, seed: int) -> Tuner:
@@ -38,14 +39,21 @@ def attach(method: MethodSpec, scope: Scope, budget: Budget, model: Model, seed:
         return made.attach(model, scope)
 
 
-def learned(cell: Cell, model: Model, tuner: Tuner) -> Delta:
-    """What the run learned: the tuner's part and the head, with the facts that are needed to use them."""
+def learned(cell: Cell, model: Model, tuner: Tuner, start: Delta | None = None) -> Delta:
+    """What the run learned: the tuner's part and the head, with all that is needed to use them.
+
+    Args:
+        start: the delta that the run started from. Where another method learned it, it is a part of this one.
+    """
     own = tuner.delta()
     head = {HEAD + name: parameter.detach() for name, parameter in model.head()}
     fresh = {FRESH + name: tensor for name, tensor in model.drawn.items() if name not in own}
+    merged = _merged(start) if start and _goes_on(cell, start) else start
+    before = {START + name: tensor for name, tensor in merged.tensors.items()} if merged else {}
     return Delta(
-        {**own, **head, **fresh},
+        {**own, **head, **fresh, **before},
         {
+            **({"start": merged.meta} if merged else {}),
             "method": asdict(cell.method),
             "scope": asdict(cell.scope),
             "budget": asdict(cell.budget),
@@ -67,13 +75,24 @@ def restore(delta: Delta, model: Model, head: bool = True) -> Tuner:
     if meta["model"] != {"name": model.name, "sha256": model.weights_sha256}:
         raise DataError(f"the delta was learned on {meta['model']['name']} (other weights), not on this {model.name}")
     _put_fresh(delta, model)
+    if merged := _merged(delta):
+        restore(merged, model, head=False).merge()
     tuner = attach(_method(meta), _scope(meta), Budget(**meta["budget"]), model, int(meta["seed"]))
     _put(delta, tuner, model, head)
     return tuner
 
 
-def start_from(cell: Cell, model: Model) -> Tuner:
-    """Attach the cell's method, starting from the run in `init_from` where there is one.
+def start_of(cell: Cell) -> Delta | None:
+    """The delta of the run in `init_from`; None: the cell starts from the weights alone.
+
+    Raises:
+        DataError: as `reload`.
+    """
+    return None if cell.init_from is None else _own_delta(Path(cell.init_from))
+
+
+def start_from(cell: Cell, model: Model, start: Delta | None = None) -> Tuner:
+    """Attach the cell's method to a backbone with the delta that it starts from.
 
     A delta of the same method, scope and budget is trained further; that of another is merged into the backbone
     first. The head starts anew, unless the task can only be evaluated (AX).
@@ -81,19 +100,26 @@ def start_from(cell: Cell, model: Model) -> Tuner:
     Raises:
         DataError: the delta does not fit.
     """
-    fresh_head = cell.task.train is not None
-    if cell.init_from is None:
+    if start is None:
         return attach(cell.method, cell.scope, cell.budget, model, cell.seed)
-    delta = _own_delta(Path(cell.init_from))
-    same = all(
-        delta.meta[key] == _plain(asdict(value))
-        for key, value in (("method", cell.method), ("scope", cell.scope), ("budget", cell.budget))
-    )
-    tuner = restore(delta, model, head=not fresh_head)
-    if same:
+    tuner = restore(start, model, head=cell.task.train is None)
+    if _goes_on(cell, start):
         return tuner
     tuner.merge()
     return attach(cell.method, cell.scope, cell.budget, model, cell.seed)
+
+
+def _goes_on(cell: Cell, start: Delta) -> bool:
+    """Whether the cell trains this delta further, instead of merging it."""
+    return all(
+        start.meta[key] == _plain(asdict(value))
+        for key, value in (("method", cell.method), ("scope", cell.scope), ("budget", cell.budget))
+    )
+
+
+def _merged(delta: Delta) -> Delta | None:
+    """The delta of another method that was merged in before this one was attached."""
+    return Delta(_named(delta, START), delta.meta["start"]) if "start" in delta.meta else None
 
 
 def reload(run: Path) -> tuple[Model, Tuner, Method]:
@@ -114,7 +140,8 @@ def model_spec(record: Record) -> ModelSpec:
         DataError: the record's model is not one of this version.
     """
     word, raw = record.cell.model, record.config["model"]
-    if word in compose.words("model"):
+    newer = {field.name for field in fields(Layout)} - set(raw["layout"])
+    if newer and word in compose.words("model"):
         today = asdict(compose.cell_from([f"model={word}"]).model.layout)
         raw = {**raw, "layout": {**today, **raw["layout"]}}
     problems: list[str] = []
@@ -138,7 +165,7 @@ def _own_delta(run: Path) -> Delta:
 
 
 def _put(delta: Delta, tuner: Tuner, model: Model, head: bool) -> None:
-    own = {name: tensor for name, tensor in delta.tensors.items() if not name.startswith((HEAD, FRESH))}
+    own = {name: tensor for name, tensor in delta.tensors.items() if not name.startswith((HEAD, FRESH, START))}
     tuner.load_delta(own)
     if head:
         copy_into(dict(model.head()), _named(delta, HEAD))
@@ -181,4 +208,6 @@ def export_peft(run: Path, folder: Path) -> None:
     model, tuner, method = reload(run)
     if not hasattr(method, "export_peft"):
         raise ConfigError(f"{run}: {type(method).__name__} has no PEFT format; only LoRA runs do")
+    if _merged(_own_delta(run)):
+        raise ConfigError(f"{run}: it started from another method's run, whose change PEFT's format does not hold")
     method.export_peft(tuner, model, folder)

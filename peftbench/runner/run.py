@@ -162,7 +162,8 @@ def execute(
     model, _ = load(cell.model, cell.task.num_labels, cell.seed)
     work.hashes, work.drawn = hashes_of(rows, tokens, model), sorted(model.drawn)
     before = entries(model)
-    tuner = deltas.start_from(cell, model)
+    start = deltas.start_of(cell)
+    tuner = deltas.start_from(cell, model, start)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
     work.counts = count(model, tuner, before)
 
@@ -186,7 +187,7 @@ def execute(
     work.fit = trainer.fit
     with watchers(cell, config, folder) as trainer.watchers:
         fit = trainer.run()
-        delta = deltas.learned(cell, model, tuner)
+        delta = deltas.learned(cell, model, tuner, start)
         work.counts = counted_again(work.counts, model, tuner, delta.stored_bytes)
         work.facts = tuner.facts()
         unseen = {name: trainer.evaluator.predict(tokens[name]) for name in tokens if tokens[name].labels is None}
