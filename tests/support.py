@@ -4,16 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from peftbench.backbone.model import Model, compute_precision, load
 from peftbench.config.spec import Cell
+from peftbench.data.rows import rows_of
+from peftbench.data.split import Split
+from peftbench.data.tokens import Tokens
 from peftbench.methods.base import Tuner
 from peftbench.record import find_records
 from peftbench.runner import deltas
-from peftbench.runner.run import read_rows, tokenize_rows
+from peftbench.runner.run import Tokenizing, read_rows, tokenize_rows
 from peftbench.training.trainer import Trainer
 
 # A two-layer BERT with random weights on the built-in sample: a run takes about a second.
@@ -54,7 +58,7 @@ def records(where: Path) -> dict[str, bytes]:
 
 def assemble(cell: Cell) -> tuple[Model, Tuner, Trainer]:
     """Model, tuner and trainer of a cell, as `run` makes them."""
-    tokens = tokenize_rows(cell, read_rows(cell), None)
+    tokens = tokens_of(cell)
     model, _ = load(cell.model, cell.task.num_labels, cell.seed)
     tuner = deltas.start_from(cell, model)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
@@ -67,3 +71,9 @@ def assemble(cell: Cell) -> tuple[Model, Tuner, Trainer]:
 def values(model: Model) -> dict[str, torch.Tensor]:
     """A copy of every parameter, by name."""
     return {name: p.detach().clone() for name, p in model.module.named_parameters()}
+
+
+def tokens_of(cell: Cell, rows: Mapping[str, Split] | None = None, weights: Path | None = None) -> Mapping[str, Tokens]:
+    """Token ids of a cell's rows."""
+    rows = read_rows(rows_of(cell)) if rows is None else rows
+    return tokenize_rows(rows, Tokenizing(cell.model, weights, cell.protocol.max_length, cell.cache))

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedTokenizerFast
 
 from peftbench.config import compose
+from peftbench.data.rows import rows_of
 from peftbench.errors import ConfigError
 from peftbench.files import DELTA_FILE
 from peftbench.record import read_record, write_record
@@ -99,7 +100,7 @@ def table(lines: list[str]) -> np.ndarray:
 
 @functools.cache
 def dev_texts() -> list[str]:
-    return list(read_rows(compose.cell_from(["task=sst2", "data=sample", "data.limit=48"]))["dev"].texts[0])
+    return list(read_rows(rows_of(compose.cell_from(["task=sst2", "data=sample", "data.limit=48"])))["dev"].texts[0])
 
 
 def labelled(run: Path, tmp_path: Path) -> np.ndarray:

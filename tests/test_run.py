@@ -14,17 +14,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import tokens_of
 
 from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
 from peftbench.config.spec import Cell
+from peftbench.data.rows import rows_of
 from peftbench.data.sources import SAMPLE
 from peftbench.errors import DataError, Diverged
 from peftbench.machine import keep_freed_memory
 from peftbench.methods.base import Delta
 from peftbench.record import Headline, read_record
 from peftbench.runner import deltas, provenance
-from peftbench.runner.run import Outcome, read_rows, tokenize_rows
+from peftbench.runner.run import Outcome, read_rows
 from peftbench.seeds import STREAMS, drawn_from, stream
 from peftbench.training.trainer import lr_factor
 
@@ -134,19 +136,19 @@ def predictions_of_delta(outcome: Outcome) -> float:
 
     cell = compose.cell_from(outcome.record.overrides)
     model, tuner, _ = deltas.reload(outcome.path.parent)
-    tokens = tokenize_rows(cell, read_rows(cell), None)
+    tokens = tokens_of(cell)
     trainer = Trainer(model, tuner, cell.protocol, cell.task, None, {"dev": tokens["dev"]}, "pearson", 0)
     return trainer.run().evaluations[0].chosen_by
 
 
 def test_held_out_rows_are_not_trained_on(tiny: Callable[..., Cell], run_tiny: Run) -> None:
     cell = tiny("protocol.selection=held_out", "protocol.held_out=0.25")
-    rows, whole = read_rows(cell), read_rows(tiny())
+    rows, whole = read_rows(rows_of(cell)), read_rows(rows_of(tiny()))
     assert (len(rows["train"]), len(rows["held_out"])) == (36, 12)
     train, held_out = set(rows["train"].texts[0]), set(rows["held_out"].texts[0])
     assert not train & held_out
     assert train | held_out == set(whole["train"].texts[0])
-    other_seed = read_rows(tiny("protocol.selection=held_out", "protocol.held_out=0.25", "seed=9"))
+    other_seed = read_rows(rows_of(tiny("protocol.selection=held_out", "protocol.held_out=0.25", "seed=9")))
     assert other_seed["held_out"].sha256 == rows["held_out"].sha256
 
     record = run_tiny("protocol.selection=held_out", "protocol.evaluate_every=2").record
@@ -162,25 +164,25 @@ def test_the_next_cell_of_a_process_has_the_same_rows_and_tokens_until_a_file_ch
     data = ["data=folder", f"data.path={tmp_path / 'glue'}", "model=minilm_l6"]
     cell, next_cell = tiny(*data, "method=full", "seed=0"), tiny(*data, "method=lora", "seed=1")
     weights = weights_folder(cell.model)
-    rows = read_rows(cell)
-    tokens = tokenize_rows(cell, rows, weights)
-    assert read_rows(next_cell) is rows
-    assert tokenize_rows(next_cell, rows, weights) is tokens
+    rows = read_rows(rows_of(cell))
+    tokens = tokens_of(cell, rows, weights)
+    assert read_rows(rows_of(next_cell)) is rows
+    assert tokens_of(next_cell, rows, weights) is tokens
 
     shorter = tiny(*data, "protocol.max_length=12")
-    assert max(tokenize_rows(shorter, rows, weights)["train"].lengths) == 12 < max(tokens["train"].lengths)
-    held_out = read_rows(tiny(*data, "protocol.selection=held_out"))
+    assert max(tokens_of(shorter, rows, weights)["train"].lengths) == 12 < max(tokens["train"].lengths)
+    held_out = read_rows(rows_of(tiny(*data, "protocol.selection=held_out")))
     assert len(held_out["train"]) < len(rows["train"])
 
     path = tmp_path / "glue" / cell.task.folder.name / cell.task.folder.files["train"]
     head, _, *others = path.read_text().splitlines()
     path.write_text("\n".join([head, *others]) + "\n")
-    changed = read_rows(cell)
+    changed = read_rows(rows_of(cell))
     assert changed["train"].texts[0][:-1] == rows["train"].texts[0][1:]
-    assert tokenize_rows(cell, changed, weights)["train"].lengths[0] == tokens["train"].lengths[1]
+    assert tokens_of(cell, changed, weights)["train"].lengths[0] == tokens["train"].lengths[1]
     path.unlink()
     with pytest.raises(DataError, match="no such file"):
-        read_rows(cell)
+        read_rows(rows_of(cell))
 
 
 def test_patience_stops_early(run_tiny: Run) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from peftbench import environment
-from peftbench.config.spec import Cell
+from peftbench.config.spec import Cell, TrackerSpec
 from peftbench.errors import shown
 from peftbench.files import write_atomically
 from peftbench.training.fit import Evaluation
@@ -149,15 +149,29 @@ class WandbRun:
         self._run.summary.update(dict(summary))
 
 
+def described_to_wandb(cell: Cell, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What W&B is told of a cell: its group, name, tags and configuration."""
+    return {
+        "group": cell.study,
+        "name": f"{cell.task.name}-{cell.method.name}-{cell.model.name}-s{cell.seed}",
+        "tags": [cell.task.name, cell.method.name, cell.model.name, f"data:{cell.data.name}", *cell.tracker.tags],
+        "config": dict(config),
+    }
+
+
 @contextmanager
-def wandb_run(cell: Cell, config: Mapping[str, Any], folder: Path) -> Iterator[list[WandbRun]]:
+def wandb_run(tracker: TrackerSpec, folder: Path, described: Mapping[str, Any]) -> Iterator[list[WandbRun]]:
     """A W&B run while the block runs; it is finished with exit code 1 where the block raises.
 
     Every cell and every attempt is a run of its own, also after another in this process crashed. W&B being
     unreachable never stops a run.
+
+    Args:
+        folder: where W&B's files go.
+        described: see `described_to_wandb`.
     """
-    how = mode(cell.tracker.mode)
-    run = None if how == "disabled" else _begin(cell, config, folder, how)
+    how = mode(tracker.mode)
+    run = None if how == "disabled" else _begin(tracker, folder, described, how)
     if run is None:
         yield []
         return
@@ -169,7 +183,7 @@ def wandb_run(cell: Cell, config: Mapping[str, Any], folder: Path) -> Iterator[l
     run.finish(exit_code=0)
 
 
-def _begin(cell: Cell, config: Mapping[str, Any], folder: Path, how: Any) -> Any:
+def _begin(tracker: TrackerSpec, folder: Path, described: Mapping[str, Any], how: Any) -> Any:
     """W&B's run of a cell; None where even an offline one cannot be made."""
     for name in OF_ONE_RUN:
         os.environ.pop(name, None)
@@ -179,12 +193,9 @@ def _begin(cell: Cell, config: Mapping[str, Any], folder: Path, how: Any) -> Any
     import wandb
 
     settings: dict[str, Any] = {
-        "project": cell.tracker.project,
-        "entity": cell.tracker.entity,
-        "group": cell.study,
-        "name": f"{cell.task.name}-{cell.method.name}-{cell.model.name}-s{cell.seed}",
-        "tags": [cell.task.name, cell.method.name, cell.model.name, f"data:{cell.data.name}", *cell.tracker.tags],
-        "config": {**config, "fingerprint": cell.fingerprint},
+        **described,
+        "project": tracker.project,
+        "entity": tracker.entity,
         "dir": str(folder.absolute()),  # W&B's own process may stand in another folder
         "reinit": "finish_previous",
     }
