@@ -1,17 +1,21 @@
 """What a person sees on the terminal."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Terminal
+from rich.text import Text
 
+from peftbench import escape
+from peftbench.commands.tables import Grid, console, paste, say, show
 from peftbench.config.spec import Cell
 from peftbench.record import Record, Search
 
 if TYPE_CHECKING:
     from peftbench.papers import Paper
+    from peftbench.report.table import Table
     from peftbench.runner.counts import Counts
     from peftbench.runner.run import Outcome
     from peftbench.study.counts import Checked
@@ -20,20 +24,9 @@ if TYPE_CHECKING:
     from peftbench.study.sweep import Sweep
 
 
-class _Screen(Console):
-    """A console that leaves it to the command how to end when the reader is gone."""
-
-    def on_broken_pipe(self) -> None:
-        """Called while the error is handled; rich would exit with 1."""
-        raise
-
-
-console = _Screen(highlight=False)
-
-
 def already_done(record: Record, path: Path) -> None:
     """This cell has a finished record; it is never run again, nor overwritten."""
-    console.print(f"already done: {record.headline.name} {_value(record)}")
+    say(f"already done: {record.headline.name} {_value(record)}")
     print(path, flush=True)
 
 
@@ -51,14 +44,14 @@ def ended(outcome: "Outcome") -> None:
 def searched(search: Search) -> None:
     """One line: the learning rates tried, their scores, and the chosen one."""
     tried = "  ".join(f"{lr}: {'failed' if value is None else f'{value:.4f}'}" for lr, value in search.scores.items())
-    console.print(f"lr {search.chosen:g} chosen on {search.rows.replace('_', '-')} rows of {tried}")
+    say(f"lr {search.chosen:g} chosen on {search.rows.replace('_', '-')} rows of {tried}")
 
 
 def summary(record: Record) -> None:
     """One screen: what trained, counts, headline, time, memory."""
-    table = Table(show_header=False, box=None, pad_edge=False)
+    table = Terminal(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")
-    table.add_column()
+    table.add_column(overflow="fold")
     cell, counts = record.cell, record.counts
     table.add_row("cell", f"{cell.task} · {cell.method} · {cell.model} · data {cell.data} · seed {cell.seed}")
     colour = "green" if record.status == "done" else "red"
@@ -91,46 +84,44 @@ def summary(record: Record) -> None:
     console.print(table)
 
 
-def counts(cell: Cell, found: "Counts") -> None:
+def counts(cell: Cell, counted: "Counts") -> None:
     """The counts of one cell as a small table."""
-    table = Table(title=f"{cell.method.name} on {cell.model.name}, {cell.task.name}", title_justify="left")
-    for column in ("", "entries", "share of the model"):
-        table.add_column(column, justify="left" if not column else "right")
-    rows = {"backbone, trained": found.backbone, "head, trained": found.head, "total, trained": found.total}
-    if found.kept != found.backbone:
-        rows = {"backbone, trained at most": found.backbone, "backbone, kept at the end": found.kept or 0} | rows
-        del rows["backbone, trained"]
-    for name, value in {**rows, "model": found.model}.items():
-        table.add_row(name, f"{value:,}", f"{value / found.model:.4%}")
-    console.print(table)
+    trained = {"backbone, trained": counted.backbone, "head, trained": counted.head, "total, trained": counted.total}
+    rows = [
+        [Text(name), Text(f"{value:,}"), Text(f"{value / counted.model:.4%}")]
+        for name, value in {**trained, "model": counted.model}.items()
+    ]
+    head = ("", "entries", "share of the model")
+    show(f"{cell.method.name} on {cell.model.name}, {cell.task.name}", Grid(head, rows, ("",), head[2:]))
 
 
-def counts_of_all(common: str, found: Mapping[str, "Counts | str"]) -> None:
+def counts_of_all(common: str, counted: Mapping[str, "Counts | str"]) -> None:
     """The counts of several cells as a table, and below it why some have none."""
-    table = Table(title=common, title_justify="left")
-    for column in ("", "backbone", "kept", "head", "total", "share of the model"):
-        table.add_column(column, justify="left" if not column else "right", no_wrap=not column)
-    for name, counts in found.items():
-        if not isinstance(counts, str):
-            shares = (f"{value:,}" for value in (counts.backbone, counts.kept, counts.head, counts.total))
-            table.add_row(name, *shares, f"{counts.total / counts.model:.4%}")
-    console.print(table)
-    for name, counts in found.items():
-        if isinstance(counts, str):
-            console.print(f"{name}: {counts}", soft_wrap=True, markup=False)
+    rows = [
+        [Text(name)]
+        + [Text(f"{value:,}") for value in (one.backbone, one.kept, one.head, one.total)]
+        + [Text(f"{one.total / one.model:.4%}")]
+        for name, one in counted.items()
+        if not isinstance(one, str)
+    ]
+    head = ("", "backbone", "kept", "head", "total", "share of the model")
+    show(common, Grid(head, rows, ("",), ("share of the model", "head", "total", "kept")))
+    for name, reason in counted.items():
+        if isinstance(reason, str):
+            say(f"{name}: {reason}")
 
 
 def status(study: str, cells: Sequence["CellStatus"], count: Mapping["State", int], seconds: float | None) -> None:
     """How a study stands: one line, then a line for every cell that failed, with what runs it again."""
     parts = [f"{number} {state}" for state, number in count.items() if number or state == "done"]
     left = "" if seconds is None or not seconds else f"; about {duration(seconds)} left for one runner"
-    console.print(f"{study}: {len(cells)} cells: {', '.join(parts)}{left}", soft_wrap=True)
+    paste(f"{study}: {len(cells)} cells: {', '.join(parts)}{left}")
     for cell in cells:
         if cell.state == "failed":
-            console.print(f"failed: {cell.folder}: {cell.reason}", soft_wrap=True, markup=False)
-            console.print(f"  {cell.command}", soft_wrap=True, markup=False)
+            paste(f"failed: {cell.folder}: {cell.reason}")
+            paste(f"  {cell.command}")
         elif cell.state in ("running", "stopped"):
-            console.print(f"{cell.state}: {cell.folder}", soft_wrap=True, markup=False)
+            paste(f"{cell.state}: {cell.folder}")
 
 
 def plan(sweep: "Sweep", seconds: float | None, peak_mb: float | None) -> None:
@@ -151,23 +142,43 @@ def failures(records: Sequence[Record]) -> None:
         if record.status != "done":
             reason = (record.error or "").strip().splitlines()[-1:]
             name = f"{record.cell.task} {record.cell.method} seed {record.cell.seed}"
-            console.print(f"{record.status}: {name}: {' '.join(reason)}", style="red", markup=False)
+            say(f"{record.status}: {name}: {' '.join(reason)}", "red")
 
 
-def paper_counts(paper: "Paper", found: Sequence["Checked"]) -> None:
+def paper_counts(paper: "Paper", checked: Sequence["Checked"]) -> None:
     """Every count that a paper states, and ours."""
-    table = Table(title=f"{paper.work} (arXiv {paper.arxiv})" if paper.arxiv else paper.work, title_justify="left")
-    for column in ("row", "backbone", "printed", "ours", "verdict"):
-        table.add_column(column, justify="right" if column in ("printed", "ours") else "left", overflow="fold")
-    for item in found:
+    rows = []
+    for item in checked:
         ours = "" if item.ours is None else f"{item.ours:,}"
         printed = item.row.trainable or ("" if item.row.count is None else f"({item.row.count:,})")
-        style = "yellow" if item.verdict == "not explained" else None
-        table.add_row(item.row.name, item.row.backbone, printed, ours, item.verdict, style=style)
-    console.print(table)
-    for item in found:
+        style = "yellow" if item.verdict == "not explained" else ""
+        cells = (item.row.name, item.row.backbone, printed, ours, item.verdict)
+        rows.append([Text(cell, style) for cell in cells])
+    head = ("row", "backbone", "printed", "ours", "verdict")
+    title = f"{paper.work} (arXiv {paper.arxiv})" if paper.arxiv else paper.work
+    show(title, Grid(head, rows, ("row", "backbone", "verdict"), ("backbone", "ours")))
+    for item in checked:
         if item.verdict in ("not explained", "rounds as printed") and (item.row.count_note or item.row.note):
-            console.print(f"{item.row.name}: {item.row.count_note or item.row.note}", markup=False)
+            say(f"{item.row.name}: {item.row.count_note or item.row.note}")
+
+
+# Columns of a study's table that give way, the first first; the scores never do.
+GIVE_WAY = ("peak MiB", "stored", "head", "s / run", "backbone")
+
+
+def scores(made: "Table") -> None:
+    """A study's table, and its footnotes."""
+    from peftbench.report import render
+
+    head, *lines = ([escape.terminal(cell) for cell in row] for row in render.grid(made))
+    rows = []
+    for cells, line in zip(lines, made.lines, strict=True):
+        best = [False] * 3 + [line.entries[column].best for column in made.columns]
+        best += [False] * (len(cells) - len(best))
+        rows.append([Text(cell, "bold" if bold else "") for cell, bold in zip(cells, best, strict=True)])
+    show(escape.terminal(made.title), Grid(head, rows, head[:1], GIVE_WAY))
+    for note in made.notes:
+        say(escape.terminal(note))
 
 
 def reproduction(paper: "Paper", plan: "Plan") -> None:
@@ -187,12 +198,14 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def words(group: str, found: Mapping[str, str]) -> None:
+def words(group: str, described: Mapping[str, str]) -> None:
     """The words of a group with what each one is."""
     console.print(f"[bold]{group}[/]")
-    width = max(map(len, found), default=0)
-    for word, text in found.items():
-        console.print(f"  {word:<{width}}  {text}", soft_wrap=True)
+    longest = max(map(len, described), default=0)
+    for word, text in described.items():
+        room = max(20, console.width - longest - 4)
+        lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
+        paste(f"  {word:<{longest}}  " + f"\n{'':<{longest + 4}}".join(lines))
 
 
 def _value(record: Record) -> str:

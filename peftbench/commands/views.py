@@ -24,10 +24,10 @@ def table(arguments: Sequence[str]) -> int:
     if asked.format:
         print(render.text(made, asked.format), end="")
         return 0
-    if made.lines:
-        render.show(made)
     from peftbench.commands import screen
 
+    if made.lines:
+        screen.scores(made)
     screen.failures(study.records)
     return 0
 
@@ -38,11 +38,12 @@ def compare(arguments: Sequence[str]) -> int:
     parser.add_argument("first", help="a row of the study's table, e.g. id3")
     parser.add_argument("second", help="another")
     asked = parser.parse_args(arguments)
+    from peftbench.commands.tables import say
     from peftbench.report import records, verdict
 
     study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
     for line in verdict.lines(study, asked.first, asked.second):
-        print(line)
+        say(line)
     return 0
 
 

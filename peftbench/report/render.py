@@ -1,34 +1,12 @@
-"""A table for the terminal, and as Markdown, LaTeX (booktabs), HTML and CSV."""
+"""A table as a grid of texts, and as Markdown, LaTeX (booktabs), HTML and CSV."""
 
 import csv as library
 import io
 from collections.abc import Callable, Sequence
 
-from rich.console import Console
-from rich.markup import escape as markup
-from rich.table import Table as Terminal
-
 from peftbench import escape
 from peftbench.errors import ConfigError, near, shown
 from peftbench.report.table import Entry, Line, Table
-
-
-def show(table: Table) -> None:
-    """Print the table on the terminal."""
-    console = Console(highlight=False)
-    terminal = Terminal(title=markup(escape.terminal(table.title)), title_justify="left")
-    head, *rows = grid(table)
-    shown = [i for i, name in enumerate(head) if name not in ("head", "stored", "peak MiB")]  # the files have them
-    for i in shown:
-        name = markup(escape.terminal(head[i])).replace(" ", "\n", 1)
-        terminal.add_column(name, justify="left" if i == 0 else "right", overflow="fold")
-    for row, line in zip(rows, table.lines, strict=True):
-        bold = [line.entries[column].best for column in table.columns]
-        marked = _marked([markup(escape.terminal(cell)) for cell in row], bold, "[bold]{}[/]")
-        terminal.add_row(*(marked[i] for i in shown))
-    console.print(terminal)
-    for note in table.notes:
-        console.print(escape.terminal(note), markup=False, soft_wrap=True)
 
 
 def text(table: Table, form: str) -> str:
