@@ -91,7 +91,7 @@ class Paper:
         selection: seeds and checkpoint rule, as published.
         protocol: overrides that every cell of the table shares.
         switch: where paper and released scripts disagree: name of the side -> "<method or task>: overrides".
-        tasks: protocol keys per task, for the methods in `of`.
+        tasks: protocol keys per task, for the methods in `of`; keys of other groups in full (method.alpha).
         starts_from_mnli: tasks whose runs start from the MNLI run of the same row and seed, for the methods in `of`.
     """
 

@@ -19,6 +19,7 @@ BUDGETS = [
     (["method=bitfit", "budget=10"], "the smallest bias here has 128"),
     (["method=gradual_unfreeze", "budget=10"], "the topmost group alone has"),
     (["method=spafit", "budget=10"], "Strata here needs at least"),
+    (["method=adalora", "budget=10000", "method.target_rank=3"], "method.target_rank=3: above the initial rank, .* 2"),
     (["method=id3", "budget.like=id3"], "budget.like=id3: .*needs a budget"),
     (["method=id3", "budget.like=head"], "trains no backbone entry"),
     (["method=id3", "budget.like=bitfitt"], "there is no such method; did you mean bitfit"),
@@ -47,11 +48,11 @@ def test_impossible_numbers_are_refused_before_anything(tiny: Callable[..., Cell
 
 @pytest.mark.parametrize("budget", [1100, 2300, 5000, 20_000])
 @pytest.mark.parametrize(
-    "method", ["lora", "bitfit", "houlsby", "pfeiffer", "id3", "random_masking", "id3_lora", "spafit"]
+    "method", ["lora", "adalora", "bitfit", "houlsby", "pfeiffer", "id3", "random_masking", "id3_lora", "spafit"]
 )
 def test_nobody_exceeds_a_budget(tiny: Callable[..., Cell], method: str, budget: int) -> None:
     extra = ["method.strata.0.last=-1", "method.strata.1.last=0"] if method == "spafit" else []
-    needs = {"spafit": 3072, "houlsby": 1540}.get(method, 0)  # rank 1, width 1
+    needs = {"spafit": 3072, "houlsby": 1540, "adalora": 4620}.get(method, 0)  # rank 1, width 1
     cell = tiny(f"method={method}", f"budget={budget}", *extra)
     if budget < needs:
         with pytest.raises(ConfigError, match="needs at least"):

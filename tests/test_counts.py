@@ -11,7 +11,7 @@ import yaml
 from peftbench.cli import main
 from peftbench.config import compose
 from peftbench.config.spec import Cell
-from peftbench.runner.counts import Counts, plan
+from peftbench.runner.counts import Counts, kept_bounds, plan
 
 FACTS = yaml.safe_load((Path(__file__).parent / "data" / "counts.yaml").read_text(encoding="utf-8"))
 BACKBONES = {
@@ -44,6 +44,7 @@ FORMS = {
         "method.kinds=[query,key,value,attention_output,intermediate,output]",
         "method.rank=2",
     ],
+    "adalora_start_r12": ["method=adalora"],
     "houlsby_m8": ["method=houlsby", "method.width=8"],
     "houlsby_m64": ["method=houlsby"],
     "houlsby_m64_with_layernorm": ["method=houlsby", "method.layer_norm=true"],
@@ -104,6 +105,26 @@ def test_mpnet_counts_are_the_closed_forms(model: str) -> None:
     assert full.head == d * d + d + 2 * d + 2
     assert counted(model, "method=bitfit").backbone == layers * (7 * d + f) + d
     assert counted(model, "method=lora").backbone == layers * 4 * d * 8
+
+
+@pytest.mark.parametrize(
+    ("model", "rank", "trained", "least", "most"),
+    [
+        ("minilm_l6", 12, 498_096, 221_184 + 288, 387_072 + 288),
+        ("minilm_l6", 6, 249_048, 110_592 + 144, 193_536 + 144),
+        ("deberta_v3_base", 12, 1_991_520, 884_736 + 576, 1_548_288 + 576),
+        ("deberta_v3_base", 6, 995_760, 442_368 + 288, 774_144 + 288),
+        ("bert_large_cased", 6, 2_655_072, None, None),
+    ],
+)
+def test_adalora_trains_all_its_triplets_and_keeps_two_thirds(
+    model: str, rank: int, trained: int, least: int | None, most: int | None
+) -> None:
+    cell = composed(f"model={model}", "method=adalora", f"method.rank={rank}")
+    found = plan(cell)
+    assert (found.backbone, found.kept) == (trained, trained * 2 // 3)
+    if least is not None:
+        assert kept_bounds(cell) == (least, most)
 
 
 def test_scope_limits_every_method() -> None:

@@ -455,6 +455,12 @@ def test_every_count_that_a_paper_states_is_checked(tmp_path: Path) -> None:
         "lora_roberta_base": {"as printed": 2, "not explained": 1, "not in this bench": 2},
         "lora_roberta_large": {"as printed": 4, "not explained": 3},
         "bert_miniatures": {"as the closed form": 4},
+        "adalora_deberta_v3_base": {
+            "as printed": 7,
+            "rounds as printed": 1,
+            "not explained": 2,
+            "within the bounds": 2,
+        },
     }
     for name, verdicts in expected.items():
         found = [item.verdict for item in counts.check(papers.load(name))]
@@ -465,6 +471,9 @@ def test_every_count_that_a_paper_states_is_checked(tmp_path: Path) -> None:
     shown = call("count", "--paper", "spafit", cwd=tmp_path)
     assert shown.returncode == 0
     assert "5,650,434" in shown.stdout
+    pruned = [item for item in counts.check(papers.load("adalora_deberta_v3_base")) if item.bounds]
+    assert [item.ours for item in pruned] == [1_991_520, 663_840]
+    assert [item.bounds for item in pruned] == [(884_736 + 576, 1_548_288 + 576), (221_184 + 144, 442_368 + 144)]
 
 
 def test_a_papers_sweep_is_run_mnli_first(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ TRAINING = Training(1, lambda count: iter(()), lambda tensor: tensor)
 ARGUMENTS: dict[str, tuple[Any, ...]] = {  # a call of every member of Tuner that is not without arguments
     "optimizer": ([{"params": [nn.Parameter(torch.zeros(1))]}],),
     "decays": ("weight",),
+    "check_steps": (1,),
     "prepare": (TRAINING,),
     "before_backward": (0, True),
     "after_backward": (0,),

@@ -150,6 +150,8 @@ def paper_counts(paper: "Paper", checked: Sequence["Checked"]) -> None:
     rows = []
     for item in checked:
         ours = "" if item.ours is None else f"{item.ours:,}"
+        if item.bounds is not None:
+            ours += f", {item.bounds[0]:,} to {item.bounds[1]:,} kept"
         printed = item.row.trainable or ("" if item.row.count is None else f"({item.row.count:,})")
         style = "yellow" if item.verdict == "not explained" else ""
         cells = (item.row.name, item.row.backbone, printed, ours, item.verdict)
@@ -158,8 +160,9 @@ def paper_counts(paper: "Paper", checked: Sequence["Checked"]) -> None:
     title = f"{paper.work} (arXiv {paper.arxiv})" if paper.arxiv else paper.work
     show(title, Grid(head, rows, ("row", "backbone", "verdict"), ("backbone", "ours")))
     for item in checked:
-        if item.verdict in ("not explained", "rounds as printed") and (item.row.count_note or item.row.note):
-            say(f"{item.row.name}: {item.row.count_note or item.row.note}")
+        note = item.row.count_note or item.row.note
+        if item.verdict in ("not explained", "rounds as printed", "within the bounds") and note:
+            say(f"{item.row.name}: {note}")
 
 
 # Columns of a study's table that give way, the first first; the scores never do.

@@ -256,6 +256,10 @@ class Protocol:
     eval_batch_size: Count = 128
     keep_prefix: bool = False
 
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of a run on so many training rows; every epoch's last batch may be smaller."""
+        return self.max_steps or self.epochs * -(-rows // self.batch_size)
+
 
 @dataclass(frozen=True)
 class Select:

@@ -102,6 +102,14 @@ class Tuner(Protocol):
         """Whether weight decay may touch a trainable of this name."""
         ...
 
+    def check_steps(self, steps: int) -> None:
+        """Whether the method can train for so many optimizer steps; asked before weights are loaded.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        ...
+
     def prepare(self, training: Training) -> None:
         """Training is about to begin."""
         ...
@@ -154,6 +162,10 @@ class Tuner(Protocol):
 
         Fewer than there are trainables where a method prunes its own; before training begins it says what it aims at.
         """
+        ...
+
+    def kept_bounds(self) -> tuple[int, int]:
+        """The least and the most that `kept` can be when training has ended; known before it begins."""
         ...
 
     def facts(self) -> dict[str, Any]:
@@ -219,6 +231,9 @@ class ParameterTuner:
         """Whatever is no bias and belongs to no norm."""
         return decays_by_name(name)
 
+    def check_steps(self, steps: int) -> None:
+        """Any number will do."""
+
     def prepare(self, training: Training) -> None:
         """Nothing to do."""
 
@@ -256,6 +271,10 @@ class ParameterTuner:
         """All of them."""
         return sum(parameter.numel() for parameter in self.trainables().values())
 
+    def kept_bounds(self) -> tuple[int, int]:
+        """All of them."""
+        return self.kept(), self.kept()
+
     def facts(self) -> dict[str, Any]:
         """Nothing to tell."""
         return {}
@@ -268,14 +287,23 @@ class ParameterTuner:
         """Nothing to take up."""
 
 
+def same_names(expected: Iterable[str], given: Iterable[str]) -> None:
+    """Refuse a delta of other names.
+
+    Raises:
+        DataError: a name is missing or too much.
+    """
+    if different := sorted(set(expected) ^ set(given)):
+        raise DataError(f"the delta does not fit: {different[0]} is only on one side ({len(different)} such names)")
+
+
 def copy_into(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor]) -> None:
     """Copy tensors into parameters of the same names and shapes.
 
     Raises:
         DataError: a name is missing or too much, or a shape differs.
     """
-    if different := sorted(set(parameters) ^ set(tensors)):
-        raise DataError(f"the delta does not fit: {different[0]} is only on one side ({len(different)} such names)")
+    same_names(parameters, tensors)
     for name, parameter in parameters.items():
         if parameter.shape != tensors[name].shape:
             raise DataError(

@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, TypeVar
 
 import torch
 from pydantic import Field
@@ -28,6 +28,8 @@ class LoRALinear(nn.Module):
     (rank, in) starts as in the released code (kaiming-uniform, a = sqrt 5), `lora_B` (out, rank) at zero.
     """
 
+    factors: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")  # what trains
+
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: nn.Module) -> None:
         super().__init__()
         self.weight, self.bias = base.weight, base.bias
@@ -42,8 +44,12 @@ class LoRALinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) to (..., out)."""
         plain = functional.linear(x, self.weight, self.bias)
-        low = self.scaling * functional.linear(self.dropout(x), self.lora_A)  # the scale where there is least to scale
+        low = self.scale() * functional.linear(self.dropout(x), self.lora_A)  # the scale where there is least to scale
         return torch.addmm(plain.flatten(0, -2), low.flatten(0, -2), self.lora_B.t()).view_as(plain)
+
+    def scale(self) -> float | torch.Tensor:
+        """What the term is multiplied by between A and B: a number, or one for each rank (rank,)."""
+        return self.scaling
 
     def update(self) -> torch.Tensor:
         """The low-rank term as a matrix (out, in)."""
@@ -58,6 +64,23 @@ class LoRALinear(nn.Module):
         return plain
 
 
+Wrapped = TypeVar("Wrapped", bound=nn.Module)
+
+
+def wrap(model: Model, inside: Scope, make: Callable[[nn.Linear], Wrapped]) -> dict[str, Wrapped]:
+    """Put a module made from it in the place of every linear map that a scope covers; by name, in forward order.
+
+    Raises:
+        ConfigError: the scope covers none.
+    """
+    linears = model.linears(inside)
+    require(linears, "no linear map", inside)
+    wrapped = {name: make(base) for name, base in linears}
+    for name, module in wrapped.items():
+        model.module.set_submodule(name, module)
+    return wrapped
+
+
 class LoRATuner(ParameterTuner):
     """The factors of every wrapped linear map."""
 
@@ -67,7 +90,7 @@ class LoRATuner(ParameterTuner):
             {
                 f"{name}.{factor}": getattr(layer, factor)
                 for name, layer in self.wrapped.items()
-                for factor in ("lora_A", "lora_B")
+                for factor in layer.factors
             }
         )
 
@@ -98,14 +121,14 @@ class LoRA:
 
         Factors are named "<linear map>.lora_A" and "<linear map>.lora_B".
         """
-        inside = narrowed(scope, self.kinds)
-        linears = model.linears(inside)
-        require(linears, "no linear map", inside)
-        wrapped = {}
-        for name, base in linears:
-            wrapped[name] = LoRALinear(base, self.rank, self.alpha, Dropout(self.dropout, model.noise))
-            model.module.set_submodule(name, wrapped[name])
-        return LoRATuner(model, wrapped)
+        return LoRATuner(
+            model,
+            wrap(
+                model,
+                narrowed(scope, self.kinds),
+                lambda base: LoRALinear(base, self.rank, self.alpha, Dropout(self.dropout, model.noise)),
+            ),
+        )
 
     def export_peft(self, tuner: LoRATuner, model: Model, folder: Path) -> None:
         """Write the adapter and the head in PEFT's format: `peft.PeftModel.from_pretrained` loads the same logits.

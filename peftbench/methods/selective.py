@@ -235,6 +235,10 @@ class SelectiveTuner(WrapperTuner):
         """The budget: every chosen entry stays."""
         return self.store.budget
 
+    def kept_bounds(self) -> tuple[int, int]:
+        """The budget."""
+        return self.kept(), self.kept()
+
     def facts(self) -> dict[str, Any]:
         """Entries by kind and layer, the growth over steps, and what was chosen by when (ten moments)."""
         moments = self._growth[:: max(1, -(-len(self._growth) // 10))] if self._growth else []

@@ -47,6 +47,11 @@ class WrapperTuner:
             return self.parts[0].optimizer(groups, **settings)
         return torch.optim.AdamW(groups, **settings)
 
+    def check_steps(self, steps: int) -> None:
+        """Every part is asked."""
+        for part in self.parts:
+            part.check_steps(steps)
+
     def prepare(self, training: Training) -> None:
         """Every part prepares."""
         for part in self.parts:
@@ -100,6 +105,11 @@ class WrapperTuner:
     def kept(self) -> int:
         """What all parts kept."""
         return sum(part.kept() for part in self.parts)
+
+    def kept_bounds(self) -> tuple[int, int]:
+        """The sums of the parts' least and most."""
+        bounds = [part.kept_bounds() for part in self.parts]
+        return sum(least for least, _ in bounds), sum(most for _, most in bounds)
 
     def facts(self) -> dict[str, Any]:
         """The facts of every part that has any."""

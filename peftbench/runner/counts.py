@@ -29,16 +29,37 @@ def counted_again(planned: Counts, model: Model, tuner: Tuner, stored_bytes: int
     return replace(now, backbone=backbone, total=backbone + now.head, stored_bytes=stored_bytes)
 
 
-def plan(cell: Cell) -> Counts:
+def plan(cell: Cell, steps: int | None = None) -> Counts:
     """Attach the method to a backbone without weights and count: milliseconds, no memory, no files.
 
+    Args:
+        cell: what is to run.
+        steps: optimizer steps that it will take, where that is known already.
+
     Raises:
-        ConfigError: the method finds nothing to train there, or no layer to keep where the protocol asks for it.
+        ConfigError: the method finds nothing to train there or cannot train for so many steps, or there is no layer
+            to keep where the protocol asks for it.
     """
-    cell = budgets.resolve(cell)
-    model = build(cell.model, cell.task.num_labels, device="meta")
-    before = entries(model)
-    tuner = deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed)
+    model, tuner, before = _attached(cell)
+    if steps is not None:
+        tuner.check_steps(steps)
     if cell.protocol.keep_prefix:
         Prefix(model, tuner.touched(), tuner.reads())  # whether there is one
     return count(model, tuner, before)
+
+
+def kept_bounds(cell: Cell) -> tuple[int, int]:
+    """The least and the most backbone entries that can be kept when training has ended, by the method's own rules.
+
+    Raises:
+        ConfigError: the method finds nothing to train there.
+    """
+    return _attached(cell)[1].kept_bounds()
+
+
+def _attached(cell: Cell) -> tuple[Model, Tuner, int]:
+    """The model without weights, its tuner, and its entries before the method was attached."""
+    cell = budgets.resolve(cell)
+    model = build(cell.model, cell.task.num_labels, device="meta")
+    before = entries(model)
+    return model, deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed), before

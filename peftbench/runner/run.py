@@ -118,6 +118,8 @@ def execute(
 ) -> None:
     """Load, attach, count, train, and keep what was learned; `work` is told as it goes."""
     rows = read_rows(rows_of(cell))
+    if "train" in rows:
+        plan(cell, cell.protocol.steps(len(rows["train"])))
     weights = weights_folder(cell.model)
     tokenizer = Tokenizing(cell.model, weights, cell.protocol.max_length, cell.cache)
     work.tokens = tokens = tokenize_rows(rows, tokenizer)

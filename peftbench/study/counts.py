@@ -8,12 +8,19 @@ from typing import Literal
 
 from peftbench.errors import ConfigError
 from peftbench.papers import Paper, Row
-from peftbench.runner.counts import Counts, plan
+from peftbench.runner.counts import Counts, kept_bounds, plan
 from peftbench.study.many import cells_from
 
 Verdict = Literal[
-    "as printed", "as the closed form", "rounds as printed", "not explained", "nothing printed", "not in this bench"
+    "as printed",
+    "as the closed form",
+    "rounds as printed",
+    "within the bounds",
+    "not explained",
+    "nothing printed",
+    "not in this bench",
 ]
+PRINTED = re.compile(r"([0-9.]+)([KMB%])")
 UNITS = {"K": 1_000, "M": 1_000_000, "B": 1_000_000_000}
 
 
@@ -25,12 +32,16 @@ class Checked:
         ours: entries, the head included where the paper counts it; None: this bench cannot run the row.
         verdict: "as printed" (ours rounds to the printed figure, and is the closed form's where there is one),
             "as the closed form" (nothing is printed), "rounds as printed" (and yet is not the closed form's: the row's
-            note says what is counted otherwise), "not explained" (ours does not round to the printed figure).
+            note says what is counted otherwise), "within the bounds" (the method prunes, and the printed figure lies
+            between the least and the most that it can leave), "not explained" (ours does not round to the printed
+            figure).
+        bounds: what is kept when training has ended, at least and at most, where that is not what trained.
     """
 
     row: Row
     ours: int | None
     verdict: Verdict
+    bounds: tuple[int, int] | None = None
 
 
 def check(paper: Paper) -> Iterator[Checked]:
@@ -48,8 +59,17 @@ def check(paper: Paper) -> Iterator[Checked]:
         if isinstance(cell, ConfigError):
             raise cell
         counts = plan(cell)
+        if counts.kept != counts.backbone:
+            yield _pruned(row, counts, kept_bounds(cell))
+            continue
         ours = counts.total if row.counts_head else counts.backbone
         yield Checked(row, ours, _verdict(row, ours, counts))
+
+
+def _pruned(row: Row, counts: Counts, bounds: tuple[int, int]) -> Checked:
+    """A row whose method prunes: what it leaves depends on the data, and only bounds are known."""
+    inside = row.trainable is not None and bounds[0] <= entries_printed(row.trainable, counts.model) <= bounds[1]
+    return Checked(row, counts.backbone, "within the bounds" if inside else "not explained", bounds)
 
 
 def _verdict(row: Row, ours: int, counts: Counts) -> Verdict:
@@ -63,10 +83,18 @@ def _verdict(row: Row, ours: int, counts: Counts) -> Verdict:
 
 def rounds_to(entries: int, model: int, printed: str) -> bool:
     """Whether a count, rounded as a printed figure is (0.3M, 5.65M, 320K, 0.08%), is that figure."""
-    match = re.fullmatch(r"([0-9.]+)([KMB%])", printed)
+    match = PRINTED.fullmatch(printed)
     if not match:
         return False
-    figure, unit = Decimal(match[1]), match[2]
-    value = Decimal(100 * entries) / model if unit == "%" else Decimal(entries) / UNITS[unit]
-    step = Decimal(1).scaleb(int(figure.as_tuple().exponent))
-    return abs(value - figure) <= step / 2
+    step = Decimal(1).scaleb(int(Decimal(match[1]).as_tuple().exponent)) * _unit(match[2], model)
+    return abs(entries - entries_printed(printed, model)) <= step / 2
+
+
+def entries_printed(printed: str, model: int) -> Decimal:
+    """The entries that a printed figure stands for (a share is one of the model's); not a number where it is none."""
+    match = PRINTED.fullmatch(printed)
+    return Decimal(match[1]) * _unit(match[2], model) if match else Decimal("nan")
+
+
+def _unit(sign: str, model: int) -> Decimal:
+    return Decimal(model) / 100 if sign == "%" else Decimal(UNITS[sign])

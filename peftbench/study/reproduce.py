@@ -107,7 +107,8 @@ def _cells(paper: Paper, row: Row, task: str, settings: dict[str, list[str]], ex
     method = row.run[0].partition("=")[2]
     words = [f"task={task}", f"model={row.model}", *row.run, *paper.protocol, "select=none"]
     if method in paper.of:
-        words += [f"protocol.{key}={value}" for key, value in paper.tasks.get(task, {}).items()]
+        keys = paper.tasks.get(task, {}).items()
+        words += [f"{key}={value}" if "." in key else f"protocol.{key}={value}" for key, value in keys]
         words += [*settings.get(method, []), *settings.get(task, [])]
     typed = {word.partition("=")[0] for word in extra}
     return cells_of([*(word for word in words if word.partition("=")[0] not in typed), *extra])

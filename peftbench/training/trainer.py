@@ -100,7 +100,7 @@ class Trainer:
             return self.fit
         self._epoch_steps = len(self.order(0))
         kept = None if self._checkpoints is None else self._checkpoints.read()
-        self.begin(self.protocol.max_steps or self.protocol.epochs * self._epoch_steps, kept)
+        self.begin(self.protocol.steps(len(self.train.lengths)), kept)
         with self._stop.deferred():
             self._steps()
         self._selection.restore(self.fit)
