@@ -1,0 +1,209 @@
+"""What a record holds, part by part: typed and bounded, so that the record of a stranger is checked when read."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Annotated
+
+from pydantic import Field
+
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Score = Annotated[float, Field(ge=-1.001, le=1.001)]  # [-1, 1], and what rounding adds
+Whole = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+@dataclass(frozen=True)
+class CellName:
+    """The words that name a cell."""
+
+    task: Name
+    method: Name
+    model: Name
+    data: Name
+    budget: Name
+    seed: Whole
+    study: Name
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The metric that a table shows first: the selected evaluation's value in [-1, 1], and its standard error over
+    the rows (bootstrap). Both are None where nothing was scored.
+    """
+
+    name: Name
+    value: Score | None
+    standard_error: Amount | None
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores at one moment of training, None where they were not finite.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: passes over the training rows done.
+        metrics: every metric of every scored split, in [-1, 1].
+        collapsed: the predictions of a scored split are all the same.
+        chosen_by: the number that selection looks at.
+    """
+
+    step: Whole
+    epoch: Amount
+    metrics: dict[Name, Score | None]
+    collapsed: bool
+    chosen_by: Number | None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The selected evaluation and all of them, in the order of time."""
+
+    selected: Evaluation | None
+    evaluations: list[Evaluation]
+    selection: Name
+    collapsed: bool
+
+    @property
+    def chosen(self) -> dict[str, float | None]:
+        """The metrics of the selected evaluation; none where nothing was scored."""
+        return self.selected.metrics if self.selected else {}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Trainable entries (numbers, not tensors).
+
+    Attributes:
+        backbone: what the method trains, at most: all that ever trains at one time.
+        head: what every method trains besides.
+        total: both.
+        model: all entries of backbone and head, trained or not, without what the method adds.
+        stored_bytes: size of the delta's tensors; None before there is one.
+        kept: of `backbone`, what is left when training ends; fewer where a method prunes what it trained. None in
+            records of before version 0.3.
+    """
+
+    backbone: Whole
+    head: Whole
+    total: Whole
+    model: Whole
+    stored_bytes: Whole | None = None
+    kept: Whole | None = None
+
+    def as_dict(self) -> dict[str, int | None]:
+        """The counts by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a growing selection had chosen at a step: entries by kind and by layer."""
+
+    step: Whole
+    by_kind: dict[Name, Whole]
+    by_layer: dict[Name, Whole]
+
+
+@dataclass(frozen=True)
+class BudgetFacts:
+    """What is known of every budget, and of one that a selection grew into; methods add facts of their own.
+
+    Attributes:
+        asked, used: backbone entries asked for, and trained.
+        growth: (step, entries chosen by then).
+        by_kind, by_layer: entries chosen at the end.
+        over_time: the same at up to ten moments.
+    """
+
+    name: Name
+    asked: Whole | None
+    used: Whole
+    left: int | None
+    growth: list[tuple[Whole, Whole]] = field(default_factory=list)
+    by_kind: dict[Name, Whole] = field(default_factory=dict)
+    by_layer: dict[Name, Whole] = field(default_factory=dict)
+    over_time: list[Moment] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds by phase, and the moments of start and end (UTC, ISO 8601)."""
+
+    total_s: Amount
+    train_s: Amount
+    eval_s: Amount
+    setup_s: Number
+    started: Name
+    ended: Name
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak of the process, or of the GPU where there is one, in MiB."""
+
+    peak_mb: Amount
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Speed of training, and the share of the tokens computed that was padding."""
+
+    tokens_per_s: Amount
+    steps_per_s: Amount
+    padding_share: Amount
+
+
+@dataclass(frozen=True)
+class Hashes:
+    """SHA-256 of what a run was made of and made, as hexadecimal digits; None where there was none.
+
+    Attributes:
+        data: of the rows of every split.
+        weights: of the file of weights; None for random ones.
+        tokenizer: of the tokenizer (records of version 0.3 on).
+        delta: of the delta's file.
+    """
+
+    data: dict[Name, Name] = field(default_factory=dict)
+    weights: Name | None = None
+    tokenizer: Name | None = None
+    delta: Name | None = None
+
+
+@dataclass(frozen=True)
+class Git:
+    """Commit of the source and whether it was changed since; None outside a checkout."""
+
+    commit: Name | None
+    dirty: bool | None
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the run was computed on."""
+
+    device: Name
+    processes: Whole
+    threads: Whole
+    cores: Whole | None
+
+
+@dataclass(frozen=True)
+class Search:
+    """How the learning rate was chosen.
+
+    Attributes:
+        chosen: the learning rate with the best score; of equal ones that nearest to protocol.lr.
+        rows: where the tries were scored: held_out or dev.
+        scores: score of every learning rate tried; None where that try failed or diverged.
+        folders: the tries' folders under `outputs`.
+        seconds: what the tries cost together.
+    """
+
+    chosen: Rate
+    rows: Name
+    scores: dict[Name, Number | None]
+    folders: list[str]
+    seconds: Amount
