@@ -105,7 +105,13 @@ BAD = [
     (["method=id3_lora", "+method.inner.rnk=3"], ["method.inner.rnk: there is no such key; did you mean rank"]),
     (["method=../method/lora"], ["method=../method/lora: must be a word, not a path"]),
     (["method.rank=99999999999999999999999999"], ["method.rank=99999999999999999999999999: must be at most"]),
-    (["model.config.type_vocab_size=0"], ["model.config.type_vocab_size=0: must be a whole number, at least 1"]),
+    (["model.config.type_vocab_size=-1"], ["model.config.type_vocab_size=-1: must be a whole number, at least 0"]),
+    (["model.config.pad_token_id=null"], ["model.config.pad_token_id=null: not among the 30522 of vocab_size"]),
+    (["~model.config.vocab_size", "~model.config.num_hidden_layers"], ["vocab_size: must", "num_hidden_layers: must"]),
+    (
+        ["model=roberta_base", "model.config.pad_token_id=500"],
+        ["max_length=128: roberta_base has 13 positions"],
+    ),
     (["model.config.layer_norm_eps=-1"], ["model.config.layer_norm_eps=-1: must be a number between 0 and 1"]),
     (["data.path=a=b#(c,d"], ["is quoted: 'data.path="]),
     (

@@ -39,6 +39,18 @@ def tokenizer(folder: Path, change: Callable[[dict], None]) -> None:  # type: ig
     (folder / "tokenizer.json").write_text(json.dumps(raw))
 
 
+def other_padding(folder: Path) -> None:
+    config_of(folder, pad_token_id=3)
+    padding_token(folder, "[unused2]")
+
+
+def padding_token(folder: Path, token: str | None) -> None:
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            raw = json.loads((folder / name).read_text())
+            (folder / name).write_text(json.dumps({**raw, "pad_token": token}))
+
+
 def larger(raw: dict) -> None:  # type: ignore[type-arg]
     raw["model"]["vocab"]["onemoreword"] = 30522
 
@@ -63,6 +75,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer cannot be read"),
     "larger": (lambda f: tokenizer(f, larger), "its ids go to 30522, the embedding has 30522 rows"),
     "unknown": (lambda f: tokenizer(f, only_letters), r"every word becomes \[UNK\]"),
+    "no padding token": (lambda f: padding_token(f, None), "it has no padding token"),
+    "padding": (other_padding, "config.json has pad_token_id=3, conf/model/minilm_l6.yaml 0"),
     "special": (lambda f: config_of(f, sep_token_id=7), "its sep_token_id is 102, config.json has 7"),
     "pickle": (lambda f: renamed(f, "pytorch_model.bin"), "only pytorch_model.bin: a pickle"),
     "shards": (lambda f: renamed(f, "model.safetensors.index.json"), "only model.safetensors.index.json: shards"),

@@ -12,13 +12,14 @@ from peftbench.backbone.model import build, compute_precision, load
 from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
 from peftbench.config.spec import ModelSpec
-from peftbench.errors import DataError
+from peftbench.errors import ConfigError, DataError
 from peftbench.runner import deltas
+from peftbench.runner.counts import plan
 
 SMALL = {
     "layers": {"num_hidden_layers": 2, "n_layers": 2},
     "vocab": {"vocab_size": 300},
-    "ids": {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+    "ids": {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2},
 }
 
 LINEAR = {"query", "key", "value", "attention_output", "intermediate", "output"}
@@ -67,12 +68,31 @@ def test_padding_does_not_change_a_row(name: str, precision: str) -> None:
     alone = {"input_ids": ids[:1, :5], "attention_mask": torch.ones(1, 5, dtype=torch.long)}
     mask = torch.ones(2, 9, dtype=torch.long)
     mask[0, 5:] = 0
-    padded = {"input_ids": ids.masked_fill(mask == 0, 0), "attention_mask": mask}
+    padded = {"input_ids": ids.masked_fill(mask == 0, 1), "attention_mask": mask}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         one, both = model.forward(alone), model.forward(padded)
     assert both.shape == (2, 3)
     assert both.dtype == torch.float32
     torch.testing.assert_close(both[:1], one, atol=1e-5 if precision == "fp32" else 0.05, rtol=0)
+
+
+def test_a_row_as_long_as_there_are_positions_is_computed_and_a_longer_one_is_refused() -> None:
+    words = ["model=roberta_base", "model.weights=random", "model.config.num_hidden_layers=1"]
+    words += ["model.config.max_position_embeddings=20", "model.config.pad_token_id=7", "protocol.max_length=12"]
+    cell = compose.cell_from(words)
+    model, _ = load(cell.model, 2, seed=0)
+    ids = torch.full((1, 12), 9)
+    model.module.eval()
+    assert model.forward({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).isfinite().all()
+    with pytest.raises(ConfigError, match=r"protocol.max_length=13: roberta_base has 12 positions"):
+        compose.cell_from([*words, "protocol.max_length=13"])
+
+
+def test_numbers_that_would_be_computed_wrongly_are_refused_before_any_weights() -> None:
+    with pytest.raises(ConfigError, match=r"model.config.pad_token_id=0: mpnet pads with 1, whatever it is told"):
+        plan(compose.cell_from(["model=mpnet_base", "model.config.pad_token_id=0"]))
+    with pytest.raises(ConfigError, match=r"type_vocab_size=0: bert.embeddings.token_type_embeddings would have no"):
+        plan(compose.cell_from(["model.config.type_vocab_size=0"]))
 
 
 def test_minilm_comes_from_the_package_and_is_what_the_file_holds() -> None:

@@ -139,6 +139,8 @@ def build(spec: ModelSpec, num_labels: int, device: str = "cpu", readout: Readou
     except Exception as error:  # whatever the libraries raise: the numbers are a person's
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ConfigError(f"model.config: no {spec.model_type} can be made of it ({reason})") from None
+    if misfit := _misfit(module):
+        raise ConfigError(f"model.config.{misfit}")
     return Model(module, spec.layout, spec.depth, spec.name, readout=readout)
 
 
@@ -203,6 +205,18 @@ def compute_precision(model: Model, precision: str, trained: Iterable[nn.Paramet
                 parameter.data = parameter.data.to(torch.bfloat16)
 
 
+def _misfit(module: Any) -> str | None:
+    """What a model of these numbers would compute wrongly, or not at all, without a word; None: nothing."""
+    config, words = module.config, module.get_input_embeddings()
+    padding = getattr(words, "padding_idx", None)
+    if padding is not None and config.pad_token_id != padding:
+        return f"pad_token_id={config.pad_token_id}: {config.model_type} pads with {padding}, whatever it is told"
+    for name, embedding in module.named_modules():
+        if isinstance(embedding, nn.Embedding) and embedding.num_embeddings == 0:
+            return f"type_vocab_size=0: {name} would have no row"
+    return None
+
+
 def _attention(spec: ModelSpec) -> str:
     return ATTENTION if spec.layout.attention == "bench" else spec.layout.attention
 
@@ -255,7 +269,7 @@ def _check_numbers(spec: ModelSpec, config: Any, folder: Path) -> None:
     for key, wanted in spec.config.items():
         found = getattr(config, key, wanted)
         shape = isinstance(wanted, int) and not isinstance(wanted, bool) and not key.endswith("_token_id")
-        if shape and found != wanted:
+        if (shape or key == "pad_token_id") and found != wanted:
             raise DataError(
                 f"model={spec.name}: {folder}/config.json has {key}={found}, conf/model/{spec.name}.yaml {wanted}"
             )

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from peftbench.config import userfiles
+from peftbench.config import sizes, userfiles
 from peftbench.config.bounds import CONTROL, MOST
 from peftbench.config.spec import (
     Budget,
@@ -227,7 +227,7 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
         said = {key: value["name"] if key == "like" and value else value for key, value in raw["budget"].items()}
         given = [f"{value}" if key == "entries" else f"{key}-{value}" for key, value in said.items() if value]
         named["budget"]["name"] = "-".join(given) or "none"
-    _check_sizes(raw["model"], problems)
+    sizes.check(raw["model"], problems)
     model = parse(ModelSpec, named["model"], "model", problems)
     scope = dict(raw["scope"])
     if model and not problems:
@@ -371,44 +371,6 @@ def _layers(value: Any, depth: int, problems: list[str]) -> list[int] | None:
     return sorted(set(layers))
 
 
-# Numbers that a backbone is built from -> the least and the most that they may be.
-WIDTH, LAYERS, PLACES = (1, 1 << 16), (1, 1000), (1, 1 << 20)
-SIZES = {"vocab_size": (1, 1 << 22), "max_position_embeddings": PLACES, "type_vocab_size": (1, 1 << 16)}
-SIZES |= dict.fromkeys(("hidden_size", "intermediate_size", "embedding_size", "pooler_hidden_size"), WIDTH)
-SIZES |= {"num_hidden_layers": LAYERS, "num_attention_heads": WIDTH}
-SIZES |= {"dim": WIDTH, "n_layers": LAYERS, "n_heads": WIDTH, "hidden_dim": WIDTH}  # DistilBERT's names
-EPSILONS = ("layer_norm_eps", "norm_eps")
-
-
-def _check_sizes(model: Mapping[str, Any], problems: list[str]) -> None:
-    """The numbers that a backbone is built from, which transformers takes as they come."""
-    config = model.get("config")
-    if not isinstance(config, Mapping):
-        return
-    before = len(problems)
-    for key, (least, most) in SIZES.items():
-        if key == "type_vocab_size" and model.get("model_type") == "deberta-v2":
-            least = 0  # it has none
-        if key in config and not (type(config[key]) is int and least <= config[key] <= most):
-            line = f"model.config.{key}={shown(show(config[key]))}: must be a whole number, at least {least}"
-            problems.append(f"{line} and at most {most}")
-    problems.extend(
-        f"model.config.{key}={shown(show(config[key]))}: must be a number between 0 and 1"
-        for key in EPSILONS
-        if key in config and not (type(config[key]) in (int, float) and 0 < config[key] < 1)
-    )
-    if len(problems) > before:
-        return
-    for hidden, heads in (("hidden_size", "num_attention_heads"), ("dim", "n_heads")):
-        if hidden in config and config[hidden] % config[heads]:
-            problems.append(f"model.config.{hidden}={config[hidden]}: not divisible by {heads}={config[heads]}")
-    pad = config.get("pad_token_id")
-    if pad is not None and not (type(pad) is int and 0 <= pad < config["vocab_size"]):
-        problems.append(
-            f"model.config.pad_token_id={shown(show(pad))}: not among the {config['vocab_size']} of vocab_size"
-        )
-
-
 TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": bool, "progress": bool, "rerun": str}
 TOP |= {"cells_per_gpu": int}
 LEAST = {"seed": 0, "cells_per_gpu": 1}
@@ -452,9 +414,7 @@ def _check_together(cell: Cell) -> None:
             f"protocol.accumulation={cell.protocol.accumulation}: more parts than "
             f"protocol.batch_size={cell.protocol.batch_size} has rows"
         )
-    limit = int(cell.model.config["max_position_embeddings"])
-    limit -= cell.model.layout.positions_from
-    if cell.protocol.max_length > limit:
+    if cell.protocol.max_length > (limit := cell.model.positions):
         problems.append(f"protocol.max_length={cell.protocol.max_length}: {cell.model.name} has {limit} positions")
     if problems:
         raise ConfigError(problems)

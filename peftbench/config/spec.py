@@ -57,7 +57,7 @@ class Layout:
 
     Attributes:
         depth: the configuration's key for the number of layers.
-        positions_from: how many of max_position_embeddings no token can take.
+        positions_from: how many of max_position_embeddings no token takes; "padding": those up to the padding id's.
         attention: bench (this bench's own) or a form that transformers names.
         starts_in_the_middle: whether layers pass on hidden states alone, as protocol.keep_prefix needs.
     """
@@ -66,7 +66,7 @@ class Layout:
     kinds: dict[Kind, tuple[str, ...]]
     head: tuple[str, ...]
     depth: str = "num_hidden_layers"
-    positions_from: int = 0
+    positions_from: Annotated[int, Field(ge=0, le=MOST)] | Literal["padding"] = 0
     attention: Literal["bench", "eager", "sdpa"] = "bench"
     starts_in_the_middle: bool = True
 
@@ -89,6 +89,13 @@ class ModelSpec:
     def depth(self) -> int:
         """Number of encoder layers."""
         return int(self.config[self.layout.depth])
+
+    @property
+    def positions(self) -> int:
+        """The most tokens that a row can have."""
+        first = self.layout.positions_from
+        taken = int(self.config["pad_token_id"]) + 1 if first == "padding" else first
+        return int(self.config["max_position_embeddings"]) - taken
 
 
 @dataclass(frozen=True)

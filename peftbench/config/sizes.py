@@ -1,0 +1,47 @@
+"""The numbers that a backbone is built from, which transformers takes as they come: bounded, and fitting together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from peftbench.config.validate import show
+from peftbench.errors import shown
+
+NEEDED = ("vocab_size", "max_position_embeddings", "pad_token_id")  # and the layout's depth
+
+# Key -> the least and the most that it may be.
+WIDTH, LAYERS, PLACES = (1, 1 << 16), (1, 1000), (1, 1 << 20)
+SIZES = {"vocab_size": (1, 1 << 22), "max_position_embeddings": PLACES, "type_vocab_size": (0, 1 << 16)}
+SIZES |= dict.fromkeys(("hidden_size", "intermediate_size", "embedding_size", "pooler_hidden_size"), WIDTH)
+SIZES |= {"num_hidden_layers": LAYERS, "num_attention_heads": WIDTH}
+SIZES |= {"dim": WIDTH, "n_layers": LAYERS, "n_heads": WIDTH, "hidden_dim": WIDTH}  # DistilBERT's names
+EPSILONS = ("layer_norm_eps", "norm_eps")
+DIVIDED = (("hidden_size", "num_attention_heads"), ("dim", "n_heads"))
+
+
+def check(model: Mapping[str, Any], problems: list[str]) -> None:
+    """Add a line to `problems` for every number of `model.config` that is missing, out of bounds or does not fit."""
+    config, layout = model.get("config"), model.get("layout")
+    if not isinstance(config, Mapping) or not isinstance(layout, Mapping):
+        return
+    depth = str(layout.get("depth", "num_hidden_layers"))
+    before = len(problems)
+    problems.extend(f"model.config.{key}: must be given" for key in (*NEEDED, depth) if key not in config)
+    for key, (least, most) in {**SIZES, depth: LAYERS}.items():
+        if key in config and not (type(config[key]) is int and least <= config[key] <= most):
+            line = f"model.config.{key}={shown(show(config[key]))}: must be a whole number, at least {least}"
+            problems.append(f"{line} and at most {most}")
+    problems.extend(
+        f"model.config.{key}={shown(show(config[key]))}: must be a number between 0 and 1"
+        for key in EPSILONS
+        if key in config and not (type(config[key]) in (int, float) and 0 < config[key] < 1)
+    )
+    if len(problems) > before:
+        return
+    for hidden, heads in DIVIDED:
+        if hidden in config and heads in config and config[hidden] % config[heads]:
+            problems.append(f"model.config.{hidden}={config[hidden]}: not divisible by {heads}={config[heads]}")
+    pad = config["pad_token_id"]
+    if not (type(pad) is int and 0 <= pad < config["vocab_size"]):
+        problems.append(
+            f"model.config.pad_token_id={shown(show(pad))}: not among the {config['vocab_size']} of vocab_size"
+        )
