@@ -85,6 +85,13 @@ ROWS = {
         lambda name: False,
         stored=2 * L * (2 * 4 * (D + F + 1) + 1),  # two thirds of the triplets, and which ones they are
     ),
+    "linear_adapter": Row(("method=linear_adapter", "method.width=4"), 2 * L * 2 * D * 4, lambda name: False),
+    "hut": Row(("method=hut",), 2 * L * (2 * D + 2 * D), lambda name: False),
+    "hut-blocks": Row(
+        ("method=hut", "method.rank=3", "method.kinds=[query,intermediate]"),
+        L * (2 * D * 3 + 2 * D + (D + F) * 3 + 2 * F),
+        lambda name: False,
+    ),
     "houlsby": Row(("method=houlsby", "method.width=4"), 2 * L * (2 * D * 4 + 4 + D), lambda name: False, merges=False),
     "houlsby-norms": Row(
         ("method=houlsby", "method.width=4", "method.layer_norm=true"),
@@ -150,7 +157,7 @@ def test_exactly_the_chosen_entries_change(tiny: Callable[..., Cell], row: Row, 
 def test_count_is_the_closed_form(tiny: Callable[..., Cell], row: Row) -> None:
     model, tuner, _ = assemble(tiny(*row.overrides))
     assert sum(p.numel() for p in tuner.trainables().values()) == row.entries
-    added = sum(p.numel() for name, p in model.backbone() if "lora_" in name or "adapter_" in name)
+    added = sum(p.numel() for name, p in model.backbone() if "lora_" in name or "adapter_" in name or "hut_" in name)
     assert entries(model) - added == EMBEDDINGS + L * LAYER + D * D + D + 2 * D + 2
 
 

@@ -273,7 +273,15 @@ def test_an_objective_of_ones_own_sees_the_numbers_of_its_rows(tiny: Callable[..
 
 
 def test_the_change_of_the_backbone_is_what_merging_makes_of_it(tiny: Callable[..., Cell]) -> None:
-    for words in (["method=lora"], ["method=bitfit"], ["method=id3", "budget=300"], ["method=id3_lora", "budget=300"]):
+    for words in (
+        ["method=lora"],
+        ["method=bitfit"],
+        ["method=id3", "budget=300"],
+        ["method=id3_lora", "budget=300"],
+        ["method=adalora", "method.initial=0", "method.final=1"],
+        ["method=linear_adapter", "method.std=0.1"],
+        ["method=hut", "method.rank=3"],
+    ):
         model, tuner, trainer = assemble(tiny(*words, "protocol.precision=fp32", "protocol.lr=0.01"))
         before = {name: p.detach().clone() for name, p in model.backbone() if "lora_" not in name}
         trainer.run()

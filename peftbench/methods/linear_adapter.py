@@ -1,0 +1,96 @@
+"""LiST's adapters: a bottleneck without a non-linearity (Wang et al. 2021, arXiv 2110.06274)."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.nn import functional
+
+from peftbench.backbone.model import Model
+from peftbench.config.spec import Count, Kind, Scope
+from peftbench.methods.base import ParameterTuner, narrowed
+from peftbench.methods.lora import wrap
+
+
+class LinearAdapterLinear(nn.Module):
+    """A sub-layer's projection followed by a linear bottleneck: y + U D y, y = W x + b.
+
+    `weight` (out, in) and `bias` (out,) are the frozen projection's own under their own names. `adapter_down`, D
+    (width, out), and `adapter_up`, U (out, width), have no bias and start at N(0, std^2): near the identity, not at it.
+    """
+
+    def __init__(self, base: nn.Linear, width: int, std: float) -> None:
+        super().__init__()
+        self.weight, self.bias = base.weight, base.bias
+        out, device = base.out_features, base.weight.device
+        self.adapter_down = nn.Parameter(torch.empty(width, out, device=device).normal_(std=std))
+        self.adapter_up = nn.Parameter(torch.empty(out, width, device=device).normal_(std=std))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., in) to (..., out)."""
+        return self.adapted(functional.linear(x, self.weight, self.bias))
+
+    def adapted(self, y: torch.Tensor) -> torch.Tensor:
+        """The bottleneck alone: (..., out) to (..., out)."""
+        return y + functional.linear(functional.linear(y, self.adapter_down), self.adapter_up)
+
+    def merged(self) -> nn.Linear:
+        """The projection with the bottleneck folded in: weight (1 + U D) W, bias (1 + U D) b."""
+        with torch.no_grad():
+            for parameter in (self.weight, self.bias):
+                if parameter is not None:  # the columns of a matrix are adapted as outputs are
+                    parameter.copy_(self.adapted(parameter.float().t()).t())
+        plain = nn.Linear(self.weight.shape[1], self.weight.shape[0], self.bias is not None, device="meta")
+        plain.weight, plain.bias = self.weight, self.bias
+        return plain
+
+
+class LinearAdapterTuner(ParameterTuner):
+    """The bottlenecks of every wrapped projection."""
+
+    def __init__(self, model: Model, wrapped: Mapping[str, LinearAdapterLinear]) -> None:
+        self._model, self._wrapped = model, dict(wrapped)
+        super().__init__(
+            {
+                f"{name}.{part}": getattr(layer, part)
+                for name, layer in self._wrapped.items()
+                for part in ("adapter_down", "adapter_up")
+            }
+        )
+
+    def merge(self) -> None:
+        """Fold every bottleneck into the projection before it and put the plain linear maps back."""
+        for name, layer in self._wrapped.items():
+            self._model.module.set_submodule(name, layer.merged())
+        self._wrapped, self._trainables = {}, {}
+
+    def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """U D W and U D b of every wrapped projection."""
+        for name, layer in self._wrapped.items():
+            for part in ("weight", "bias"):
+                if getattr(layer, part) is not None:
+                    plain = before[f"{name}.{part}"].to(layer.adapter_up.device).float().t()
+                    yield f"{name}.{part}", (layer.adapted(plain) - plain).t().detach()
+
+
+@dataclass(frozen=True)
+class LinearAdapter:
+    """Linear bottlenecks after the projections of the named kinds; they can be merged, as other adapters cannot."""
+
+    width: Count = 128
+    std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-4
+    kinds: tuple[Kind, ...] | None = ("attention_output", "output")
+    dial: ClassVar[str | None] = "width"
+
+    def attach(self, model: Model, scope: Scope) -> LinearAdapterTuner:
+        """See `Method`.
+
+        Bottlenecks are named "<linear map>.adapter_down" and "<linear map>.adapter_up".
+        """
+        inside = narrowed(scope, self.kinds)
+        return LinearAdapterTuner(
+            model, wrap(model, inside, lambda base: LinearAdapterLinear(base, self.width, self.std))
+        )
