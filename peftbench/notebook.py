@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftbench import environment
-from peftbench.config import compose
+from peftbench.config import compose, userfiles
 from peftbench.record import Counts, Record, Search
 from peftbench.study.cell import settle
 from peftbench.study.lock import Elsewhere
@@ -76,13 +76,14 @@ def load_study(study: str | Path, model: str = "all") -> "Study":
     return records.of(outputs, folder.name, model)
 
 
-def apply(run: str | Path, output: str | Path) -> Path:
+def apply(run: str | Path, output: str | Path, searchpath: str | Path | None = None) -> Path:
     """Write a finished run's model, its delta merged in, as `AutoModelForSequenceClassification.from_pretrained` loads
     it; returns that folder.
 
     Args:
         run: the run's folder.
         output: the folder to write.
+        searchpath: folder of your own configuration, where the run's method is none of this package's.
 
     Raises:
         ConfigError: its method cannot be merged (adapters).
@@ -90,7 +91,8 @@ def apply(run: str | Path, output: str | Path) -> Path:
     """
     from peftbench.runner import apply as runs
 
-    runs.apply(Path(run), Path(output))
+    known = set() if searchpath is None else userfiles.classes(Path(searchpath))
+    runs.apply(Path(run), Path(output), known)
     return Path(output)
 
 

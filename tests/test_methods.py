@@ -15,9 +15,9 @@ from peftbench.backbone.model import load
 from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError
 from peftbench.files import DELTA_FILE
-from peftbench.methods.base import Delta
 from peftbench.runner import deltas
 from peftbench.runner.counts import entries
+from peftbench.runner.delta import Delta
 from peftbench.runner.run import Outcome
 from peftbench.sparse.scores import SCORES, Score
 from peftbench.training.trainer import Trainer

@@ -23,9 +23,9 @@ from peftbench.data.rows import rows_of
 from peftbench.data.sources import SAMPLE
 from peftbench.errors import DataError, Diverged
 from peftbench.machine import keep_freed_memory
-from peftbench.methods.base import Delta
 from peftbench.record import Headline, read_record
 from peftbench.runner import deltas, provenance
+from peftbench.runner.delta import Delta
 from peftbench.runner.run import Outcome, read_rows
 from peftbench.seeds import STREAMS, drawn_from, stream
 from peftbench.training.trainer import lr_factor

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,15 @@ from hypothesis import strategies as st
 from support import TINY, call
 from transformers import AutoModelForSequenceClassification
 
+from peftbench.cli import main
 from peftbench.config import compose
+from peftbench.errors import DataError
 from peftbench.record import Headline, Record, write_record
 from peftbench.report import records, submission, sync
 from peftbench.runner.deltas import reload
 from peftbench.runner.run import Outcome, run
 
+Run = Callable[..., Outcome]
 LABELS = {
     "cola": ["unacceptable", "acceptable"], "sst2": ["negative", "positive"], "qnli": ["entailment", "not_entailment"],
     "mrpc": ["not_equivalent", "equivalent"], "qqp": ["not_duplicate", "duplicate"],
@@ -216,3 +220,57 @@ def test_sync_logs_the_study_and_says_when_wandb_cannot_be_reached(tmp_path: Pat
     (media,) = {path.parent for path in (tmp_path / "outputs" / "s" / "wandb").rglob("*.table.json")}
     assert json.loads(next(media.glob("*.table.json")).read_text())["columns"][0] == "method"
     assert list((tmp_path / "outputs" / "s" / "wandb").rglob("*.png"))
+
+
+OWN = '''
+from dataclasses import dataclass
+from pathlib import Path
+
+from peftbench.methods.bitfit import BitFit
+
+Path(__file__).with_name("imported").touch()
+
+
+@dataclass(frozen=True)
+class Mine(BitFit):
+    """BitFit by another name."""
+'''
+
+
+@pytest.mark.parametrize("within", [False, True], ids=["itself", "within another"])
+def test_a_class_of_ones_own_is_imported_only_where_ones_own_configuration_names_it(
+    run_tiny: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], within: bool
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    name = f"own_method_{within}"
+    (tmp_path / f"{name}.py").write_text(OWN)
+    conf = tmp_path / "conf" / "method"
+    conf.mkdir(parents=True)
+    yaml = f"_target_: {name}.Mine\n"
+    if within:
+        strata = f"strata:\n  - {{last: null, methods: [{{_target_: {name}.Mine}}]}}\n"
+        yaml = f"_target_: peftbench.methods.strata.Strata\n{strata}"
+    (conf / "mine.yaml").write_text(yaml + "default_lr: 1.0e-3\n")
+    mark = tmp_path / "imported"
+    first = run_tiny(f"hydra.searchpath=[file://{conf.parent}]", "method=mine").path.parent
+    assert mark.exists()
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("sentence\nfine\n")
+
+    def predicted(*words: str) -> int:
+        mark.unlink(missing_ok=True)
+        sys.modules.pop(name, None)
+        monkeypatch.setattr("sys.argv", ["peftbench", "predict", str(first), str(rows), *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    assert predicted() == 3
+    assert f"{name}.Mine" in capsys.readouterr().err
+    assert not mark.exists()
+    assert predicted("--searchpath", str(conf.parent)) == 0
+    assert mark.exists()
+    with pytest.raises(DataError, match=f"{name}.Mine"):
+        run_tiny("method=lora", f"init_from={first}")
+    on = run_tiny(f"hydra.searchpath=[file://{conf.parent}]", "method=mine", f"init_from={first}", "protocol.lr=0.02")
+    assert on.record.status == "done"

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from peftbench.config.spec import ModelSpec
-from peftbench.errors import DataError
+from peftbench.errors import DataError, shown
 from peftbench.files import stamp
 
 WEIGHTS_FILE = "model.safetensors"
@@ -107,6 +107,9 @@ def _from_package(spec: ModelSpec, tried: list[str]) -> Path | None:
         tried.append("no package carries them")
         return None
     name, _, inside = spec.package.partition("/")
+    if not name.isidentifier() or ".." in Path(inside).parts:  # to look for a.b is to import a
+        tried.append(f"{shown(spec.package)} is no package/folder")
+        return None
     found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
         tried.append(f"the package {_distribution(spec.package)} is not installed")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peftbench.commands.paths import writable
-from peftbench.config import compose
+from peftbench.config import compose, userfiles
 from peftbench.errors import DataError
 from peftbench.files import DELTA_FILE
 
@@ -15,11 +15,12 @@ def apply(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="peftbench apply")
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--output", required=True, help="folder to write")
+    _add_searchpath(parser)
     asked = parser.parse_args(arguments)
     run = _finished(asked.run)
     from peftbench.runner.apply import apply
 
-    apply(run, writable(Path(asked.output)))
+    apply(run, writable(Path(asked.output)), _known(asked.searchpath))
     print(asked.output)
     return 0
 
@@ -29,12 +30,13 @@ def predict(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="peftbench predict")
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("file", help="tab-separated, with a header line that names the task's text columns")
+    _add_searchpath(parser)
     asked = parser.parse_args(arguments)
     run = _finished(asked.run)
     from peftbench.runner.apply import label
 
     cache = compose.resolved(compose.load([]))["cache"]
-    for line in label(run, Path(asked.file), Path(str(cache)).expanduser()):
+    for line in label(run, Path(asked.file), Path(str(cache)).expanduser(), _known(asked.searchpath)):
         print(line)
     return 0
 
@@ -44,13 +46,25 @@ def export(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="peftbench export")
     parser.add_argument("run", help="folder of a finished LoRA run")
     parser.add_argument("--to", required=True, help="folder to write")
+    _add_searchpath(parser)
     asked = parser.parse_args(arguments)
     run = _finished(asked.run)
     from peftbench.runner.deltas import export_peft
 
-    export_peft(run, Path(asked.to))
+    export_peft(run, Path(asked.to), _known(asked.searchpath))
     print(asked.to)
     return 0
+
+
+def _add_searchpath(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--searchpath", metavar="DIR", help="your own configuration, where the run's method is none of this package's"
+    )
+
+
+def _known(searchpath: str | None) -> set[str]:
+    """The classes outside this package that a run's files may name."""
+    return set() if searchpath is None else userfiles.classes(Path(searchpath))
 
 
 def _finished(run: str) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import yaml
 
+from peftbench.config.validate import targets
 from peftbench.errors import ConfigError, shown
 from peftbench.files import stamp
 
@@ -32,6 +33,22 @@ def check(overrides: Sequence[str]) -> None:
                 problems.append(f"{path}: {problem}")
     if problems:
         raise ConfigError(problems)
+
+
+def classes(folder: Path) -> set[str]:
+    """Every class that the methods of a search path name, those within others included.
+
+    Raises:
+        ConfigError: there is no such folder, or as `check`.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"--searchpath {shown(folder, 100)}: no such folder")
+    check([f"{SEARCHPATH}[file://{folder}]"])
+    return {
+        name
+        for path in sorted((folder / "method").glob("*.yaml"))
+        for name in targets(yaml.safe_load(path.read_text(encoding="utf-8")))
+    }
 
 
 def _folders(overrides: Sequence[str]) -> Iterator[Path]:

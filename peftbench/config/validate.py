@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -14,6 +14,7 @@ from peftbench.config.spec import MethodSpec
 from peftbench.errors import ConfigError, near, shown
 
 Spec = TypeVar("Spec")
+OURS = re.compile(r"peftbench\.methods\.\w+\.\w+", re.ASCII)  # the classes whose modules may always be imported
 
 
 @cache
@@ -113,6 +114,20 @@ def method_class(target: str) -> type:
     return found
 
 
+def classes_of(spec: MethodSpec) -> set[str]:
+    """The classes that a method names: its own, and those of methods within it."""
+    return {spec.target, *targets(spec.arguments)}
+
+
+def unknown_class(spec: MethodSpec, known: Collection[str]) -> str | None:
+    """A class that a method names and that nobody here vouches for; None: all are this package's, or in `known`.
+
+    Importing is running: of a method that a stranger's file describes this comes before `make_method`.
+    """
+    unknown = sorted(name for name in classes_of(spec) if not OURS.fullmatch(name) and name not in known)
+    return shown(unknown[0]) if unknown else None
+
+
 def make_method(spec: MethodSpec) -> Any:
     """The method that a spec describes.
 
@@ -134,6 +149,15 @@ def check_method(target: str, raw: Mapping[str, Any], problems: list[str], path:
         problems.extend(line.replace("method._target_", f"{path}._target_", 1) for line in error.every)
     for where, inner in _methods_within(raw, path):
         check_method(str(inner["_target_"]), {k: v for k, v in inner.items() if k != "_target_"}, problems, where)
+
+
+def targets(raw: Any) -> Iterator[str]:
+    """Every `_target_` in plain data."""
+    items = raw.items() if isinstance(raw, Mapping) else enumerate(raw) if isinstance(raw, (list, tuple)) else ()
+    for key, item in items:
+        if key == "_target_":
+            yield str(item)
+        yield from targets(item)
 
 
 def _methods_within(raw: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -1,66 +1,15 @@
-"""The two Protocols of a method, and the delta: what a run learned, as a small portable file."""
+"""The two Protocols of a method, and what most methods share."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
 from peftbench.backbone.model import Model
 from peftbench.config.spec import Scope
 from peftbench.errors import ConfigError, DataError
-from peftbench.files import write_atomically
-
-FORMAT = "peftbench-delta-1"
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What a run learned.
-
-    Attributes:
-        tensors: by name; those of the head are named "head.<parameter>".
-        meta: JSON-like facts: method (target, arguments), scope, budget, backbone, task.
-    """
-
-    tensors: Mapping[str, torch.Tensor]
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the tensors, as they are stored."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
-
-    def save(self, path: Path) -> str:
-        """Write a safetensors file, whole or not at all; returns the SHA-256 of its bytes."""
-        tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
-        # one key alone: safetensors writes several in no fixed order, and equal deltas are to be equal files
-        content = save(tensors, metadata={FORMAT: json.dumps(dict(self.meta))})
-        write_atomically(path, content)
-        return hashlib.sha256(content).hexdigest()
-
-    @staticmethod
-    def load(path: Path) -> "Delta":
-        """Read a delta.
-
-        Raises:
-            DataError: the file is missing, damaged or not a delta.
-        """
-        try:
-            with safe_open(path, "pt") as file:
-                facts = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: not a readable safetensors file ({error})") from None
-        if FORMAT not in facts:
-            raise DataError(f"{path}: not a peftbench delta of format {FORMAT}")
-        return Delta(tensors, json.loads(facts[FORMAT]))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Deltas in use: a run as a plain transformers folder, and a run's labels for new rows."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,18 @@ from peftbench.training.forward import Forward
 from peftbench.training.metrics import predict
 
 
-def apply(run: Path, folder: Path) -> None:
+def apply(run: Path, folder: Path, known: Collection[str] = ()) -> None:
     """Write the run's model, its delta merged in, as `AutoModelForSequenceClassification.from_pretrained` loads it.
+
+    Args:
+        known: see `deltas.restore`.
 
     Raises:
         DataError: the run cannot be read.
         ConfigError: its method cannot be merged (adapters).
     """
     record = read_record(run / RECORD_FILE)
-    model, tuner, _ = reload(run)
+    model, tuner, _ = reload(run, known)
     tuner.merge()
     module: Any = model.module.float()
     labels = record.config["task"]["labels"]
@@ -48,8 +51,11 @@ def apply(run: Path, folder: Path) -> None:
         AutoTokenizer.from_pretrained(weights, trust_remote_code=False).save_pretrained(folder)
 
 
-def label(run: Path, file: Path, cache: Path) -> list[str]:
+def label(run: Path, file: Path, cache: Path, known: Collection[str] = ()) -> list[str]:
     """Lines of a TSV with the run's prediction and logits for every row of a file with the task's text columns.
+
+    Args:
+        known: see `deltas.restore`.
 
     Raises:
         DataError: the run or the file cannot be read, or a column is missing.
@@ -58,7 +64,7 @@ def label(run: Path, file: Path, cache: Path) -> list[str]:
     task = _spec(record, TaskSpec, "task")
     table = read_table(file, task.folder.text)
     rows = make_split("new", tuple(table.columns[column] for column in task.folder.text), None)
-    model, _, _ = reload(run)
+    model, _, _ = reload(run, known)
     spec = model_spec(record)
     protocol = _spec(record, TrainingProtocol, "protocol")
     tokens = tokenize(rows, tokenizer_for(spec, weights_folder(spec)), protocol.max_length, cache)

@@ -1,27 +1,24 @@
 """Deltas and whole models: what a run learned, put into a file and back into a backbone."""
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from peftbench.backbone.model import Model, load
 from peftbench.backbone.weights import file_sha256
 from peftbench.config import compose
 from peftbench.config.spec import Budget, Cell, Layout, MethodSpec, ModelSpec, Scope
-from peftbench.config.validate import make_method, parse
+from peftbench.config.validate import classes_of, make_method, parse, unknown_class
 from peftbench.errors import ConfigError, DataError
 from peftbench.files import DELTA_FILE, RECORD_FILE
-from peftbench.methods.base import Delta, Method, Tuner, copy_into
+from peftbench.methods.base import Method, Tuner, copy_into
 from peftbench.methods.dial import within
 from peftbench.record import Record, read_record
+from peftbench.runner.delta import START, Delta, DeltaFacts, LearnedFor, LearnedOn
 from peftbench.seeds import drawn_from
 
 HEAD = "head."
 FRESH = "fresh."  # what the weights lacked of the backbone, as it was before training
-START = "start."  # the delta of another method that was merged in before this one's was attached
 
 
 def attach(method: MethodSpec, scope: Scope, budget: Budget, model: Model, seed: int) -> Tuner:
@@ -48,36 +45,45 @@ def learned(cell: Cell, model: Model, tuner: Tuner, start: Delta | None = None) 
     own = tuner.delta()
     head = {HEAD + name: parameter.detach() for name, parameter in model.head()}
     fresh = {FRESH + name: tensor for name, tensor in model.drawn.items() if name not in own}
-    merged = _merged(start) if start and _goes_on(cell, start) else start
+    merged = start.start if start and _goes_on(cell, start) else start
     before = {START + name: tensor for name, tensor in merged.tensors.items()} if merged else {}
-    return Delta(
-        {**own, **head, **fresh, **before},
-        {
-            **({"start": merged.meta} if merged else {}),
-            "method": asdict(cell.method),
-            "scope": asdict(cell.scope),
-            "budget": asdict(cell.budget),
-            "model": {"name": cell.model.name, "sha256": model.weights_sha256},
-            "task": {"name": cell.task.name, "labels": cell.task.num_labels},
-            "fingerprint": cell.fingerprint,
-            "seed": cell.seed,
-        },
+    facts = DeltaFacts(
+        method=cell.method,
+        scope=cell.scope,
+        budget=cell.budget,
+        model=LearnedOn(cell.model.name, model.weights_sha256),
+        task=LearnedFor(cell.task.name, cell.task.num_labels),
+        fingerprint=cell.fingerprint,
+        seed=cell.seed,
+        start=merged.facts if merged else None,
     )
+    return Delta({**own, **head, **fresh, **before}, facts)
 
 
-def restore(delta: Delta, model: Model, head: bool = True) -> Tuner:
+def restore(delta: Delta, model: Model, head: bool = True, known: Collection[str] = ()) -> Tuner:
     """Attach the delta's own method to a fresh model and put the delta in; `head=False` leaves the head alone.
 
+    Args:
+        known: classes outside this package that a delta may name, since the user's own configuration does.
+
     Raises:
-        DataError: the delta was learned on another backbone, or does not fit this one.
+        DataError: the delta was learned on another backbone, does not fit this one, or names an unknown class.
     """
-    meta = delta.meta
-    if meta["model"] != {"name": model.name, "sha256": model.weights_sha256}:
-        raise DataError(f"the delta was learned on {meta['model']['name']} (other weights), not on this {model.name}")
+    facts = delta.facts
+    if facts.model != LearnedOn(model.name, model.weights_sha256):
+        raise DataError(f"the delta was learned on {facts.model.name} (other weights), not on this {model.name}")
+    if stranger := unknown_class(facts.method, known):
+        raise DataError(
+            f"the delta names the class {stranger}, which is none of peftbench.methods; if it is yours, --searchpath "
+            "(or the method of a run that goes on from it) names the configuration that says so"
+        )
     _put_fresh(delta, model)
-    if merged := _merged(delta):
-        restore(merged, model, head=False).merge()
-    tuner = attach(_method(meta), _scope(meta), Budget(**meta["budget"]), model, int(meta["seed"]))
+    if start := delta.start:
+        restore(start, model, head=False, known=known).merge()
+    try:
+        tuner = attach(facts.method, facts.scope, facts.budget, model, facts.seed)
+    except ConfigError as error:
+        raise DataError(f"the delta's method cannot be made: {error.every[0]}") from None
     _put(delta, tuner, model, head)
     return tuner
 
@@ -102,7 +108,7 @@ def start_from(cell: Cell, model: Model, start: Delta | None = None) -> Tuner:
     """
     if start is None:
         return attach(cell.method, cell.scope, cell.budget, model, cell.seed)
-    tuner = restore(start, model, head=cell.task.train is None)
+    tuner = restore(start, model, head=cell.task.train is None, known=classes_of(cell.method))
     if _goes_on(cell, start):
         return tuner
     tuner.merge()
@@ -111,26 +117,22 @@ def start_from(cell: Cell, model: Model, start: Delta | None = None) -> Tuner:
 
 def _goes_on(cell: Cell, start: Delta) -> bool:
     """Whether the cell trains this delta further, instead of merging it."""
-    return all(
-        start.meta[key] == _plain(asdict(value))
-        for key, value in (("method", cell.method), ("scope", cell.scope), ("budget", cell.budget))
-    )
+    facts = start.facts
+    return (facts.method, facts.scope, facts.budget) == (cell.method, cell.scope, cell.budget)
 
 
-def _merged(delta: Delta) -> Delta | None:
-    """The delta of another method that was merged in before this one was attached."""
-    return Delta(_named(delta, START), delta.meta["start"]) if "start" in delta.meta else None
-
-
-def reload(run: Path) -> tuple[Model, Tuner, Method]:
+def reload(run: Path, known: Collection[str] = ()) -> tuple[Model, Tuner, Method]:
     """A finished run's model with its tuner and method, as they were at the selected evaluation, in fp32.
+
+    Args:
+        known: see `restore`.
 
     Raises:
         DataError: the run's record, delta or weights cannot be read.
     """
     spec, delta = model_spec(read_record(run / RECORD_FILE)), _own_delta(run)
-    model, _ = load(spec, int(delta.meta["task"]["labels"]), int(delta.meta["seed"]))
-    return model, restore(delta, model), make_method(_method(delta.meta))
+    model, _ = load(spec, delta.facts.task.labels, delta.facts.seed)
+    return model, restore(delta, model, known=known), make_method(delta.facts.method)
 
 
 def model_spec(record: Record) -> ModelSpec:
@@ -168,46 +170,27 @@ def _put(delta: Delta, tuner: Tuner, model: Model, head: bool) -> None:
     own = {name: tensor for name, tensor in delta.tensors.items() if not name.startswith((HEAD, FRESH, START))}
     tuner.load_delta(own)
     if head:
-        copy_into(dict(model.head()), _named(delta, HEAD))
+        copy_into(dict(model.head()), delta.named(HEAD))
 
 
 def _put_fresh(delta: Delta, model: Model) -> None:
     """What the weights lacked becomes what it was in the run: methods are attached to that, not to another draw."""
-    stored, parameters = _named(delta, FRESH), dict(model.backbone())
+    stored, parameters = delta.named(FRESH), dict(model.backbone())
     drawn = {name: tensor for name, tensor in model.drawn.items() if name not in delta.tensors}
     copy_into({name: parameters[name] for name in drawn}, {name: stored[name] for name in stored if name in drawn})
     model.drawn = {**model.drawn, **stored}
 
 
-def _named(delta: Delta, prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in delta.tensors.items() if name.startswith(prefix)}
-
-
-def _method(meta: Mapping[str, Any]) -> MethodSpec:
-    return MethodSpec(**meta["method"])
-
-
-def _scope(meta: Mapping[str, Any]) -> Scope:
-    return Scope(**{key: None if value is None else tuple(value) for key, value in meta["scope"].items()})
-
-
-def _plain(value: Any) -> Any:
-    """As it comes back from JSON: tuples are lists."""
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def export_peft(run: Path, folder: Path) -> None:
+def export_peft(run: Path, folder: Path, known: Collection[str] = ()) -> None:
     """Write a finished LoRA run's adapter and head in PEFT's format.
 
     Raises:
         DataError: the run cannot be read.
         ConfigError: its method has no PEFT format.
     """
-    model, tuner, method = reload(run)
+    model, tuner, method = reload(run, known)
     if not hasattr(method, "export_peft"):
         raise ConfigError(f"{run}: {type(method).__name__} has no PEFT format; only LoRA runs do")
-    if _merged(_own_delta(run)):
+    if _own_delta(run).start:
         raise ConfigError(f"{run}: it started from another method's run, whose change PEFT's format does not hold")
     method.export_peft(tuner, model, folder)
