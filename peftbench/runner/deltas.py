@@ -72,11 +72,7 @@ def restore(delta: Delta, model: Model, head: bool = True, known: Collection[str
     facts = delta.facts
     if facts.model != LearnedOn(model.name, model.weights_sha256):
         raise DataError(f"the delta was learned on {facts.model.name} (other weights), not on this {model.name}")
-    if stranger := unknown_class(facts.method, known):
-        raise DataError(
-            f"the delta names the class {stranger}, which is none of peftbench.methods; if it is yours, --searchpath "
-            "(or the method of a run that goes on from it) names the configuration that says so"
-        )
+    _check_classes(facts, known)
     _put_fresh(delta, model)
     if start := delta.start:
         restore(start, model, head=False, known=known).merge()
@@ -88,13 +84,26 @@ def restore(delta: Delta, model: Model, head: bool = True, known: Collection[str
     return tuner
 
 
+def _check_classes(facts: DeltaFacts, known: Collection[str]) -> None:
+    """Refuse a class that neither this package nor the user's configuration names, before anything imports it."""
+    if stranger := unknown_class(facts.method, known):
+        raise DataError(
+            f"the delta names the class {stranger}, which is none of peftbench.methods; if it is yours, --searchpath "
+            "(or the method of a run that goes on from it) names the configuration that says so"
+        )
+
+
 def start_of(cell: Cell) -> Delta | None:
     """The delta of the run in `init_from`; None: the cell starts from the weights alone.
 
     Raises:
-        DataError: as `reload`.
+        DataError: it cannot be read, or names an unknown class.
     """
-    return None if cell.init_from is None else _own_delta(Path(cell.init_from))
+    if cell.init_from is None:
+        return None
+    start = _own_delta(Path(cell.init_from))
+    _check_classes(start.facts, classes_of(cell.method))
+    return start
 
 
 def start_from(cell: Cell, model: Model, start: Delta | None = None) -> Tuner:

@@ -117,6 +117,7 @@ def execute(
     check: Callable[[], None],
 ) -> None:
     """Load, attach, count, train, and keep what was learned; `work` is told as it goes."""
+    start = deltas.start_of(cell)  # before any cost: it may be refused
     rows = read_rows(rows_of(cell))
     if "train" in rows:
         plan(cell, cell.protocol.steps(len(rows["train"])))
@@ -126,7 +127,6 @@ def execute(
     model, _ = load(cell.model, cell.task.num_labels, cell.seed)
     work.hashes, work.drawn = hashes_of(rows, tokens, model), sorted(model.drawn)
     before = entries(model)
-    start = deltas.start_of(cell)
     tuner = deltas.start_from(cell, model, start)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
     work.counts = count(model, tuner, before)
