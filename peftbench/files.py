@@ -5,6 +5,7 @@ import functools
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -15,6 +16,7 @@ T = TypeVar("T")
 RECORD_FILE = "result.json"
 DELTA_FILE = "delta.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"
+YOUNG = 2.0  # seconds; clocks of file systems tick in up to this many
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -81,13 +83,21 @@ def set_aside(path: Path, reason: str) -> None:
     print(f"{path}: {reason}; kept as {aside.name}", file=sys.stderr)
 
 
-def stamp(path: Path) -> tuple[str, int, int, int] | None:
-    """What changes when a file does: its place, size, time and inode. None: it is not there."""
+def stamp(path: Path) -> tuple[str, int, int, int, int] | None:
+    """What changes when a file does: its place, size, time, moment of change and inode. None: it is not there.
+
+    The time of a file can be set back; the moment of change cannot.
+    """
     try:
         found = path.stat()
     except OSError:
         return None
-    return str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino
+    return str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def settled(stamp: tuple[str, int, int, int, int] | None) -> bool:
+    """Whether a file with this stamp was left alone for a while: another change would then give it another time."""
+    return stamp is not None and time.time() - max(stamp[2], stamp[3]) / 1e9 > YOUNG
 
 
 def keep_last(identity: Callable[P, Hashable]) -> Callable[[Callable[P, T]], Callable[P, T]]:

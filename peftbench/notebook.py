@@ -105,6 +105,10 @@ class _Listener:
         """The cell has a finished record."""
         self.result = Result(record, path.parent)
 
+    def predicted(self, record: Record, path: Path) -> None:
+        """The cell has a finished record, and what it learned has predicted the test rows."""
+        self.result = Result(record, path.parent)
+
     def searched(self, search: Search) -> None:
         """The learning rate was chosen; the record says how."""
 

@@ -16,6 +16,7 @@ from peftbench import strangers
 from peftbench.errors import DataError, printable, shown
 from peftbench.files import RECORD_FILE, write_atomically
 from peftbench.record_parts import (
+    Amount,
     BudgetFacts,
     CellName,
     Counts,
@@ -45,6 +46,7 @@ __all__ = [
     "Counts",
     "Evaluation",
     "Git",
+    "Glance",
     "Hardware",
     "Hashes",
     "Headline",
@@ -59,9 +61,9 @@ __all__ = [
     "damage",
     "find_records",
     "finished_record",
+    "glance",
     "read_record",
     "record_status",
-    "status_and_hashes",
     "write_record",
 ]
 
@@ -208,28 +210,48 @@ def finished_record(path: Path) -> Record | None:
     return read_record(path) if record_status(path) == "done" and damage(path) is None else None
 
 
-def record_status(path: Path) -> str | None:
-    """How the run of a record ended, read without looking at the rest; None where there is none, or a damaged one.
+@dataclass(frozen=True)
+class Glance:
+    """What is seen of a record without looking at the rest.
 
-    One of another schema counts as "done": it is never run over.
+    Attributes:
+        status: how the run ended; None: there is no record, or a damaged one. One of another schema counts as "done":
+            it is never run over.
+        hashes: what the run was made of.
+        seconds: what it took; peak_mb: MiB that it took at most. None: it does not say.
     """
-    return status_and_hashes(path)[0]
+
+    status: str | None = None
+    hashes: Hashes = field(default_factory=Hashes)
+    seconds: Amount | None = None
+    peak_mb: Amount | None = None
 
 
-def status_and_hashes(path: Path) -> tuple[str | None, Hashes]:
-    """As `record_status`, with the hashes of what the run was made of."""
+def record_status(path: Path) -> str | None:
+    """How the run of a record ended, read without looking at the rest; None where there is none, or a damaged one."""
+    return glance(path).status
+
+
+def glance(path: Path) -> Glance:
+    """See what of a record decides whether its cell is to be run.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     try:
         raw = _raw(path)
         if raw.get("schema") not in READABLE:
-            return "done", Hashes()
-        hashes: Hashes = _adapter(Hashes).validate_python(raw.get("hashes"))
+            return Glance("done")
+        found = {"status": raw.get("status"), "hashes": raw.get("hashes")}
+        found |= {"seconds": raw["time"]["total_s"], "peak_mb": raw["memory"]["peak_mb"]}
+        seen: Glance = _adapter(Glance).validate_python(found)
     except FileNotFoundError:
-        return None, Hashes()
+        return Glance()
     except OSError as error:
         raise DataError(f"{path}: not a readable record ({error.strerror})") from None
-    except ValueError:  # a ValidationError is one
-        return None, Hashes()
-    return str(raw.get("status")), hashes
+    except (ValueError, KeyError, TypeError):  # a ValidationError is a ValueError
+        return Glance()
+    return seen
 
 
 def damage(path: Path) -> str | None:

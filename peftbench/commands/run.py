@@ -55,7 +55,7 @@ def run_cells(found: "Sweep", arguments: Sequence[str] = ("-m",)) -> int:
     from peftbench.study import sweep as study
 
     if found.left:
-        study.left[:] = found.left
+        study.left[:] = [cell.overrides for cell in found.left]
         _launch(arguments)
     count = study.tally(found)
     notes = [

@@ -30,6 +30,12 @@ def already_done(record: Record, path: Path) -> None:
     print(path, flush=True)
 
 
+def predicted(record: Record, path: Path) -> None:
+    """This cell had a finished record, and predictions were asked for that it lacked."""
+    console.print(f"already done: {record.headline.name} {_value(record)}; the test rows were predicted from its delta")
+    print(path, flush=True)
+
+
 def elsewhere(folder: Path, owner: str) -> None:
     """Another runner has this cell."""
     print(f"{folder}: {owner} is running it")
@@ -116,6 +122,8 @@ def status(study: str, cells: Sequence["CellStatus"], count: Mapping["State", in
     parts = [f"{number} {state}" for state, number in count.items() if number or state == "done"]
     left = "" if seconds is None or not seconds else f"; about {duration(seconds)} left for one runner"
     paste(f"{study}: {len(cells)} cells: {', '.join(parts)}{left}")
+    if unknown := sum(cell.unknown for cell in cells):
+        paste(f"{unknown} of them are not compared with the rows and weights that they name: not at hand here")
     for cell in cells:
         if cell.state == "failed":
             paste(f"failed: {cell.folder}: {cell.reason}")
@@ -126,8 +134,8 @@ def status(study: str, cells: Sequence["CellStatus"], count: Mapping["State", in
 
 def plan(sweep: "Sweep", seconds: float | None, peak_mb: float | None) -> None:
     """What a sweep would run, and what that would take."""
-    for folder in sweep.folders_left():
-        print(folder)
+    for cell in sweep.left:
+        print(cell.folder)
     cost = "nothing is known about their time yet" if seconds is None else f"about {duration(seconds)} for one runner"
     cost += "" if peak_mb is None else f", {peak_mb:,.0f} MiB each at most"
     print(

@@ -16,8 +16,8 @@ def plan(arguments: Sequence[str]) -> int:
 
     rerun, overrides = rerun_word(arguments), [compose.longhand(argument) for argument in arguments if argument != "-m"]
     found = sweep.look(overrides, rerun)
-    near_by = [cell for name in found.studies() for cell in study.of_any(found.outputs, name)]
-    left = found.folders_left()
+    near_by = study.of_any(found.outputs, found.study)
+    left = [cell.folder for cell in found.left]
     screen.plan(found, study.sum_of_guesses(left, study.known_seconds(near_by)), study.peak_of(left, near_by))
     return 0
 

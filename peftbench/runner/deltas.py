@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from peftbench.backbone.model import Model, load
+from peftbench.backbone.model import Model, compute_precision, load
 from peftbench.backbone.weights import file_sha256
 from peftbench.config import compose
 from peftbench.config.spec import Budget, Cell, Layout, MethodSpec, ModelSpec, Scope
@@ -142,6 +142,21 @@ def reload(run: Path, known: Collection[str] = ()) -> tuple[Model, Tuner, Method
     spec, delta = model_spec(read_record(run / RECORD_FILE)), _own_delta(run)
     model, _ = load(spec, delta.facts.task.labels, delta.facts.seed)
     return model, restore(delta, model, known=known), make_method(delta.facts.method)
+
+
+def as_learned(cell: Cell, run: Path) -> Model:
+    """The model as the cell's finished run left it, made in the order in which the run made it.
+
+    Raises:
+        DataError: the run's record, delta or weights cannot be read.
+    """
+    delta = _own_delta(run)
+    model, _ = load(cell.model, cell.task.num_labels, cell.seed)
+    _put_fresh(delta, model)
+    tuner = start_from(cell, model, start_of(cell))
+    compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
+    _put(delta, tuner, model, head=True)
+    return model
 
 
 def model_spec(record: Record) -> ModelSpec:

@@ -17,7 +17,7 @@ from peftbench.errors import BadInput, ConfigError
 from peftbench.files import RECORD_FILE
 from peftbench.record import Record, Search, finished_record
 from peftbench.study import done, gpus, search
-from peftbench.study.done import AtHand
+from peftbench.study.done import AtHand, Need
 from peftbench.study.lock import Elsewhere, Lock, owner
 
 if TYPE_CHECKING:
@@ -29,6 +29,10 @@ class Screen(Protocol):
 
     def already_done(self, record: Record, path: Path) -> None:
         """The cell has a finished record."""
+        ...
+
+    def predicted(self, record: Record, path: Path) -> None:
+        """The cell has a finished record, and what it learned has predicted the test rows."""
         ...
 
     def searched(self, search: Search) -> None:
@@ -76,10 +80,12 @@ def settle(config: DictConfig, overrides: Sequence[str], screen: Screen) -> int:
     """
     cell = compose.build(config)
     with Lock(folder_of(cell)) if _rank() == 0 else nullcontext() as lock:
-        if (code := _agreed(functools.partial(_settled, cell, lock, config.rerun == "all", screen))) is not None:
-            return code
+        found = _agreed(functools.partial(_settled, cell, lock, config.rerun == "all", screen))
+        if isinstance(found, int):
+            return found
         gpus.take_place(config.cells_per_gpu)
-        return _run(cell, config, overrides, screen, _nothing if lock is None else lock.check)
+        check = _nothing if lock is None else lock.check
+        return _predict(cell, screen, check) if found == "predict" else _run(cell, config, overrides, screen, check)
 
 
 def folder_of(cell: Cell) -> Path:
@@ -92,8 +98,8 @@ def record_of(cell: Cell) -> Path:
     return folder_of(cell) / RECORD_FILE
 
 
-def _settled(cell: Cell, lock: Lock | None, again: bool, screen: Screen) -> int | None:
-    """The exit code of a cell that needs no run here, once that is said; None: it needs one."""
+def _settled(cell: Cell, lock: Lock | None, again: bool, screen: Screen) -> int | Need:
+    """The exit code of a cell that needs nothing here, once that is said; or what it needs."""
     assert lock is not None
     hand = _at_hand(cell)
     if hand is not None and not again and (result := _finished(cell, hand)) is not None:
@@ -105,9 +111,10 @@ def _settled(cell: Cell, lock: Lock | None, again: bool, screen: Screen) -> int 
     if not lock.held:
         screen.elsewhere(folder_of(cell), owner(lock.path))
         return Elsewhere.exit_code
-    if hand is not None:
-        done.make_way(folder_of(cell), hand)
-    return None
+    if hand is None:
+        return "run"
+    done.make_way(folder_of(cell), hand)
+    return "run" if again else done.find(folder_of(cell), hand)[1]
 
 
 def _at_hand(cell: Cell) -> AtHand | None:
@@ -131,7 +138,7 @@ def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def _agreed(decide: Callable[[], int | None]) -> int | None:
+def _agreed(decide: Callable[[], int | Need]) -> int | Need:
     """What the first of several processes that compute one cell together decides."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return decide()
@@ -140,7 +147,7 @@ def _agreed(decide: Callable[[], int | None]) -> int | None:
     from peftbench.machine import process_state
 
     process_state()
-    decided = [decide() if _rank() == 0 else None]
+    decided: list[int | Need] = [decide() if _rank() == 0 else "nothing"]
     broadcast_object_list(decided)
     return decided[0]
 
@@ -168,6 +175,15 @@ def _run(cell: Cell, config: DictConfig, overrides: Sequence[str], screen: Scree
     if _rank() == 0:
         screen.ended(outcome)
     return 0 if outcome.error is None else getattr(outcome.error, "exit_code", 1)
+
+
+def _predict(cell: Cell, screen: Screen, check: Callable[[], None]) -> int:
+    from peftbench.runner.unseen import predict
+
+    record = predict(cell, folder_of(cell), check)
+    if _rank() == 0:
+        screen.predicted(record, record_of(cell))
+    return 0
 
 
 def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[Record, str] | None:

@@ -8,22 +8,34 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
+from peftbench import strangers
 from peftbench.config.spec import Cell, digest
 from peftbench.data.rows import Rows, rows_of
 from peftbench.errors import DataError
-from peftbench.files import CHECKPOINT_FILE, DELTA_FILE, RECORD_FILE, set_aside, write_atomically
-from peftbench.record import Hashes, damage, status_and_hashes
+from peftbench.files import (
+    CHECKPOINT_FILE,
+    DELTA_FILE,
+    RECORD_FILE,
+    set_aside,
+    settled,
+    stamp,
+    write_atomically,
+)
+from peftbench.record import Glance, damage, glance
 from peftbench.study import lock
 
 WEIGHTS_FILE = "model.safetensors"
 NAMED = ("random", "auto", "hub", "package")  # values of model.weights that are no folder: what they name stays
 KEPT = 4096  # hashes that are remembered at most
+MOST_BYTES = 16 << 20  # of the file that they are remembered in
 
 Need = Literal["run", "predict", "nothing"]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,12 +63,12 @@ class AtHand:
     weights: str | None
     tests: frozenset[str] = frozenset()
 
-    def need(self, status: str | None, hashes: Hashes) -> Need:
-        """What a cell needs whose record has this status and these hashes."""
-        if status != "done":
+    def need(self, record: Glance) -> Need:
+        """What a cell needs that has this record."""
+        if record.status != "done":
             return "run"
-        made_of = hashes.data
-        if self.weights is not None and hashes.weights != self.weights:
+        made_of = record.hashes.data
+        if self.weights is not None and record.hashes.weights != self.weights:
             return "run"
         if self.rows is None:
             return "predict" if self.tests - made_of.keys() else "nothing"
@@ -84,6 +96,18 @@ def _adapter() -> TypeAdapter[Reads]:
     return TypeAdapter(Reads)
 
 
+def once_each(function: Callable[[Reads], T]) -> Callable[[Reads], T]:
+    """The same, computed once for each object: thousands of cells share a few."""
+    known: dict[int, tuple[Reads, T]] = {}
+
+    def of(reads: Reads) -> T:
+        if id(reads) not in known:
+            known[id(reads)] = reads, function(reads)
+        return known[id(reads)][1]
+
+    return of
+
+
 def at_hand(reads: Reads) -> AtHand:
     """The hashes of what a cell would read now; a file that has not changed since is not read again.
 
@@ -109,15 +133,32 @@ def still_starts_from(reads: Reads) -> bool:
 
 def has_result(folder: Path) -> bool:
     """Whether a cell has a record, in its folder or beside it: only then anything is to be compared."""
-    return (folder / RECORD_FILE).exists() or any(folder.parent.glob(f"{folder.name}-*/{RECORD_FILE}"))
+    return (folder / RECORD_FILE).exists() or any((other / RECORD_FILE).exists() for other in beside(folder))
 
 
-def find(folder: Path, hand: AtHand) -> tuple[Path, Need]:
-    """Where a cell's result lies and what it needs: in its folder, or beside it if it was made of other rows before."""
-    need = hand.need(*status_and_hashes(folder / RECORD_FILE))
+def beside(folder: Path) -> list[Path]:
+    """The folders of results that were moved out of the way of a cell's own."""
+    return sorted(folder.parent.glob(f"{folder.name}-*"))
+
+
+def find(
+    folder: Path,
+    hand: AtHand,
+    look: Callable[[Path], Glance] = glance,
+    others: Callable[[Path], list[Path]] = beside,
+) -> tuple[Path, Need]:
+    """Where a cell's result lies and what it needs: in its folder, or beside it if it was made of other rows before.
+
+    Args:
+        folder: the cell's own.
+        hand: what it would read now.
+        look: how the record at a path is seen.
+        others: the folders beside the cell's own.
+    """
+    need = hand.need(look(folder / RECORD_FILE))
     if need == "run":
-        for other in sorted(folder.parent.glob(f"{folder.name}-*")):
-            if (there := hand.need(*status_and_hashes(other / RECORD_FILE))) != "run":
+        for other in others(folder):
+            if (there := hand.need(look(other / RECORD_FILE))) != "run":
                 return other, there
     return folder, need
 
@@ -129,9 +170,9 @@ def make_way(folder: Path, hand: AtHand) -> None:
     record is set aside.
     """
     _set_aside_damaged(folder)
-    status, hashes = status_and_hashes(folder / RECORD_FILE)
-    if status == "done" and hand.need(status, hashes) == "run":
-        made_of = digest({"data": hashes.data, "weights": hashes.weights})[:8]
+    seen = glance(folder / RECORD_FILE)
+    if seen.status == "done" and hand.need(seen) == "run":
+        made_of = digest({"data": seen.hashes.data, "weights": seen.hashes.weights})[:8]
         _move(folder, folder.with_name(f"{folder.name}-{made_of}"))
     if (other := find(folder, hand)[0]) != folder:
         _move(other, folder)
@@ -174,38 +215,31 @@ def _file_sha256(path: Path, cache: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
-    return str(_remembered(cache, "file", [_stamp(path)], read))
+    return _remembered(cache, "file", [stamp(path)], lambda: {"file": read()})["file"]
 
 
-def _stamp(path: Path) -> list[Any]:
-    found = path.stat()
-    return [str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ino]
-
-
-def _remembered(cache: Path, what: str, stamps: list[Any], read: Callable[[], Any]) -> Any:
-    """What `read` gives, from the file of hashes in `cache` where it was read before and nothing was changed since."""
+def _remembered(cache: Path, what: str, stamps: list[Any], read: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """The hashes that `read` gives, from a file in `cache` where they were read before and nothing changed since."""
     path = cache / "hashes.json"
     key = hashlib.sha256(json.dumps([what, stamps]).encode()).hexdigest()[:32]
-    if key not in (known := _known(path)):
-        known[key] = read()
-        kept = dict(list(known.items())[-KEPT:])
-        try:
-            write_atomically(path, json.dumps(kept).encode())
-        except OSError:
-            pass  # it is read again next time
-    return known[key]
+    if (known := _known(path).get(key)) is not None:
+        return known
+    found = read()
+    if all(map(settled, stamps)):
+        kept = {**_known(path), key: found}
+        with suppress(OSError):  # it is read again next time
+            write_atomically(path, json.dumps(dict(list(kept.items())[-KEPT:])).encode())
+    return found
+
+
+def _known(path: Path) -> dict[str, dict[str, str]]:
+    """The hashes that are remembered; none where the file is damaged."""
+    try:
+        return _known_adapter().validate_json(strangers.read_bytes(path, MOST_BYTES), strict=True)
+    except (OSError, ValueError):
+        return {}
 
 
 @functools.cache
-def _known(path: Path) -> dict[str, Any]:
-    """The hashes that are remembered; none where the file is damaged."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    good = isinstance(found, dict) and all(_is_hash(value) for value in found.values())
-    return found if good else {}
-
-
-def _is_hash(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, dict) and all(isinstance(item, str) for item in value.values()))
+def _known_adapter() -> TypeAdapter[dict[str, dict[str, str]]]:
+    return TypeAdapter(dict[str, dict[str, Sha256]])

@@ -35,8 +35,12 @@ class Planned:
 
 
 def key(overrides: Sequence[str]) -> str:
-    """The same for the same words in any order, as long as neither yaml files nor this package change."""
-    return hashlib.sha256("\n".join([_yaml_digest(), *sorted(overrides)]).encode()).hexdigest()[:32]
+    """The same for the same words in any order, as long as neither yaml files nor this package change.
+
+    Of words with one key the order counts: Hydra takes the last.
+    """
+    words = sorted(overrides, key=lambda word: word.partition("=")[0])
+    return hashlib.sha256("\n".join([_yaml_digest(), *words]).encode()).hexdigest()[:32]
 
 
 def read(study: Path) -> dict[str, Planned]:

@@ -13,8 +13,10 @@ import yaml
 
 from peftbench.errors import ConfigError, near
 from peftbench.files import CHECKPOINT_FILE, RECORD_FILE
-from peftbench.record import find_records, record_status
+from peftbench.record import find_records
 from peftbench.study import index, lock
+from peftbench.study.index import Planned
+from peftbench.study.standing import Standings
 
 State = Literal["done", "running", "failed", "stopped", "missing"]
 STATES: tuple[State, ...] = ("done", "running", "failed", "stopped", "missing")
@@ -27,11 +29,13 @@ class CellStatus:
     Attributes:
         folder: under `outputs`.
         state: done; running (a living runner holds it); failed (diverged included); stopped (it goes on from a
-            checkpoint); missing (nothing is there yet).
+            checkpoint); missing (nothing is there yet, or a result of other rows or weights, or without predictions
+            that were asked for).
         seconds: what it took, where it is done.
         peak_mb: MiB that it took at most, where it is done.
         reason: the last line of its error, where it failed.
         command: what runs it by itself.
+        unknown: rows or weights cannot be read here, so that its record counts without being compared with them.
     """
 
     folder: str
@@ -40,6 +44,7 @@ class CellStatus:
     peak_mb: float | None
     reason: str | None
     command: str
+    unknown: bool = False
 
 
 def of(outputs: Path, study: str) -> list[CellStatus]:
@@ -51,14 +56,15 @@ def of(outputs: Path, study: str) -> list[CellStatus]:
     if not (outputs / study).is_dir():
         known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
         raise ConfigError(f"study {study}: there is none under {outputs}; {near(study, known)}")
-    cells = {cell.folder: cell.overrides for cell in index.read(outputs / study).values()}
+    cells = {cell.folder: cell for cell in index.read(outputs / study).values()}
     for path in (outputs / study).glob("*/*/.hydra/overrides.yaml"):  # cells that ran by themselves
         if (folder := str(path.parent.parent.relative_to(outputs))) not in cells:
-            cells[folder] = list(yaml.safe_load(path.read_text(encoding="utf-8")))
+            cells[folder] = Planned(folder, list(yaml.safe_load(path.read_text(encoding="utf-8"))))
     for path in find_records(outputs / study):
-        cells.setdefault(str(path.parent.relative_to(outputs)), [])
-    own = {folder: words for folder, words in cells.items() if not re.search(r"/seed\d+-[0-9a-f]{8}$", folder)}
-    return [_status(outputs, folder, overrides) for folder, overrides in own.items()]  # others were moved aside
+        cells.setdefault(folder := str(path.parent.relative_to(outputs)), Planned(folder, []))
+    standings = Standings(outputs, study)
+    own = [cell for cell in cells.values() if not re.search(r"/seed\d+-[0-9a-f]{8}$", cell.folder)]
+    return [_status(standings, cell) for cell in own]  # others were moved aside
 
 
 def of_any(outputs: Path, study: str) -> list[CellStatus]:
@@ -66,22 +72,22 @@ def of_any(outputs: Path, study: str) -> list[CellStatus]:
     return of(outputs, study) if (outputs / study).is_dir() else []
 
 
-def _status(outputs: Path, folder: str, overrides: Sequence[str]) -> CellStatus:
-    path = outputs / folder / RECORD_FILE
-    found = record_status(path)
-    if found == "done":
-        raw = json.loads(path.read_bytes())
-        seconds, peak = raw.get("time", {}).get("total_s"), raw.get("memory", {}).get("peak_mb")
-        return CellStatus(folder, "done", seconds, peak, None, command(overrides))
+def _status(standings: Standings, cell: Planned) -> CellStatus:
+    folder, standing = cell.folder, standings.of(cell)
+    seen, again = standing.seen, command(cell.overrides)
+    if seen.status == "done" and standing.need in (None, "nothing"):
+        unknown = cell.reads is not None and standing.need is None
+        return CellStatus(folder, "done", seen.seconds, seen.peak_mb, None, again, unknown)
+    path = standings.outputs / folder / RECORD_FILE
     if lock.alive(path.with_name(lock.FILE)):
-        return CellStatus(folder, "running", None, None, None, command(overrides))
-    if found is not None:
+        return CellStatus(folder, "running", None, None, None, again)
+    if seen.status not in (None, "done"):
         raw = json.loads(path.read_bytes())
         reason = (raw.get("error") or "no reason given").strip().splitlines()[-1]
-        again = command(overrides or raw.get("overrides", []))
-        return CellStatus(folder, "failed", None, None, f"{found}: {reason}", again)
+        again = command(cell.overrides or raw.get("overrides", []))
+        return CellStatus(folder, "failed", None, None, f"{seen.status}: {reason}", again)
     stopped = path.with_name(CHECKPOINT_FILE).exists()
-    return CellStatus(folder, "stopped" if stopped else "missing", None, None, None, command(overrides))
+    return CellStatus(folder, "stopped" if stopped else "missing", None, None, None, again)
 
 
 def command(overrides: Sequence[str]) -> str:

@@ -1,6 +1,5 @@
 """A sweep: which cells a command line means, which of them are left to run, and how they went."""
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +9,13 @@ from hydra.errors import HydraException
 
 from peftbench.config import compose
 from peftbench.config.spec import Cell
-from peftbench.errors import ConfigError, DataError
+from peftbench.errors import ConfigError
 from peftbench.files import CHECKPOINT_FILE, RECORD_FILE
 from peftbench.record import record_status
 from peftbench.study import done, index, lock, many
-from peftbench.study.done import AtHand, Reads
+from peftbench.study.done import Reads
 from peftbench.study.index import Planned
+from peftbench.study.standing import Standings
 
 OF_ALL_CELLS = ("outputs", "study", "cache", "rerun", "cells_per_gpu")
 
@@ -84,24 +84,27 @@ class Sweep:
 
     Attributes:
         outputs: the folder that all studies lie in.
-        cells: folder and overrides of each.
-        left: overrides of those to run now.
-        before: how many were finished before.
+        study: the one that the cells belong to.
+        cells: all of them.
+        left: those to run now.
+        open: those that were not finished before, or are to be run all the same.
     """
 
     outputs: Path
+    study: str
     cells: list[Planned]
-    left: list[list[str]]
-    before: int
+    left: list[Planned]
+    open: list[Planned]
 
-    def studies(self) -> list[str]:
-        """The studies that the cells belong to."""
-        return sorted({cell.folder.partition("/")[0] for cell in self.cells})
+    @property
+    def before(self) -> int:
+        """How many were finished before."""
+        return len(self.cells) - len(self.open)
 
-    def folders_left(self) -> list[str]:
-        """The folders of the cells to run."""
-        left = {tuple(words) for words in self.left}
-        return [cell.folder for cell in self.cells if tuple(cell.overrides) in left]
+    def finished(self) -> list[Planned]:
+        """Those that were."""
+        others = {id(cell) for cell in self.open}
+        return [cell for cell in self.cells if id(cell) not in others]
 
 
 def plan(overrides: Sequence[str], rerun: str = "unfinished") -> Sweep:
@@ -119,18 +122,18 @@ def plan_of(every: Sequence[list[str]], rerun: str = "unfinished") -> Sweep:
     Raises:
         ConfigError: as `plan`.
     """
-    found = look_at(every, rerun)
-    for study in found.studies():
-        cells = [cell for cell in found.cells if cell.folder.startswith(f"{study}/")]
-        index.add(found.outputs / study, {index.key(cell.overrides): cell for cell in cells})
+    outputs, study = where(every[0])
+    standings = Standings(outputs, study)
+    found = _look(every, rerun, standings)
+    index.add(outputs / study, {index.key(cell.overrides): cell for cell in found.cells})
+    standings.keep()
     _remove_checkpoints(found)
     return found
 
 
 def _remove_checkpoints(sweep: Sweep) -> None:
-    """Those of finished cells: no runner comes to them again."""
-    left = set(sweep.folders_left())
-    for folder in (sweep.outputs / cell.folder for cell in sweep.cells if cell.folder not in left):
+    """Those of finished cells, left by runners that were killed after the record: no runner comes to them again."""
+    for folder in (sweep.outputs / cell.folder for cell in sweep.finished()):
         if (folder / CHECKPOINT_FILE).exists() and record_status(folder / RECORD_FILE) == "done":
             with lock.Lock(folder) as held:
                 if held.held:
@@ -143,55 +146,24 @@ def look(overrides: Sequence[str], rerun: str = "unfinished") -> Sweep:
 
 
 def look_at(every: Sequence[list[str]], rerun: str = "unfinished") -> Sweep:
-    """As `plan_of`, and nothing is written. Cells that the study knows by the same words are not composed again."""
-    outputs, study = where(every[0])
+    """As `plan_of`, and nothing is written."""
+    return _look(every, rerun, Standings(*where(every[0])))
+
+
+def _look(every: Sequence[list[str]], rerun: str, standings: Standings) -> Sweep:
+    """Cells that the study knows by the same words are not composed again."""
+    outputs, study = standings.outputs, standings.study
     # Somebody's own yaml files may have changed since: their cells are composed anew.
     known = {} if any(word.startswith(compose.SEARCHPATH) for word in every[0]) else index.read(outputs / study)
-    current = functools.cache(_current)
-    known = {name: cell for name, cell in known.items() if cell.reads is not None and current(_Same(cell.reads))}
+    current = done.once_each(done.still_starts_from)
+    known = {name: cell for name, cell in known.items() if cell.reads is not None and current(cell.reads)}
     by_key = {index.key(words): words for words in every}
     new = _compose({name: words for name, words in by_key.items() if name not in known})
-    cells = {name: known[name] if name in known else new[name] for name in by_key}
-    hands = functools.cache(_hand)
-    left = []
-    for name, cell in cells.items():
-        assert cell.reads is not None
-        if wanted(_status(outputs / cell.folder, hands(_Same(cell.reads))), rerun):
-            left.append(by_key[name])
-    return Sweep(outputs, list(cells.values()), left, before=len(cells) - len(left))
-
-
-class _Same:
-    """What cells of one study read, compared by being the same object: thousands of cells share a few."""
-
-    def __init__(self, reads: Reads) -> None:
-        self.reads = reads
-
-    def __hash__(self) -> int:
-        return id(self.reads)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.reads is self.reads
-
-
-def _current(same: _Same) -> bool:
-    return done.still_starts_from(same.reads)
-
-
-def _hand(same: _Same) -> AtHand | None:
-    """The hashes at hand; None: it cannot be read, which its run will say."""
-    try:
-        return done.at_hand(same.reads)
-    except DataError:
-        return None
-
-
-def _status(folder: Path, hand: AtHand | None) -> str | None:
-    """How a cell's record stands: "done" only where nothing is to be run for it."""
-    if hand is not None and done.find(folder, hand)[1] == "nothing":
-        return "done"
-    status = record_status(folder / RECORD_FILE)
-    return None if status == "done" else status
+    cells = [known.get(name) or new[name] for name in by_key]
+    statuses = [standings.status(cell) for cell in cells]
+    left = [cell for cell, status in zip(cells, statuses, strict=True) if wanted(status, rerun)]
+    unfinished = [cell for cell, status in zip(cells, statuses, strict=True) if rerun == "all" or status != "done"]
+    return Sweep(outputs, study, cells, left, unfinished)
 
 
 def wanted(status: str | None, rerun: str) -> bool:
@@ -210,17 +182,17 @@ def where(overrides: Sequence[str]) -> tuple[Path, str]:
 
 def tally(sweep: Sweep) -> dict[str, int]:
     """How the sweep's cells stand: done, failed (diverged included), with another runner, left."""
-    found = {"done": 0, "failed": 0, "elsewhere": 0, "left": 0}
-    hands = functools.cache(_hand)
-    for cell in sweep.cells:
-        assert cell.reads is not None
-        status = _status(sweep.outputs / cell.folder, hands(_Same(cell.reads)))
+    found = {"done": sweep.before, "failed": 0, "elsewhere": 0, "left": 0}
+    standings = Standings(sweep.outputs, sweep.study)
+    for cell in sweep.open:
+        status = standings.status(cell)
         if status == "done":
             found["done"] += 1
         elif lock.alive(sweep.outputs / cell.folder / lock.FILE):
             found["elsewhere"] += 1
         else:
             found["left" if status is None else "failed"] += 1
+    standings.keep()
     return found
 
 

@@ -1,0 +1,48 @@
+"""A finished run's predictions for test rows that were asked for later: from its stored delta, without training."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from peftbench.backbone.weights import weights_folder
+from peftbench.config.spec import Cell
+from peftbench.data.rows import rows_of
+from peftbench.errors import DataError
+from peftbench.files import RECORD_FILE
+from peftbench.machine import process_state
+from peftbench.record import Record, read_record, write_record
+from peftbench.runner import budgets, deltas
+from peftbench.runner.recording import keep_predictions
+from peftbench.runner.run import Tokenizing, read_rows, tokenize_rows
+from peftbench.training.evaluation import Evaluator
+from peftbench.training.forward import Forward
+
+
+def predict(cell: Cell, folder: Path, check: Callable[[], None]) -> Record:
+    """Write predictions/<split>.tsv of every split without labels; the record gains the hashes of their rows.
+
+    Args:
+        cell: the one that was run.
+        folder: where its record and delta lie.
+        check: called before anything is put in its place; what it raises ends it.
+
+    Raises:
+        DataError: rows, weights, record or delta cannot be read, or the tokenizer is not the run's.
+    """
+    record = read_record(folder / RECORD_FILE)
+    rows = {name: split for name, split in read_rows(rows_of(cell)).items() if split.labels is None}
+    how = Tokenizing(cell.model, weights_folder(cell.model), cell.protocol.max_length, cell.cache)
+    unseen = tokenize_rows(rows, how)
+    if any(split.tokenizer != record.hashes.tokenizer for split in unseen.values()):
+        raise DataError(f"{folder}: its run had another tokenizer; rerun=all trains it anew, with predictions")
+    model = deltas.as_learned(budgets.resolve(cell), folder)
+    forward = Forward(model, cell.protocol.precision, process_state().device)
+    evaluator = Evaluator(forward, cell.task, cell.protocol.eval_batch_size)
+    logits = {name: evaluator.predict(split) for name, split in unseen.items()}
+    made_of = {**record.hashes.data, **{name: split.sha256 for name, split in rows.items()}}
+    record = replace(record, hashes=replace(record.hashes, data=made_of))
+    if process_state().is_main_process:
+        check()
+        keep_predictions(folder, cell.task.labels, logits, dict.fromkeys(logits))
+        write_record(record, folder)  # last: until then the predictions count as missing
+    return record

@@ -1,0 +1,161 @@
+"""How the cells of a study stand by their records, each read once, and again only where its file has changed.
+
+What was read is kept in the study's folder. Whatever is wrong with that file, the records themselves are read.
+"""
+
+import functools
+import os
+import re
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from peftbench import strangers
+from peftbench.errors import DataError
+from peftbench.files import RECORD_FILE, YOUNG, write_atomically
+from peftbench.record import Glance, Hashes, glance
+from peftbench.study import done
+from peftbench.study.done import AtHand, Need, Reads
+from peftbench.study.index import Planned
+
+FILE = ".records.json"
+MOST_BYTES = 256 << 20  # of that file: a record has 150
+ASIDE = re.compile(r"(seed\d+)-[0-9a-f]{8}")
+
+Stamp = tuple[int, int, int, int]
+Place = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a cell's result lies, what is seen of its record, and what the cell needs.
+
+    Attributes:
+        need: None: what the cell reads is not known, or cannot be read.
+    """
+
+    folder: Path
+    seen: Glance
+    need: Need | None
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Of every record that was read: its file's stamp, status, seconds, MiB, and the place of its hashes."""
+
+    made_of: list[Hashes] = field(default_factory=list)
+    records: dict[str, tuple[Stamp, str | None, float | None, float | None, Place]] = field(default_factory=dict)
+
+
+class Standings:
+    """One look at a study's cells, which `keep` lets the next look profit from."""
+
+    def __init__(self, outputs: Path, study: str) -> None:
+        self.outputs, self.study = outputs, study
+        self._path = outputs / study / FILE
+        self._study = f"{outputs / study}{os.sep}"
+        self._known = _read(self._path)
+        self._fresh: dict[str, tuple[Stamp, Glance]] = {}
+        self._hand: Callable[[Reads], AtHand | None] = done.once_each(_hand)
+        self._beside = functools.cache(_beside)
+
+    def of(self, cell: Planned) -> Standing:
+        """How a cell stands.
+
+        Raises:
+            DataError: its record is there and cannot be read.
+        """
+        folder = self.outputs / cell.folder
+        hand = None if cell.reads is None else self._hand(cell.reads)
+        if hand is None:
+            return Standing(folder, self.glance(folder / RECORD_FILE), None)
+        found, need = done.find(folder, hand, self.glance, lambda one: self._beside(one.parent).get(one.name, []))
+        return Standing(found, self.glance(found / RECORD_FILE), need)
+
+    def status(self, cell: Planned) -> str | None:
+        """How its record stands: "done" only where nothing is to be run for the cell.
+
+        Raises:
+            DataError: as `of`.
+        """
+        standing = self.of(cell)
+        if standing.need == "nothing":
+            return "done"
+        return None if standing.seen.status == "done" else standing.seen.status
+
+    def glance(self, path: Path) -> Glance:
+        """As `record.glance`, without reading what has not changed since it was read.
+
+        Raises:
+            DataError: as there.
+        """
+        name = str(path).removeprefix(self._study)
+        try:
+            now = _stamp(os.stat(path))
+        except OSError:
+            return glance(path)
+        for known in (self._fresh, self._known):
+            if name in known and known[name][0] == now:
+                return known[name][1]
+        seen = glance(path)
+        self._fresh[name] = now, replace(seen, hashes=replace(seen.hashes, delta=None))
+        return seen
+
+    def keep(self) -> None:
+        """Write down what was read, for the next look; where that is not possible, it is read again."""
+        settled = {name: entry for name, entry in self._fresh.items() if time.time() - max(entry[0][1:3]) / 1e9 > YOUNG}
+        if not settled:
+            return
+        made_of: list[Hashes] = []
+        place: dict[str, int] = {}
+        records = {}
+        for name, (stamp, seen) in {**_read(self._path), **settled}.items():
+            if (key := repr(seen.hashes)) not in place:
+                place[key] = len(made_of)
+                made_of.append(seen.hashes)
+            records[name] = stamp, seen.status, seen.seconds, seen.peak_mb, place[key]
+        with suppress(OSError):
+            write_atomically(self._path, _adapter().dump_json(_Kept(made_of, records)))
+
+
+def _hand(reads: Reads) -> AtHand | None:
+    """The hashes at hand; None: it cannot be read, which its run will say."""
+    try:
+        return done.at_hand(reads)
+    except DataError:
+        return None
+
+
+def _beside(parent: Path) -> dict[str, list[Path]]:
+    """Of every cell in a folder, the results that were moved out of the way of its own."""
+    found: dict[str, list[Path]] = {}
+    with suppress(OSError):
+        for name in sorted(os.listdir(parent)):
+            if match := ASIDE.fullmatch(name):
+                found.setdefault(match[1], []).append(parent / name)
+    return found
+
+
+def _stamp(found: os.stat_result) -> Stamp:
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def _read(path: Path) -> dict[str, tuple[Stamp, Glance]]:
+    try:
+        kept = _adapter().validate_json(strangers.read_bytes(path, MOST_BYTES), strict=True)
+        return {
+            name: (stamp, Glance(status, kept.made_of[place], seconds, peak_mb))
+            for name, (stamp, status, seconds, peak_mb, place) in kept.records.items()
+        }
+    except (OSError, ValueError, IndexError):
+        return {}
+
+
+@functools.cache
+def _adapter() -> TypeAdapter[_Kept]:
+    return TypeAdapter(_Kept)
