@@ -1,13 +1,21 @@
 """When a finished cell counts: while its rows, weights and task are those at hand."""
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from support import TINY, call
 
+from peftbench.backbone.weights import weights_folder
+from peftbench.config import compose
 from peftbench.data.sources import SAMPLE
+from peftbench.notebook import run
 from peftbench.record import find_records
+from peftbench.report import records, table
+from peftbench.study import index, standing, status, sweep
 
 WORDS = [*(word for word in TINY if word != "data=sample"), "study=s", "method=head", "data=folder"]
 
@@ -56,3 +64,155 @@ def test_a_sweep_over_two_folders_of_rows_ends_with_both_results(tmp_path: Path)
     assert call("status", "s", cwd=tmp_path).stdout.startswith("s: 1 cells: 1 done")
     again = call("run", "-m", *WORDS, "data.path=one,two", cwd=tmp_path)
     assert again.stdout.splitlines()[-1] == "2 cells: 2 done (2 of them before), 0 failed"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that the test works in, with rows in `one` and the same in another order in `two`."""
+    monkeypatch.chdir(tmp_path)
+    rows(tmp_path, "one", False)
+    rows(tmp_path, "two", True)
+    return tmp_path
+
+
+def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
+    """Change a file's bytes; its size and time stay."""
+    before, content = path.stat(), path.read_bytes()
+    after = change(content)
+    assert len(after) == len(content)
+    assert after != content
+    path.write_bytes(after)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def other_label(content: bytes) -> bytes:
+    assert content[-2:] in (b"0\n", b"1\n")
+    return content[:-2] + bytes([content[-2] ^ 1]) + b"\n"
+
+
+def test_a_file_edited_in_place_is_noticed_also_with_its_size_and_time_as_before(here: Path) -> None:
+    words = [*WORDS, "data.path=one", "data.limit=null"]
+    first = run(*words)
+    for split in ("dev", "train"):
+        edit(here / "one" / "SST-2" / f"{split}.tsv", other_label)
+        (planned,) = sweep.look(words).left
+        assert planned.folder == str(first.folder.relative_to("outputs"))
+        later = run(*words)
+        assert later.record.hashes.data[split] != first.record.hashes.data[split]
+    assert len(found(here)) == 3
+    assert sweep.look(words).before == 1
+
+
+def test_weights_exchanged_inside_a_folder_are_noticed(here: Path) -> None:
+    source = weights_folder(compose.cell_from(["model=minilm_l6"]).model)
+    assert source is not None
+    shutil.copytree(source, here / "weights")
+    words = [
+        *WORDS[3:],
+        "task=sst2",
+        "model=minilm_l6",
+        "model.weights=weights",
+        "model.sha256=null",
+        "data.path=one",
+        "data.limit=16",
+    ]
+    first = run(*words)
+    assert run(*words).record == first.record
+
+    def last_bit(content: bytes) -> bytes:
+        return content[:-4] + bytes([content[-4] ^ 1]) + content[-3:]
+
+    edit(here / "weights" / "model.safetensors", last_bit)
+    assert len(sweep.look(words).left) == 1
+    later = run(*words)
+    assert later.record.hashes.weights != first.record.hashes.weights
+    assert len(found(here)) == 2
+    kept = records.of(here / "outputs", "s", "all")
+    assert any("other weights" in note for note in table.build(kept).notes)
+
+
+@pytest.mark.parametrize(
+    "word", ["task.labels=[b,a]", 'task.folder.label_values=["1","0"]', "task.version=2", "data.limit=40"]
+)
+def test_another_task_is_another_cell(here: Path, word: str) -> None:
+    words = [*WORDS, "data.path=one"]
+    first = compose.cell_from(words)
+    assert compose.cell_from([*words, word]).folder != first.folder
+
+
+def test_a_mean_is_never_taken_over_other_rows(here: Path) -> None:
+    for seed, folder in ((0, "one"), (1, "one"), (2, "two")):
+        run(*WORDS, f"data.path={folder}", f"seed={seed}")
+    built = table.build(records.of(here / "outputs", "s"))
+    assert [next(iter(line.entries.values())).seeds for line in built.lines] == [2, 1]
+    assert [note for note in built.notes if "other rows of dev" in note]
+
+
+BROKEN = {
+    "cut": b'{"a": {"dev": "00',
+    "no hashes": b'{"a": {"dev": 3}}',
+    "a list": b"[1, 2]",
+    "deep": b"[" * 100_000,
+    "no text": b"\xff\xfe\x00",
+    "another's": b'{"made_of": [], "records": {"x": [[1, 2, 3, 4], "done", 1.0, 1.0, 7]}}',
+}
+
+
+@pytest.mark.parametrize("content", [*BROKEN.values(), None], ids=[*BROKEN, "fifo"])
+def test_damaged_files_of_hashes_are_as_good_as_none(here: Path, content: bytes | None) -> None:
+    words = [*WORDS, "data.path=one"]
+    first = run(*words)
+    for path in (here / "cache" / "hashes.json", here / "outputs" / "s" / standing.FILE):
+        path.unlink(missing_ok=True)
+        if content is None:
+            os.mkfifo(path)
+        else:
+            path.write_bytes(content)
+    assert sweep.plan(words).before == 1
+    assert run(*words).record == first.record
+    assert sweep.look([*words, "method=bitfit"]).before == 0
+
+
+def test_a_record_is_read_again_only_where_its_file_changed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [*WORDS, "data.path=one"]
+    path = run(*words).folder / "result.json"
+    monkeypatch.setattr(standing, "YOUNG", -1.0)  # as if it had been left alone for long
+    assert sweep.plan(words).before == 1
+
+    def unread(path: Path) -> None:
+        raise AssertionError(f"{path} was read before")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(standing, "glance", unread)
+        assert sweep.plan(words).before == 1
+    at = path.read_bytes().index(b'"value": 0.') + 11
+    edit(path, lambda content: content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    assert sweep.plan(words).before == 0, "its bytes are not those that were written"
+
+
+def test_status_calls_done_what_a_sweep_calls_done(here: Path) -> None:
+    words = [*WORDS, "data.path=one"]
+    sweep.plan(words)
+    run(*words)
+    assert [cell.state for cell in status.of(here / "outputs", "s")] == ["done"]
+    edit(here / "one" / "SST-2" / "dev.tsv", other_label)
+    assert [cell.state for cell in status.of(here / "outputs", "s")] == ["done"], "the limit leaves that row out"
+    edit(here / "one" / "SST-2" / "dev.tsv", lambda content: content.replace(b" a ", b" b "))
+    assert [cell.state for cell in status.of(here / "outputs", "s")] == ["missing"]
+    shutil.rmtree(here / "one")
+    (cell,) = status.of(here / "outputs", "s")
+    assert (cell.state, cell.unknown) == ("done", True)
+
+
+def test_words_of_one_key_count_in_their_order(here: Path) -> None:
+    assert index.key(["seed=1", "study=s"]) == index.key(["study=s", "seed=1"])
+    assert index.key(["seed=1", "seed=2"]) != index.key(["seed=2", "seed=1"])
+
+
+def test_rows_left_out_are_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = here / "one" / "SST-2" / "dev.tsv"
+    path.write_bytes(path.read_bytes() + b"no label\n" * 2)
+    words = [*WORDS, "data.path=one", "data.limit=null", "task.folder.skip_incomplete=true"]
+    run(*words)
+    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert set(said) == {"one/SST-2/dev.tsv: 2 lines of other than 2 fields left out"}

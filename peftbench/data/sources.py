@@ -1,5 +1,6 @@
 """Where the rows come from: the Hub, a folder in the layout of the official download, or the built-in sample."""
 
+import sys
 from collections.abc import Hashable, Sequence
 from os.path import isdir  # Path's own raises for names that are too long
 from pathlib import Path
@@ -68,6 +69,9 @@ def _read_folder(data: DataSpec, task: TaskSpec, split: str) -> Split:
     layout, public = task.folder, split not in task.test
     wanted = (*layout.text, *([layout.label] if public else []))
     table = read_table(path, wanted, layout.columns.get(split, ()), layout.skip_incomplete)
+    if table.left_out:
+        line = f"{table.path}: {table.left_out:,} lines of other than {table.width} fields left out"
+        print(line, file=sys.stderr)
     texts = {column: table.columns[column] for column in layout.text}
     labels = table.columns[layout.label] if public else None
     classes = layout.label_values or task.labels or ()

@@ -18,11 +18,14 @@ class Table:
         path: the file, as a message may hold it.
         columns: name -> the fields of every row.
         lines: of every row, the number of its line from 1.
+        left_out: lines that were left out, since they have other than `width` fields.
     """
 
     path: str
     columns: Mapping[str, tuple[str, ...]]
     lines: tuple[int, ...]
+    left_out: int = 0
+    width: int = 0
 
 
 def read_table(path: Path, wanted: Sequence[str], head: Sequence[str] = (), skip_incomplete: bool = False) -> Table:
@@ -59,7 +62,7 @@ def read_table(path: Path, wanted: Sequence[str], head: Sequence[str] = (), skip
         raise DataError(f"{name}: has no rows")
     places = {column: list(head).index(column) for column in wanted}
     columns = {column: tuple(fields[place] for _, fields in rows) for column, place in places.items()}
-    return Table(name, columns, tuple(number for number, _ in rows))
+    return Table(name, columns, tuple(number for number, _ in rows), len(lines) - len(rows), len(head))
 
 
 def _lines(path: Path, name: str) -> list[str]:
