@@ -33,6 +33,7 @@ usage: peftbench COMMAND [...]
   apply RUN --output DIR  the run's model, merged, as a plain transformers folder
   predict RUN FILE.tsv    the run's labels for new rows
   export RUN --to DIR     a LoRA run's adapter in PEFT's format
+  convert FOLDER|HUB-NAME model.safetensors of weights that are only a pickle (pytorch_model.bin)
 
 examples:
   peftbench run                                        LoRA on the built-in sample, offline
@@ -63,6 +64,7 @@ COMMANDS = {
     "apply": ("use", "apply"),
     "predict": ("use", "predict"),
     "export": ("use", "export"),
+    "convert": ("use", "convert"),
 }
 
 

@@ -132,6 +132,19 @@ def test_bad_input_is_named_in_one_line_each(overrides: list[str], expected: lis
     assert not any("\n" in problem for problem in caught.value.problems)
 
 
+def test_pins_are_whole_and_nothing_is_pinned_without_its_place() -> None:
+    for word in compose.words("model"):
+        model = compose.cell_from([f"model={word}"]).model
+        for pin, digits in ((model.revision, 40), (model.sha256, 64), (model.pickle_sha256, 64)):
+            assert pin is None or re.fullmatch(f"[0-9a-f]{{{digits}}}", pin), (word, pin)
+            assert pin is None or model.hub, word
+        assert not model.sha256 or model.revision, f"{word}: a hash belongs to a commit"
+        assert not model.pickle_sha256 or model.revision, f"{word}: a hash belongs to a commit"
+    revision = compose.cell_from(["data=hub"]).data.revision
+    assert revision is not None
+    assert re.fullmatch("[0-9a-f]{40}", revision)
+
+
 def test_a_scope_in_which_nothing_can_train_is_refused() -> None:
     from peftbench.runner.counts import plan
 

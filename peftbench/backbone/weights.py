@@ -45,7 +45,8 @@ def _other_form(folder: Path) -> str:
     other = next((name for name in OTHER_FORMS if (folder / name).is_file()), None)
     if other is None:
         return ""
-    reason = "a pickle, and pickles are never loaded" if ".bin" in other else "shards, and one file is read"
+    pickle = f"a pickle, which no run reads; peftbench convert FOLDER writes {WEIGHTS_FILE} beside it"
+    reason = pickle if ".bin" in other else "shards, and one file is read"
     return f", only {other}: {reason}"
 
 
@@ -97,7 +98,7 @@ def _from_hub(spec: ModelSpec, local: bool, tried: list[str]) -> Path | None:
         tried.append(f"the Hub gives no {spec.hub}: {type(error).__name__}")
         return None
     if not (folder / WEIGHTS_FILE).is_file():
-        tried.append(f"{spec.hub} on the Hub holds no {WEIGHTS_FILE}, and pickles are never loaded")
+        tried.append(f"{spec.hub} on the Hub has no {WEIGHTS_FILE}; peftbench convert {spec.hub} makes it of a pickle")
         return None
     return folder
 

@@ -1,4 +1,4 @@
-"""`peftbench apply`, `predict`, `export`: what is done with a finished run."""
+"""`peftbench apply`, `predict`, `export`: what is done with a finished run; `convert`: weights made ready for one."""
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -53,6 +53,17 @@ def export(arguments: Sequence[str]) -> int:
 
     export_peft(run, Path(asked.to), _known(asked.searchpath))
     print(asked.to)
+    return 0
+
+
+def convert(arguments: Sequence[str]) -> int:
+    """`peftbench convert FOLDER|HUB-NAME`: model.safetensors beside a pytorch_model.bin."""
+    parser = ArgumentParser(prog="peftbench convert")
+    parser.add_argument("source", help="folder with a pytorch_model.bin, or owner/name of a model on the Hub")
+    asked = parser.parse_args(arguments)
+    from peftbench.runner.convert import convert
+
+    print(convert(asked.source))
     return 0
 
 

@@ -83,6 +83,7 @@ class ModelSpec:
     revision: str | None = None
     package: str | None = None
     sha256: str | None = None
+    pickle_sha256: str | None = None
     weights: str = "auto"
 
     @property
@@ -327,7 +328,7 @@ class Cell:
         what only says how a run is watched. A key of `ADDED` is left out while it has its added value.
         """
         model = asdict(self.model)
-        del model["layout"]
+        del model["layout"], model["pickle_sha256"]
         data = {"source": self.data.source, "revision": self.data.revision, "limit": self.data.limit}
         if self.data.source == "hub":
             data["path"] = self.data.path
