@@ -18,9 +18,10 @@ from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError, DataError
 from peftbench.files import DELTA_FILE
 from peftbench.methods.adalora import AdaLoRA, AdaLoRALinear, AdaLoRATuner
-from peftbench.methods.base import Delta, Training, Tuner, copy_into
+from peftbench.methods.base import Training, Tuner, copy_into
 from peftbench.runner import deltas
 from peftbench.runner.counts import plan
+from peftbench.runner.delta import Delta
 from peftbench.runner.run import Outcome
 from peftbench.training.trainer import Trainer
 
