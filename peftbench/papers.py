@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field
 
-from peftbench.config import compose
 from peftbench.config.validate import parse
+from peftbench.config.words import conf_dir
 from peftbench.errors import ConfigError, near
 from peftbench.record import Record
 
@@ -171,4 +171,4 @@ def _fits(run: Sequence[str], record: Record) -> bool:
 
 
 def _folder() -> Path:
-    return compose.conf_dir() / "paper"
+    return conf_dir() / "paper"

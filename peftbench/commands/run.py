@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 from peftbench import environment
 from peftbench.commands import screen
 from peftbench.config import compose
+from peftbench.config.words import CONFIG_NAME, conf_dir
 from peftbench.errors import ConfigError, near
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def hydra_job(arguments: Sequence[str]) -> int | None:
         return codes[-1]
 
     try:
-        hydra_main(config_path=str(compose.conf_dir()), config_name=compose.CONFIG_NAME, version_base="1.3")(task)()
+        hydra_main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")(task)()
     except OutputLost as lost:
         raise (lost.__cause__ or lost) from None
     return codes[-1] if codes else None

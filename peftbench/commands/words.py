@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from peftbench.config import compose
+from peftbench.config import words
 from peftbench.errors import ConfigError, near
 
 PLURALS = {"models": "model", "tasks": "task", "methods": "method", "protocols": "protocol"}
@@ -18,12 +18,12 @@ PLURALS |= {
 
 def list_words(arguments: Sequence[str]) -> int:
     """`peftbench list GROUP`: the words that can be chosen, with the first line of each one's file."""
-    groups = [PLURALS.get(word, word) for word in arguments] or [*compose.LISTED]
+    groups = [PLURALS.get(word, word) for word in arguments] or [*words.LISTED]
     for group in groups:
-        if group not in compose.LISTED:
-            raise ConfigError(f"list {group}: no such group; {near(group, [*compose.LISTED, *PLURALS])}")
+        if group not in words.LISTED:
+            raise ConfigError(f"list {group}: no such group; {near(group, [*words.LISTED, *PLURALS])}")
     from peftbench.commands import screen
 
     for group in groups:
-        screen.words(group, {word: compose.describe(group, word) for word in compose.words(group)})
+        screen.words(group, {word: words.describe(group, word) for word in words.words(group)})
     return 0

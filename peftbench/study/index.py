@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from peftbench import __version__
-from peftbench.config import compose
+from peftbench.config.words import conf_dir
 from peftbench.errors import ConfigError
 from peftbench.files import set_aside, write_atomically
 from peftbench.study import done
@@ -107,7 +107,7 @@ def _alone(study: Path) -> Iterator[None]:
 @cache
 def _yaml_digest() -> str:
     found = hashlib.sha256(__version__.encode())
-    for path in sorted(compose.conf_dir().rglob("*.yaml")):
-        found.update(str(path.relative_to(compose.conf_dir())).encode())
+    for path in sorted(conf_dir().rglob("*.yaml")):
+        found.update(str(path.relative_to(conf_dir())).encode())
         found.update(path.read_bytes())
     return found.hexdigest()

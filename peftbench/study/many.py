@@ -5,7 +5,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 
-from peftbench.config import compose
+from peftbench.config import build, compose
 from peftbench.config.spec import Cell
 from peftbench.errors import ConfigError
 
@@ -36,17 +36,17 @@ def cells_from(every: Sequence[Sequence[str]]) -> Iterator[Cell | ConfigError]:
             raise
 
 
-def _plain(words: Sequence[str]) -> compose.Plain | None:
+def _plain(words: Sequence[str]) -> build.Plain | None:
     """What the cell is built from; None where it is not possible."""
     try:
-        return compose.plain(compose.load(words))
+        return build.plain(compose.load(words))
     except ConfigError:
         return None
 
 
-def _cell(words: Sequence[str], found: compose.Plain | None) -> Cell | ConfigError:
+def _cell(words: Sequence[str], found: build.Plain | None) -> Cell | ConfigError:
     try:
-        return compose.cell_from(words) if found is None else compose.build_plain(found)
+        return compose.cell_from(words) if found is None else build.build_plain(found)
     except ConfigError as error:
         return error
 

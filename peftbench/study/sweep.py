@@ -9,6 +9,7 @@ from hydra.errors import HydraException
 
 from peftbench.config import compose
 from peftbench.config.spec import Cell
+from peftbench.config.words import words_for_globs
 from peftbench.errors import ConfigError
 from peftbench.files import CHECKPOINT_FILE, RECORD_FILE
 from peftbench.record import record_status
@@ -72,7 +73,7 @@ class GlobWords:
 
     def get_group_options(self, group: str, **_: object) -> list[str]:
         """See Hydra's `ConfigLoader`."""
-        return compose.words_for_globs(group, self._searchpaths)
+        return words_for_globs(group, self._searchpaths)
 
 
 left: list[list[str]] = []  # what Hydra's sweeper is to run; Hydra makes it itself, so it cannot be told otherwise

@@ -1,0 +1,150 @@
+"""A composed configuration in, a validated `Cell` out: DictConfig stops here."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from peftbench.config import checks, sizes
+from peftbench.config.spec import (
+    Budget,
+    Cell,
+    DataSpec,
+    MethodSpec,
+    ModelSpec,
+    Protocol,
+    Scope,
+    Select,
+    TaskSpec,
+    TrackerSpec,
+)
+from peftbench.config.userfiles import SEARCHPATH
+from peftbench.config.validate import check_method, parse, show
+from peftbench.config.words import COMPOSE_ERRORS, GROUPS, PARTS, composed, one_line, resolved, words, words_for_globs
+from peftbench.errors import ConfigError, near, shown
+from peftbench.files import DELTA_FILE
+
+Plain = tuple[dict[str, str], dict[str, Any]]  # the word chosen in every group, and all keys with their values
+
+
+def build(config: DictConfig) -> Cell:
+    """Turn a composed configuration (Hydra's part included) into a cell.
+
+    Raises:
+        ConfigError: unknown keys, wrong types, impossible values: one line each.
+    """
+    return build_plain(plain(config))
+
+
+def plain(config: DictConfig) -> Plain:
+    """What a cell is built from, out of a composed configuration: needs no method's class, so no torch.
+
+    Raises:
+        ConfigError: a method's yaml lacks what it must give, budget.like names none, or an interpolation leads nowhere.
+    """
+    choices = {str(key): value for key, value in config.hydra.runtime.choices.items()}
+    _check_method_yaml(config, choices)
+    return choices, _with_like(config, resolved(config))
+
+
+def build_plain(found: Plain) -> Cell:
+    """As `build`, from plain data.
+
+    Raises:
+        ConfigError: as `build`.
+    """
+    choices, raw = found
+    if absent := [group for group in PARTS if not isinstance(raw.get(group), dict) or not choices.get(group)]:
+        raise ConfigError([f"{group}: must be chosen; {near('', words(group))}" for group in absent])
+    problems = [f"{path}: must be given, as {path}=..." for path in _missing(raw)]
+    parts = _parts(raw, choices, problems)
+    top = {key: value for key, value in raw.items() if key not in GROUPS}
+    checks.top(top, problems)
+    if problems:
+        raise ConfigError(problems)
+    for key in checks.OF_THE_RUNNER:
+        del top[key]
+    cell = Cell(**parts, **top, init_sha256=_delta_sha256(top["init_from"]))
+    checks.together(cell)
+    return cell
+
+
+def _check_method_yaml(config: DictConfig, choices: Mapping[str, str]) -> None:
+    """What the yaml of a method must give, or interpolations of others lead nowhere."""
+    if not choices.get("method"):
+        return
+    given = config.get("method")
+    wanted = ("_target_", "default_lr")
+    if absent := [key for key in wanted if not isinstance(given, DictConfig) or key not in given]:
+        raise ConfigError(f"method={choices['method']}: its yaml file does not give {' and '.join(absent)}")
+
+
+def _with_like(config: DictConfig, raw: dict[str, Any]) -> dict[str, Any]:
+    """The same with the method that budget.like names in the place of its word: what it means may change.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    budget = raw.get("budget")
+    word = budget.get("like") if isinstance(budget, dict) else None
+    if word is None:
+        return raw
+    paths = [item for item in config.hydra.overrides.hydra if item.startswith(SEARCHPATH)]
+    if word not in (known := words_for_globs("method", paths)):
+        raise ConfigError(f"budget.like={shown(show(word))}: there is no such method; {near(str(word), known)}")
+    whole = OmegaConf.merge(config)  # a copy, so that what its yaml takes from other groups is the cell's own
+    assert isinstance(whole, DictConfig)
+    try:
+        with open_dict(whole):
+            whole.method = composed([*paths, f"method={word}"]).method
+        _check_method_yaml(whole, {"method": word})
+    except COMPOSE_ERRORS as error:
+        raise ConfigError(f"budget.like={word}: {one_line(error)}") from None
+    method = resolved(whole)["method"]
+    arguments = {key: value for key, value in method.items() if key not in ("_target_", "default_lr")}
+    like = {"name": word, "target": str(method["_target_"]), "arguments": arguments}
+    return {**raw, "budget": {**raw["budget"], "like": like}}
+
+
+def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
+    """The dataclass of every group; a part that is not possible is None, and a line in `problems` says why."""
+    named = {group: {"name": choices[group], **raw[group]} for group in ("model", "task", "data", "budget")}
+    if choices["budget"] == "none":  # a budget given by its keys is known by them
+        said = {key: value["name"] if key == "like" and value else value for key, value in raw["budget"].items()}
+        given = [f"{value}" if key == "entries" else f"{key}-{value}" for key, value in said.items() if value]
+        named["budget"]["name"] = "-".join(given) or "none"
+    sizes.check(raw["model"], problems)
+    model = parse(ModelSpec, named["model"], "model", problems)
+    scope = dict(raw["scope"])
+    if model and not problems:
+        scope["layers"] = checks.layers(scope.get("layers"), model.depth, problems)
+    method = {key: value for key, value in raw["method"].items() if key not in ("_target_", "default_lr")}
+    target = str(raw["method"].get("_target_"))
+    check_method(target, method, problems)
+    if like := raw["budget"].get("like"):
+        check_method(like["target"], like["arguments"], problems, "budget.like")
+    return {
+        "model": model,
+        "task": parse(TaskSpec, named["task"], "task", problems),
+        "data": parse(DataSpec, named["data"], "data", problems),
+        "method": MethodSpec(choices["method"], target, method),
+        "scope": parse(Scope, scope, "scope", problems),
+        "budget": parse(Budget, named["budget"], "budget", problems),
+        "protocol": parse(Protocol, raw["protocol"], "protocol", problems),
+        "select": parse(Select, raw["select"], "select", problems),
+        "tracker": parse(TrackerSpec, raw["tracker"], "tracker", problems),
+    }
+
+
+def _missing(node: Any, path: str = "") -> list[str]:
+    if isinstance(node, Mapping):
+        return [key for name in node for key in _missing(node[name], f"{path}.{name}" if path else str(name))]
+    return [path] if node == "???" else []
+
+
+def _delta_sha256(folder: str | None) -> str | None:
+    if folder is None:
+        return None
+    return hashlib.sha256((Path(folder) / DELTA_FILE).read_bytes()).hexdigest()

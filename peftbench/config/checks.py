@@ -1,0 +1,82 @@
+"""What pydantic cannot say of a cell: the layers, the keys at the top, what is possible only together."""
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peftbench.config.bounds import CONTROL, MOST
+from peftbench.config.spec import Cell
+from peftbench.config.validate import show
+from peftbench.config.words import GROUPS
+from peftbench.errors import ConfigError, near, shown
+from peftbench.files import DELTA_FILE
+
+TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": bool, "progress": bool, "rerun": str}
+TOP |= {"cells_per_gpu": int}
+LEAST = {"seed": 0, "cells_per_gpu": 1}
+OF_THE_RUNNER = ("rerun", "cells_per_gpu")  # say how cells are run, not what a cell is
+RERUN = ("unfinished", "failed", "all")
+
+
+def top(keys: Mapping[str, Any], problems: list[str]) -> None:
+    """The keys that belong to no group."""
+    allowed = [*TOP, "init_from", "checkpoint_every", *GROUPS]
+    problems.extend(f"{key}: there is no such key; {near(key, allowed)}" for key in keys if key not in allowed)
+    for key, kind in TOP.items():
+        if type(keys.get(key)) is not kind:
+            wanted = {int: "a whole number", str: "a text", bool: "true or false"}[kind]
+            problems.append(f"{key}={shown(show(keys.get(key)))}: must be {wanted}")
+        elif kind is str and CONTROL.search(keys[key]):
+            problems.append(f"{key}={shown(keys[key])}: must not hold control codes")
+        elif kind is int and not LEAST[key] <= keys[key] <= MOST:
+            problems.append(f"{key}={shown(keys[key])}: must be at least {LEAST[key]} and at most {MOST}")
+    if isinstance(keys.get("study"), str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", keys["study"]):
+        problems.append(f"study={shown(keys['study'])}: must be letters, digits, '.', '_' and '-' (it names a folder)")
+    if isinstance(keys.get("rerun"), str) and keys["rerun"] not in RERUN:
+        problems.append(f"rerun={shown(keys['rerun'])}: must be one of {', '.join(RERUN)}")
+    every = keys.get("checkpoint_every")
+    if every is not None and (type(every) not in (int, float) or not 0 <= every < math.inf):
+        problems.append(f"checkpoint_every={shown(show(every))}: must be a number of seconds, or null")
+    start = keys.get("init_from")
+    if start is not None and not (isinstance(start, str) and (Path(start) / DELTA_FILE).is_file()):
+        problems.append(f"init_from={shown(show(start), 100)}: no {DELTA_FILE} there (it must be the folder of a run)")
+
+
+def together(cell: Cell) -> None:
+    """What is possible by itself and yet not together."""
+    problems = []
+    names = cell.task.metric_names()
+    if cell.task.headline not in names:
+        problems.append(f"task.headline={cell.task.headline}: not scored; {near(cell.task.headline, names)}")
+    if cell.task.train is None and cell.init_from is None:
+        problems.append(f"task={cell.task.name}: has no training rows; give init_from=<folder of an MNLI run>")
+    if cell.protocol.accumulation > cell.protocol.batch_size:
+        problems.append(
+            f"protocol.accumulation={cell.protocol.accumulation}: more parts than "
+            f"protocol.batch_size={cell.protocol.batch_size} has rows"
+        )
+    if cell.protocol.max_length > (limit := cell.model.positions):
+        problems.append(f"protocol.max_length={cell.protocol.max_length}: {cell.model.name} has {limit} positions")
+    if problems:
+        raise ConfigError(problems)
+
+
+def layers(value: Any, depth: int, problems: list[str]) -> list[int] | None:
+    """Layer numbers from a list or a range like "6-11", checked against the depth of the backbone."""
+    if value is None:
+        return None
+    if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,4})-(\d{1,4})", value)):
+        numbers = list(range(int(match[1]), int(match[2]) + 1))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        numbers = [value]
+    elif isinstance(value, list) and all(type(item) is int for item in value):
+        numbers = value
+    else:
+        problems.append(f"scope.layers={shown(show(value))}: must be a range like 2-5 or a list like [0,5]")
+        return None
+    if not numbers or min(numbers) < 0 or max(numbers) >= depth:
+        problems.append(f"scope.layers={shown(show(value))}: outside the backbone, which has layers 0 to {depth - 1}")
+        return None
+    return sorted(set(numbers))
