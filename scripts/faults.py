@@ -126,7 +126,7 @@ class Driver:
         for path in find_records(self.work / name / "faults"):
             record = read_record(path)
             if record.status == "done":
-                scores = json.dumps([record.metrics.evaluations, record.counts, record.fingerprint], sort_keys=True)
+                scores = repr([record.metrics.evaluations, record.counts, record.fingerprint])
                 files = ["delta.safetensors", "predictions/dev.tsv"]
                 kept = [(path.parent / file).read_bytes() for file in files]
                 found[str(path.parent.relative_to(self.work / name))] = (scores.encode(), *kept)

@@ -36,18 +36,21 @@ def count(arguments: Sequence[str]) -> int:
 
 
 def count_all(every: Sequence[list[str]], as_json: bool) -> int:
-    """The counts of several cells; one that is not possible gives its reason instead."""
+    """The counts of several cells; one that is not possible gives its reason instead. The exit code is 2 where that
+    is so of all of them, or a word is wrong."""
     from peftbench.commands import screen
     from peftbench.study.many import cells_from
 
     common = set.intersection(*map(set, every))
     names = [" ".join(word for word in words if word not in common) for words in every]
-    found = {name: _planned(cell) for name, cell in zip(names, cells_from(every), strict=True)}
+    cells = list(cells_from(every))
+    found = {name: _planned(cell) for name, cell in zip(names, cells, strict=True)}
     if as_json:
         print(json.dumps({k: {"error": v} if isinstance(v, str) else trained(v) for k, v in found.items()}, indent=1))
     else:
         screen.counts_of_all(" ".join(word for word in every[0] if word in common), found)
-    return 2 if all(isinstance(counts, str) for counts in found.values()) else 0
+    wrong = any(isinstance(cell, compose.WrongWords) for cell in cells)
+    return 2 if wrong or all(isinstance(counts, str) for counts in found.values()) else 0
 
 
 def _planned(cell: "Cell | ConfigError") -> "Counts | str":

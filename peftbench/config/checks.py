@@ -8,7 +8,7 @@ from typing import Any
 
 from peftbench.config.bounds import CONTROL, MOST
 from peftbench.config.spec import Cell
-from peftbench.config.validate import show
+from peftbench.config.validate import method_class, show
 from peftbench.config.words import GROUPS
 from peftbench.errors import ConfigError, near, shown
 from peftbench.files import DELTA_FILE
@@ -52,6 +52,10 @@ def together(cell: Cell) -> None:
         problems.append(f"task.headline={cell.task.headline}: not scored; {near(cell.task.headline, names)}")
     if cell.task.train is None and cell.init_from is None:
         problems.append(f"task={cell.task.name}: has no training rows; give init_from=<folder of an MNLI run>")
+    kind, budget = method_class(cell.method.target), cell.budget
+    takes_none = getattr(kind, "dial", None) is None and not hasattr(kind, "within")
+    if takes_none and any(part is not None for part in (budget.entries, budget.fraction, budget.like)):
+        problems.append(f"budget: {kind.__name__} takes none; limit it with scope.layers or scope.kinds")
     if cell.protocol.accumulation > cell.protocol.batch_size:
         problems.append(
             f"protocol.accumulation={cell.protocol.accumulation}: more parts than "

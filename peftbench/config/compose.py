@@ -21,11 +21,15 @@ from peftbench.errors import ConfigError, near, shown
 LONGEST_OVERRIDE = 10_000  # characters
 
 
+class WrongWords(ConfigError):
+    """Overrides that cannot be applied: a word or key that is not there, or something that cannot be read."""
+
+
 def load(overrides: Sequence[str]) -> DictConfig:
     """Compose the configuration, Hydra's own part included.
 
     Raises:
-        ConfigError: an override cannot be applied; all such overrides are listed.
+        WrongWords: an override cannot be applied; all such overrides are listed.
     """
     overrides = [longhand(override) for override in overrides]
     userfiles.check(overrides)
@@ -36,7 +40,7 @@ def load(overrides: Sequence[str]) -> DictConfig:
         reason = ""
     except COMPOSE_ERRORS as error:
         reason = one_line(error)
-    raise ConfigError(list(_override_problems(overrides).values()) or [reason])
+    raise WrongWords(list(_override_problems(overrides).values()) or [reason])
 
 
 def longhand(override: str) -> str:
@@ -57,7 +61,7 @@ def cell_from(overrides: Sequence[str]) -> Cell:
         if len(good) == len(overrides):
             raise
         # Values are looked at too, so that one mistyped key does not hide a bad number.
-        raise ConfigError([*error.every, *_value_problems(good)]) from None
+        raise WrongWords([*error.every, *_value_problems(good)]) from None
 
 
 def _override_problems(overrides: Sequence[str]) -> dict[str, str]:
