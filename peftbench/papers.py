@@ -163,11 +163,16 @@ def _fits(run: Sequence[str], record: Record) -> bool:
     if given.pop("method") != record.cell.method:
         return False
     config = record.config
-    asked = config["budget"].get("entries")
-    budget = {"103k": 102_912, "320k": 320_000}.get(str(given.pop("budget", None)))
-    if asked != budget:
+    if config["budget"].get("entries") != _entries(given.pop("budget", "none")):
         return False
     return all(config["method"].get(key.removeprefix("method.")) == value for key, value in given.items())
+
+
+@cache
+def _entries(budget: str) -> int | None:
+    """How many entries a word of conf/budget means."""
+    raw = yaml.safe_load((conf_dir() / "budget" / f"{budget}.yaml").read_text(encoding="utf-8"))
+    return None if raw["entries"] is None else int(raw["entries"])
 
 
 def _folder() -> Path:

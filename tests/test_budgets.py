@@ -1,6 +1,7 @@
 """Budgets: nobody exceeds one, selective methods take it exactly, and an impossible one is a single line."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +27,7 @@ BUDGETS = [
     (["method=id3", "budget.fraction=0.1", "budget.entries=5"], "only one can hold"),
     (["method=id3", "budget.fraction=1e-12"], "less than one of"),
     (["method=spafit_4_9_i"], "boundaries 4, 9, None: the backbone has layers 0 to 1"),
-    (["method=spafit_4_9_i", "method.strata.0.last=1", "method.strata.1.last=0"], "are out of order"),
+    (["method=spafit_4_9_i", "method.strata.frozen.last=1", "method.strata.biases.last=0"], "are out of order"),
 ]
 
 
@@ -51,7 +52,7 @@ def test_impossible_numbers_are_refused_before_anything(tiny: Callable[..., Cell
     "method", ["lora", "adalora", "bitfit", "houlsby", "pfeiffer", "id3", "random_masking", "id3_lora", "spafit"]
 )
 def test_nobody_exceeds_a_budget(tiny: Callable[..., Cell], method: str, budget: int) -> None:
-    extra = ["method.strata.0.last=-1", "method.strata.1.last=0"] if method == "spafit" else []
+    extra = ["method.strata.frozen.last=-1", "method.strata.biases.last=0"] if method == "spafit" else []
     needs = {"spafit": 3072, "houlsby": 1540, "adalora": 4620}.get(method, 0)  # rank 1, width 1
     cell = tiny(f"method={method}", f"budget={budget}", *extra)
     if budget < needs:
@@ -84,3 +85,14 @@ def test_what_another_method_means_is_hashed_and_not_its_word(tiny: Callable[...
     assert first.fingerprint != second.fingerprint
     assert plan(first).backbone == plan(tiny("method=lora", "method.rank=1")).backbone
     assert plan(second).backbone == 2 * plan(first).backbone
+
+
+def test_strata_in_a_list_are_those_under_names(tiny: Callable[..., Cell]) -> None:
+    """As records of earlier versions have them."""
+    named = tiny("method=spafit", "method.strata.frozen.last=-1", "method.strata.biases.last=0")
+    strata = [
+        {**stratum, "methods": list(stratum["methods"].values())}
+        for stratum in named.method.arguments["strata"].values()
+    ]
+    listed = replace(named.method, arguments={**named.method.arguments, "strata": strata})
+    assert plan(replace(named, method=listed)) == plan(named)

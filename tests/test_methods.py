@@ -116,9 +116,9 @@ ROWS = {
     "spafit": Row(
         (
             "method=spafit_4_9_i",
-            "method.strata.0.last=-1",
-            "method.strata.1.last=0",
-            "method.strata.2.methods.0.rank=4",
+            "method.strata.frozen.last=-1",
+            "method.strata.biases.last=0",
+            "method.strata.lora.methods.lora.rank=4",
         ),
         (7 * D + F) + (F + 2 * D + 2 * D * 4 * 3) + D,
         lambda name: name.endswith(".bias") and ("layer" in name or "pooler" in name),
@@ -337,7 +337,8 @@ def test_a_delta_of_another_backbone_is_refused(tiny: Callable[..., Cell], tmp_p
 def test_layers_that_open_one_after_another_do_so_inside_strata_too(tiny: Callable[..., Cell]) -> None:
     """Nothing trains before its turn."""
     part = "{_target_: peftbench.methods.gradual.GradualUnfreeze, every: 3}"
-    model, _, trainer = assemble(tiny("method=spafit", f"method.strata=[{{last: null, methods: [{part}]}}]"))
+    top = ("method.strata.frozen.last=1", "method.strata.biases.last=1")  # the lowest stratum is all of it
+    model, _, trainer = assemble(tiny("method=spafit", *top, f"+method.strata.frozen.methods.opens={part}"))
     assert [p.requires_grad for n, p in model.backbone() if ".layer.0." in n] == [False] * 16
     before = values(model)
     trainer.run()

@@ -106,11 +106,10 @@ def test_refused_where_nothing_can_be_kept(tiny: Callable[..., Cell], words: lis
 
 
 def test_strata_tell_what_their_parts_may_change(tiny: Callable[..., Cell]) -> None:
-    parts = "method.strata=[{last:0,methods:[]},{last:null,methods:[{_target_:peftbench.methods.bitfit.BitFit}]}]"
-    plan(tiny("method=spafit", parts, "protocol.keep_prefix=true"))
-    whole = "method.strata=[{last:null,methods:[{_target_:peftbench.methods.bitfit.BitFit}]}]"
+    top = ("method=spafit", "method.strata.biases.last=1")
+    plan(tiny(*top, "method.strata.frozen.last=0", "protocol.keep_prefix=true"))
     with pytest.raises(ConfigError, match="may change the first layer"):
-        plan(tiny("method=spafit", whole, "protocol.keep_prefix=true"))
+        plan(tiny(*top, "method.strata.frozen.last=-1", "protocol.keep_prefix=true"))
 
 
 def test_off_it_leaves_fingerprints_as_they_were() -> None:

@@ -86,7 +86,7 @@ class Spy:
         return getattr(self._part, name)
 
 
-@pytest.mark.parametrize("method", [("spafit", "method.strata.0.last=-1"), ("random_lora", "budget=50")])
+@pytest.mark.parametrize("method", [("spafit", "method.strata.frozen.last=-1"), ("random_lora", "budget=50")])
 def test_what_a_run_asks_of_a_wrapper_reaches_its_parts(tiny: Callable[..., Cell], method: tuple[str, ...]) -> None:
     _, tuner, trainer = assemble(tiny(f"method={method[0]}", *method[1:], "protocol.max_steps=2"))
     assert isinstance(tuner, WrapperTuner)

@@ -102,10 +102,8 @@ def _with_like(config: DictConfig, raw: dict[str, Any]) -> dict[str, Any]:
         _check_method_yaml(whole, {"method": word})
     except COMPOSE_ERRORS as error:
         raise ConfigError(f"budget.like={word}: {one_line(error)}") from None
-    method = resolved(whole)["method"]
-    arguments = {key: value for key, value in method.items() if key not in ("_target_", "default_lr")}
-    like = {"name": word, "target": str(method["_target_"]), "arguments": arguments}
-    return {**raw, "budget": {**raw["budget"], "like": like}}
+    like = MethodSpec.from_keys(word, resolved(whole)["method"])
+    return {**raw, "budget": {**raw["budget"], "like": dict(vars(like))}}
 
 
 def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
@@ -120,16 +118,15 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
     scope = dict(raw["scope"])
     if model and not problems:
         scope["layers"] = checks.layers(scope.get("layers"), model.depth, problems)
-    method = {key: value for key, value in raw["method"].items() if key not in ("_target_", "default_lr")}
-    target = str(raw["method"].get("_target_"))
-    check_method(target, method, problems)
+    method = MethodSpec.from_keys(choices["method"], raw["method"])
+    check_method(method.target, method.arguments, problems)
     if like := raw["budget"].get("like"):
         check_method(like["target"], like["arguments"], problems, "budget.like")
     return {
         "model": model,
         "task": parse(TaskSpec, named["task"], "task", problems),
         "data": parse(DataSpec, named["data"], "data", problems),
-        "method": MethodSpec(choices["method"], target, method),
+        "method": method,
         "scope": parse(Scope, scope, "scope", problems),
         "budget": parse(Budget, named["budget"], "budget", problems),
         "protocol": parse(Protocol, raw["protocol"], "protocol", problems),

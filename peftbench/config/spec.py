@@ -219,6 +219,12 @@ class MethodSpec:
     target: str
     arguments: dict[str, Any]
 
+    @classmethod
+    def from_keys(cls, name: str, keys: Mapping[str, Any]) -> "MethodSpec":
+        """A method from the keys of its yaml: `_target_`, its hyper-parameters, and `default_lr`, which is none."""
+        arguments = {key: value for key, value in keys.items() if key not in ("_target_", "default_lr")}
+        return cls(name, str(keys.get("_target_")), arguments)
+
     @property
     def meaning(self) -> dict[str, Any]:
         """What a fingerprint holds of it: a class of this package by its name, wherever it lies; others by address."""

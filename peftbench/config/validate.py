@@ -148,7 +148,8 @@ def check_method(target: str, raw: Mapping[str, Any], problems: list[str], path:
     except ConfigError as error:
         problems.extend(line.replace("method._target_", f"{path}._target_", 1) for line in error.every)
     for where, inner in _methods_within(raw, path):
-        check_method(str(inner["_target_"]), {k: v for k, v in inner.items() if k != "_target_"}, problems, where)
+        spec = MethodSpec.from_keys(where, inner)
+        check_method(spec.target, spec.arguments, problems, where)
 
 
 def targets(raw: Any) -> Iterator[str]:

@@ -107,8 +107,7 @@ class Selective:
         Raises:
             ConfigError: some of its trainables are closed at first; entries could be chosen among them too early.
         """
-        arguments = {key: value for key, value in raw.items() if key != "_target_"}
-        inner: Tuner = make_method(MethodSpec("inner", str(raw.get("_target_")), arguments)).attach(model, scope)
+        inner: Tuner = make_method(MethodSpec.from_keys("inner", raw)).attach(model, scope)
         if closed := [name for name, p in inner.trainables().items() if not p.requires_grad]:
             raise ConfigError(f"method.inner: {closed[0]} joins during training; candidates must be there at its start")
         return inner

@@ -1,19 +1,21 @@
 """Layers in strata, each with methods of its own; SPAFIT (Arora and Wang 2024, arXiv 2405.00201) is a yaml of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import Field
 
 from peftbench.backbone.model import Model
-from peftbench.config.bounds import Within
+from peftbench.config.bounds import Name, Within
 from peftbench.config.spec import Count, Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
 from peftbench.errors import ConfigError
 from peftbench.methods.base import Method, narrowed
 from peftbench.methods.wrapper import WrapperTuner
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,11 @@ class Stratum:
 
     Attributes:
         last: a layer number; a share of the depth in (0, 1), rounded to whole layers; None: up to the top.
-        methods: methods with their keys, `_target_` first; none: frozen.
+        methods: methods with their keys, `_target_` first, each under a name (or in a list); none: frozen.
     """
 
     last: int | Annotated[float, Field(gt=0, lt=1)] | None
-    methods: tuple[Within, ...] = ()
+    methods: dict[Name, Within] | tuple[Within, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,12 @@ class Strata:
     """Strata from the bottom up, and what trains outside the layers.
 
     Attributes:
-        strata: their boundaries rise; the last one reaches the top.
+        strata: each under a name, so that a yaml can change a part of one (or in a list); their boundaries rise.
         elsewhere: methods outside the layers (embeddings, pooler), limited to `elsewhere_kinds`.
         rank: of every part that has one; None: each has its own.
     """
 
-    strata: Annotated[tuple[Stratum, ...], Field(min_length=1)]
+    strata: Annotated[dict[Name, Stratum] | tuple[Stratum, ...], Field(min_length=1)]
     elsewhere: tuple[Within, ...] = ()
     elsewhere_kinds: tuple[Kind, ...] = ("pooler",)
     rank: Count | None = None
@@ -51,11 +53,11 @@ class Strata:
 
     def _parts(self, model: Model, scope: Scope) -> list[tuple[Method, Scope]]:
         found, start = [], 0
-        for stratum, last in zip(self.strata, self._boundaries(model.depth), strict=True):
+        for stratum, last in zip(_items(self.strata), self._boundaries(model.depth), strict=True):
             layers = tuple(i for i in range(start, last + 1) if scope.layers is None or i in scope.layers)
             start = last + 1
             if layers:
-                found += [(self._made(raw), replace(scope, layers=layers)) for raw in stratum.methods]
+                found += [(self._made(raw), replace(scope, layers=layers)) for raw in _items(stratum.methods)]
         if scope.layers is None:
             found += [(self._made(raw), narrowed(scope, self.elsewhere_kinds)) for raw in self.elsewhere]
         if not found:
@@ -63,8 +65,7 @@ class Strata:
         return found
 
     def _made(self, raw: Mapping[str, Any]) -> Any:
-        arguments = {key: value for key, value in raw.items() if key != "_target_"}
-        method = make_method(MethodSpec("part", str(raw.get("_target_")), arguments))
+        method = make_method(MethodSpec.from_keys("part", raw))
         turns = self.rank is not None and method.dial == self.dial
         return replace(method, rank=self.rank) if turns else method
 
@@ -75,16 +76,20 @@ class Strata:
             ConfigError: they do not rise, or lie beyond the depth.
         """
         lasts = []
-        for stratum in self.strata:
+        for stratum in _items(self.strata):
             last = stratum.last
             if last is None:
                 last = depth - 1
             elif isinstance(last, float):
                 last = round(last * depth) - 1
             lasts.append(last)
-        shown = ", ".join(str(stratum.last) for stratum in self.strata)
+        shown = ", ".join(str(stratum.last) for stratum in _items(self.strata))
         if max(lasts) >= depth or min(lasts) < -1:
             raise ConfigError(f"method.strata: boundaries {shown}: the backbone has layers 0 to {depth - 1}")
         if any(low > high for low, high in pairwise(lasts)):
             raise ConfigError(f"method.strata: boundaries {shown} are out of order; they must rise")
         return lasts
+
+
+def _items(named: Mapping[str, Item] | Sequence[Item]) -> list[Item]:
+    return list(named.values() if isinstance(named, Mapping) else named)
