@@ -15,12 +15,11 @@ def table(arguments: Sequence[str]) -> int:
     parser.add_argument("--format", help="md, latex, html or csv: print it so, for a file")
     asked = parser.parse_args(arguments)
     from peftbench import papers
-    from peftbench.report import records, render
-    from peftbench.report import table as tables
+    from peftbench.report import records, render, table
 
     paper = papers.load(asked.paper) if asked.paper else None
     study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
-    made = tables.build(study, paper)
+    made = table.build(study, paper)
     if asked.format:
         print(render.text(made, asked.format), end="")
         return 0
@@ -89,11 +88,10 @@ def submission(arguments: Sequence[str]) -> int:
     parser.add_argument("--fill-majority", action="store_true", help="the majority class for tasks without a run")
     parser.add_argument("--check", metavar="ZIP", help="say what is wrong with a submission, and write nothing")
     asked = parser.parse_args(arguments)
-    from peftbench.report import records
-    from peftbench.report import submission as glue
+    from peftbench.report import records, submission
 
     if asked.check:
-        if problems := glue.check(Path(asked.check)):
+        if problems := submission.check(Path(asked.check)):
             raise DataError(problems)
         print(f"{asked.check}: eleven files as the server wants them")
         return 0
@@ -101,7 +99,7 @@ def submission(arguments: Sequence[str]) -> int:
         parser.error("a study and --method, or --check ZIP")
     study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
     writable(Path(asked.to).resolve().parent)
-    for line in glue.write(study, asked.method, Path(asked.to), asked.fill_majority):
+    for line in submission.write(study, asked.method, Path(asked.to), asked.fill_majority):
         print(line)
     print(asked.to)
     return 0
@@ -112,16 +110,15 @@ def sync(arguments: Sequence[str]) -> int:
     parser = _study_parser("sync")
     parser.add_argument("--project", default="peftbench", help="W&B project of the table's run")
     asked = parser.parse_args(arguments)
-    from peftbench.report import records
-    from peftbench.report import sync as offline
+    from peftbench.report import records, sync
     from peftbench.runner.tracking import mode
 
     outputs = Path(asked.outputs).expanduser()
     study = records.of(outputs, asked.study, asked.model)
-    runs = offline.offline_runs(study)
-    offline.send(runs, mode("auto"))
+    runs = sync.offline_runs(study)
+    sync.send(runs, mode("auto"))
     print(f"{len(runs)} runs sent")
-    print(offline.log_study(study, outputs, writable(outputs / asked.study), asked.project, mode("auto")))
+    print(sync.log_study(study, outputs, writable(outputs / asked.study), asked.project, mode("auto")))
     return 0
 
 
