@@ -11,14 +11,13 @@ from peftbench.config import compose
 def plan(arguments: Sequence[str]) -> int:
     """`peftbench plan OVERRIDES`: the cells that `run -m` with these overrides would run, and what they would take."""
     from peftbench.commands import screen
-    from peftbench.study import status as study
-    from peftbench.study import sweep
+    from peftbench.study import status, sweep
 
     rerun, overrides = rerun_word(arguments), [compose.longhand(argument) for argument in arguments if argument != "-m"]
     found = sweep.look(overrides, rerun)
-    near_by = study.of_any(found.outputs, found.study)
+    near_by = status.of_any(found.outputs, found.study)
     left = [cell.folder for cell in found.left]
-    screen.plan(found, study.sum_of_guesses(left, study.known_seconds(near_by)), study.peak_of(left, near_by))
+    screen.plan(found, status.sum_of_guesses(left, status.known_seconds(near_by)), status.peak_of(left, near_by))
     return 0
 
 
@@ -29,10 +28,10 @@ def status(arguments: Sequence[str]) -> int:
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
     asked = parser.parse_args(arguments)
     from peftbench.commands import screen
-    from peftbench.study import status as study
+    from peftbench.study import status
 
-    cells = study.of(Path(asked.outputs).expanduser(), asked.study)
-    screen.status(asked.study, cells, study.count(cells), study.seconds_left(cells))
+    cells = status.of(Path(asked.outputs).expanduser(), asked.study)
+    screen.status(asked.study, cells, status.count(cells), status.seconds_left(cells))
     return 0
 
 
@@ -47,22 +46,21 @@ def reproduce(arguments: Sequence[str]) -> int:
     asked = parser.parse_intermixed_args(list(arguments))
     from peftbench import papers
     from peftbench.commands import screen
-    from peftbench.study import reproduce as table
-    from peftbench.study import sweep as study
+    from peftbench.study import reproduce, sweep
 
     paper = papers.load(asked.paper)
     extra = [compose.longhand(word) for word in asked.overrides]
     typed = {word.partition("=")[0] for word in extra}
     defaults = {"data": "data=hub", "study": f"study={paper.name}"}
     extra = [*(word for key, word in defaults.items() if key not in typed), *extra]
-    found = table.plan(paper, [task for task in asked.only.split(",") if task], asked.side, extra)
+    found = reproduce.plan(paper, [task for task in asked.only.split(",") if task], asked.side, extra)
     cells = len(found.first) + len(found.after_mnli)
     if asked.dry_run:
-        study.look_at(found.first)  # every mistake is found here
+        sweep.look_at(found.first)  # every mistake is found here
         screen.reproduction(paper, found)
         return 0
-    codes = [run_cells(study.plan_of(found.first))]
+    codes = [run_cells(sweep.plan_of(found.first))]
     if found.after_mnli:
-        codes.append(run_cells(study.plan_of(table.starting_from(found))))
+        codes.append(run_cells(sweep.plan_of(reproduce.starting_from(found))))
     print(f"{paper.name}: {cells} cells; peftbench table {defaults['study'][6:]} --paper {paper.name}")
     return max(codes)
