@@ -17,6 +17,7 @@ from peftbench.errors import DataError, printable, shown
 from peftbench.files import RECORD_FILE, write_atomically
 from peftbench.record_parts import (
     Amount,
+    Attention,
     BudgetFacts,
     CellName,
     Counts,
@@ -41,6 +42,7 @@ __all__ = [
     "READABLE",
     "SCHEMA",
     "SEARCH_SUFFIX",
+    "Attention",
     "BudgetFacts",
     "CellName",
     "Counts",
@@ -135,6 +137,7 @@ class Record:
         error: what went wrong, where the status is not done.
         search: how the learning rate was chosen, where it was.
         drawn: parameters of the backbone that the weights lacked, drawn from the seed and stored in the delta.
+        attention: how many attention modules are this bench's own; None in records of before version 0.3.
     """
 
     schema: int
@@ -157,6 +160,7 @@ class Record:
     error: Annotated[str, AfterValidator(_lines)] | None = None
     search: Search | None = None
     drawn: list[Name] = field(default_factory=list)
+    attention: Attention | None = None
 
     @property
     def lr(self) -> float:

@@ -98,6 +98,14 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Attention:
+    """The backbone's attention modules, and how many of them are this bench's own, with its dropout."""
+
+    modules: Whole
+    ours: Whole
+
+
+@dataclass(frozen=True)
 class Moment:
     """What a growing selection had chosen at a step: entries by kind and by layer."""
 

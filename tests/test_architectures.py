@@ -21,7 +21,7 @@ from peftbench.config import compose
 from peftbench.data.rows import rows_of
 from peftbench.errors import ConfigError
 from peftbench.files import DELTA_FILE
-from peftbench.record import read_record, write_record
+from peftbench.record import Attention, read_record, write_record
 from peftbench.runner import apply, deltas
 from peftbench.runner.run import Outcome, read_rows
 
@@ -29,6 +29,7 @@ Run = Callable[..., Outcome]
 
 POOLERS = {"bert_base_cased": "bert.pooler", "minilm_l6": "bert.pooler", "deberta_v3_base": "pooler"}
 MODELS = [*POOLERS, "roberta_base", "electra_small", "distilbert", "modernbert_base", "mpnet_base"]
+THEIR_ATTENTION = {"deberta_v3_base", "modernbert_base", "mpnet_base"}  # as their layouts say
 LENGTH = 24  # tokens, as in the runs
 CLOSE = 1e-5 + 5e-6  # and what five decimals round off
 
@@ -97,6 +98,7 @@ def test_all_uses_of_a_run_give_its_logits(name: str, whole: bool, tmp_path: Pat
     lacking = POOLERS.get(name) if not whole else None
     assert record.drawn == ([f"{lacking}.dense.bias", f"{lacking}.dense.weight"] if lacking else [])
     assert record.hashes.tokenizer
+    assert record.attention == Attention(2, 0 if name in THEIR_ATTENTION else 2)
     assert np.ptp(truth, axis=0).min() > 1e-3, "rows are told apart"
     for file in (DELTA_FILE, "predictions/dev.tsv"):
         assert (run / file).read_bytes() == (again / file).read_bytes(), file

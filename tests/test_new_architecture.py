@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_architectures import done, labelled, written
 
+from peftbench.errors import ConfigError
 from peftbench.record import read_record
 from peftbench.runner.run import Outcome
 
@@ -94,6 +95,7 @@ layout:
     embeddings: [gpt_neox.embed_in]
     pooler: []
   head: [score]
+  attention: sdpa
 config:
   vocab_size: 2000
   hidden_size: 32
@@ -110,6 +112,9 @@ def test_an_architecture_is_one_yaml(text: str, tmp_path: Path, run_tiny: Callab
     (tmp_path / "conf" / "model").mkdir(parents=True)
     (tmp_path / "conf" / "model" / "mine.yaml").write_text(text)
     words = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "model=mine", "model.weights=random"]
+    if "attention: " in text:  # what the layout says of it is held against what runs
+        with pytest.raises(ConfigError, match="0 of 3 attention modules of mine are this bench's own; give eager"):
+            run_tiny(*words, "model.layout.attention=bench")
     trained = {}
     for method in ("lora", "bitfit"):
         run = done(run_tiny(*words, f"method={method}", "protocol.precision=fp32", "protocol.lr=0.01"))

@@ -5,7 +5,7 @@ Here each call draws one key, from which a kernel derives every element's number
 On a GPU, where random numbers are cheap, and where nothing is dropped, torch's own functions are used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -141,6 +141,23 @@ def attention(
     with torch.autocast(query.device.type, enabled=False):
         mixed = DropAndMix.apply(scores.softmax(-1), value, drop.noise.key(), drop.p)
     return mixed.transpose(1, 2).contiguous(), None
+
+
+def users(forward: Callable[[], object]) -> set[nn.Module]:
+    """The modules that ask for this attention in a forward pass, and whose dropout is this one."""
+    found = set()
+
+    def asked(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        if isinstance(getattr(module, "dropout", None), Dropout):
+            found.add(module)
+        return attention(module, *args, **kwargs)
+
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, asked)
+    try:
+        forward()
+    finally:
+        ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
+    return found
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)

@@ -12,11 +12,12 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from peftbench.backbone.dropout import ATTENTION, Noise, replace_dropout
+from peftbench.backbone.dropout import ATTENTION, Noise, replace_dropout, users
 from peftbench.backbone.readout import Classifier, Readout
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, first_line, weights_folder
 from peftbench.config.spec import Layout, ModelSpec, Scope
 from peftbench.errors import ConfigError, DataError, near, shown
+from peftbench.record import Attention
 from peftbench.seeds import drawn_from
 
 NORMS = ("LayerNorm", "RMSNorm")
@@ -112,6 +113,25 @@ class Model:
             for name, module in self.module.named_modules()
             if isinstance(module, nn.Linear) and not self.is_head(name) and self.place(name).within(scope)
         ]
+
+    @torch.no_grad()
+    def attention(self) -> Attention:
+        """How many of the attention modules are this bench's own; two tokens go through the model.
+
+        Raises:
+            ConfigError: the layout says that all are, and some are not.
+        """
+        inside = tuple("." + path for path in self.layout.kinds["query"])
+        queries = [name for name, _ in self.module.named_modules() if not self.is_head(name) and name.endswith(inside)]
+        modules = {self.module.get_submodule(name.rpartition(".")[0]) for name in queries}
+        training = self.module.training
+        self.module.eval()
+        ours = modules & users(lambda: self.forward({"input_ids": torch.zeros(1, 2, dtype=torch.long)}))
+        self.module.train(training)
+        if self.layout.attention == "bench" and len(ours) < len(modules):
+            said = f"{len(ours)} of {len(modules)} attention modules of {self.name} are this bench's own"
+            raise ConfigError(f"model.layout.attention=bench: {said}; give eager or sdpa")
+        return Attention(len(modules), len(ours))
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits (batch, labels) in fp32, or (batch, 1) for a regression."""

@@ -16,6 +16,7 @@ from peftbench.data.tokens import Tokens
 from peftbench.files import write_atomically
 from peftbench.record import (
     SCHEMA,
+    Attention,
     CellName,
     Counts,
     Evaluation,
@@ -48,6 +49,7 @@ class Work:
     hashes: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     drawn: list[str] = field(default_factory=list)
+    attention: Attention | None = None
     fit: Fit = field(default_factory=Fit)
     checkpoints: Checkpoints = field(default_factory=lambda: Checkpoints(Path(), {}, None))
 
@@ -102,6 +104,7 @@ def record_of(
         error=error,
         search=search,
         drawn=work.drawn,
+        attention=work.attention,
     )
 
 

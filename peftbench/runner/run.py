@@ -126,6 +126,7 @@ def execute(
     work.tokens = tokens = tokenize_rows(rows, tokenizer)
     model, _ = load(cell.model, cell.task.num_labels, cell.seed)
     work.hashes, work.drawn = hashes_of(rows, tokens, model), sorted(model.drawn)
+    work.attention = model.attention()
     before = entries(model)
     tuner = deltas.start_from(cell, model, start)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
