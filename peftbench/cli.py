@@ -32,7 +32,7 @@ usage: peftbench COMMAND [...]
   sync STUDY              send what W&B recorded offline, and the study's table and figures as one run
   apply RUN --output DIR  the run's model, merged, as a plain transformers folder
   predict RUN FILE.tsv    the run's labels for new rows
-  export RUN --to DIR     a LoRA run's adapter in PEFT's format
+  export RUN --to DIR     the adapter of LoRA, or of a type that peft runs, in PEFT's format
   convert FOLDER|HUB-NAME model.safetensors of weights that are only a pickle (pytorch_model.bin)
 
 examples:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from peftbench.backbone.model import Model, compute_precision, load
+from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.data.rows import rows_of
 from peftbench.data.split import Split
@@ -68,9 +69,20 @@ def assemble(cell: Cell) -> tuple[Model, Tuner, Trainer]:
     return model, tuner, trainer
 
 
+def bridged() -> list[str]:
+    """The words of methods that peft runs."""
+    paths = sorted((compose.conf_dir() / "method").glob("[a-z0-9]*.yaml"))
+    return [path.stem for path in paths if "_peft" in path.read_text(encoding="utf-8")]
+
+
+def plain(name: str) -> str:
+    """A parameter's name without what peft puts into it where a module is wrapped."""
+    return name.replace(".base_layer.", ".")
+
+
 def values(model: Model) -> dict[str, torch.Tensor]:
-    """A copy of every parameter, by name."""
-    return {name: p.detach().clone() for name, p in model.module.named_parameters()}
+    """A copy of every parameter, by the name that it has in the plain model."""
+    return {plain(name): p.detach().clone() for name, p in model.module.named_parameters()}
 
 
 def tokens_of(cell: Cell, rows: Mapping[str, Split] | None = None, weights: Path | None = None) -> Mapping[str, Tokens]:

@@ -18,7 +18,7 @@ YAMLS = sorted(
     for path in ROOT.rglob("*.yaml")
     if not path.name.startswith("_") and path.parent != ROOT and path.parent.name != "local"
 )
-NEEDS = {"data/folder.yaml": ["data.path=."], "task/ax.yaml": []}
+NEEDS = {"data/folder.yaml": ["data.path=."], "task/ax.yaml": [], "method/peft.yaml": ["method.type=vera"]}
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=str)

@@ -4,12 +4,13 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support import assemble, losses, values
+from support import assemble, bridged, losses, plain, values
 
 from peftbench.backbone.model import load
 from peftbench.config.spec import Cell
@@ -125,6 +126,11 @@ ROWS = {
         every=False,
     ),
 }
+if find_spec("peft"):  # an extra of its own; tests/test_peft.py says so where it is absent
+    ROWS |= {
+        "dora": Row(("method=dora",), L * (4 * D * R + 2 * D), lambda name: False),
+        "ln_tuning": Row(("method=ln_tuning",), 4 * L * D, lambda name: False),
+    }
 matrix = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 
 
@@ -157,7 +163,8 @@ def test_exactly_the_chosen_entries_change(tiny: Callable[..., Cell], row: Row, 
 def test_count_is_the_closed_form(tiny: Callable[..., Cell], row: Row) -> None:
     model, tuner, _ = assemble(tiny(*row.overrides))
     assert sum(p.numel() for p in tuner.trainables().values()) == row.entries
-    added = sum(p.numel() for name, p in model.backbone() if "lora_" in name or "adapter_" in name or "hut_" in name)
+    original = {name for name, _ in load(tiny().model, 2, 0)[0].backbone()}
+    added = sum(p.numel() for name, p in model.backbone() if plain(name) not in original)
     assert entries(model) - added == EMBEDDINGS + L * LAYER + D * D + D + 2 * D + 2
 
 
@@ -233,7 +240,7 @@ def test_the_matrix_has_every_method() -> None:
 
     tested = {override.removeprefix("method=") for row in ROWS.values() for override in row.overrides[:1]}
     variants = {word for word in words("method") if word.startswith("spafit")}  # of one yaml; counted in test_counts
-    assert tested | variants == set(words("method"))
+    assert tested | variants | set(bridged()) == set(words("method"))
 
 
 def test_bf16_follows_fp32(run_tiny: Callable[..., Outcome], tmp_path: Path) -> None:

@@ -65,6 +65,8 @@ OTHER = {
     "accumulation": ["method=id3", "budget=50", "protocol.accumulation=3"],
     "several epochs": ["method=bitfit", "protocol.max_steps=null", "protocol.epochs=2"],
     "kept prefix": ["method=full", "scope.layers=1", "protocol.keep_prefix=true"],
+    "peft's running averages": ["method=peft", "method.type=adalora", "method.config.target_r=2", "protocol.lr=0.05"],
+    "peft's noise in training": ["method=pvera", "protocol.lr=0.05"],
     "patience": ["method=full", "protocol.patience=3", "protocol.evaluate_every=1", "protocol.lr=0.01"],
 }
 

@@ -102,14 +102,12 @@ class Dropout(nn.Module):
         return found
 
 
-def replace_dropout(module: nn.Module) -> Noise:
-    """Put this dropout in the place of every nn.Dropout of a module; returns the stream that all of them share."""
-    noise = Noise()
+def replace_dropout(module: nn.Module, noise: Noise) -> None:
+    """Put this dropout in the place of every nn.Dropout of a module; all of them share one stream."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is nn.Dropout:
                 setattr(parent, name, Dropout(child.p, noise))
-    return noise
 
 
 def attention(

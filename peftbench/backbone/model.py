@@ -66,7 +66,8 @@ class Model:
     noise: Noise = field(init=False)
 
     def __post_init__(self) -> None:
-        self.noise = replace_dropout(self.module)
+        self.noise = Noise()
+        replace_dropout(self.module, self.noise)
         self.places = {name: self.place(name) for name, _ in self.backbone()}
 
     def is_head(self, name: str) -> bool:

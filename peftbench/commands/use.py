@@ -42,9 +42,9 @@ def predict(arguments: Sequence[str]) -> int:
 
 
 def export(arguments: Sequence[str]) -> int:
-    """`peftbench export RUN --to DIR`: a LoRA run's adapter and head in PEFT's format."""
+    """`peftbench export RUN --to DIR`: adapter and head in PEFT's format, of LoRA or of a type that peft runs."""
     parser = ArgumentParser(prog="peftbench export")
-    parser.add_argument("run", help="folder of a finished LoRA run")
+    parser.add_argument("run", help="folder of a finished run of LoRA, or of a type that peft runs")
     parser.add_argument("--to", required=True, help="folder to write")
     _add_searchpath(parser)
     asked = parser.parse_args(arguments)

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from peftbench.config.spec import (
     TrackerSpec,
 )
 from peftbench.config.userfiles import SEARCHPATH
-from peftbench.config.validate import check_method, parse, show
+from peftbench.config.validate import parse, show, spelled_out
 from peftbench.config.words import COMPOSE_ERRORS, GROUPS, PARTS, composed, one_line, resolved, words, words_for_globs
 from peftbench.errors import ConfigError, near, shown
 from peftbench.files import DELTA_FILE
@@ -119,9 +120,10 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
     if model and not problems:
         scope["layers"] = checks.layers(scope.get("layers"), model.depth, problems)
     method = MethodSpec.from_keys(choices["method"], raw["method"])
-    check_method(method.target, method.arguments, problems)
+    method = replace(method, arguments=spelled_out(method.target, method.arguments, problems))
     if like := raw["budget"].get("like"):
-        check_method(like["target"], like["arguments"], problems, "budget.like")
+        arguments = spelled_out(like["target"], like["arguments"], problems, "budget.like")
+        named["budget"]["like"] = {**like, "arguments": arguments}
     return {
         "model": model,
         "task": parse(TaskSpec, named["task"], "task", problems),

@@ -44,9 +44,14 @@ def load(overrides: Sequence[str]) -> DictConfig:
 
 
 def longhand(override: str) -> str:
-    """`budget=20000` (or a sweep, `budget=5000,20000`) as Hydra needs it: budget.entries=20000."""
-    match = re.fullmatch(r"budget=(\d+(?:,\d+)*)", override)
-    return f"budget.entries={match[1]}" if match else override
+    """An override as Hydra needs it.
+
+    `budget=20000` (or a sweep, `budget=5000,20000`) is budget.entries=20000; keys of method.config are another
+    library's, and in no yaml.
+    """
+    if match := re.fullmatch(r"budget=(\d+(?:,\d+)*)", override):
+        return f"budget.entries={match[1]}"
+    return f"++{override}" if override.startswith("method.config.") else override
 
 
 def cell_from(overrides: Sequence[str]) -> Cell:

@@ -141,12 +141,25 @@ def make_method(spec: MethodSpec) -> Any:
     return method
 
 
+def spelled_out(target: str, raw: Mapping[str, Any], problems: list[str], path: str = "method") -> dict[str, Any]:
+    """A method's arguments, checked, with what its class reads from files in the place of their names."""
+    found = dict(raw)
+    try:
+        if (complete := getattr(method_class(target), "spelled_out", None)) is not None:
+            found = complete(raw)
+    except ConfigError as error:
+        problems.extend(_under(path, error))
+        return found
+    check_method(target, found, problems, path)
+    return found
+
+
 def check_method(target: str, raw: Mapping[str, Any], problems: list[str], path: str = "method") -> None:
     """Add a line to `problems` for whatever is wrong with a method's arguments, those of methods within included."""
     try:
         parse(method_class(target), raw, path, problems)
     except ConfigError as error:
-        problems.extend(line.replace("method._target_", f"{path}._target_", 1) for line in error.every)
+        problems.extend(_under(path, error))
     for where, inner in _methods_within(raw, path):
         spec = MethodSpec.from_keys(where, inner)
         check_method(spec.target, spec.arguments, problems, where)
@@ -159,6 +172,11 @@ def targets(raw: Any) -> Iterator[str]:
         if key == "_target_":
             yield str(item)
         yield from targets(item)
+
+
+def _under(path: str, error: ConfigError) -> Iterator[str]:
+    """The lines of an error about a method's keys, which are somewhere else than under method."""
+    return (line.replace("method.", f"{path}.", 1) if line.startswith("method.") else line for line in error.every)
 
 
 def _methods_within(raw: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -246,18 +246,27 @@ def same_names(expected: Iterable[str], given: Iterable[str]) -> None:
         raise DataError(f"the delta does not fit: {different[0]} is only on one side ({len(different)} such names)")
 
 
-def copy_into(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor]) -> None:
-    """Copy tensors into parameters of the same names and shapes.
+def check_fit(parameters: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> None:
+    """See that tensors have the names and shapes of the parameters that they are for.
 
     Raises:
         DataError: a name is missing or too much, or a shape differs.
     """
     same_names(parameters, tensors)
     for name, parameter in parameters.items():
-        if parameter.shape != tensors[name].shape:
+        if tensors[name].shape != parameter.shape:
             raise DataError(
                 f"the delta does not fit: {name} is {tuple(tensors[name].shape)}, here {tuple(parameter.shape)}"
             )
+
+
+def copy_into(parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, torch.Tensor]) -> None:
+    """Copy tensors into parameters of the same names and shapes.
+
+    Raises:
+        DataError: as `check_fit`.
+    """
+    check_fit(parameters, tensors)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[name])

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from peftbench.backbone.model import Model, empty_copy
 from peftbench.config.spec import Scope
 from peftbench.errors import ConfigError
 from peftbench.methods.base import Method
+
+Made = TypeVar("Made", bound=Method)
 
 
 def within(method: Method, model: Model, scope: Scope, entries: int) -> Method:
@@ -55,6 +57,45 @@ def turned(method: Any, dial: str, entries: int, count: Callable[[Any], int]) ->
     fitted = replace(method, **{dial: value})
     assert count(fitted) == first + (value - 1) * each, f"{type(method).__name__} is not linear in {dial}"
     return fitted
+
+
+def largest(
+    make: Callable[[int], Made], count: Callable[[Made], int], entries: int, name: str, key: str, most: int = 1 << 20
+) -> Made:
+    """The method whose size is the largest within a budget, where entries grow with the size, linearly or not.
+
+    Args:
+        make: the method of a size.
+        count: how many entries it trains.
+        entries: the budget.
+        name, key: what to call the method and its size.
+        most: no size is larger.
+
+    Raises:
+        ConfigError: size 1 trains more than the budget, or every size trains as many.
+    """
+    smallest = count(make(1))
+    if smallest > entries:
+        raise ConfigError(f"budget: {entries:,} entries; {name} here needs at least {smallest:,} ({key} 1)")
+    each = count(make(2)) - smallest
+    if each <= 0:
+        raise ConfigError(f"budget: {name} does not grow with {key} here")
+    fits, size, further = 1, min(most, 1 + (entries - smallest) // each), 1  # right at once where growth is linear
+    while size <= most and _within(make, count, entries, size):
+        fits, size, further = size, size + further, further * 2
+    over = size
+    while over - fits > 1:
+        middle = (fits + over) // 2
+        fits, over = (middle, over) if _within(make, count, entries, middle) else (fits, middle)
+    return make(fits)
+
+
+def _within(make: Callable[[int], Made], count: Callable[[Made], int], entries: int, size: int) -> bool:
+    """Whether a size is possible at all and within the budget."""
+    try:
+        return count(make(size)) <= entries
+    except ConfigError:
+        return False
 
 
 def trained_entries(method: Method, model: Model, scope: Scope) -> int:

@@ -206,7 +206,7 @@ def _put_fresh(delta: Delta, model: Model) -> None:
 
 
 def export_peft(run: Path, folder: Path, known: Collection[str] = ()) -> None:
-    """Write a finished LoRA run's adapter and head in PEFT's format.
+    """Write a finished run's adapter and head in PEFT's format: LoRA's, or of a type that peft ran itself.
 
     Raises:
         DataError: the run cannot be read.
@@ -214,7 +214,7 @@ def export_peft(run: Path, folder: Path, known: Collection[str] = ()) -> None:
     """
     model, tuner, method = reload(run, known)
     if not hasattr(method, "export_peft"):
-        raise ConfigError(f"{run}: {type(method).__name__} has no PEFT format; only LoRA runs do")
+        raise ConfigError(f"{run}: {type(method).__name__} has no PEFT format; LoRA and what peft runs have")
     if _own_delta(run).start:
         raise ConfigError(f"{run}: it started from another method's run, whose change PEFT's format does not hold")
     method.export_peft(tuner, model, folder)

@@ -1,0 +1,396 @@
+"""Any method of huggingface/peft that is put inside a backbone, trained by this bench's own loop."""
+
+import copy
+import json
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from peftbench.backbone.dropout import replace_dropout
+from peftbench.backbone.model import NORMS, Model
+from peftbench.config.bounds import MOST, PathText, refuse
+from peftbench.config.spec import Kind, Scope
+from peftbench.errors import ConfigError
+from peftbench.files import write_atomically
+from peftbench.methods import dial, peft_types
+from peftbench.methods.base import ParameterTuner, Training, check_fit, narrowed, require
+
+ADAPTER = "default"  # peft's name for the only adapter
+
+
+class PeftTuner(ParameterTuner):
+    """What peft put into the module; its wrapper around the module is used for saving and merging alone."""
+
+    def __init__(self, model: Model, wrapper: Any, trainables: Mapping[str, nn.Parameter], merges: bool) -> None:
+        super().__init__(trainables)
+        self._model, self._wrapper, self._merges = model, wrapper, merges
+
+    @property
+    def config(self) -> Any:
+        """peft's configuration of what is attached."""
+        return self._wrapper.peft_config[ADAPTER]
+
+    def delta(self) -> Mapping[str, torch.Tensor]:
+        """What peft stores of this type, under peft's names: with projections and indices where it keeps them."""
+        from peft import get_peft_model_state_dict
+
+        stored: dict[str, torch.Tensor] = get_peft_model_state_dict(self._wrapper, save_embedding_layers=False)
+        return {name: tensor.detach() for name, tensor in stored.items()}
+
+    def load_delta(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """See `Tuner`."""
+        from peft import set_peft_model_state_dict
+
+        check_fit(self.delta(), tensors)
+        with warnings.catch_warnings(action="ignore"):
+            set_peft_model_state_dict(self._wrapper, dict(tensors))
+
+    def merge(self) -> None:
+        """Let peft fold everything into the weights and put the plain modules back.
+
+        Raises:
+            ConfigError: peft has no merging for this type.
+        """
+        self._require_merging()
+        self._wrapper.merge_and_unload()
+        self._trainables = {}
+
+    def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The change of every parameter that merging changes.
+
+        Raises:
+            ConfigError: peft has no merging for this type.
+        """
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self._require_merging()
+        for name, layer in self._model.module.named_modules():
+            if isinstance(layer, BaseTunerLayer):
+                merged = copy.deepcopy(layer)
+                merged.merge()
+                for inside, parameter in merged.get_base_layer().named_parameters():
+                    plain = f"{name}.{inside}"
+                    change = parameter.detach().float() - before[plain].to(parameter.device).float()
+                    if bool(change.any()):
+                        yield plain, change
+
+    def facts(self) -> dict[str, Any]:
+        """The version of peft, which decides what a configuration means."""
+        import peft
+
+        return {"peft": peft.__version__}
+
+    def _require_merging(self) -> None:
+        if not self._merges:
+            raise ConfigError(f"peft's {self.config.peft_type.value.lower()} cannot be merged into the backbone")
+
+
+class AdaLoRATuner(PeftTuner):
+    """peft's AdaLoRA: its penalty and its allocation of ranks are called by the loop's own hooks.
+
+    peft adds the penalty only to a loss that the model computes, and wants its allocator called between two steps.
+    """
+
+    def delta(self) -> Mapping[str, torch.Tensor]:
+        """All modes at their first size, masked ones as zeros: peft's own form fits no freshly attached model."""
+        with self._unpruned():
+            return super().delta()
+
+    def load_delta(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """See `Tuner`."""
+        with self._unpruned():
+            super().load_delta(tensors)
+
+    @contextmanager
+    def _unpruned(self) -> Iterator[None]:
+        ranks, self.config.rank_pattern = self.config.rank_pattern, None
+        yield
+        self.config.rank_pattern = ranks
+
+    def check_steps(self, steps: int) -> None:
+        """Refuse a run in which tinit and tfinal leave no step in between.
+
+        Raises:
+            ConfigError: so it is.
+        """
+        tinit, tfinal = self.config.tinit, self.config.tfinal
+        if tinit + tfinal >= steps:
+            raise ConfigError(f"method.config: tinit={tinit} and tfinal={tfinal} leave nothing of {steps} steps")
+
+    def prepare(self, training: Training) -> None:
+        """Tell the allocator how long training is."""
+        self._allocator.set_total_step(training.steps)
+
+    def penalty(self) -> torch.Tensor:
+        """orth_reg_weight times the mean over factors of |A A^T - I| and |B^T B - I| (Frobenius)."""
+        squares = [p @ p.T if "lora_A" in n else p.T @ p for n, p in self._trainables.items() if "lora_E" not in n]
+        away = [(square - torch.eye(len(square), device=square.device)).norm() for square in squares]
+        weighted: torch.Tensor = self.config.orth_reg_weight * torch.stack(away).mean()
+        return weighted
+
+    def after_step(self, step: int) -> bool:
+        """Allocate ranks; counted from 1, so that the last step is the one that peft ends with."""
+        self._wrapper.base_model.update_and_allocate(step + 1)
+        return False
+
+    def kept(self) -> int:
+        """Entries of the modes that the ranks so far leave."""
+        ranks = self.config.rank_pattern
+        if not ranks:
+            return super().kept()
+        kept = 0
+        for name, rank in ranks.items():
+            a, b = (self._trainables[name.replace("lora_E", factor)] for factor in ("lora_A", "lora_B"))
+            kept += sum(map(int, rank)) * (1 + a.shape[1] + b.shape[0])
+        return kept
+
+    def kept_bounds(self) -> tuple[int, int]:
+        """target_r modes a map, of the narrowest maps or of the widest."""
+        sizes = sorted(
+            1 + a.shape[1] + self._trainables[name.replace("lora_A", "lora_B")].shape[0]
+            for name, a in self._trainables.items()
+            if "lora_A" in name
+            for _ in range(a.shape[0])
+        )
+        left = self.config.target_r * len([name for name in self._trainables if "lora_A" in name])
+        return sum(sizes[:left]), sum(sizes[-left:])
+
+    def state_dict(self) -> dict[str, Any]:
+        """peft's running averages, which lie in plain dicts, and the ranks so far."""
+        ranks = {name: list(map(bool, rank)) for name, rank in (self.config.rank_pattern or {}).items()}
+        averages = {name: dict(getattr(self._allocator, name)) for name in ("ipt", "exp_avg_ipt", "exp_avg_unc")}
+        return {"ranks": ranks, "averages": averages}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up such a state."""
+        self.config.rank_pattern = dict(state["ranks"]) or None
+        for name, average in state["averages"].items():
+            setattr(self._allocator, name, dict(average))
+
+    @property
+    def _allocator(self) -> Any:
+        return self._wrapper.base_model.rankallocator
+
+
+@dataclass(frozen=True)
+class Peft:
+    """A type of peft with its configuration, attached to the linear maps (or norms) of some kinds.
+
+    Attributes:
+        type: peft's name for it, in small letters.
+        config: keys of peft's configuration; what is not given has peft's default.
+        kinds: where it acts; the scope narrows it.
+        targets: modules by name, or by the end of their names, in the place of kinds.
+        adapter_config: a folder whose adapter_config.json gives type, config and targets.
+    """
+
+    type: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    kinds: tuple[Kind, ...] | None = ("query", "value")
+    targets: tuple[str, ...] | None = None
+    adapter_config: PathText | None = None
+    dial: ClassVar[str | None] = None
+
+    def __post_init__(self) -> None:
+        """Raises:
+        ConfigError: peft is not installed, has no such type or key, or a value is not possible.
+        """
+        if self.type is None:
+            refuse(f"type must be given, or adapter_config; the types are {', '.join(peft_types.TYPES)}")
+        if self.adapter_config is not None:
+            refuse("adapter_config is only for method itself, not for one within another")
+        peft_types.check(self.type, self.config)
+
+    @classmethod
+    def spelled_out(cls, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments with what adapter_config.json says in the place of its folder.
+
+        Raises:
+            ConfigError: there is no such file, or it says what cannot be done here.
+        """
+        folder = arguments.get("adapter_config")
+        return {**arguments, **(_from_file(folder, arguments) if isinstance(folder, str) else {})}
+
+    def within(self, model: Model, scope: Scope, entries: int) -> "Peft":
+        """The same with the key of its size at the largest that keeps it within a budget.
+
+        Raises:
+            ConfigError: the type has no such key, or the budget is too small.
+        """
+        key = self._facts.dial
+        if key is None:
+            raise ConfigError(f"budget: peft's {self.type} takes none; limit it with scope.layers or method.kinds")
+        return dial.largest(
+            lambda value: replace(self, config={**self.config, key: value}),
+            lambda method: dial.trained_entries(method, model, scope),
+            entries,
+            f"peft's {self.type}",
+            key,
+        )
+
+    def attach(self, model: Model, scope: Scope) -> ParameterTuner:
+        """See `Method`.
+
+        What peft draws with a seed of its own follows torch's generator, too, unless config gives that seed.
+
+        Raises:
+            ConfigError: nothing to attach to, or peft refuses the configuration for these modules.
+        """
+        targets = self._targets(model, scope)
+        if self._needs_values and next(model.module.parameters()).is_meta:
+            return self._counted(targets)
+        wrapper, trainables = _wrap(model.module, self._made(list(targets), self._inner(model, targets)))
+        replace_dropout(model.module, model.noise)
+        tuner = AdaLoRATuner if self.type == "adalora" else PeftTuner
+        return tuner(model, wrapper, trainables, self._facts.merges)
+
+    def export_peft(self, tuner: PeftTuner, model: Model, folder: Path) -> None:
+        """Write what was learned and the head in peft's format: `PeftModel.from_pretrained` loads the same logits.
+
+        Raises:
+            ConfigError: a module is adapted that the weights lacked: peft keeps a module whole or adapts it, not both.
+        """
+        named = tuner.config.target_modules
+        if both := [name for name in model.drawn if name.rpartition(".")[0] in named]:
+            raise ConfigError(f"{both[0]}: the weights lacked it and peft adapted it; its format cannot hold both")
+        whole = dict(model.head()) | model.drawn
+        tensors = dict(tuner.delta()) | {f"base_model.model.{name}": tensor.detach() for name, tensor in whole.items()}
+        config = {
+            **tuner.config.to_dict(),
+            "task_type": "SEQ_CLS",
+            "base_model_name_or_path": None,
+            "inference_mode": True,
+            "modules_to_save": sorted({*model.layout.head, *(name.rpartition(".")[0] for name in model.drawn)}),
+        }
+        stored = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        write_atomically(folder / "adapter_model.safetensors", save(stored, metadata={"format": "pt"}))
+        write_atomically(folder / peft_types.CONFIG_FILE, json.dumps(config, indent=2, default=sorted).encode())
+
+    @property
+    def _facts(self) -> peft_types.PeftType:
+        assert self.type is not None
+        return peft_types.TYPES[self.type]
+
+    @property
+    def _needs_values(self) -> bool:
+        """Whether it looks at the weights when it is attached: some types do, and some starts of LoRA's factors."""
+        start = self.config.get("init_lora_weights")
+        return self._facts.needs_values or (isinstance(start, str) and start.startswith(("pissa", "olora")))
+
+    def _targets(self, model: Model, scope: Scope) -> dict[str, nn.Module]:
+        """The modules to attach to, by name."""
+        inside = scope if self.targets is not None else narrowed(scope, self.kinds)
+        found = {
+            name: module
+            for name, module in model.module.named_modules()
+            if _fits(module, self._facts.on)
+            and not model.is_head(name)
+            and model.place(name).within(inside)
+            and (self.targets is None or _ends(name, self.targets))
+        }
+        require(found, f"no {self._facts.on} for peft's {self.type}", inside)
+        return found
+
+    def _inner(self, model: Model, targets: Iterable[str]) -> list[str]:
+        """The maps whose input is scaled and not their output: IA3's, in the feed-forward sub-layer."""
+        endings = self.config.get("feedforward_modules")
+        if endings is not None:
+            return [name for name in targets if _ends(name, endings)]
+        return [name for name in targets if "output" in model.place(name).kinds]
+
+    def _made(self, targets: list[str], inner: list[str]) -> Any:
+        """peft's configuration for these modules."""
+        assert self.type is not None
+        config = {**self.config, "target_modules": targets}
+        if self.type == "ia3":
+            config["feedforward_modules"] = inner
+        if self.type == "frod":
+            config["progressbar"] = False
+        if self.type == "adalora":  # the loop knows it, and says so before the first step
+            config["total_step"] = self.config.get("tinit", 0) + self.config.get("tfinal", 0) + 1
+        if self._facts.seed is not None and config.get(self._facts.seed) is None:
+            config[self._facts.seed] = int(torch.randint(MOST, ()))
+        return peft_types.make(self.type, config)
+
+    def _counted(self, targets: Mapping[str, nn.Module]) -> ParameterTuner:
+        """What would train, for a type that looks at weights, where there are none: one real map of every shape."""
+        shapes: dict[tuple[int, int, bool], dict[str, torch.Size]] = {}
+        trainables = {}
+        for name, module in targets.items():
+            assert isinstance(module, nn.Linear)
+            shape = (module.in_features, module.out_features, module.bias is not None)
+            if shape not in shapes:
+                alone = nn.Sequential(OrderedDict(map=nn.Linear(*shape)))
+                _, found = _wrap(alone.requires_grad_(False), self._made(["map"], []))
+                shapes[shape] = {inside.removeprefix("map."): p.shape for inside, p in found.items()}
+            for inside, size in shapes[shape].items():
+                trainables[f"{name}.{inside}"] = nn.Parameter(torch.empty(size, device="meta"))
+        return ParameterTuner(trainables)
+
+
+def _wrap(module: nn.Module, config: Any) -> tuple[Any, dict[str, nn.Parameter]]:
+    """Let peft change a module in place; returns its wrapper, and what trains of its own.
+
+    Raises:
+        ConfigError: peft cannot.
+    """
+    from peft import get_peft_model
+
+    wanted = {id(parameter): parameter for parameter in module.parameters() if parameter.requires_grad}
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            wrapper = get_peft_model(module, config)
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever it raises: the numbers are a person's
+        kind = config.peft_type.value.lower()
+        raise ConfigError(f"method.config: peft's {kind} refuses it here: {peft_types.first_line(error)}") from None
+    new = {
+        name: p
+        for name, p in module.named_parameters()
+        if p.requires_grad and id(p) not in wanted and ".ranknum." not in name  # a constant, but not so on meta
+    }
+    for parameter in wanted.values():  # peft freezes whatever is not its own, the head too
+        parameter.requires_grad_(True)
+    return wrapper, new
+
+
+def _fits(module: nn.Module, what: str) -> bool:
+    if what == "norm":
+        return any(norm in type(module).__name__ for norm in NORMS)
+    return isinstance(module, nn.Linear) and (what == "linear map" or module.bias is not None)
+
+
+def _ends(name: str, endings: Sequence[str]) -> bool:
+    """Whether a module is meant, by its name or the end of it, as peft reads a list of targets."""
+    return any(name == ending or name.endswith("." + ending) for ending in endings)
+
+
+def _from_file(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What adapter_config.json says; a key that is also given stays as given.
+
+    Raises:
+        ConfigError: the file says where it acts in a way that is not known here, or is of another type.
+    """
+    kind, config, where = peft_types.read(folder)
+    path = f"method.adapter_config={folder}"
+    if given.get("type") not in (None, kind):
+        raise ConfigError(f"{path}: its peft_type is {kind}, and method.type={given['type']}")
+    targets = where.get("target_modules")
+    if isinstance(targets, str) and targets != "all-linear":
+        raise ConfigError(f"{path}: target_modules is a regular expression; give method.kinds and no such key")
+    for key in ("exclude_modules", "layers_to_transform", "layers_pattern"):
+        if where.get(key):
+            raise ConfigError(f"{path}: {key} is not read; scope.layers and method.targets say where it acts")
+    found: dict[str, Any] = {"type": kind, "config": {**config, **given.get("config", {})}, "adapter_config": None}
+    if targets is not None:
+        found |= {"kinds": None, "targets": None if targets == "all-linear" else list(targets)}
+    return found

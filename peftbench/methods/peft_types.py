@@ -1,0 +1,232 @@
+"""What is known of each of peft's types, and a configuration checked before anything is loaded."""
+
+import dataclasses
+import functools
+import json
+import typing
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+from peftbench.errors import ConfigError, near, shown
+
+CONFIG_FILE = "adapter_config.json"
+LARGEST_CONFIG = 1 << 20  # bytes
+ABSENT = "peft is not installed, and this method is one of its own: pip install 'peftbench[peft]'"
+
+
+@dataclass(frozen=True)
+class PeftType:
+    """A type of peft that is put inside the backbone.
+
+    Attributes:
+        dial: the key of its configuration that a budget turns; more of it trains more entries.
+        seed: the key from which it draws whatever ignores torch's generator.
+        on: what it is attached to: linear maps, their biases, or norms.
+        merges: whether peft can fold it into the weights.
+        needs_values: whether it looks at the weights when it is attached, so that it cannot be counted without any.
+    """
+
+    dial: str | None = None
+    seed: str | None = None
+    on: str = "linear map"
+    merges: bool = True
+    needs_values: bool = False
+
+
+TYPES = {
+    "adalora": PeftType(),
+    "adamss": PeftType(seed="random_seed", needs_values=True),
+    "beft": PeftType(on="linear map with a bias"),
+    "boft": PeftType(),
+    "c3a": PeftType(),
+    "deft": PeftType(dial="r"),
+    "delora": PeftType(dial="r"),
+    "fourierft": PeftType(dial="n_frequency", seed="random_loc_seed"),
+    "frod": PeftType(seed="projection_prng_key", needs_values=True),
+    "glora": PeftType(dial="r"),
+    "gralora": PeftType(),
+    "hira": PeftType(dial="r"),
+    "hra": PeftType(dial="r"),
+    "ia3": PeftType(),
+    "lily": PeftType(dial="r", merges=False),
+    "ln_tuning": PeftType(on="norm"),
+    "loha": PeftType(dial="r"),
+    "lokr": PeftType(),
+    "lora": PeftType(dial="r"),
+    "miss": PeftType(dial="r"),
+    "oft": PeftType(),
+    "osf": PeftType(),
+    "peanut": PeftType(dial="r"),
+    "psoft": PeftType(dial="r", seed="random_seed"),
+    "pvera": PeftType(dial="r", seed="projection_prng_key"),
+    "randlora": PeftType(seed="projection_prng_key"),
+    "road": PeftType(),
+    "shira": PeftType(dial="r", seed="random_seed", needs_values=True),
+    "supertuning": PeftType(),
+    "tinylora": PeftType(dial="u", seed="projection_seed"),
+    "unilora": PeftType(dial="theta_d_length", seed="proj_seed"),
+    "vblora": PeftType(dial="num_vectors"),
+    "vera": PeftType(dial="r", seed="projection_prng_key"),
+    "waveft": PeftType(dial="n_frequency", seed="random_loc_seed"),
+}
+PROMPTS = "puts tokens of its own before those that the head reads; prompts are not bridged"
+REFUSED = {
+    "adaption_prompt": "is made for decoders",
+    "cartridge": PROMPTS,
+    "cpt": PROMPTS,
+    "multitask_prompt_tuning": PROMPTS,
+    "p_tuning": PROMPTS,
+    "poly": "wants the number of a task beside every row",
+    "prefix_tuning": PROMPTS,
+    "prompt_tuning": PROMPTS,
+    "shadow": "keeps a second network outside the backbone",
+    "trainable_tokens": "trains rows of the embeddings that a vocabulary was given anew",
+    "xlora": "mixes adapters that were trained before",
+}
+# Keys that scope, kinds and head answer here, or that only describe a file.
+WHERE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters")
+WHOLE = ("modules_to_save", "trainable_token_indices", "layer_replication", "ensure_weight_tying")
+OF_A_FILE = ("task_type", "peft_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping")
+OURS = frozenset((*WHERE, *WHOLE, *OF_A_FILE, "peft_version", "total_step"))
+# Values of a key that would do something else than they say here.
+IMPOSSIBLE = {
+    ("bias", "all"): "every bias would train, outside the scope too; take method.strata with bitfit, or a ..._only",
+    ("use_asa", True): "its schedule is not bridged",
+    ("init_lora_weights", "eva"): "it wants passes over the data first, which are not bridged",
+    ("init_lora_weights", "corda"): "it wants passes over the data first, which are not bridged",
+    ("init_lora_weights", "lora_ga"): "it wants passes over the data first, which are not bridged",
+    ("init_lora_weights", "loftq"): "it wants quantised weights, which this bench does not have",
+}
+
+
+def check(kind: str, config: Mapping[str, Any]) -> None:
+    """See that peft is there, has this type, and that the keys and values of its configuration are possible.
+
+    Raises:
+        ConfigError: one line for each thing that is wrong.
+    """
+    if kind in REFUSED:
+        raise ConfigError(f"method.type={kind}: {REFUSED[kind]}")
+    if kind not in TYPES:
+        raise ConfigError(f"method.type={shown(kind)}: not a type of peft that is bridged; {near(kind, TYPES)}")
+    hints = keys(kind)
+    problems = []
+    for key, value in config.items():
+        if key in OURS:
+            instead = "method.kinds and scope say where it acts, the protocol how long, and the head trains in any case"
+            problems.append(f"method.config.{key}: not to be given here; {instead}")
+        elif (kind, key) == ("adalora", "r"):
+            problems.append("method.config.r: peft's adalora takes no notice of it; init_r and target_r are meant")
+        elif key not in hints:
+            problems.append(f"method.config.{shown(key)}: peft's {kind} has no such key; {near(key, hints)}")
+        elif reason := next((why for (name, wrong), why in IMPOSSIBLE.items() if (name, wrong) == (key, value)), None):
+            problems.append(f"method.config.{key}={json.dumps(value)}: {reason}")
+        elif (reason := _wrong(hints[key], value)) is not None:
+            problems.append(f"method.config.{key}={shown(json.dumps(value))}: {reason}")
+        elif key == TYPES[kind].dial and value < 1:
+            problems.append(f"method.config.{key}={value}: must be at least 1")
+    if problems:
+        raise ConfigError(problems)
+
+
+@functools.cache
+def keys(kind: str) -> dict[str, Any]:
+    """The keys of a type's configuration that may be given here, with the types of their values.
+
+    Raises:
+        ConfigError: peft is not installed.
+    """
+    config = config_class(kind)
+    hints = typing.get_type_hints(config)
+    return {item.name: hints[item.name] for item in dataclasses.fields(config) if item.name not in OURS}
+
+
+def config_class(kind: str) -> Any:
+    """peft's class for the configuration of a type.
+
+    Raises:
+        ConfigError: peft is not installed.
+    """
+    if find_spec("peft") is None:
+        raise ConfigError(ABSENT)
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIGS
+
+    return {name.value.lower(): found for name, found in CONFIGS.items()}[kind]
+
+
+def make(kind: str, config: Mapping[str, Any]) -> Any:
+    """peft's configuration.
+
+    Raises:
+        ConfigError: peft refuses it.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return config_class(kind)(**config)
+    except (ValueError, TypeError, AssertionError, ImportError) as error:
+        raise ConfigError(f"method.config: peft's {kind} refuses it: {first_line(error)}") from None
+
+
+def read(folder: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """An adapter_config.json: its type, the keys that say what it is, and those that say where it acts.
+
+    Raises:
+        ConfigError: it is not there, or not such a file.
+    """
+    path = Path(folder).expanduser() / CONFIG_FILE
+    where = f"method.adapter_config={shown(folder, 100)}"
+    try:
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise ConfigError(f"{where}: {CONFIG_FILE} is larger than {LARGEST_CONFIG:,} bytes")
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: no readable {CONFIG_FILE} there ({type(error).__name__})") from None
+    kind = raw.get("peft_type") if isinstance(raw, dict) else None
+    if not isinstance(kind, str):
+        raise ConfigError(f"{where}: {CONFIG_FILE} there names no peft_type")
+    given = {key: value for key, value in raw.items() if value is not None}
+    usual = _defaults(kind.lower()) if kind.lower() in TYPES else {}
+    config = {
+        key: value for key, value in given.items() if key not in OURS and (key not in usual or usual[key] != value)
+    }
+    return kind.lower(), config, {key: value for key, value in given.items() if key in OURS}
+
+
+def _defaults(kind: str) -> dict[str, Any]:
+    """Every key's default, as JSON has it."""
+    found = {}
+    for item in dataclasses.fields(config_class(kind)):
+        value = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
+        found[item.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+    return found
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, on one short line."""
+    return shown(next(iter(str(error).strip().splitlines()), "") or type(error).__name__, 120)
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any] | None:
+    try:
+        return TypeAdapter(hint)
+    except PydanticSchemaGenerationError:
+        return None  # a class of peft's own: peft checks it
+
+
+def _wrong(hint: Any, value: Any) -> str | None:
+    """Why a value is none of the type that peft says, if so."""
+    adapter = _adapter(hint)
+    try:
+        if adapter is not None:
+            adapter.validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        reasons = [str(item["msg"]).removeprefix("Input ").removeprefix("should").strip() for item in error.errors()]
+        return "must " + " or ".join(dict.fromkeys(reasons))
+    return None

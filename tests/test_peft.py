@@ -1,0 +1,294 @@
+"""The bridge: any type of peft on this loop, counted, seeded, stored, resumed, merged and exported."""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import assemble, bridged, losses, values
+
+from peftbench.backbone.model import load
+from peftbench.config import compose
+from peftbench.config.spec import Cell
+from peftbench.errors import ConfigError
+from peftbench.methods import peft_types
+from peftbench.methods.peft import AdaLoRATuner, PeftTuner
+from peftbench.runner import deltas
+from peftbench.runner.counts import plan
+from peftbench.runner.run import Outcome
+
+peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'peftbench[peft]'")
+
+ROOT = Path(__file__).resolve().parents[1]
+D, F, L = 128, 512, 2  # bert_tiny
+Make, Run = Callable[..., Cell], Callable[..., Outcome]
+
+
+def vera(*words: str) -> list[str]:
+    return ["method=peft", "method.type=vera", "method.config.r=16", *words]
+
+
+COUNTS = {
+    "dora": L * (4 * D * 8 + 2 * D),
+    "pissa": L * 4 * D * 8,
+    "vera": L * 2 * (D + 256),
+    "fourierft": L * 2 * 1000,
+    "ia3": L * (2 * D + F),
+    "ln_tuning": L * 4 * D,
+    "beft": L * D,
+    "hra": L * 2 * D * 8,
+    "road": L * 2 * D,
+    "c3a": L * 2 * 128,
+    "waveft": L * 2 * 2592,
+    "shira": L * 2 * 32 * 2 * D,
+    "unilora": 256,
+    "boft": L * 2 * (D * 4 + D),
+}
+
+
+def test_every_word_counts_without_weights() -> None:
+    for word in bridged():
+        words = [f"method={word}", *(["method.type=road"] if word == "peft" else [])]
+        found = plan(compose.cell_from(["model=bert_tiny", *words])).backbone
+        assert found == COUNTS.get(word, found), word
+        assert found > 0, word
+    assert set(COUNTS) <= set(bridged())
+
+
+def test_the_page_of_types_is_what_the_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of its rows are made again; all of peft's types are on it, so that a new one cannot be missed."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import bridge
+
+    page = (ROOT / "docs" / "peft.md").read_text(encoding="utf-8")
+    for kind, tried in bridge.rows(("beft", "vera"), tmp_path):
+        for text in (bridge.line(kind, tried), *bridge.problems(kind, tried)):
+            assert text in page.splitlines()
+    named = set(re.findall(r"^(?:\| |- )`(\w+)`", page, re.MULTILINE))
+    assert named == {kind.value.lower() for kind in peft.PeftType} == {*peft_types.TYPES, *peft_types.REFUSED}
+
+
+def test_lora_of_ours_and_the_bridges_have_the_same_losses(tiny: Make) -> None:
+    same = ("protocol.precision=fp32", "protocol.lr=0.01", "protocol.weight_decay=0.1")
+    ours, our_tuner, our_trainer = assemble(tiny("method=lora", "method.dropout=0.2", *same))
+    words = ("method.config.r=8", "method.config.lora_alpha=16", "method.config.lora_dropout=0.2")
+    theirs, their_tuner, their_trainer = assemble(tiny("method=peft", "method.type=lora", *words, *same))
+    for name, parameter in our_tuner.trainables().items():
+        their_tuner.trainables()[f"{name}.default.weight"].data.copy_(parameter)
+    series = []
+    for trainer in (our_trainer, their_trainer):
+        trainer.begin(total=6)
+        found = []
+        for step, rows in enumerate(trainer.order(0)[:6]):
+            trainer.model.noise.seed(step)
+            found.append(trainer.loss(rows).item() / len(rows))
+            trainer.step(step, rows)
+        series.append(found)
+    np.testing.assert_allclose(series[0], series[1], rtol=1e-5)
+    assert len(set(series[0])) == 6
+    for (name, one), (_, other) in zip(ours.head(), theirs.head(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def projections(tiny: Make, *words: str) -> torch.Tensor:
+    _, tuner, _ = assemble(tiny(*vera(*words)))
+    return tuner.delta()["base_model.vera_A"]
+
+
+def test_what_peft_draws_follows_the_runs_seed_unless_its_own_is_given(tiny: Make) -> None:
+    first, again, other = (projections(tiny, f"seed={seed}") for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    key = "method.config.projection_prng_key=0"
+    assert torch.equal(projections(tiny, key, "seed=1"), projections(tiny, key, "seed=2"))
+    assert tiny(*vera()).fingerprint != tiny(*vera(key)).fingerprint
+
+
+def test_the_delta_holds_what_peft_stores_and_not_projections_where_it_does_not(run_tiny: Run) -> None:
+    for words, projections in (((), 2 * 16 * D), (("method.config.save_projection=false",), 0)):
+        outcome = run_tiny(*vera(*words))
+        counts = outcome.record.counts
+        assert counts is not None
+        assert counts.backbone == L * 2 * (D + 16)
+        assert counts.stored_bytes == 4 * (counts.backbone + projections + 2 * D + 2)
+        again = run_tiny("method=head", f"init_from={outcome.path.parent}")  # projections come from the seed, too
+        assert again.record.status == "done"
+
+
+BUDGETS = [
+    ("vera", 2300, 2 * L * (D + 447)),
+    ("dora", 5000, L * (4 * D * 4 + 2 * D)),
+    ("shira", 3000, 2 * L * 2 * D * 2),
+]
+BUDGETS += [("fourierft", 1001, 1000), ("psoft", 1000, 0), ("unilora", 777, 777), ("vblora", 9000, 0)]
+
+
+@pytest.mark.parametrize(("word", "budget", "expected"), BUDGETS)
+def test_a_budget_turns_the_types_own_size(tiny: Make, word: str, budget: int, expected: int) -> None:
+    found = plan(tiny(f"method={word}", f"budget={budget}")).backbone
+    assert 0 < found <= budget
+    assert not expected or found == expected
+
+
+def test_adalora_prunes_to_its_target_with_its_penalty(run_tiny: Run, tiny: Make) -> None:
+    words = ["method=peft", "method.type=adalora", "method.config.init_r=4", "method.config.target_r=2"]
+    words += ["method.config.tinit=1", "method.config.tfinal=2", "protocol.lr=0.05"]
+    outcome = run_tiny(*words)
+    counts = outcome.record.counts
+    assert counts is not None
+    assert counts.backbone == 2 * L * 4 * (2 * D + 1)
+    assert counts.kept == 2 * L * 2 * (2 * D + 1)
+    lines = [json.loads(line) for line in (outcome.path.parent / "metrics.jsonl").read_text().splitlines()]
+    assert [line["penalty"] > 0 for line in lines if "penalty" in line] == [True] * 6
+    with pytest.raises(ConfigError, match="tinit=4 and tfinal=2 leave nothing of 6 steps"):
+        plan(tiny(*words, "method.config.tinit=4"), 6)
+    _, tuner, _ = assemble(tiny(*words))
+    assert isinstance(tuner, AdaLoRATuner)
+    assert tuner.kept_bounds() == (counts.kept, counts.kept)
+    factors = [p for name, p in tuner.trainables().items() if "lora_A" in name]
+    away = [(p @ p.T - torch.eye(4)).norm() for p in factors]
+    others = [p for name, p in tuner.trainables().items() if "lora_B" in name]
+    away += [(p.T @ p - torch.eye(4)).norm() for p in others]
+    torch.testing.assert_close(tuner.penalty(), 0.5 * torch.stack(away).mean())
+
+
+@pytest.mark.parametrize("word", ["vera", "dora", "pissa", "ln_tuning", "hra"])
+def test_the_change_of_the_backbone_is_what_merging_makes_of_it(tiny: Make, word: str) -> None:
+    cell = tiny(f"method={word}", "protocol.precision=fp32", "protocol.lr=0.01")
+    before = values(load(cell.model, 2, cell.seed)[0])
+    model, tuner, trainer = assemble(cell)
+    trainer.run()
+    changes = dict(tuner.update(before))
+    tuner.merge()
+    assert changes
+    for name, p in model.backbone():
+        torch.testing.assert_close(p, before[name] + changes.get(name, 0), atol=1e-5, rtol=1e-5)
+
+
+def test_peft_takes_part_in_what_other_methods_do(tiny: Make, run_tiny: Run) -> None:
+    """Strata, a kept prefix, and a selective method inside: none of them knows it."""
+    target = "_target_: peftbench.methods.peft.Peft"
+    norms, scaled = f"{{{target}, type: ln_tuning, kinds: [layer_norm]}}", f"{{{target}, type: ia3, kinds: [key]}}"
+    strata = f"method.strata=[{{last: null, methods: [{norms}, {scaled}]}}]"
+    found = run_tiny("method=spafit", strata).record
+    assert found.counts is not None
+    assert found.counts.backbone == L * (4 * D + D) + D  # and the pooler's bias
+    inside = run_tiny("method=id3", f"method.inner={{{target}, type: lora}}", "budget=50").record.counts
+    assert inside is not None
+    assert inside.backbone == 50
+    top = ["method=vera", "scope.layers=1", "protocol.precision=fp32"]
+    plain, kept = (losses(run_tiny(*top, f"protocol.keep_prefix={word}").path.parent) for word in ("false", "true"))
+    assert len(plain) == len(kept) == 6
+    with pytest.raises(ConfigError, match=r"method\.strata\.0\.methods\.0\.config\.rr: peft's ia3 has no such key"):
+        compose.cell_from(
+            ["method=spafit", strata.replace(f"{norms}, {scaled}", scaled.replace("kinds: [key]", "config: {rr: 1}"))]
+        )
+
+
+WRONG = [
+    (["method=peft"], r"method: type must be given, or adapter_config; the types are adalora"),
+    (["method=peft", "method.type=verra"], r"method\.type=verra: .* did you mean vera"),
+    (["method=peft", "method.type=prefix_tuning"], r"prompts are not bridged"),
+    (vera("method.config.rr=4"), r"method\.config\.rr: peft's vera has no such key; did you mean r"),
+    (vera("method.config.r=4.5"), r"method\.config\.r=4\.5: must be a valid integer"),
+    (vera("method.config.r=0"), r"method\.config\.r=0: must be at least 1"),
+    (vera("method.config.target_modules=[query]"), r"target_modules: not to be given here; method\.kinds and scope"),
+    (["method=rslora", "method.config.bias=all"], r"every bias would train, outside the scope too"),
+    (["method=pissa", "method.config.init_lora_weights=eva"], r"passes over the data first"),
+    (["method=peft", "method.type=adalora", "method.config.r=4"], r"init_r and target_r are meant"),
+    (["method=lora", "method.config.r=4"], r"method\.config: there is no such key"),
+    (["method=peft", "method.adapter_config=/nowhere"], r"/nowhere: no readable adapter_config\.json there"),
+]
+WRONG_HERE = [
+    (["method=c3a", "method.config.block_size=100"], r"peft's c3a refuses it here: .* factor of the input size"),
+    (["method=vera", "method.kinds=[layer_norm]"], r"no linear map for peft's vera"),
+    (["method=ln_tuning", "method.kinds=[query]"], r"no norm for peft's ln_tuning"),
+    (["method=ia3", "budget=500"], r"budget: peft's ia3 takes none"),
+    (["method=vera", "budget=10"], r"budget: 10 entries; peft's vera here needs at least 516 \(r 1\)"),
+    (["method=beft", "model=modernbert_base", "model.config.vocab_size=99999"], r"no linear map with a bias"),
+]
+
+
+@pytest.mark.parametrize(("words", "line"), WRONG, ids=[" ".join(words)[:60] for words, _ in WRONG])
+def test_bad_input_is_one_line(words: list[str], line: str) -> None:
+    with pytest.raises(ConfigError, match=line) as caught:
+        compose.cell_from(words)
+    assert len(caught.value.every) == 1
+
+
+@pytest.mark.parametrize(("words", "line"), WRONG_HERE, ids=[" ".join(words)[:60] for words, _ in WRONG_HERE])
+def test_what_a_backbone_cannot_have_is_one_line_before_weights(tiny: Make, words: list[str], line: str) -> None:
+    with pytest.raises(ConfigError, match=line) as caught:
+        plan(tiny(*words))
+    assert len(caught.value.every) == 1
+
+
+def test_without_peft_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    peft_types.keys.cache_clear()
+    for name in [name for name in sys.modules if name.partition(".")[0] == "peft"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(peft_types, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"peft is not installed.*pip install 'peftbench\[peft\]'") as caught:
+        compose.cell_from(["method=vera"])
+    assert len(caught.value.every) == 1
+    assert compose.cell_from(["method=lora"]).fingerprint
+    monkeypatch.undo()
+    peft_types.keys.cache_clear()
+
+
+def written(folder: Path, **changes: Any) -> str:
+    config = {
+        "peft_type": "LORA",
+        "task_type": "SEQ_CLS",
+        "r": 4,
+        "lora_alpha": 12,
+        "target_modules": ["key", "output.dense"],
+    }
+    config |= {"modules_to_save": ["classifier"], "runtime_config": {"ephemeral_gpu_offload": False}, "bias": "none"}
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **changes}))
+    return f"method.adapter_config={folder}"
+
+
+def test_a_configuration_of_peft_is_read_and_is_part_of_the_fingerprint(
+    run_tiny: Run, tiny: Make, tmp_path: Path
+) -> None:
+    one, same, other = (written(tmp_path / name, r=r) for name, r in (("a", 4), ("b", 4), ("c", 5)))
+    cells = [tiny("method=peft", words) for words in (one, same, other)]
+    assert cells[0].fingerprint == cells[1].fingerprint != cells[2].fingerprint
+    outcome = run_tiny("method=peft", one)
+    assert outcome.record.counts is not None
+    assert outcome.record.counts.backbone == L * 4 * (2 * D + 2 * D + D + F)  # key, and both maps called output.dense
+    (tmp_path / "a" / "adapter_config.json").unlink()
+    _, tuner, _ = deltas.reload(outcome.path.parent)
+    assert isinstance(tuner, PeftTuner)
+    for changes, line in (
+        ({"target_modules": ".*query"}, "target_modules is a regular expression"),
+        ({"layers_to_transform": [1]}, "layers_to_transform is not read; scope.layers"),
+        ({"peft_type": None}, "names no peft_type"),
+        ({"peft_type": "XLORA"}, "mixes adapters"),
+        ({"rr": 3}, "peft's lora has no such key"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            compose.cell_from(["method=peft", written(tmp_path / "d", **changes)])
+    assert plan(tiny("method=peft", written(tmp_path / "e", target_modules="all-linear"))).backbone > 4 * L * 6 * D
+
+
+def test_a_run_is_exported_and_peft_loads_its_logits(run_tiny: Run, tmp_path: Path) -> None:
+    outcome = run_tiny("method=vera", "protocol.lr=0.01", "protocol.precision=fp32")
+    deltas.export_peft(outcome.path.parent, tmp_path / "adapter")
+    model, _, _ = deltas.reload(outcome.path.parent)
+    plain, _ = load(deltas.model_spec(outcome.record), 2, 7)
+    loaded = peft.PeftModel.from_pretrained(plain.module, tmp_path / "adapter").eval()
+    ids = torch.arange(3, 43).reshape(4, 10)
+    with torch.no_grad():
+        ours, theirs = model.module.eval()(ids).logits, loaded(ids).logits
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+    assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["projection_prng_key"] > 0
+    with pytest.raises(ConfigError, match="BitFit has no PEFT format"):
+        deltas.export_peft(run_tiny("method=bitfit").path.parent, tmp_path / "x")
