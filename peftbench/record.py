@@ -74,6 +74,8 @@ READABLE = (1, SCHEMA)  # 1 had no digest and is otherwise the same
 SEARCH_SUFFIX = ".search"  # the tries of study "pilot" are the study "pilot.search"
 MEASURED = ("time", "memory", "throughput")  # the keys in which two equal runs on a CPU may differ
 MOST_BYTES = 16 << 20  # of a record; those of long runs have a tenth of a MB
+MOST_VALUES = 400_000  # of a record; a growing selection leaves three for every step
+MOST_ERRORS = 1000  # that are looked at
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
@@ -281,6 +283,7 @@ def _raw(path: Path) -> dict[str, Any]:
         ValueError: it is no JSON object, or not the bytes that were written.
     """
     content = strangers.read_bytes(path, MOST_BYTES)
+    strangers.check_number(content, MOST_VALUES)
     try:
         raw = json.loads(content)
         if not isinstance(raw, dict):
@@ -303,6 +306,8 @@ def _check_texts(raw: dict[str, Any]) -> None:
 
 
 def _first(error: ValidationError) -> str:
+    if error.error_count() > MOST_ERRORS:  # spelled out, each takes a kilobyte or two
+        return f"{error.error_count():,} values in it are wrong"
     first = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(str(step) for step in first["loc"])
     return f"{shown(where)}: {shown(first['msg'], 120)}"

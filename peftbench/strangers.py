@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 DEEPEST = 40  # levels of lists and mappings
+MOST_VALUES = 1_000_000  # of one file; each costs about 100 bytes of memory
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -44,6 +45,7 @@ def parse_json(content: bytes | str) -> Any:
     Raises:
         ValueError: it is not that.
     """
+    check_number(content)
     try:
         found = json.loads(content, parse_constant=_refuse_constant)
     except RecursionError:
@@ -52,6 +54,17 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError(f"not UTF-8 text at byte {error.start}") from None
     check(found)
     return found
+
+
+def check_number(content: bytes | str, most: int = MOST_VALUES) -> None:
+    """See that JSON holds no more values than one of ours, before it is read; a comma in a text counts as one, too.
+
+    Raises:
+        ValueError: it may hold more.
+    """
+    signs = (",", "[", "{") if isinstance(content, str) else (b",", b"[", b"{")
+    if sum(map(content.count, signs)) > most:  # type: ignore[arg-type]
+        raise ValueError(f"more than {most:,} values")
 
 
 def check(value: Any) -> None:

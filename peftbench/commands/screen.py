@@ -127,7 +127,8 @@ def status(study: str, cells: Sequence["CellStatus"], count: Mapping["State", in
     for cell in cells:
         if cell.state == "failed":
             paste(f"failed: {cell.folder}: {cell.reason}")
-            paste(f"  {cell.command}")
+            if cell.command:
+                paste(f"  {cell.command}")
         elif cell.state in ("running", "stopped"):
             paste(f"{cell.state}: {cell.folder}")
 

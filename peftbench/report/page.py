@@ -10,7 +10,7 @@ from typing import Any
 from plotly.offline import get_plotlyjs
 
 from peftbench import escape
-from peftbench.errors import DataError
+from peftbench.errors import LONGEST_LINE, DataError, shown
 from peftbench.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
@@ -131,7 +131,7 @@ def _predictions(folder: Path, record: Record) -> list[tuple[str, str]]:
             try:
                 return [(label, said) for said, label in files.read(folder, name)]
             except DataError as error:
-                print(f"left out: {error.problems[0]}", file=sys.stderr)
+                print(shown(f"left out: {error.every[0]}", LONGEST_LINE), file=sys.stderr)
     return []
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.errors import ConfigError, DataError, near
+from peftbench.errors import LONGEST_LINE, ConfigError, DataError, near, shown
 from peftbench.record import Record, find_records, read_record
 
 # What two cells may differ in and still be the same cell of a table, beside the seed.
@@ -74,7 +74,7 @@ def readable(study: Path) -> Iterator[tuple[Path, Record]]:
         try:
             yield path.parent, read_record(path)
         except DataError as error:
-            print(f"left out: {error.problems[0]}", file=sys.stderr)
+            print(shown(f"left out: {error.every[0]}", LONGEST_LINE), file=sys.stderr)
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:

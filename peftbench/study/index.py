@@ -3,20 +3,26 @@
 import fcntl
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from peftbench import __version__
+from pydantic import TypeAdapter, ValidationError
+
+from peftbench import __version__, strangers
 from peftbench.config.words import conf_dir
-from peftbench.errors import ConfigError
+from peftbench.errors import LONGEST_LINE, ConfigError, DataError, shown
 from peftbench.files import set_aside, write_atomically
 from peftbench.study import done
 from peftbench.study.done import Reads
 
 FILE = "study.json"
+SCHEMA = 1
+MOST_BYTES = 64 << 20  # a cell has about 400
 
 
 @dataclass(frozen=True)
@@ -43,39 +49,104 @@ def key(overrides: Sequence[str]) -> str:
     return hashlib.sha256("\n".join([_yaml_digest(), *words]).encode()).hexdigest()[:32]
 
 
+@dataclass(frozen=True)
+class _Cell:
+    folder: str
+    overrides: list[str]
+    reads: int | None = None
+
+
+@dataclass(frozen=True)
+class _File:
+    cells: dict[str, _Cell]
+    reads: list[Any] = field(default_factory=list)
+    schema: int = SCHEMA
+
+
 def read(study: Path) -> dict[str, Planned]:
-    """The cells of a study by the key of their words; a damaged file is set aside."""
-    path = study / FILE
-    if not path.exists():
-        return {}
+    """The cells of a study by the key of their words, those that lie inside it; what is left out is named on the
+    terminal. Nothing is changed.
+    """
     try:
-        raw = json.loads(path.read_bytes())
-        reads = [done.reads_from(item) for item in raw.get("reads", [])]
-        return {
-            name: Planned(
-                cell["folder"],
-                list(cell["overrides"]),
-                None if cell.get("reads") is None else reads[cell["reads"]],
-            )
-            for name, cell in raw["cells"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        set_aside(path, "not a readable list of a study's cells")
+        file = _file(study / FILE)
+    except DataError as error:
+        print(f"{error.problems[0]}; what its folders show is taken", file=sys.stderr)
         return {}
+    outside = [cell.folder for cell in file.cells.values() if not _is_inside(cell.folder, study.name)]
+    if outside:
+        line = f"{study / FILE}: {len(outside)} cells left out, not inside the study: {outside[0]}"
+        print(shown(line, LONGEST_LINE), file=sys.stderr)
+    return _planned(file, study.name)
+
+
+class _Damaged(DataError):
+    """What the file holds is no list of cells of any version."""
+
+
+def _file(path: Path) -> _File:
+    """What the file says; nothing where there is none.
+
+    Raises:
+        DataError: it cannot be read, is damaged, or of another version.
+    """
+    try:
+        raw = strangers.read_json(path, MOST_BYTES)
+        if isinstance(raw, dict) and raw.get("schema", SCHEMA) != SCHEMA:
+            raise DataError(f"{path}: of schema {shown(raw['schema'])}, this version reads schema {SCHEMA}")
+        found: _File = _adapter().validate_python(raw)
+    except FileNotFoundError:
+        return _File({})
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValidationError:
+        raise _Damaged(f"{path}: not a list of a study's cells") from None
+    except ValueError as error:
+        raise _Damaged(f"{path}: not a list of a study's cells ({error})") from None
+    return found
+
+
+@cache
+def _adapter() -> TypeAdapter[_File]:
+    return TypeAdapter(_File)
+
+
+def _planned(file: _File, study: str) -> dict[str, Planned]:
+    reads = dict(enumerate(map(_reads, file.reads)))
+    return {
+        name: Planned(cell.folder, cell.overrides, None if cell.reads is None else reads.get(cell.reads))
+        for name, cell in file.cells.items()
+        if _is_inside(cell.folder, study)
+    }
+
+
+def _reads(raw: Any) -> Reads | None:
+    """None: of another version, and its cells are composed anew."""
+    try:
+        return done.reads_from(raw)
+    except ValueError:
+        return None
+
+
+def _is_inside(folder: str, study: str) -> bool:
+    parts = folder.split("/")
+    return len(parts) == 3 and parts[0] == study and not {"", ".", ".."} & set(parts) and folder.isprintable()
 
 
 def add(study: Path, cells: Mapping[str, Planned]) -> None:
-    """Add cells to a study; runners that start at the same moment lose none.
+    """Add cells to a study; runners that start at the same moment lose none. A damaged file is set aside.
 
     Raises:
         ConfigError: the study's folder cannot be written.
+        DataError: the file cannot be read, or is of another version; it is left as it is.
     """
-    known = read(study)
-    if all(known.get(name) == cell for name, cell in cells.items()):
-        return
+    path = study / FILE
+    with suppress(_Damaged):
+        known = _planned(_file(path), study.name)
+        if all(known.get(name) == cell for name, cell in cells.items()):
+            return
     try:
         with _alone(study):
-            cells = {**read(study), **cells}
+            cells = {**_planned(_undamaged(path), study.name), **cells}
             tables = {json.dumps(asdict(reads)): None for reads in _distinct(cells.values())}
             place = {id(reads): list(tables).index(json.dumps(asdict(reads))) for reads in _distinct(cells.values())}
             every = {
@@ -86,10 +157,18 @@ def add(study: Path, cells: Mapping[str, Planned]) -> None:
                 }
                 for name, cell in cells.items()
             }
-            raw = {"reads": [json.loads(text) for text in tables], "cells": every}
-            write_atomically(study / FILE, json.dumps(raw, ensure_ascii=False).encode())
+            raw = {"schema": SCHEMA, "reads": [json.loads(text) for text in tables], "cells": every}
+            write_atomically(path, json.dumps(raw, ensure_ascii=False).encode())
     except OSError as error:
         raise ConfigError(f"outputs={study.parent}: {study} cannot be written ({error.strerror})") from None
+
+
+def _undamaged(path: Path) -> _File:
+    try:
+        return _file(path)
+    except _Damaged as error:
+        set_aside(path, error.every[0].removeprefix(f"{path}: "))
+        return _File({})
 
 
 def _distinct(cells: Iterable[Planned]) -> list[Reads]:

@@ -1,24 +1,28 @@
 """How a study stands, and what a sweep would cost, by what records say. No torch, no Hydra."""
 
-import json
 import re
-import shlex
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Literal
 
 import yaml
 
-from peftbench.errors import ConfigError, near
+from peftbench import escape, strangers
+from peftbench.errors import ConfigError, DataError, near
 from peftbench.files import CHECKPOINT_FILE, RECORD_FILE
-from peftbench.record import find_records
+from peftbench.record import damage, find_records, read_record
 from peftbench.study import index, lock
 from peftbench.study.index import Planned
-from peftbench.study.standing import Standings
+from peftbench.study.standing import Standing, Standings
 
 State = Literal["done", "running", "failed", "stopped", "missing"]
+BEFORE_TYPED = [yaml.StreamStartEvent, yaml.DocumentStartEvent, yaml.SequenceStartEvent]
+AFTER_TYPED = [yaml.DocumentEndEvent, yaml.StreamEndEvent]  # after the end of the list
+MOST_TYPED = 64 << 10  # bytes of the file of what was typed for a cell
 STATES: tuple[State, ...] = ("done", "running", "failed", "stopped", "missing")
 
 
@@ -34,7 +38,7 @@ class CellStatus:
         seconds: what it took, where it is done.
         peak_mb: MiB that it took at most, where it is done.
         reason: the last line of its error, where it failed.
-        command: what runs it by itself.
+        command: what runs it by itself; empty where nothing says what was typed.
         unknown: rows or weights cannot be read here, so that its record counts without being compared with them.
     """
 
@@ -59,7 +63,7 @@ def of(outputs: Path, study: str) -> list[CellStatus]:
     cells = {cell.folder: cell for cell in index.read(outputs / study).values()}
     for path in (outputs / study).glob("*/*/.hydra/overrides.yaml"):  # cells that ran by themselves
         if (folder := str(path.parent.parent.relative_to(outputs))) not in cells:
-            cells[folder] = Planned(folder, list(yaml.safe_load(path.read_text(encoding="utf-8"))))
+            cells[folder] = Planned(folder, _typed(path))
     for path in find_records(outputs / study):
         cells.setdefault(folder := str(path.parent.relative_to(outputs)), Planned(folder, []))
     standings = Standings(outputs, study)
@@ -73,26 +77,57 @@ def of_any(outputs: Path, study: str) -> list[CellStatus]:
 
 
 def _status(standings: Standings, cell: Planned) -> CellStatus:
-    folder, standing = cell.folder, standings.of(cell)
-    seen, again = standing.seen, command(cell.overrides)
-    if seen.status == "done" and standing.need in (None, "nothing"):
-        unknown = cell.reads is not None and standing.need is None
-        return CellStatus(folder, "done", seen.seconds, seen.peak_mb, None, again, unknown)
+    folder, again = cell.folder, command(cell.overrides)
     path = standings.outputs / folder / RECORD_FILE
+    standing = _standing(standings, cell)
+    if standing is not None and standing.seen.status == "done" and standing.need in (None, "nothing"):
+        unknown = cell.reads is not None and standing.need is None
+        return CellStatus(folder, "done", standing.seen.seconds, standing.seen.peak_mb, None, again, unknown)
     if lock.alive(path.with_name(lock.FILE)):
         return CellStatus(folder, "running", None, None, None, again)
-    if seen.status not in (None, "done"):
-        raw = json.loads(path.read_bytes())
-        reason = (raw.get("error") or "no reason given").strip().splitlines()[-1]
-        again = command(cell.overrides or raw.get("overrides", []))
-        return CellStatus(folder, "failed", None, None, f"{seen.status}: {reason}", again)
+    if (problem := damage(path)) is not None:
+        return CellStatus(folder, "failed", None, None, problem, again if cell.overrides else "")
+    if standing is not None and standing.seen.status not in (None, "done"):
+        record = read_record(path)
+        reason = f"{record.status}: {record.reason}"
+        return CellStatus(folder, "failed", None, None, reason, command(cell.overrides or record.overrides))
     stopped = path.with_name(CHECKPOINT_FILE).exists()
     return CellStatus(folder, "stopped" if stopped else "missing", None, None, None, again)
 
 
+def _standing(standings: Standings, cell: Planned) -> Standing | None:
+    """None: its record cannot be read."""
+    try:
+        return standings.of(cell)
+    except DataError:
+        return None
+
+
+def _is_text(event: yaml.Event) -> bool:
+    return isinstance(event, yaml.ScalarEvent)
+
+
+def _typed(path: Path) -> list[str]:
+    """What was typed for a cell, as Hydra wrote it down; nothing, and a line, where that cannot be read."""
+    try:
+        # event by event: what yaml can make of aliases, merged mappings and deep nesting is never made
+        events = yaml.parse(strangers.read_bytes(path, MOST_TYPED), yaml.CSafeLoader)
+        before = [type(event) for event in islice(events, len(BEFORE_TYPED))]
+        words: list[str] = [event.value for event in takewhile(_is_text, events)]  # type: ignore[attr-defined]
+        if (before, [type(event) for event in islice(events, len(AFTER_TYPED))]) != (BEFORE_TYPED, AFTER_TYPED):
+            raise ValueError
+        return words
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    except (ValueError, yaml.YAMLError):
+        reason = "not a list of what was typed"
+    print(f"{escape.terminal(str(path))}: {reason}", file=sys.stderr)
+    return []
+
+
 def command(overrides: Sequence[str]) -> str:
     """The command line that runs one cell."""
-    return shlex.join(["peftbench", "run", *overrides])
+    return escape.shell(["peftbench", "run", *overrides])
 
 
 def count(cells: Iterable[CellStatus]) -> dict[State, int]:
