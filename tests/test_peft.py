@@ -173,21 +173,26 @@ def test_the_change_of_the_backbone_is_what_merging_makes_of_it(tiny: Make, word
 def test_peft_takes_part_in_what_other_methods_do(tiny: Make, run_tiny: Run) -> None:
     """Strata, a kept prefix, and a selective method inside: none of them knows it."""
     target = "_target_: peftbench.methods.peft.Peft"
-    norms, scaled = f"{{{target}, type: ln_tuning, kinds: [layer_norm]}}", f"{{{target}, type: ia3, kinds: [key]}}"
-    strata = f"method.strata=[{{last: null, methods: [{norms}, {scaled}]}}]"
-    found = run_tiny("method=spafit", strata).record
+    below = ("method=spafit", "method.strata.frozen.last=0", "method.strata.biases.last=0", "method.elsewhere=[]")
+    parts = (
+        f"norms: {{{target}, type: ln_tuning, kinds: [layer_norm]}}",
+        f"keys: {{{target}, type: ia3, kinds: [key]}}",
+    )
+    strata = [f"+method.strata.frozen.methods.{name}={part}" for name, part in (text.split(": ", 1) for text in parts)]
+    found = run_tiny(*below, *strata).record
+    lora, biases = 3 * 2 * D * 64, 2 * D + F  # of the layer above: what its own stratum trains
     assert found.counts is not None
-    assert found.counts.backbone == L * (4 * D + D) + D  # and the pooler's bias
+    assert found.counts.backbone == 4 * D + D + lora + biases
     inside = run_tiny("method=id3", f"method.inner={{{target}, type: lora}}", "budget=50").record.counts
     assert inside is not None
     assert inside.backbone == 50
     top = ["method=vera", "scope.layers=1", "protocol.precision=fp32"]
     plain, kept = (losses(run_tiny(*top, f"protocol.keep_prefix={word}").path.parent) for word in ("false", "true"))
     assert len(plain) == len(kept) == 6
-    with pytest.raises(ConfigError, match=r"method\.strata\.0\.methods\.0\.config\.rr: peft's ia3 has no such key"):
-        compose.cell_from(
-            ["method=spafit", strata.replace(f"{norms}, {scaled}", scaled.replace("kinds: [key]", "config: {rr: 1}"))]
-        )
+    wrong = f"+method.strata.frozen.methods.keys={{{target}, type: ia3, config: {{rr: 1}}}}"
+    line = r"method\.strata\.frozen\.methods\.keys\.config\.rr: peft's ia3 has no such key"
+    with pytest.raises(ConfigError, match=line):
+        compose.cell_from(["method=spafit", wrong])
 
 
 WRONG = [
