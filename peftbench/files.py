@@ -3,10 +3,12 @@
 import errno
 import functools
 import os
+import stat
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -55,6 +57,21 @@ def make_folder(folder: Path) -> list[Path]:
     for new in made:
         _sync(new.parent)
     return made
+
+
+def private_folder(folder: Path) -> Path:
+    """A folder that nobody but us may write, made if need be.
+
+    Raises:
+        OSError: it cannot be made, or others may write it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, "others may write it", str(folder))
+    return folder
 
 
 def _sync(folder: Path) -> None:

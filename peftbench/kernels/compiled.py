@@ -1,6 +1,8 @@
 """What the kernels share. numba does not see a change here in what it has compiled before: touch the kernels' files."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -8,11 +10,14 @@ import numpy as np
 import torch
 from numba.extending import overload
 
+from peftbench.files import private_folder
 from peftbench.machine import give_back_pages
+
+CACHE = "~/.cache/peftbench"  # unless NUMBA_CACHE_DIR names another folder
 
 
 def compiled(*signatures: str, **options: Any) -> Callable[[Callable[..., None]], Any]:
-    """Decorate a loop: its code is kept beside its file or in numba's cache, where either can be written.
+    """Decorate a loop: its code is kept for the next process, in a folder that nobody but us may write.
 
     LLVM's own memory, 65 MB, is given back once the code is there. numba starts its threads meanwhile; where these are
     OpenMP's, it sets the number for all who use it, so torch's is set again.
@@ -20,15 +25,33 @@ def compiled(*signatures: str, **options: Any) -> Callable[[Callable[..., None]]
 
     def compile_once(function: Callable[..., None]) -> Any:
         count = torch.get_num_threads()
-        try:
-            made = numba.njit(list(signatures), cache=True, **options)(function)
-        except RuntimeError:
-            made = numba.njit(list(signatures), **options)(function)
+        made = _kept(function, signatures, options)
         torch.set_num_threads(count)
         give_back_pages("libllvmlite.so")
         return made
 
     return compile_once
+
+
+def _kept(function: Callable[..., None], signatures: Sequence[str], options: Mapping[str, Any]) -> Any:
+    """The compiled loop, from the folder of kept code where it can be; what is damaged there is compiled again.
+
+    What numba keeps is a pickle, and so code of whoever can write it.
+    """
+    set_before = numba.config.CACHE_DIR
+    try:
+        folder = private_folder(Path(set_before or CACHE).expanduser() / f"kernels-{os.geteuid()}")
+        numba.config.CACHE_DIR = str(folder)
+        try:
+            return numba.njit(list(signatures), cache=True, **options)(function)
+        except Exception:  # a pickle that is damaged raises anything
+            for path in folder.rglob("*.nb?"):
+                path.unlink(missing_ok=True)
+        return numba.njit(list(signatures), cache=True, **options)(function)
+    except (OSError, RuntimeError):  # no home, nobody's folder or somebody else's, no room
+        return numba.njit(list(signatures), **options)(function)
+    finally:
+        numba.config.CACHE_DIR = set_before
 
 
 def as_float(word: Any) -> np.float32:

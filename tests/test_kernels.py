@@ -1,0 +1,60 @@
+"""The kernels' code is kept in a folder that nobody but us may write, and compiled again where that cannot be used."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from peftbench.files import private_folder
+
+CODE = """
+import torch
+from peftbench.kernels.sampled import sampled_bf16
+x = torch.eye(4, dtype=torch.bfloat16)
+print(sampled_bf16(x, x, torch.arange(16, dtype=torch.int32)).sum().item())
+"""
+
+
+def run(cache: Path) -> subprocess.CompletedProcess[str]:
+    """Use a kernel in a process of its own."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(cache)}
+    return subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, timeout=300)
+
+
+def kept(cache: Path) -> list[Path]:
+    return sorted(path for path in cache.rglob("*.nb?"))
+
+
+def test_code_is_kept_where_only_we_may_write_and_damage_means_compiling_again(tmp_path: Path) -> None:
+    first = run(tmp_path)
+    assert first.stdout == "4.0\n", first.stderr
+    (folder,) = tmp_path.iterdir()
+    assert folder.stat().st_mode & 0o077 == 0
+    good = kept(tmp_path)
+    assert good
+    for damage in (b"", b"\x80\x04cnot\nhere\n."):
+        for path in good:
+            path.write_bytes(damage or path.read_bytes()[:-50])
+        again = run(tmp_path)
+        assert (again.stdout, again.stderr) == ("4.0\n", "")
+        assert [path.name for path in kept(tmp_path)] == [path.name for path in good]
+
+
+def test_a_folder_that_others_may_write_is_not_used(tmp_path: Path) -> None:
+    folder = tmp_path / f"kernels-{os.geteuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    done = run(tmp_path)
+    assert (done.stdout, done.stderr) == ("4.0\n", "")
+    assert kept(tmp_path) == []
+
+
+def test_no_link_and_no_file_is_a_folder_of_ours(tmp_path: Path) -> None:
+    assert private_folder(tmp_path / "new").stat().st_mode & 0o077 == 0
+    (tmp_path / "link").symlink_to(tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    for name in ("link", "file"):
+        with pytest.raises(PermissionError):
+            private_folder(tmp_path / name)
