@@ -111,8 +111,7 @@ def _from_package(spec: ModelSpec, tried: list[str]) -> Path | None:
     if not name.isidentifier() or ".." in Path(inside).parts:  # to look for a.b is to import a
         tried.append(f"{shown(spec.package)} is no package/folder")
         return None
-    # a name with a dot would import what stands before it
-    found = importlib.util.find_spec(name) if name.isidentifier() else None
+    found = importlib.util.find_spec(name)
     if found is None or not found.submodule_search_locations:
         tried.append(f"the package {_distribution(spec.package)} is not installed")
         return None
