@@ -75,6 +75,8 @@ DELTAS: dict[str, Forge] = {
     "scope": fact("scope", "layers", value=[10**9]),
     "other model": fact("model", "name", value="bert_base_cased"),
     "other weights": fact("model", "sha256", value="0" * 64),
+    "rank": fact("method", "arguments", "rank", value=10**9),
+    "large rank": fact("method", "arguments", "rank", value=10**6),
     "unknown argument": fact("method", "arguments", "hook", value="os.system"),
     "start": fact("start", value={"method": {"target": "lure.Method"}}),
     "not finite": lambda tensors, facts: made(first(tensors, lambda t: t * float("nan")), facts),

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from peftbench.backbone.model import Model, compute_precision, load
+from peftbench.backbone.model import Model, compute_precision, empty_copy, load
 from peftbench.backbone.weights import file_sha256
 from peftbench.config import compose
 from peftbench.config.spec import Budget, Cell, Layout, MethodSpec, ModelSpec, Scope
@@ -18,6 +18,7 @@ from peftbench.runner.delta import START, Delta, DeltaFacts, LearnedFor, Learned
 from peftbench.seeds import drawn_from
 
 HEAD = "head."
+MOST_GROWTH = 4  # times the entries of backbone and delta: what a delta's method may make of them
 FRESH = "fresh."  # what the weights lacked of the backbone, as it was before training
 
 
@@ -73,13 +74,11 @@ def restore(delta: Delta, model: Model, head: bool = True, known: Collection[str
     if facts.model != LearnedOn(model.name, model.weights_sha256):
         raise DataError(f"the delta was learned on {facts.model.name} (other weights), not on this {model.name}")
     _check_classes(facts, known)
+    _check_size(delta, model)
     _put_fresh(delta, model)
     if start := delta.start:
         restore(start, model, head=False, known=known).merge()
-    try:
-        tuner = attach(facts.method, facts.scope, facts.budget, model, facts.seed)
-    except ConfigError as error:
-        raise DataError(f"the delta's method cannot be made: {error.every[0]}") from None
+    tuner = attach(facts.method, facts.scope, facts.budget, model, facts.seed)
     _put(delta, tuner, model, head)
     return tuner
 
@@ -91,6 +90,21 @@ def _check_classes(facts: DeltaFacts, known: Collection[str]) -> None:
             f"the delta names the class {stranger}, which is none of peftbench.methods; if it is yours, --searchpath "
             "(or the method of a run that goes on from it) names the configuration that says so"
         )
+
+
+def _check_size(delta: Delta, model: Model) -> None:
+    """Attach the delta's method where nothing takes memory, and refuse one that would take out of all proportion."""
+    facts, planned = delta.facts, empty_copy(model)
+    own = sum(parameter.numel() for parameter in planned.module.parameters())
+    try:
+        attach(facts.method, facts.scope, facts.budget, planned, facts.seed)
+    except (ConfigError, RuntimeError) as error:  # torch's own, where a size has too many digits
+        reason = error.every[0] if isinstance(error, ConfigError) else str(error)
+        raise DataError(f"the delta's method cannot be made: {reason}") from None
+    entries = sum(parameter.numel() for parameter in planned.module.parameters())
+    stored = sum(tensor.numel() for tensor in delta.tensors.values())
+    if entries > MOST_GROWTH * (own + stored):
+        raise DataError(f"the delta's method makes {entries:,} entries of {own:,}, and the delta stores {stored:,}")
 
 
 def start_of(cell: Cell) -> Delta | None:

@@ -212,6 +212,8 @@ def _weights(folder: str, cache: Path) -> str:
 
 def _file_sha256(path: Path, cache: Path) -> str:
     def read() -> str:
+        if not path.is_file():  # a pipe would hold us up
+            raise FileNotFoundError(f"{path}: no regular file")
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
