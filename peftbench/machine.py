@@ -2,9 +2,6 @@
 
 import ctypes
 import gc
-import mmap
-import re
-from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -38,14 +35,3 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
     except (OSError, AttributeError):
         return
-
-
-def give_back_pages(library: str) -> None:
-    """Take what was only read of a shared library out of this process's memory; what is called again is read again."""
-    maps = Path("/proc/self/smaps")
-    if not maps.exists():
-        return
-    advise = ctypes.CDLL(None).madvise
-    for first, end, facts in re.findall(rf"^(\w+)-(\w+) .*{library}\n((?:\w+:.*\n)*)", maps.read_text(), re.MULTILINE):
-        if re.search(r"^Private_Dirty: +0 kB", facts, re.MULTILINE):
-            advise(ctypes.c_void_p(int(first, 16)), ctypes.c_size_t(int(end, 16) - int(first, 16)), mmap.MADV_DONTNEED)

@@ -20,7 +20,7 @@ ALLOWED: dict[str, set[str]] = {
     "record": {"errors", "files", "strangers", "record_parts"},
     "config": GROUND,
     "papers": {*GROUND, "config"},
-    "kernels": {"machine", "files"},
+    "kernels": {"files"},
     "sparse": {*GROUND, "kernels"},
     "data": {*GROUND, "config"},
     "backbone": {*GROUND, "config", "kernels", "data"},

@@ -11,7 +11,6 @@ import torch
 from numba.extending import overload
 
 from peftbench.files import private_folder
-from peftbench.machine import give_back_pages
 
 CACHE = "~/.cache/peftbench"  # unless NUMBA_CACHE_DIR names another folder
 
@@ -27,7 +26,6 @@ def compiled(*signatures: str, **options: Any) -> Callable[[Callable[..., None]]
         count = torch.get_num_threads()
         made = _kept(function, signatures, options)
         torch.set_num_threads(count)
-        give_back_pages("libllvmlite.so")
         return made
 
     return compile_once
