@@ -170,7 +170,7 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
 def test_where_no_source_has_the_weights_the_line_says_what_works() -> None:
     spec = compose.cell_from(["model=bert_base_cased"]).model
     with pytest.raises(
-        DataError, match=r"the Hub gives no google-bert/bert-base-cased.*What works: model.weights=<folder"
+        DataError, match=r"the Hub gives no google-bert/bert-base-cased.*\nWhat works: model.weights=<folder"
     ):
         weights_folder(spec)
 

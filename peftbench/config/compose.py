@@ -106,6 +106,8 @@ def _explain(override: str, error: Exception, applied: Sequence[str]) -> str:
         return f"{shown(override)}: no valid yaml: {one_line(error)}"
     if f"Could not find '{key}/{value}'" in text and (conf_dir() / key).is_dir():
         return f"{key}={shown(value)}: there is no {key} called '{shown(value)}'; {near(value, words(key))}"
+    if key.startswith("hydra/") and f"Could not find '{key}/{value}'" in text:
+        return f"{key}={shown(value)}: there is none of that name"
     if "Ambiguous value" in text:
         return f"{shown(override)}: several values; a sweep needs -m (peftbench run -m ...)"
     if "Could not override" in text or "not in struct" in text or "Could not find" in text:

@@ -1,11 +1,28 @@
 """Rows of the Hub's copy of a task, through the datasets library."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from peftbench.config.spec import DataSpec, TaskSpec
 from peftbench.data.split import Split, checked_split
 from peftbench.errors import DataError, shown
+
+SECONDS = 3.0  # that the Hub has for a first answer
+
+
+@functools.cache
+def go_offline_unless_reachable() -> None:
+    """Ask the Hub once; where nobody answers, its libraries go by their caches instead of trying for half a minute."""
+    import datasets.config
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=SECONDS)
+    except Exception:  # of whichever library it speaks with
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
 
 
 def read_hub(data: DataSpec, task: TaskSpec, split: str) -> Split:
@@ -32,6 +49,7 @@ def _load(data: DataSpec, task: TaskSpec, split: str) -> Any:
     from huggingface_hub.utils import logging
 
     logging.set_verbosity_error()  # its retries; what comes of them is said below in one line
+    go_offline_unless_reachable()
     name = task.hub.splits[split]
     try:
         return load_dataset(str(data.path), task.hub.config, revision=data.revision, split=name)
