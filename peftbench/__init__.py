@@ -14,16 +14,16 @@ is imported by the first call that needs it.
 
 from typing import TYPE_CHECKING, Any
 
+from peftbench.ground.version import __version__ as __version__
+
 if TYPE_CHECKING:
-    from peftbench.errors import ConfigError as ConfigError
-    from peftbench.errors import DataError as DataError
+    from peftbench.ground.errors import ConfigError as ConfigError
+    from peftbench.ground.errors import DataError as DataError
     from peftbench.notebook import apply as apply
     from peftbench.notebook import count as count
     from peftbench.notebook import load_study as load_study
     from peftbench.notebook import run as run
 
-# Raised whenever a cell comes to give other numbers: a checkpoint of another version is not taken up.
-__version__ = "0.3.0"
 __all__ = ["ConfigError", "DataError", "apply", "count", "load_study", "run"]
 
 
@@ -33,7 +33,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    module = "errors" if name.endswith("Error") else "notebook"
+    module = "ground.errors" if name.endswith("Error") else "notebook"
     return getattr(importlib.import_module(f"{__name__}.{module}"), name)
 
 

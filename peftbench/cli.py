@@ -7,8 +7,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from peftbench import environment
-from peftbench.errors import BadInput, ConfigError, near
+from peftbench.ground import environment
+from peftbench.ground.errors import BadInput, ConfigError, near
 from peftbench.training import stopping
 
 PLAIN = {"·": "-", "±": "+/-", "–": "-", "…": "..."}  # for terminals that know only ASCII
@@ -85,7 +85,7 @@ def _answer(arguments: list[str]) -> int:
         print(HELP, end="")
         return 0 if arguments else 2
     if arguments[0] == "--version":
-        from peftbench import __version__
+        from peftbench.ground.version import __version__
 
         print(__version__)
         return 0

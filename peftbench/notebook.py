@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftbench import environment
 from peftbench.config import compose, userfiles
+from peftbench.ground import environment
 from peftbench.record import Counts, Record, Search
 from peftbench.study.cell import settle
 from peftbench.study.lock import Elsewhere

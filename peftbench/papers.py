@@ -11,7 +11,7 @@ from pydantic import Field
 
 from peftbench.config.validate import parse
 from peftbench.config.words import conf_dir
-from peftbench.errors import ConfigError, near
+from peftbench.ground.errors import ConfigError, near
 from peftbench.record import Record
 
 Scores = dict[str, dict[str, float]]

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
 
-from peftbench import strangers
-from peftbench.errors import DataError, printable, shown
-from peftbench.files import RECORD_FILE, write_atomically
-from peftbench.record_parts import (
+from peftbench.ground import strangers
+from peftbench.ground.errors import DataError, printable, shown
+from peftbench.ground.files import RECORD_FILE, write_atomically
+from peftbench.ground.record_parts import (
     Amount,
     Attention,
     BudgetFacts,

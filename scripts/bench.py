@@ -211,7 +211,7 @@ def limit(model: str) -> dict[str, object]:
     import torch
     from bench_selective import BATCH, WIDTH, alternating, stepper  # type: ignore[import-not-found]
 
-    from peftbench.machine import process_state
+    from peftbench.ground.machine import process_state
 
     numbers = compose.cell_from([f"model={model}", "tracker=none"]).model.config
     hidden, inner, layers, heads = (

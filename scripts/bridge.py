@@ -23,7 +23,7 @@ from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.config.validate import make_method
 from peftbench.data.rows import rows_of
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, Tuner
 from peftbench.methods.peft_types import REFUSED, TYPES
 from peftbench.runner import deltas

@@ -28,7 +28,7 @@ from malformed_kinds import Input
 
 from peftbench import __version__, cli
 from peftbench.config import compose
-from peftbench.errors import LONGEST_LINE, MOST_LINES
+from peftbench.ground.errors import LONGEST_LINE, MOST_LINES
 
 HEAVY: tuple[str, ...] = (
     "runner.run",

@@ -15,8 +15,8 @@ from peftbench import papers
 from peftbench.backbone.model import Model, build, load
 from peftbench.config import compose
 from peftbench.config.spec import Cell
-from peftbench.errors import ConfigError, DataError
-from peftbench.files import DELTA_FILE
+from peftbench.ground.errors import ConfigError, DataError
+from peftbench.ground.files import DELTA_FILE
 from peftbench.methods.adalora import AdaLoRA, AdaLoRALinear, AdaLoRATuner
 from peftbench.methods.base import Training, Tuner, copy_into
 from peftbench.runner import deltas

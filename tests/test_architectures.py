@@ -19,8 +19,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from peftbench.config import compose
 from peftbench.data.rows import rows_of
-from peftbench.errors import ConfigError
-from peftbench.files import DELTA_FILE
+from peftbench.ground.errors import ConfigError
+from peftbench.ground.files import DELTA_FILE
 from peftbench.record import Attention, read_record, write_record
 from peftbench.runner import apply, deltas
 from peftbench.runner.run import Outcome, read_rows

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from peftbench.config.spec import Cell
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.runner.counts import plan
 
 BUDGETS = [

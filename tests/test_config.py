@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from peftbench import papers
 from peftbench.config import compose
 from peftbench.config.spec import canonical, digest
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 
 ROOT = compose.conf_dir()
 YAMLS = sorted(

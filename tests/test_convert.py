@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from support import call
 
 from peftbench.backbone.weights import file_sha256
-from peftbench.errors import DataError
+from peftbench.ground.errors import DataError
 from peftbench.runner import convert
 from peftbench.runner.run import Outcome
 

@@ -12,7 +12,7 @@ from peftbench.config.spec import Cell
 from peftbench.data import sources, tokens
 from peftbench.data.batches import collate, cut, epoch_order, evaluation_order
 from peftbench.data.split import Split, make_split
-from peftbench.errors import DataError
+from peftbench.ground.errors import DataError
 
 OFFICIAL = {  # rows of train, dev and test in the official download (QNLI's train is a part of it here)
     "cola": (8551, 1043, 1063),

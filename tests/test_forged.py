@@ -21,8 +21,8 @@ from support import TINY
 
 from peftbench.cli import main
 from peftbench.config import compose
-from peftbench.errors import DataError
-from peftbench.files import RECORD_FILE
+from peftbench.ground.errors import DataError
+from peftbench.ground.files import RECORD_FILE
 from peftbench.record import record_status
 from peftbench.runner.run import run
 from peftbench.study import index, standing

@@ -16,7 +16,7 @@ from support import TINY
 from peftbench.cli import main
 from peftbench.config import compose
 from peftbench.data.sources import SAMPLE
-from peftbench.files import DELTA_FILE, RECORD_FILE
+from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.runner.delta import FORMAT
 from peftbench.runner.run import run
 

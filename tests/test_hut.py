@@ -11,7 +11,7 @@ from torch import nn
 
 from peftbench.backbone.model import Model
 from peftbench.config.spec import Cell
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.methods.hut import HUT, HUTLinear, HUTTuner
 from peftbench.runner.counts import plan
 

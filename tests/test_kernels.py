@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from peftbench.files import private_folder
+from peftbench.ground.files import private_folder
 
 CODE = """
 import torch

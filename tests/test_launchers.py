@@ -15,7 +15,7 @@ SWEEP = ["-m", *TINY, "study=pilot", "method=bitfit,lora", "seed=0,1"]
 
 RUNNER = """
 import os, sys
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.study.gpus import take_place
 try:
     take_place(int(sys.argv[1]))

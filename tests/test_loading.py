@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
-from peftbench.errors import DataError
+from peftbench.ground.errors import DataError
 from peftbench.runner.run import Outcome
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import PYTHON, TINY, call
 
-from peftbench.files import CHECKPOINT_FILE, write_atomically
+from peftbench.ground.files import CHECKPOINT_FILE, write_atomically
 from peftbench.record import find_records
 from peftbench.study import lock
 from peftbench.study.lock import Elsewhere, Lock

@@ -14,8 +14,8 @@ from support import assemble, bridged, losses, plain, values
 
 from peftbench.backbone.model import load
 from peftbench.config.spec import Cell
-from peftbench.errors import ConfigError
-from peftbench.files import DELTA_FILE
+from peftbench.ground.errors import ConfigError
+from peftbench.ground.files import DELTA_FILE
 from peftbench.runner import deltas
 from peftbench.runner.counts import entries
 from peftbench.runner.delta import Delta

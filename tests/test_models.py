@@ -12,7 +12,7 @@ from peftbench.backbone.model import build, compute_precision, load
 from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
 from peftbench.config.spec import ModelSpec
-from peftbench.errors import ConfigError, DataError
+from peftbench.ground.errors import ConfigError, DataError
 from peftbench.runner import deltas
 from peftbench.runner.counts import plan
 

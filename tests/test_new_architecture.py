@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_architectures import done, labelled, written
 
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.record import read_record
 from peftbench.runner.run import Outcome
 

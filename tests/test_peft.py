@@ -15,7 +15,7 @@ from support import assemble, bridged, losses, values
 from peftbench.backbone.model import load
 from peftbench.config import compose
 from peftbench.config.spec import Cell
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.methods import peft_types
 from peftbench.methods.peft import AdaLoRATuner, PeftTuner
 from peftbench.runner import deltas

@@ -10,7 +10,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 
 from peftbench.config import compose
 from peftbench.config.spec import Cell
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.runner.counts import plan
 from peftbench.runner.run import Outcome
 

@@ -7,7 +7,7 @@ import pytest
 from support import TINY
 
 from peftbench.commands import count, run, studies
-from peftbench.errors import BadInput
+from peftbench.ground.errors import BadInput
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": run.run, "plan": studies.plan, "count": count.count}
 IMPOSSIBLE = [

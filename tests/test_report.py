@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from matplotlib import pyplot
 from support import TINY, call
 
-from peftbench import escape, papers
+from peftbench import papers
 from peftbench.commands import views
 from peftbench.config import compose
-from peftbench.errors import ConfigError
+from peftbench.ground import escape
+from peftbench.ground.errors import ConfigError
 from peftbench.record import Counts, Evaluation, Headline, Metrics, Record, find_records, read_record, write_record
 from peftbench.report import page, plots, records, render, statistics, table, verdict
 from peftbench.report.records import Study

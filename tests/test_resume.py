@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_methods import ROWS
 
-from peftbench.files import CHECKPOINT_FILE as FILE
+from peftbench.ground.files import CHECKPOINT_FILE as FILE
 from peftbench.record import MEASURED, read_record
 from peftbench.runner.run import Outcome
 from peftbench.training.checkpoint import Checkpoints

@@ -15,7 +15,7 @@ from peftbench.config import compose
 from peftbench.data import sources
 from peftbench.data.split import Split, make_split
 from peftbench.data.tsv import MAX_BYTES, read_table
-from peftbench.errors import ConfigError, DataError, shown
+from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.runner import apply
 from peftbench.runner.run import Outcome
 

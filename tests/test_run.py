@@ -21,13 +21,13 @@ from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.data.rows import rows_of
 from peftbench.data.sources import SAMPLE
-from peftbench.errors import DataError, Diverged
-from peftbench.machine import keep_freed_memory
+from peftbench.ground.errors import DataError, Diverged
+from peftbench.ground.machine import keep_freed_memory
+from peftbench.ground.seeds import STREAMS, drawn_from, stream
 from peftbench.record import Headline, read_record
 from peftbench.runner import deltas, provenance
 from peftbench.runner.delta import Delta
 from peftbench.runner.run import Outcome, read_rows
-from peftbench.seeds import STREAMS, drawn_from, stream
 from peftbench.training.trainer import lr_factor
 
 Run = Callable[..., Outcome]

@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM
 
 from peftbench.backbone.model import build, load
 from peftbench.config.spec import Cell, Layout
-from peftbench.errors import ConfigError, DataError, Diverged
+from peftbench.ground.errors import ConfigError, DataError, Diverged
 from peftbench.methods.base import ParameterTuner, Training, Tuner
 from peftbench.methods.selective import SelectiveTuner
 from peftbench.methods.wrapper import WrapperTuner

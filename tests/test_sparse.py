@@ -15,7 +15,7 @@ from support import assemble, values
 from torch import nn
 
 from peftbench.config.spec import Cell
-from peftbench.errors import ConfigError, DataError
+from peftbench.ground.errors import ConfigError, DataError
 from peftbench.methods.selective import SelectiveTuner
 from peftbench.sparse.gradients import dense, sampled, watch_bias, watch_weight
 from peftbench.sparse.schedule import unmasked

@@ -96,7 +96,7 @@ def test_status_says_how_every_cell_stands_and_failed_ones_are_taken_up_again(tm
     lines = shown.stdout.splitlines()
     failed = [i for i, line in enumerate(lines) if line.startswith("failed: pilot/")]
     assert len(failed) == 2
-    assert all("diverged: peftbench.errors.Diverged: the training loss is" in lines[i] for i in failed)
+    assert all("diverged: peftbench.ground.errors.Diverged: the training loss is" in lines[i] for i in failed)
     for i in failed:  # the command that is shown does run the cell
         again = subprocess.run(
             [*PYTHON, *lines[i + 1].split()[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300

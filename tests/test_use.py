@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from peftbench.cli import main
 from peftbench.config import compose
-from peftbench.errors import DataError
+from peftbench.ground.errors import DataError
 from peftbench.record import Headline, Record, write_record
 from peftbench.report import records, submission, sync
 from peftbench.runner.deltas import reload

@@ -16,9 +16,9 @@ from peftbench.backbone.dropout import ATTENTION, Noise, replace_dropout, users
 from peftbench.backbone.readout import Classifier, Readout
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, first_line, weights_folder
 from peftbench.config.spec import Layout, ModelSpec, Scope
-from peftbench.errors import ConfigError, DataError, near, shown
+from peftbench.ground.errors import ConfigError, DataError, near, shown
+from peftbench.ground.seeds import drawn_from
 from peftbench.record import Attention
-from peftbench.seeds import drawn_from
 
 NORMS = ("LayerNorm", "RMSNorm")
 CLASSIFIER = Classifier()

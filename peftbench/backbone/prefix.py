@@ -14,7 +14,7 @@ from torch import nn
 from peftbench.backbone.model import Model
 from peftbench.data.batches import Batch
 from peftbench.data.tokens import Tokens
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 
 
 class Reached(Exception):

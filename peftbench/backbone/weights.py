@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 
 from peftbench.config.spec import ModelSpec
 from peftbench.data.hub import go_offline_unless_reachable
-from peftbench.errors import DataError, shown
-from peftbench.files import stamp
+from peftbench.ground.errors import DataError, shown
+from peftbench.ground.files import stamp
 
 WEIGHTS_FILE = "model.safetensors"
 OTHER_FORMS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.safetensors.index.json")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from peftbench.config import compose
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 
 if TYPE_CHECKING:
     from peftbench.config.spec import Cell

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from peftbench.config import compose
-from peftbench.errors import ConfigError, near, shown
+from peftbench.ground.errors import ConfigError, near, shown
 
 # Launchers that may not be installed -> the one of the plugin that they build on.
 PLUGIN_OF = {"joblib": "joblib", "local": "joblib", "slurm": "submitit_slurm"}

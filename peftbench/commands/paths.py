@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 
 
 def writable(folder: Path) -> Path:

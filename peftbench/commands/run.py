@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from peftbench import environment
 from peftbench.commands import hydras, screen
 from peftbench.config import compose
 from peftbench.config.words import CONFIG_NAME, conf_dir
+from peftbench.ground import environment
 
 if TYPE_CHECKING:
     from peftbench.study.sweep import Sweep

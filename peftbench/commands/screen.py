@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from rich.table import Table as Terminal
 from rich.text import Text
 
-from peftbench import escape
 from peftbench.commands.tables import Grid, console, paste, say, show
 from peftbench.config.spec import Cell
+from peftbench.ground import escape
 from peftbench.record import Record, Search
 
 if TYPE_CHECKING:

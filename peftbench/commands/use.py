@@ -6,8 +6,8 @@ from pathlib import Path
 
 from peftbench.commands.paths import writable
 from peftbench.config import compose, userfiles
-from peftbench.errors import DataError
-from peftbench.files import DELTA_FILE
+from peftbench.ground.errors import DataError
+from peftbench.ground.files import DELTA_FILE
 
 
 def apply(arguments: Sequence[str]) -> int:

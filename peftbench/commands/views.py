@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peftbench.commands.paths import writable
-from peftbench.errors import DataError
+from peftbench.ground.errors import DataError
 
 
 def table(arguments: Sequence[str]) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from peftbench.config import words
-from peftbench.errors import ConfigError, near
+from peftbench.ground.errors import ConfigError, near
 
 PLURALS = {"models": "model", "tasks": "task", "methods": "method", "protocols": "protocol"}
 PLURALS |= {

@@ -24,8 +24,8 @@ from peftbench.config.spec import (
 from peftbench.config.userfiles import SEARCHPATH
 from peftbench.config.validate import parse, show, spelled_out
 from peftbench.config.words import COMPOSE_ERRORS, GROUPS, PARTS, composed, one_line, resolved, words, words_for_globs
-from peftbench.errors import ConfigError, near, shown
-from peftbench.files import DELTA_FILE
+from peftbench.ground.errors import ConfigError, near, shown
+from peftbench.ground.files import DELTA_FILE
 
 Plain = tuple[dict[str, str], dict[str, Any]]  # the word chosen in every group, and all keys with their values
 

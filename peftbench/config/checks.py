@@ -10,8 +10,8 @@ from peftbench.config.bounds import CONTROL, MOST
 from peftbench.config.spec import Cell
 from peftbench.config.validate import method_class, show
 from peftbench.config.words import GROUPS
-from peftbench.errors import ConfigError, near, shown
-from peftbench.files import DELTA_FILE
+from peftbench.ground.errors import ConfigError, near, shown
+from peftbench.ground.files import DELTA_FILE
 
 TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": bool, "progress": bool, "rerun": str}
 TOP |= {"cells_per_gpu": int}

@@ -16,7 +16,7 @@ from peftbench.config.words import COMPOSE_ERRORS, GROUPS, composed, one_line, w
 from peftbench.config.words import conf_dir as conf_dir
 from peftbench.config.words import resolved as resolved
 from peftbench.config.words import words as words
-from peftbench.errors import ConfigError, near, shown
+from peftbench.ground.errors import ConfigError, near, shown
 
 LONGEST_OVERRIDE = 10_000  # characters
 

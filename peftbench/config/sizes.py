@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from peftbench.config.validate import show
-from peftbench.errors import shown
+from peftbench.ground.errors import shown
 
 NEEDED = ("vocab_size", "max_position_embeddings", "pad_token_id")  # and the layout's depth
 

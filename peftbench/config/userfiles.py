@@ -7,8 +7,8 @@ from pathlib import Path
 import yaml
 
 from peftbench.config.validate import targets
-from peftbench.errors import ConfigError, shown
-from peftbench.files import stamp
+from peftbench.ground.errors import ConfigError, shown
+from peftbench.ground.files import stamp
 
 SEARCHPATH = "hydra.searchpath="  # where a user's own yaml files lie
 MOST_FILES = 10_000

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 from pydantic import TypeAdapter, ValidationError
 
 from peftbench.config.spec import MethodSpec
-from peftbench.errors import ConfigError, near, shown
+from peftbench.ground.errors import ConfigError, near, shown
 
 Spec = TypeVar("Spec")
 OURS = re.compile(r"peftbench\.methods\.\w+\.\w+", re.ASCII)  # the classes whose modules may always be imported

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 
 CONFIG_NAME = "config"
 COMPOSE_ERRORS = (

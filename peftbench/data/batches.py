@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from peftbench.data.tokens import Tokens
-from peftbench.seeds import stream
+from peftbench.ground.seeds import stream
 
 STEP = 8  # widths are multiples of it: fewer sizes of tensors, so that freed ones fit again (a fifth of the memory)
 POOL = 50  # batches whose rows are sorted by length together: enough to be even, few enough to stay random

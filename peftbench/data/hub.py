@@ -6,7 +6,7 @@ from typing import Any
 
 from peftbench.config.spec import DataSpec, TaskSpec
 from peftbench.data.split import Split, checked_split
-from peftbench.errors import DataError, shown
+from peftbench.ground.errors import DataError, shown
 
 SECONDS = 3.0  # that the Hub has for a first answer
 

@@ -8,8 +8,8 @@ import numpy as np
 from peftbench.config.spec import Cell, DataSpec, TaskSpec
 from peftbench.data import sources
 from peftbench.data.split import Split
-from peftbench.errors import DataError
-from peftbench.seeds import stream
+from peftbench.ground.errors import DataError
+from peftbench.ground.seeds import stream
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from peftbench.config.spec import DataSpec, TaskSpec
 from peftbench.data.hub import read_hub
 from peftbench.data.split import Split, checked_split
 from peftbench.data.tsv import read_table
-from peftbench.errors import ConfigError, DataError, shown
-from peftbench.files import stamp
+from peftbench.ground.errors import ConfigError, DataError, shown
+from peftbench.ground.files import stamp
 
 SAMPLE = Path(__file__).resolve().parent / "sample"
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from peftbench.config.spec import TaskSpec
-from peftbench.errors import DataError, shown
+from peftbench.ground.errors import DataError, shown
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 LARGEST = float(np.finfo(np.float32).max)

@@ -14,8 +14,8 @@ from safetensors.numpy import save
 
 from peftbench.config.spec import ModelSpec
 from peftbench.data.split import Split
-from peftbench.errors import DataError
-from peftbench.files import set_aside, write_atomically
+from peftbench.ground.errors import DataError
+from peftbench.ground.files import set_aside, write_atomically
 
 VERSION = "2"  # raised when the layout of the cached file changes
 KEY = "sha256"

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbench.errors import DataError, shown
+from peftbench.ground.errors import DataError, shown
 
 MAX_BYTES = 2**30  # MNLI's train.tsv has 78 million
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numba.extending import overload
 
-from peftbench.files import private_folder
+from peftbench.ground.files import private_folder
 
 CACHE = "~/.cache/peftbench"  # unless NUMBA_CACHE_DIR names another folder
 

@@ -13,7 +13,7 @@ from peftbench.backbone.dropout import Dropout
 from peftbench.backbone.model import Model
 from peftbench.config.bounds import MOST
 from peftbench.config.spec import Count, Kind, Scope, Share
-from peftbench.errors import ConfigError, DataError
+from peftbench.ground.errors import ConfigError, DataError
 from peftbench.methods.base import Training, narrowed, same_names
 from peftbench.methods.dial import trained_entries, turned
 from peftbench.methods.lora import LoRALinear, LoRATuner, wrap

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from peftbench.backbone.model import Model
 from peftbench.config.spec import Count, Kind, Scope
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, narrowed, require
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from peftbench.backbone.model import Model
 from peftbench.config.spec import Scope
-from peftbench.errors import ConfigError, DataError
+from peftbench.ground.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)

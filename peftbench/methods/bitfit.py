@@ -7,7 +7,7 @@ from torch import nn
 
 from peftbench.backbone.model import Model
 from peftbench.config.spec import Count, Kind, Scope
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, narrowed, require
 
 # Under a budget: first what the paper found to matter most (query and intermediate, section 4.2), then the rest.

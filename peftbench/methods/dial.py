@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from peftbench.backbone.model import Model, empty_copy
 from peftbench.config.spec import Scope
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import Method
 
 Made = TypeVar("Made", bound=Method)

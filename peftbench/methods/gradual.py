@@ -8,7 +8,7 @@ from torch import nn
 
 from peftbench.backbone.model import Model
 from peftbench.config.spec import Count, Scope
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, Training, require
 
 

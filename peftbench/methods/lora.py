@@ -16,8 +16,8 @@ from torch.nn import functional
 from peftbench.backbone.dropout import Dropout
 from peftbench.backbone.model import Model
 from peftbench.config.spec import Count, Kind, Scope, Share
-from peftbench.errors import ConfigError
-from peftbench.files import write_atomically
+from peftbench.ground.errors import ConfigError
+from peftbench.ground.files import write_atomically
 from peftbench.methods.base import ParameterTuner, narrowed, require
 
 

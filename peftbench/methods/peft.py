@@ -18,8 +18,8 @@ from peftbench.backbone.dropout import replace_dropout
 from peftbench.backbone.model import NORMS, Model
 from peftbench.config.bounds import MOST, PathText, refuse
 from peftbench.config.spec import Kind, Scope
-from peftbench.errors import ConfigError
-from peftbench.files import write_atomically
+from peftbench.ground.errors import ConfigError
+from peftbench.ground.files import write_atomically
 from peftbench.methods import dial, peft_types
 from peftbench.methods.base import ParameterTuner, Training, check_fit, narrowed, require
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from peftbench.errors import ConfigError, near, shown
+from peftbench.ground.errors import ConfigError, near, shown
 
 CONFIG_FILE = "adapter_config.json"
 LARGEST_CONFIG = 1 << 20  # bytes

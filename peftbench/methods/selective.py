@@ -18,7 +18,7 @@ from peftbench.backbone.model import Model
 from peftbench.config.bounds import Within
 from peftbench.config.spec import Count, Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import Training, Tuner, decays_by_name, narrowed, require
 from peftbench.methods.wrapper import WrapperTuner
 from peftbench.sparse.adam import EntryAdamW, ValuesAdamW

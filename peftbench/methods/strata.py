@@ -11,7 +11,7 @@ from peftbench.backbone.model import Model
 from peftbench.config.bounds import MOST, Name, Within
 from peftbench.config.spec import Count, Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import Method, narrowed
 from peftbench.methods.wrapper import WrapperTuner
 

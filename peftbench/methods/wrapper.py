@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftbench.errors import ConfigError, DataError
+from peftbench.ground.errors import ConfigError, DataError
 from peftbench.methods.base import ParameterTuner, Training, Tuner
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from plotly.offline import get_plotlyjs
 
-from peftbench import escape
-from peftbench.errors import LONGEST_LINE, DataError, shown
-from peftbench.files import write_atomically
+from peftbench.ground import escape
+from peftbench.ground.errors import LONGEST_LINE, DataError, shown
+from peftbench.ground.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
 from peftbench.report import predictions as files

@@ -4,8 +4,8 @@ import csv
 import io
 from pathlib import Path
 
-from peftbench import strangers
-from peftbench.errors import DataError
+from peftbench.ground import strangers
+from peftbench.ground.errors import DataError
 
 MOST_BYTES = 256 << 20  # of a file of predictions; QQP's test split has 391,000 rows
 COLUMNS = ("prediction", "label")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.errors import LONGEST_LINE, ConfigError, DataError, near, shown
+from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, near, shown
 from peftbench.record import Record, find_records, read_record
 
 # What two cells may differ in and still be the same cell of a table, beside the seed.

@@ -4,8 +4,8 @@ import csv as library
 import io
 from collections.abc import Callable, Sequence
 
-from peftbench import escape
-from peftbench.errors import ConfigError, near, shown
+from peftbench.ground import escape
+from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.report.table import Entry, Line, Table
 
 

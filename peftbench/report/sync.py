@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.report import plots, render
 from peftbench.report.records import Study
 from peftbench.report.table import build

@@ -1,6 +1,6 @@
 """Whether one method beats another, in words and numbers."""
 
-from peftbench.errors import ConfigError, near
+from peftbench.ground.errors import ConfigError, near
 from peftbench.report.records import Study
 from peftbench.report.statistics import ALPHA, Comparison, compare
 from peftbench.report.table import apart

@@ -13,9 +13,9 @@ from peftbench.config.validate import parse
 from peftbench.data.split import make_split
 from peftbench.data.tokens import tokenize, tokenizer_for
 from peftbench.data.tsv import read_table
-from peftbench.errors import DataError
-from peftbench.files import RECORD_FILE
-from peftbench.machine import process_state
+from peftbench.ground.errors import DataError
+from peftbench.ground.files import RECORD_FILE
+from peftbench.ground.machine import process_state
 from peftbench.record import Record, read_record
 from peftbench.runner.deltas import model_spec, reload
 from peftbench.training.evaluation import Evaluator

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from peftbench.backbone.model import build
 from peftbench.config.spec import Budget, Cell
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.runner import deltas
 
 

@@ -15,11 +15,11 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from peftbench import strangers
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256
 from peftbench.config import compose
-from peftbench.errors import DataError, shown
-from peftbench.files import write_atomically
+from peftbench.ground import strangers
+from peftbench.ground.errors import DataError, shown
+from peftbench.ground.files import write_atomically
 
 PICKLE = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"

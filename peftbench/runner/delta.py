@@ -14,12 +14,12 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from peftbench import strangers
 from peftbench.config.bounds import MOST
 from peftbench.config.spec import Budget, MethodSpec, Scope
 from peftbench.config.validate import parse
-from peftbench.errors import DataError
-from peftbench.files import write_atomically
+from peftbench.ground import strangers
+from peftbench.ground.errors import DataError
+from peftbench.ground.files import write_atomically
 
 FORMAT = "peftbench-delta-1"
 MOST_BYTES = 16 << 30  # of a file; the largest backbone here, trained whole after another was, has 3 GB

@@ -9,13 +9,13 @@ from peftbench.backbone.weights import file_sha256
 from peftbench.config import compose
 from peftbench.config.spec import Budget, Cell, Layout, MethodSpec, ModelSpec, Scope
 from peftbench.config.validate import classes_of, make_method, parse, unknown_class
-from peftbench.errors import ConfigError, DataError
-from peftbench.files import DELTA_FILE, RECORD_FILE
+from peftbench.ground.errors import ConfigError, DataError
+from peftbench.ground.files import DELTA_FILE, RECORD_FILE
+from peftbench.ground.seeds import drawn_from
 from peftbench.methods.base import Method, Tuner, copy_into
 from peftbench.methods.dial import within
 from peftbench.record import Record, read_record
 from peftbench.runner.delta import START, Delta, DeltaFacts, LearnedFor, LearnedOn
-from peftbench.seeds import drawn_from
 
 HEAD = "head."
 MOST_GROWTH = 4  # times the entries of backbone and delta: what a delta's method may make of them

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from peftbench import __version__
-from peftbench.machine import give_back_freed_memory, process_state
+from peftbench.ground.machine import give_back_freed_memory, process_state
+from peftbench.ground.version import __version__
 
 PACKAGES = (
     "torch",

@@ -13,7 +13,7 @@ from peftbench.backbone.model import Model
 from peftbench.config.spec import Cell, TaskSpec
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
-from peftbench.files import write_atomically
+from peftbench.ground.files import write_atomically
 from peftbench.record import (
     SCHEMA,
     Attention,

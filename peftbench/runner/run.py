@@ -15,9 +15,9 @@ from peftbench.config.spec import Cell, ModelSpec, TaskSpec, TrackerSpec
 from peftbench.data.rows import Rows, rows_of
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens, tokenize, tokenizer_for
-from peftbench.errors import BadInput, Diverged
-from peftbench.files import DELTA_FILE, RECORD_FILE, keep_last, stamp
-from peftbench.machine import process_state
+from peftbench.ground.errors import BadInput, Diverged
+from peftbench.ground.files import DELTA_FILE, RECORD_FILE, keep_last, stamp
+from peftbench.ground.machine import process_state
 from peftbench.record import Record, Search, write_record
 from peftbench.runner import budgets, deltas, provenance
 from peftbench.runner.counts import count, counted_again, entries, plan

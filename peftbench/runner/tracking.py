@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from peftbench import environment
 from peftbench.config.spec import Cell, TrackerSpec
-from peftbench.errors import shown
-from peftbench.files import write_atomically
+from peftbench.ground import environment
+from peftbench.ground.errors import shown
+from peftbench.ground.files import write_atomically
 from peftbench.training.fit import Evaluation
 
 # W&B's own words for one run, which must not make one of all cells.

@@ -7,9 +7,9 @@ from pathlib import Path
 from peftbench.backbone.weights import weights_folder
 from peftbench.config.spec import Cell
 from peftbench.data.rows import rows_of
-from peftbench.errors import DataError
-from peftbench.files import RECORD_FILE
-from peftbench.machine import process_state
+from peftbench.ground.errors import DataError
+from peftbench.ground.files import RECORD_FILE
+from peftbench.ground.machine import process_state
 from peftbench.record import Record, read_record, write_record
 from peftbench.runner import budgets, deltas
 from peftbench.runner.recording import keep_predictions

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import AfterValidator
 
-from peftbench.errors import near
+from peftbench.ground.errors import near
 
 Rank = Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from peftbench.errors import ConfigError, DataError
+from peftbench.ground.errors import ConfigError, DataError
 
 
 class SparseStore:

@@ -13,8 +13,8 @@ from omegaconf import DictConfig, open_dict
 
 from peftbench.config import compose
 from peftbench.config.spec import Cell
-from peftbench.errors import BadInput, ConfigError
-from peftbench.files import RECORD_FILE
+from peftbench.ground.errors import BadInput, ConfigError
+from peftbench.ground.files import RECORD_FILE
 from peftbench.record import Record, Search, finished_record
 from peftbench.study import done, gpus, search
 from peftbench.study.done import AtHand, Need
@@ -144,7 +144,7 @@ def _agreed(decide: Callable[[], int | Need]) -> int | Need:
         return decide()
     from accelerate.utils import broadcast_object_list
 
-    from peftbench.machine import process_state
+    from peftbench.ground.machine import process_state
 
     process_state()
     decided: list[int | Need] = [decide() if _rank() == 0 else "nothing"]

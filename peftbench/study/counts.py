@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.papers import Paper, Row
 from peftbench.runner.counts import Counts, kept_bounds, plan
 from peftbench.study.many import cells_from

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter
 
-from peftbench import strangers
 from peftbench.config.spec import Cell, digest
 from peftbench.data.rows import Rows, rows_of
-from peftbench.errors import DataError
-from peftbench.files import (
+from peftbench.ground import strangers
+from peftbench.ground.errors import DataError
+from peftbench.ground.files import (
     CHECKPOINT_FILE,
     DELTA_FILE,
     RECORD_FILE,

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 
 _held: list[IO[str]] = []  # the place's lock file: the kernel frees it when the process ends, however it ends
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from peftbench import __version__, strangers
 from peftbench.config.words import conf_dir
-from peftbench.errors import LONGEST_LINE, ConfigError, DataError, shown
-from peftbench.files import set_aside, write_atomically
+from peftbench.ground import strangers
+from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, shown
+from peftbench.ground.files import set_aside, write_atomically
+from peftbench.ground.version import __version__
 from peftbench.study import done
 from peftbench.study.done import Reads
 

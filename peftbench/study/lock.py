@@ -17,9 +17,9 @@ from types import TracebackType
 
 from pydantic import TypeAdapter
 
-from peftbench.errors import BadInput, shown
-from peftbench.files import make_folder, set_aside
-from peftbench.strangers import read_json
+from peftbench.ground.errors import BadInput, shown
+from peftbench.ground.files import make_folder, set_aside
+from peftbench.ground.strangers import read_json
 
 FILE = "lock.json"
 BEAT = 10.0  # seconds between two heartbeats

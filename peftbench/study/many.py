@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 
 from peftbench.config import build, compose
 from peftbench.config.spec import Cell
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 FEW = 8  # cells that one process composes sooner than others are started

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peftbench.config import compose
-from peftbench.errors import ConfigError, near
-from peftbench.files import DELTA_FILE
+from peftbench.ground.errors import ConfigError, near
+from peftbench.ground.files import DELTA_FILE
 from peftbench.papers import Paper, Row
 from peftbench.study.sweep import cells_of
 

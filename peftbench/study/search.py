@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from peftbench.config.spec import Cell
-from peftbench.errors import ConfigError
+from peftbench.ground.errors import ConfigError
 from peftbench.record import SEARCH_SUFFIX, Record, Search
 
 

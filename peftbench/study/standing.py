@@ -15,9 +15,9 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from peftbench import strangers
-from peftbench.errors import DataError
-from peftbench.files import RECORD_FILE, YOUNG, write_atomically
+from peftbench.ground import strangers
+from peftbench.ground.errors import DataError
+from peftbench.ground.files import RECORD_FILE, YOUNG, write_atomically
 from peftbench.record import Glance, Hashes, glance
 from peftbench.study import done
 from peftbench.study.done import AtHand, Need, Reads

@@ -11,9 +11,9 @@ from typing import Literal
 
 import yaml
 
-from peftbench import escape, strangers
-from peftbench.errors import ConfigError, DataError, near
-from peftbench.files import CHECKPOINT_FILE, RECORD_FILE
+from peftbench.ground import escape, strangers
+from peftbench.ground.errors import ConfigError, DataError, near
+from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE
 from peftbench.record import damage, find_records, read_record
 from peftbench.study import index, lock
 from peftbench.study.index import Planned

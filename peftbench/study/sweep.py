@@ -10,8 +10,8 @@ from hydra.errors import HydraException
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.config.words import words_for_globs
-from peftbench.errors import ConfigError
-from peftbench.files import CHECKPOINT_FILE, RECORD_FILE
+from peftbench.ground.errors import ConfigError
+from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE
 from peftbench.record import record_status
 from peftbench.study import done, index, lock, many
 from peftbench.study.done import Reads

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from peftbench.files import CHECKPOINT_FILE, set_aside, write_atomically
+from peftbench.ground.files import CHECKPOINT_FILE, set_aside, write_atomically
 
 KEY = "peftbench-checkpoint-1"
 

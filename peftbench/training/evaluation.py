@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from peftbench.config.spec import TaskSpec
 from peftbench.data.batches import evaluation_order
 from peftbench.data.tokens import Tokens
-from peftbench.machine import process_state
+from peftbench.ground.machine import process_state
 from peftbench.training.fit import Evaluation
 from peftbench.training.forward import Forward
 from peftbench.training.metrics import predict, score

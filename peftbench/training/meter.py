@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from peftbench.data.batches import Batch
-from peftbench.errors import Diverged
+from peftbench.ground.errors import Diverged
 from peftbench.training.fit import Fit
 
 

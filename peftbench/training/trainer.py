@@ -16,10 +16,10 @@ from peftbench.config.spec import Protocol as TrainingProtocol
 from peftbench.config.spec import TaskSpec
 from peftbench.data.batches import cut, epoch_order
 from peftbench.data.tokens import Tokens
-from peftbench.errors import Diverged
-from peftbench.machine import keep_freed_memory, process_state
+from peftbench.ground.errors import Diverged
+from peftbench.ground.machine import keep_freed_memory, process_state
+from peftbench.ground.seeds import stream
 from peftbench.methods.base import Training, Tuner, decays_by_name
-from peftbench.seeds import stream
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.fit import Fit, Watcher

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-from peftbench.errors import ConfigError, shown
+from peftbench.ground.errors import ConfigError, shown
 
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun and accelerate set
 WANDB_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
-from peftbench.errors import printable
+from peftbench.ground.errors import printable
 
 LATEX = {"\\": r"\textbackslash{}", "†": r"$^\dagger$", "±": r"$\pm$", "–": "--"}
 LATEX |= {character: f"\\{character}" for character in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\^{}"}
