@@ -81,7 +81,8 @@ def test_frozen_layers_are_run_once_per_row(run_tiny: Run) -> None:
             found.append(calls[0])
     finally:
         hook.remove()
-    assert found == [4, 4]  # two layers, one batch of training rows and one of dev
+    # two layers: a batch of training rows, a batch of dev, and the two tokens that tell whose attention runs
+    assert found == [6, 6]
 
 
 def test_in_bf16_and_with_dropout_it_learns(run_tiny: Run) -> None:

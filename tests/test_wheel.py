@@ -6,12 +6,14 @@ import sysconfig
 import venv
 from pathlib import Path
 
+import pytest
 from support import TINY
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_wheel_runs_from_a_clean_environment(tmp_path: Path) -> None:
+def test_the_wheel_runs_from_a_clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True, text=True)
     (wheel,) = tmp_path.glob("peftbench-*.whl")

@@ -4,6 +4,7 @@ No word and no number is broken while there is room for the longest. Columns giv
 states; what still finds no room follows in further tables below, each with the first column.
 """
 
+import os
 import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,11 @@ class Screen(Console):
 
     @property  # type: ignore[misc]  # nobody sets it
     def size(self) -> ConsoleDimensions:
-        """The terminal's; without one, lines are as long as they are."""
-        return super().size if self.file.isatty() else ConsoleDimensions(UNLIMITED, 25)
+        """The terminal's, or what COLUMNS says now; without a terminal, lines are as long as they are."""
+        if not self.file.isatty():
+            return ConsoleDimensions(UNLIMITED, 25)
+        columns = os.environ.get("COLUMNS", "")
+        return ConsoleDimensions(int(columns), 25) if columns.isdigit() and int(columns) else super().size
 
 
 console = Screen(highlight=False)
