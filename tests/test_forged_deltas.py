@@ -131,7 +131,8 @@ def refused(
         assert not (tmp_path / "trace").exists()
         assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and "cache" not in path.parts] == []
         assert "Traceback" not in err
-        assert (ended.value.code, out, len(err.splitlines())) == (3, "", 1), err
+        # one line; of weights that cannot be had a second one says what works
+        assert (ended.value.code, out, len(err.splitlines())) in [(3, "", 1), (3, "", 2)], err
         assert len(err) <= 201
         return err
 

@@ -56,7 +56,7 @@ def _check_values(launcher: dict[str, Any]) -> None:
     jobs, batch = launcher.get("n_jobs"), launcher.get("batch_size")
     if jobs is not None and not (jobs == -1 or 1 <= jobs <= MOST):
         problems.append(f"hydra.launcher.n_jobs={shown(jobs)}: must be a number of processes, or -1 for all cores")
-    if batch is not None and batch != "auto" and not (type(batch) is int and 1 <= batch <= MOST):
+    if batch is not None and batch != "auto" and not (str(batch).isdecimal() and 1 <= int(batch) <= MOST):
         problems.append(f"hydra.launcher.batch_size={shown(batch)}: must be auto or a whole number, at least 1")
     for key, least in LEAST.items():
         if (value := launcher.get(key)) is not None and not least <= value < 2**31:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import Field
 
 from peftbench.backbone.model import Model
-from peftbench.config.bounds import MOST, Name, Within
+from peftbench.config.bounds import Name, Within
 from peftbench.config.spec import Count, Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
 from peftbench.ground.errors import ConfigError
@@ -27,7 +27,7 @@ class Stratum:
         methods: methods with their keys, `_target_` first, each under a name (or in a list); none: frozen.
     """
 
-    last: Annotated[int, Field(ge=0, le=MOST)] | Annotated[float, Field(gt=0, lt=1)] | None
+    last: int | Annotated[float, Field(gt=0, lt=1)] | None
     methods: dict[Name, Within] | tuple[Within, ...] = ()
 
 
