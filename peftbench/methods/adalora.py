@@ -16,7 +16,8 @@ from peftbench.config.spec import Count, Kind, Scope, Share
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.methods.base import Training, narrowed, same_names
 from peftbench.methods.dial import trained_entries, turned
-from peftbench.methods.lora import LoRALinear, LoRATuner, wrap
+from peftbench.methods.lora import LoRALinear, LoRATuner
+from peftbench.methods.maps import wrap
 
 PartOfAll = Annotated[float, Field(gt=0, lt=1)]
 Steps = Annotated[int, Field(ge=0, le=MOST)] | PartOfAll

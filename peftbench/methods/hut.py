@@ -11,13 +11,13 @@ from torch.nn import functional
 from peftbench.backbone.model import Model
 from peftbench.config.spec import Count, Kind, Scope
 from peftbench.ground.errors import ConfigError
-from peftbench.methods.base import ParameterTuner, narrowed
-from peftbench.methods.lora import wrap
+from peftbench.methods.base import narrowed
+from peftbench.methods.maps import AdaptedLinear, MapsTuner, wrap
 
 Reading = Literal["blocks", "sum"]
 
 
-class HUTLinear(nn.Module):
+class HUTLinear(AdaptedLinear):
     """A linear map under a Hadamard update: gamma * ((S_A * W * S_B) x) + b + beta, of which W and b stay frozen.
 
     What trains are differences from the identity, zero at the start: `hut_A` (out, rank), `hut_B` (rank, in),
@@ -28,10 +28,10 @@ class HUTLinear(nn.Module):
     sum over hut_B[:, j], the product with matrices of ones. At rank 1 both are diag(a) W diag(b).
     """
 
+    factors: ClassVar[tuple[str, ...]] = ("hut_A", "hut_B", "hut_scale", "hut_shift")
+
     def __init__(self, base: nn.Linear, rank: int, reading: Reading) -> None:
-        super().__init__()
-        self.weight, self.bias = base.weight, base.bias
-        self.in_features, self.out_features = base.in_features, base.out_features
+        super().__init__(base)
         self._by_side = rank == 1 or reading == "sum"  # each factor is constant along the other side
         device, out = base.weight.device, base.out_features
         self.hut_A = nn.Parameter(torch.zeros(out, rank, device=device))
@@ -59,15 +59,11 @@ class HUTLinear(nn.Module):
             right = self.hut_B[_block(self.out_features, self.hut_A)]
         return (1 + self.hut_scale).unsqueeze(1) * ((1 + left) * weight.float() * (1 + right))
 
-    def merged(self) -> nn.Linear:
-        """The plain linear map with the update folded into weight and bias."""
-        with torch.no_grad():
-            self.weight.copy_(self.updated(self.weight))
-            if self.hut_shift is not None:
-                self.bias.add_(self.hut_shift)
-        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        plain.weight, plain.bias = self.weight, self.bias
-        return plain
+    def fold(self) -> None:
+        """The update goes into weight and bias."""
+        self.weight.copy_(self.updated(self.weight))
+        if self.hut_shift is not None:
+            self.bias.add_(self.hut_shift)
 
     def _shifted(self) -> torch.Tensor | None:
         return None if self.hut_shift is None else self.bias + self.hut_shift
@@ -79,33 +75,16 @@ def _block(length: int, factor: torch.Tensor) -> torch.Tensor:
     return torch.arange(length, device=factor.device) * rank // length
 
 
-class HUTTuner(ParameterTuner):
+class HUTTuner(MapsTuner[HUTLinear]):
     """The factors, scales and shifts of every wrapped map."""
-
-    def __init__(self, model: Model, wrapped: Mapping[str, HUTLinear]) -> None:
-        self._model, self._wrapped = model, dict(wrapped)
-        super().__init__(
-            {
-                f"{name}.{part}": p
-                for name, layer in self._wrapped.items()
-                for part, p in layer.named_parameters()
-                if part.startswith("hut_")
-            }
-        )
 
     def decays(self, name: str) -> bool:
         """All but the shifts, which are biases."""
         return not name.endswith("hut_shift")
 
-    def merge(self) -> None:
-        """Fold every update into its map and put the plain linear maps back."""
-        for name, layer in self._wrapped.items():
-            self._model.module.set_submodule(name, layer.merged())
-        self._wrapped, self._trainables = {}, {}
-
     def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """The updated weight less the plain one, and beta."""
-        for name, layer in self._wrapped.items():
+        for name, layer in self.wrapped.items():
             plain = before[f"{name}.weight"].to(layer.hut_A.device).float()
             yield f"{name}.weight", (layer.updated(plain) - plain).detach()
             if layer.hut_shift is not None:

@@ -11,20 +11,21 @@ from torch.nn import functional
 
 from peftbench.backbone.model import Model
 from peftbench.config.spec import Count, Kind, Scope
-from peftbench.methods.base import ParameterTuner, narrowed
-from peftbench.methods.lora import wrap
+from peftbench.methods.base import narrowed
+from peftbench.methods.maps import AdaptedLinear, MapsTuner, wrap
 
 
-class LinearAdapterLinear(nn.Module):
+class LinearAdapterLinear(AdaptedLinear):
     """A sub-layer's projection followed by a linear bottleneck: y + U D y, y = W x + b.
 
     `weight` (out, in) and `bias` (out,) are the frozen projection's own under their own names. `adapter_down`, D
     (width, out), and `adapter_up`, U (out, width), have no bias and start at N(0, std^2): near the identity, not at it.
     """
 
+    factors: ClassVar[tuple[str, ...]] = ("adapter_down", "adapter_up")
+
     def __init__(self, base: nn.Linear, width: int, std: float) -> None:
-        super().__init__()
-        self.weight, self.bias = base.weight, base.bias
+        super().__init__(base)
         out, device = base.out_features, base.weight.device
         self.adapter_down = nn.Parameter(torch.empty(width, out, device=device).normal_(std=std))
         self.adapter_up = nn.Parameter(torch.empty(out, width, device=device).normal_(std=std))
@@ -37,39 +38,19 @@ class LinearAdapterLinear(nn.Module):
         """The bottleneck alone: (..., out) to (..., out)."""
         return y + functional.linear(functional.linear(y, self.adapter_down), self.adapter_up)
 
-    def merged(self) -> nn.Linear:
-        """The projection with the bottleneck folded in: weight (1 + U D) W, bias (1 + U D) b."""
-        with torch.no_grad():
-            for parameter in (self.weight, self.bias):
-                if parameter is not None:  # the columns of a matrix are adapted as outputs are
-                    parameter.copy_(self.adapted(parameter.float().t()).t())
-        plain = nn.Linear(self.weight.shape[1], self.weight.shape[0], self.bias is not None, device="meta")
-        plain.weight, plain.bias = self.weight, self.bias
-        return plain
+    def fold(self) -> None:
+        """The bottleneck goes into weight and bias: (1 + U D) W, (1 + U D) b."""
+        for parameter in (self.weight, self.bias):
+            if parameter is not None:  # the columns of a matrix are adapted as outputs are
+                parameter.copy_(self.adapted(parameter.float().t()).t())
 
 
-class LinearAdapterTuner(ParameterTuner):
+class LinearAdapterTuner(MapsTuner[LinearAdapterLinear]):
     """The bottlenecks of every wrapped projection."""
-
-    def __init__(self, model: Model, wrapped: Mapping[str, LinearAdapterLinear]) -> None:
-        self._model, self._wrapped = model, dict(wrapped)
-        super().__init__(
-            {
-                f"{name}.{part}": getattr(layer, part)
-                for name, layer in self._wrapped.items()
-                for part in ("adapter_down", "adapter_up")
-            }
-        )
-
-    def merge(self) -> None:
-        """Fold every bottleneck into the projection before it and put the plain linear maps back."""
-        for name, layer in self._wrapped.items():
-            self._model.module.set_submodule(name, layer.merged())
-        self._wrapped, self._trainables = {}, {}
 
     def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """U D W and U D b of every wrapped projection."""
-        for name, layer in self._wrapped.items():
+        for name, layer in self.wrapped.items():
             for part in ("weight", "bias"):
                 if getattr(layer, part) is not None:
                     plain = before[f"{name}.{part}"].to(layer.adapter_up.device).float().t()

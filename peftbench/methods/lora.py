@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeVar
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -18,22 +18,21 @@ from peftbench.backbone.model import Model
 from peftbench.config.spec import Count, Kind, Scope, Share
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import write_atomically
-from peftbench.methods.base import ParameterTuner, narrowed, require
+from peftbench.methods.base import narrowed
+from peftbench.methods.maps import AdaptedLinear, MapsTuner, wrap
 
 
-class LoRALinear(nn.Module):
+class LoRALinear(AdaptedLinear):
     """A linear map with a low-rank term: W x + b + (alpha / rank) B A x, equation 3 of the paper.
 
     `weight` (out, in) and `bias` (out,) are the frozen map's own parameters under their own names; `lora_A`
     (rank, in) starts as in the released code (kaiming-uniform, a = sqrt 5), `lora_B` (out, rank) at zero.
     """
 
-    factors: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")  # what trains
+    factors: ClassVar[tuple[str, ...]] = ("lora_A", "lora_B")
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: nn.Module) -> None:
-        super().__init__()
-        self.weight, self.bias = base.weight, base.bias
-        self.in_features, self.out_features = base.in_features, base.out_features
+        super().__init__(base)
         self.scaling = alpha / rank
         self.dropout = dropout
         device = base.weight.device
@@ -55,50 +54,13 @@ class LoRALinear(nn.Module):
         """The low-rank term as a matrix (out, in)."""
         return self.scaling * (self.lora_B @ self.lora_A).detach()
 
-    def merged(self) -> nn.Linear:
-        """The plain linear map with the low-rank term folded into its weight."""
-        with torch.no_grad():
-            self.weight.copy_(self.weight.float() + self.update())
-        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
-        plain.weight, plain.bias = self.weight, self.bias
-        return plain
+    def fold(self) -> None:
+        """The low-rank term goes into the weight."""
+        self.weight.copy_(self.weight.float() + self.update())
 
 
-Wrapped = TypeVar("Wrapped", bound=nn.Module)
-
-
-def wrap(model: Model, inside: Scope, make: Callable[[nn.Linear], Wrapped]) -> dict[str, Wrapped]:
-    """Put a module made from it in the place of every linear map that a scope covers; by name, in forward order.
-
-    Raises:
-        ConfigError: the scope covers none.
-    """
-    linears = model.linears(inside)
-    require(linears, "no linear map", inside)
-    wrapped = {name: make(base) for name, base in linears}
-    for name, module in wrapped.items():
-        model.module.set_submodule(name, module)
-    return wrapped
-
-
-class LoRATuner(ParameterTuner):
+class LoRATuner(MapsTuner[LoRALinear]):
     """The factors of every wrapped linear map."""
-
-    def __init__(self, model: Model, wrapped: Mapping[str, LoRALinear]) -> None:
-        self._model, self.wrapped = model, dict(wrapped)
-        super().__init__(
-            {
-                f"{name}.{factor}": getattr(layer, factor)
-                for name, layer in self.wrapped.items()
-                for factor in layer.factors
-            }
-        )
-
-    def merge(self) -> None:
-        """Fold every term into its weight and put the plain linear maps back."""
-        for name, layer in self.wrapped.items():
-            self._model.module.set_submodule(name, layer.merged())
-        self.wrapped, self._trainables = {}, {}
 
     def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """(alpha / rank) B A of every wrapped map."""
