@@ -23,7 +23,7 @@ TESTS = Path(__file__).resolve().parents[1] / "tests"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Record what is missing or named."""
     sys.path.insert(0, str(TESTS))
-    rows = importlib.import_module("test_methods").ROWS
+    rows = importlib.import_module("matrix").ROWS
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("again", nargs="*", help="rows to record anew")
     parser.add_argument("--file", type=Path, default=TESTS / "data" / "golden_losses.json")

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_methods import GOLDEN
+from matrix import GOLDEN
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "golden.py"
 spec = importlib.util.spec_from_file_location("golden", SCRIPT)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_methods import ROWS
+from matrix import ROWS
 
 from peftbench.ground.files import CHECKPOINT_FILE as FILE
 from peftbench.record import MEASURED, read_record
