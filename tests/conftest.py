@@ -1,13 +1,18 @@
 """Shared fixtures: a small backbone that needs no download, and real GLUE where it lies beside the checkout."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+import studies
+from forgery import Said, in_process
 from support import TINY
 
 from peftbench.config import compose
 from peftbench.config.spec import Cell
+from peftbench.ground.files import RECORD_FILE
+from peftbench.record import read_record
 from peftbench.runner.run import Outcome, run
 
 GLUE = Path(__file__).resolve().parents[2] / "shared" / "glue"
@@ -50,3 +55,32 @@ def run_tiny(tmp_path: Path) -> Callable[..., Outcome]:
         return run(compose.build(config), compose.resolved(config), words)
 
     return go
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of LoRA in the study "s"; tests read it."""
+    folder = tmp_path_factory.mktemp("finished")
+    words = [*TINY, "method=lora", "study=s", f"outputs={folder / 'outputs'}", f"cache={folder / 'cache'}"]
+    return run(compose.cell_from(words), compose.resolved(compose.load(words)), words).path.parent
+
+
+@pytest.fixture
+def finished_study(finished: Path, tmp_path: Path) -> Path:
+    """The folder of a study with that one record."""
+    folder = tmp_path / "outputs" / "s" / finished.parent.name / "seed0"
+    folder.mkdir(parents=True)
+    (folder / RECORD_FILE).write_bytes((finished / RECORD_FILE).read_bytes())
+    return folder.parents[1]
+
+
+@pytest.fixture
+def write_run(finished: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Write a finished run of the study "made": `studies.write_run` without its first two arguments."""
+    return partial(studies.write_run, read_record(finished / RECORD_FILE), tmp_path / "outputs")
+
+
+@pytest.fixture
+def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
+    """Run a command in this process: exit code, output, errors."""
+    return lambda *words: in_process(list(words), capfd, monkeypatch)

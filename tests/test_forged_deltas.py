@@ -11,14 +11,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
-from support import TINY
 
 from peftbench.cli import main
-from peftbench.config import compose
 from peftbench.data.sources import SAMPLE
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.runner.delta import FORMAT
-from peftbench.runner.run import run
 
 Tensors = dict[str, torch.Tensor]
 Forge = Callable[[Tensors, dict[str, Any]], bytes]
@@ -89,15 +86,9 @@ DELTAS: dict[str, Forge] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    words = [*TINY, "method=lora", "protocol.max_steps=1", "study=s", f"outputs={tmp_path_factory.mktemp('good')}"]
-    return run(compose.cell_from(words), compose.resolved(compose.load(words)), words).path.parent
-
-
 @pytest.fixture
 def refused(
-    good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
     """Predict with a forged delta or configuration, beside a module that leaves a trace when it is imported."""
 
@@ -110,13 +101,13 @@ def refused(
         monkeypatch.chdir(tmp_path)
         folder = tmp_path / "run"
         folder.mkdir()
-        content = (good / DELTA_FILE).read_bytes()
+        content = (finished / DELTA_FILE).read_bytes()
         if forge is not None:
-            with safe_open(good / DELTA_FILE, "pt") as file:
+            with safe_open(finished / DELTA_FILE, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 content = forge(tensors, json.loads(file.metadata()[FORMAT]))
         (folder / DELTA_FILE).write_bytes(content)
-        raw = json.loads((good / RECORD_FILE).read_bytes())
+        raw = json.loads((finished / RECORD_FILE).read_bytes())
         del raw["sha256"]
         raw["hashes"]["delta"] = sha256(content).hexdigest()
         config(raw["config"])

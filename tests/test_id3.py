@@ -1,0 +1,187 @@
+"""ID3 in whole runs: exact at every step, equal to a plain implementation and to the authors' package, lean."""
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support import assemble, values
+
+from peftbench.config.spec import Cell
+from peftbench.methods.selective import SelectiveTuner
+from peftbench.sparse.schedule import unmasked
+
+SETTINGS = [
+    ("uniform", 500, 1, 1),
+    ("uniform", 3, 1, 1),  # fewer entries than steps
+    ("uniform", 53, 1, 3),  # accumulated parts, and no multiple of the steps
+    ("cosine", 97, 1, 1),
+    ("front", 97, 4, 1),
+]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(("schedule", "budget", "every", "parts"), SETTINGS)
+@pytest.mark.parametrize("kinds", ["null", "[query,output]"])
+def test_id3_is_exact_at_every_step(
+    tiny: Callable[..., Cell], schedule: str, budget: int, every: int, parts: int, precision: str, kinds: str
+) -> None:
+    steps = 10
+    cell = tiny(
+        "method=id3", f"budget={budget}", f"method.schedule={schedule}", f"method.every={every}",
+        f"method.kinds={kinds}", "method.steps=7", f"protocol.accumulation={parts}", f"protocol.max_steps={steps}",
+        f"protocol.precision={precision}", "protocol.weight_decay=0.3", "protocol.clip=0.01", "protocol.lr=0.01",
+    )  # fmt: skip
+    model, tuner, trainer = assemble(cell)
+    assert isinstance(tuner, SelectiveTuner)
+    before, used, chosen = values(model), [], []
+    step_done = tuner.after_step
+
+    def after_step(step: int) -> None:
+        step_done(step)
+        used.append(tuner.store.used)
+        chosen.append(tuner.store.ids.tolist())
+
+    tuner.after_step = after_step  # type: ignore[method-assign]
+    trainer.run()
+    assert used == [unmasked(budget, 7, t + 1, schedule, every) for t in range(steps)]  # type: ignore[arg-type]
+    assert used[6:] == [budget] * 4
+    for earlier, later in pairwise(chosen):
+        assert later[: len(earlier)] == earlier, "what is unmasked stays unmasked"
+    assert len(set(chosen[-1])) == budget
+    after, changed = values(model), 0
+    for i, name in enumerate(tuner.store.names):
+        inside = torch.zeros_like(before[name], dtype=torch.bool).view(-1)
+        inside[tuner.store.part(i)[1]] = True
+        different = (before[name] != after[name]).view(-1)
+        assert not (different & ~inside).any(), f"{name}: an entry outside the mask changed"
+        changed += int(different.sum())
+    assert changed > 0.5 * budget
+    assert all(torch.equal(before[n], after[n]) for n, _ in model.backbone() if n not in tuner.store.names)
+
+
+def reference_id3(cell: Cell, steps: int, budget: int, eps: float, exp: float) -> tuple[list[set[int]], torch.Tensor]:
+    """ID3 written plainly with dense tensors: masks, full sort, torch's own AdamW, one shared step counter."""
+    model, tuner, trainer = assemble(cell)
+    assert isinstance(tuner, SelectiveTuner)
+    tensors = tuner.store.tensors
+    for tensor in tensors:
+        tensor.requires_grad_(True)
+    head = [p for _, p in model.head()]
+    optimizer = torch.optim.AdamW([*tensors, *head], lr=cell.protocol.lr, weight_decay=0.0)
+    mask = torch.zeros(tuner.store.total, dtype=torch.bool)
+    sets: list[set[int]] = []
+    torch.manual_seed(0)
+    assert trainer.train is not None
+    order = trainer.order(0)
+    model.module.train()
+    for t in range(steps):
+        rows = order[t]
+        (trainer.loss(rows) / len(rows)).backward()
+        gradient = torch.cat([torch.zeros_like(p).view(-1) if p.grad is None else p.grad.view(-1) for p in tensors])
+        weight = torch.cat([p.detach().view(-1) for p in tensors])
+        scores = gradient.abs() / (weight.abs() + eps) ** exp
+        scores[mask] = -1
+        mask[scores.argsort(descending=True, stable=True)[: budget // steps]] = True
+        for p, part in zip(tensors, mask.split([p.numel() for p in tensors]), strict=True):
+            if p.grad is not None:
+                p.grad.view(-1)[~part] = 0
+        optimizer.step()
+        optimizer.zero_grad()
+        sets.append(set(mask.nonzero().squeeze(1).tolist()))
+    return sets, torch.cat([p.detach().view(-1) for p in tensors])
+
+
+PARITY = [
+    "method=id3", "method.kinds=null", "method.adam=shared", "method.eps=0.01", "protocol.precision=fp32",
+    "protocol.batch_size=2", "protocol.clip=null", "protocol.schedule=constant", "protocol.warmup=0",
+    "protocol.lr=0.002", "+model.config.hidden_dropout_prob=0", "+model.config.attention_probs_dropout_prob=0",
+]  # fmt: skip
+
+
+def chosen_sets(cell: Cell) -> tuple[list[set[int]], torch.Tensor]:
+    """Train a cell: the chosen set after every step, and all candidate entries at the end."""
+    _, tuner, trainer = assemble(cell)
+    assert isinstance(tuner, SelectiveTuner)
+    found: list[set[int]] = []
+    step_done = tuner.after_step
+
+    def after_step(step: int) -> None:
+        step_done(step)
+        found.append(set(tuner.store.ids.tolist()))
+
+    tuner.after_step = after_step  # type: ignore[method-assign]
+    trainer.run()
+    return found, torch.cat([t.detach().view(-1) for t in tuner.store.tensors])
+
+
+def test_id3_equals_a_plain_dense_implementation(tiny: Callable[..., Cell]) -> None:
+    """The same chosen set after every step for 20 steps, and the same weights, with the shared step counter."""
+    steps, budget = 20, 400
+    cell = tiny(*PARITY, f"budget={budget}", f"protocol.max_steps={steps}")
+    sets, weights = reference_id3(cell, steps, budget, eps=0.01, exp=1.0)
+    found, ours = chosen_sets(cell)
+    assert found == sets
+    torch.testing.assert_close(ours, weights, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["id3", "random_masking"])
+def test_state_costs_what_the_budget_says(tiny: Callable[..., Cell], method: str) -> None:
+    """Values, index, order and Adam's moments: at most 20 bytes per entry, growing or not."""
+    _, tuner, trainer = assemble(tiny(f"method={method}", "budget=2000"))
+    assert isinstance(tuner, SelectiveTuner)
+    made: list[torch.optim.Optimizer] = []
+    make = tuner.optimizer
+
+    def keep(*groups: Any, **settings: Any) -> torch.optim.Optimizer:
+        made.append(make(*groups, **settings))
+        return made[0]
+
+    tuner.optimizer = keep  # type: ignore[method-assign]
+    trainer.run()
+    state = made[0].state[tuner.store.values]
+    held = [tuner.store.values, tuner.store.index, state["exp_avg"], state["exp_avg_sq"]]
+    held += [] if tuner.store._sorted is None else [tuner.store._sorted]
+    assert sum(t.numel() * t.element_size() for t in held) <= 20 * 2000
+    assert not any(p.grad is not None for p in tuner.store.tensors), "no dense gradient is left"
+
+
+def test_id3_equals_the_authors_package(tiny: Callable[..., Cell], tmp_path: Path) -> None:
+    """`selective-optimizers` 0.4: the same chosen set after every step for 20 steps, weights equal to 1e-5.
+
+    Compared where that package is right: weight decay 0, the budget a multiple of the steps, head exempt (its budget
+    counts the head, ours does not), fp32, the shared step counter.
+    """
+    from selective_optimizers.wrap import get_selective_optimizer
+
+    steps, budget = 20, 400
+    cell = tiny(*PARITY, f"budget={budget}", f"protocol.max_steps={steps}")
+    model, tuner, trainer = assemble(cell)
+    assert isinstance(tuner, SelectiveTuner)
+    for tensor in tuner.store.tensors:
+        tensor.requires_grad_(True)
+    head = [p for _, p in model.head()]
+    optimizer = get_selective_optimizer(torch.optim.AdamW, "id3")(
+        [{"params": tuner.store.tensors}, {"params": head, "choose_all": True}],
+        lr=cell.protocol.lr, budget=budget + sum(p.numel() for p in head), max_steps=steps, eps=0.01, exp=1.0,
+        verify=False,
+    )  # fmt: skip
+    sets: list[set[int]] = []
+    assert trainer.train is not None
+    order = trainer.order(0)
+    model.module.train()
+    for rows in order[:steps]:
+        (trainer.loss(rows) / len(rows)).backward()
+        for tensor in tuner.store.tensors:
+            tensor.grad = torch.zeros_like(tensor) if tensor.grad is None else tensor.grad  # it cannot do without
+        optimizer.step()
+        optimizer.zero_grad()
+        masks = optimizer.param_groups[0]["chosen_masks"]
+        sets.append(set(torch.cat([mask.view(-1) for mask in masks]).nonzero().squeeze(1).tolist()))
+    theirs = torch.cat([t.detach().view(-1) for t in tuner.store.tensors])
+
+    found, ours = chosen_sets(cell)
+    assert found == sets
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
