@@ -1,9 +1,12 @@
 """Shared fixtures: a small backbone that needs no download, and real GLUE where it lies beside the checkout."""
 
 import gc
+import os
+import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import studies
@@ -15,6 +18,7 @@ from peftbench.config.spec import Cell
 from peftbench.ground.files import RECORD_FILE
 from peftbench.record import read_record
 from peftbench.runner.run import Outcome, run
+from peftbench.training.trainer import Trainer
 
 GLUE = Path(__file__).resolve().parents[2] / "shared" / "glue"
 
@@ -92,3 +96,22 @@ def write_run(finished: Path, tmp_path: Path) -> Callable[..., Path]:
 def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Said]:
     """Run a command in this process: exit code, output, errors."""
     return lambda *words: in_process(list(words), capfd, monkeypatch)
+
+
+@pytest.fixture
+def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Make the process get a SIGTERM in the middle of a given step (0: of none)."""
+    plain = Trainer.step
+    at = [0]
+
+    def step(self: Trainer, number: int, *rest: Any) -> None:
+        if number == at[0] and at[0]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        plain(self, number, *rest)
+
+    monkeypatch.setattr(Trainer, "step", step)
+
+    def set_to(number: int) -> None:
+        at[0] = number
+
+    return set_to

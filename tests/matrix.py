@@ -69,6 +69,13 @@ ROWS = {
         lambda name: False,
         stored=2 * L * (2 * 4 * (D + F + 1) + 1),  # two thirds of the triplets, and which ones they are
     ),
+    "light_peft": Row(  # of two heads one goes; terms on attention alone, so that every rank is as large as any other
+        ("method=light_peft", "method.kinds=[query,key,value,attention_output]", "method.estimation=3"),
+        L * (4 * 2 * D * R + 2 + F),  # and the masks
+        lambda name: ".layer." in name and not ("LayerNorm" in name or name.endswith("output.dense.bias")),
+        # 2 of 8 terms, half of their ranks; masks of what is left; one bit for each head, neuron and rank
+        stored=4 * 8 * (D + D // 2) + 4 * (L + 683) + L * (1 + F // 8 + 4),
+    ),
     "linear_adapter": Row(("method=linear_adapter", "method.width=4"), 2 * L * 2 * D * 4, lambda name: False),
     "hut": Row(("method=hut",), 2 * L * (2 * D + 2 * D), lambda name: False),
     "hut-blocks": Row(

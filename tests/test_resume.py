@@ -1,7 +1,5 @@
 """A run that was stopped goes on where it stopped and ends, bit for bit, as if nothing had happened."""
 
-import os
-import signal
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -23,25 +21,6 @@ from peftbench.training.trainer import Trainer
 
 Run = Callable[..., Outcome]
 Signal = Callable[[int], None]
-
-
-@pytest.fixture
-def signal_at(monkeypatch: pytest.MonkeyPatch) -> Signal:
-    """Make the process get a SIGTERM in the middle of a given step (0: of none)."""
-    plain = Trainer.step
-    at = [0]
-
-    def step(self: Trainer, number: int, *rest: Any) -> None:
-        if number == at[0] and at[0]:
-            os.kill(os.getpid(), signal.SIGTERM)
-        plain(self, number, *rest)
-
-    monkeypatch.setattr(Trainer, "step", step)
-
-    def set_to(number: int) -> None:
-        at[0] = number
-
-    return set_to
 
 
 def what_is_left(outcome: Outcome) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -281,6 +281,7 @@ def test_the_change_of_the_backbone_is_what_merging_makes_of_it(tiny: Callable[.
         ["method=adalora", "method.initial=0", "method.final=1"],
         ["method=linear_adapter", "method.std=0.1"],
         ["method=hut", "method.rank=3"],
+        ["method=light_peft", "method.estimation=3"],
     ):
         model, tuner, trainer = assemble(tiny(*words, "protocol.precision=fp32", "protocol.lr=0.01"))
         before = {name: p.detach().clone() for name, p in model.backbone() if "lora_" not in name}

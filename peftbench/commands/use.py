@@ -1,5 +1,6 @@
 """`peftbench apply`, `predict`, `export`: what is done with a finished run; `convert`: weights made ready for one."""
 
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,8 +21,10 @@ def apply(arguments: Sequence[str]) -> int:
     run = _finished(asked.run)
     from peftbench.runner.apply import apply
 
-    apply(run, writable(Path(asked.output)), _known(asked.searchpath))
+    note = apply(run, writable(Path(asked.output)), _known(asked.searchpath))
     print(asked.output)
+    if note:
+        print(note, file=sys.stderr)
     return 0
 
 

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
@@ -17,7 +16,7 @@ from peftbench.ground.errors import ConfigError, DataError
 from peftbench.methods.base import Training, narrowed, same_names
 from peftbench.methods.dial import trained_entries, turned
 from peftbench.methods.lora import LoRALinear, LoRATuner
-from peftbench.methods.maps import wrap
+from peftbench.methods.maps import packed, unpacked, wrap
 
 PartOfAll = Annotated[float, Field(gt=0, lt=1)]
 Steps = Annotated[int, Field(ge=0, le=MOST)] | PartOfAll
@@ -199,7 +198,7 @@ class AdaLoRATuner(LoRATuner):
             tensors[f"{name}.lora_A"] = layer.lora_A.detach()[kept]
             tensors[f"{name}.lora_E"] = layer.lora_E.detach()[kept]
             tensors[f"{name}.lora_B"] = layer.lora_B.detach()[:, kept]
-            tensors[f"{name}.{KEPT}"] = torch.from_numpy(np.packbits(kept.cpu().numpy()))
+            tensors[f"{name}.{KEPT}"] = packed(kept)
         return tensors
 
     def load_delta(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -208,7 +207,7 @@ class AdaLoRATuner(LoRATuner):
             [f"{name}.{part}" for name, layer in self.layers.items() for part in (*layer.factors, KEPT)], tensors
         )
         for name, layer in self.layers.items():
-            kept = _unpacked(f"{name}.{KEPT}", tensors, self._method.rank)
+            kept = unpacked(f"{name}.{KEPT}", tensors, self._method.rank)
             for factor in layer.factors:
                 _put_triplets(f"{name}.{factor}", tensors, getattr(layer, factor), kept)
             with torch.no_grad():
@@ -260,14 +259,6 @@ class AdaLoRATuner(LoRATuner):
 
 def _entries_of_one(layer: AdaLoRALinear) -> int:
     return layer.in_features + layer.out_features + 1
-
-
-def _unpacked(name: str, tensors: Mapping[str, torch.Tensor], rank: int) -> torch.Tensor:
-    """The stored bits of a matrix as a pattern (rank,) bool."""
-    bits = tensors[name].cpu()
-    if bits.dtype != torch.uint8 or bits.shape != (-(-rank // 8),):
-        raise DataError(f"the delta does not fit: {name} is {bits.dtype} {tuple(bits.shape)}, not {rank} bits")
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=rank).astype(bool))
 
 
 def _put_triplets(name: str, tensors: Mapping[str, torch.Tensor], factor: nn.Parameter, kept: torch.Tensor) -> None:

@@ -79,6 +79,13 @@ class Tuner(Protocol):
         """The optimizer has stepped. True: other parameters are trainable now; those that stay keep their moments."""
         ...
 
+    def settles(self) -> int:
+        """Optimizer steps before which an evaluation is of a model that will not stay: it is never selected.
+
+        Asked when training has begun.
+        """
+        ...
+
     def delta(self) -> Mapping[str, torch.Tensor]:
         """What was learned, by name, enough for `load_delta` on a freshly attached tuner."""
         ...
@@ -91,8 +98,12 @@ class Tuner(Protocol):
         """
         ...
 
-    def merge(self) -> None:
-        """Fold what was learned into the backbone's own weights; the model then stands without the method."""
+    def merge(self) -> str | None:
+        """Fold what was learned into the backbone's own weights; the model then stands without the method.
+
+        Returns:
+            A line that whoever uses those weights should know, if there is one.
+        """
         ...
 
     def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -200,6 +211,10 @@ class ParameterTuner:
         """The same parameters go on."""
         return False
 
+    def settles(self) -> int:
+        """From the first on."""
+        return 0
+
     def delta(self) -> Mapping[str, torch.Tensor]:
         """The trainables themselves."""
         return {name: parameter.detach() for name, parameter in self._trainables.items()}
@@ -208,8 +223,9 @@ class ParameterTuner:
         """See `Tuner`."""
         copy_into(self._trainables, tensors)
 
-    def merge(self) -> None:
+    def merge(self) -> str | None:
         """Nothing to do: the parameters are the model's own."""
+        return None
 
     def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """Every trainable's value less what it was."""

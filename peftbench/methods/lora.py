@@ -35,16 +35,13 @@ class LoRALinear(AdaptedLinear):
         super().__init__(base)
         self.scaling = alpha / rank
         self.dropout = dropout
-        device = base.weight.device
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, device=device))
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        self.lora_A, self.lora_B = new_factors(base, rank)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) to (..., out)."""
         plain = functional.linear(x, self.weight, self.bias)
         low = self.scale() * functional.linear(self.dropout(x), self.lora_A)  # the scale where there is least to scale
-        return torch.addmm(plain.flatten(0, -2), low.flatten(0, -2), self.lora_B.t()).view_as(plain)
+        return plus_product(plain, low, self.lora_B)
 
     def scale(self) -> float | torch.Tensor:
         """What the term is multiplied by between A and B: a number, or one for each rank (rank,)."""
@@ -57,6 +54,18 @@ class LoRALinear(AdaptedLinear):
     def fold(self) -> None:
         """The low-rank term goes into the weight."""
         self.weight.copy_(self.weight.float() + self.update())
+
+
+def new_factors(base: nn.Linear, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """A (rank, in) and B (out, rank) of a linear map, as LoRA starts."""
+    a = nn.Parameter(torch.empty(rank, base.in_features, device=base.weight.device))
+    nn.init.kaiming_uniform_(a, a=math.sqrt(5))
+    return a, nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
+
+
+def plus_product(plain: torch.Tensor, low: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """plain + low B^T: (..., out), (..., rank), (out, rank) to (..., out)."""
+    return torch.addmm(plain.flatten(0, -2), low.flatten(0, -2), b.t()).view_as(plain)
 
 
 class LoRATuner(MapsTuner[LoRALinear]):

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
 from peftbench.backbone.model import Model
 from peftbench.config.spec import Scope
+from peftbench.ground.errors import DataError
 from peftbench.methods.base import ParameterTuner, require
 
 
@@ -55,22 +57,43 @@ def wrap(model: Model, inside: Scope, make: Callable[[nn.Linear], Adapted]) -> d
     return wrapped
 
 
+def named_factors(wrapped: Mapping[str, AdaptedLinear]) -> dict[str, nn.Parameter]:
+    """The factors that the maps have, named "<linear map>.<factor>"."""
+    return {
+        f"{name}.{factor}": parameter
+        for name, layer in wrapped.items()
+        for factor in layer.factors
+        if (parameter := getattr(layer, factor)) is not None
+    }
+
+
 class MapsTuner(ParameterTuner, Generic[Adapted]):
     """The factors of every wrapped linear map, named "<linear map>.<factor>"."""
 
     def __init__(self, model: Model, wrapped: Mapping[str, Adapted]) -> None:
         self._model, self.wrapped = model, dict(wrapped)
-        super().__init__(
-            {
-                f"{name}.{factor}": parameter
-                for name, layer in self.wrapped.items()
-                for factor in layer.factors
-                if (parameter := getattr(layer, factor)) is not None
-            }
-        )
+        super().__init__(named_factors(wrapped))
 
-    def merge(self) -> None:
+    def merge(self) -> str | None:
         """Fold what was learned into every map and put the plain ones back."""
         for name, layer in self.wrapped.items():
             self._model.module.set_submodule(name, layer.merged())
         self.wrapped, self._trainables = {}, {}
+        return None
+
+
+def packed(kept: torch.Tensor) -> torch.Tensor:
+    """A pattern (count,) bool as one bit each, the first in the highest place: uint8."""
+    return torch.from_numpy(np.packbits(kept.cpu().numpy()))
+
+
+def unpacked(name: str, tensors: Mapping[str, torch.Tensor], count: int) -> torch.Tensor:
+    """The stored bits of this name as a pattern (count,) bool.
+
+    Raises:
+        DataError: they are not so many.
+    """
+    bits = tensors[name].cpu()
+    if bits.dtype != torch.uint8 or bits.shape != (-(-count // 8),):
+        raise DataError(f"the delta does not fit: {name} is {bits.dtype} {tuple(bits.shape)}, not {count} bits")
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count).astype(bool))

@@ -92,10 +92,14 @@ class WrapperTuner:
         for part, own in zip(self.parts, owners, strict=True):
             part.load_delta({name: tensors[name] for name in own if name in tensors})
 
-    def merge(self) -> None:
+    def settles(self) -> int:
+        """When every part's evaluations count."""
+        return max((part.settles() for part in self.parts), default=0)
+
+    def merge(self) -> str | None:
         """Merge every part."""
-        for part in self.parts:
-            part.merge()
+        lines = [part.merge() for part in self.parts]
+        return "; ".join(line for line in lines if line) or None
 
     def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """The changes that every part made."""

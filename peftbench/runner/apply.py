@@ -23,11 +23,14 @@ from peftbench.training.forward import Forward
 from peftbench.training.metrics import predict
 
 
-def apply(run: Path, folder: Path, known: Collection[str] = ()) -> None:
+def apply(run: Path, folder: Path, known: Collection[str] = ()) -> str | None:
     """Write the run's model, its delta merged in, as `AutoModelForSequenceClassification.from_pretrained` loads it.
 
     Args:
         known: see `deltas.restore`.
+
+    Returns:
+        A line that whoever uses the folder should know, if there is one.
 
     Raises:
         DataError: the run cannot be read.
@@ -35,7 +38,7 @@ def apply(run: Path, folder: Path, known: Collection[str] = ()) -> None:
     """
     record = read_record(run / RECORD_FILE)
     model, tuner, _ = reload(run, known)
-    tuner.merge()
+    note = tuner.merge()
     module: Any = model.module.float()
     labels = record.config["task"]["labels"]
     if labels:
@@ -49,6 +52,7 @@ def apply(run: Path, folder: Path, known: Collection[str] = ()) -> None:
         from transformers import AutoTokenizer
 
         AutoTokenizer.from_pretrained(weights, trust_remote_code=False).save_pretrained(folder)
+    return note
 
 
 def label(run: Path, file: Path, cache: Path, known: Collection[str] = ()) -> list[str]:

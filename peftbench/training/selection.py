@@ -16,7 +16,8 @@ class Selection:
     """The selection rule of one run.
 
     Attributes:
-        best: what was learned at the selected evaluation, by name; None where the last one counts.
+        best: what was learned at the selected evaluation, by name; None where the last one counts, and before
+            the method has settled.
     """
 
     def __init__(self, rule: str, patience: int | None, model: Model, tuner: Tuner) -> None:
@@ -32,19 +33,20 @@ class Selection:
         """Add an evaluation, and keep it if the rule prefers it to the one kept so far."""
         fit.evaluations.append(evaluation)
         index = len(fit.evaluations) - 1
-        if self._keeps_best and index > 0:
+        if self.best is not None:
             if not evaluation.chosen_by > fit.evaluations[fit.selected].chosen_by:
                 return
         fit.selected, fit.logits = index, dict(logits)
-        if self._keeps_best:
+        if self._keeps_best and evaluation.step >= self._tuner.settles():
             learned = dict(self._tuner.delta()) | {HEAD + name: p for name, p in self._model.head()}
             self.best = {name: tensor.detach().clone() for name, tensor in learned.items()}
 
     def out_of_patience(self, fit: Fit) -> bool:
         """Whether too many evaluations went by without a better one."""
-        if self._patience is None or not fit.evaluations:
+        settled = self._tuner.settles()
+        values = [evaluation.chosen_by for evaluation in fit.evaluations if evaluation.step >= settled]
+        if self._patience is None or not values:
             return False
-        values = [evaluation.chosen_by for evaluation in fit.evaluations]
         return len(values) - 1 - int(np.argmax(values)) >= self._patience
 
     def restore(self, fit: Fit) -> None:
