@@ -105,10 +105,11 @@ class PrunableLinear(AdaptedLinear):
             weight = weight + self.scaling * (self.lora_B @ self.lora_A).detach()
         out, into = self.whole
         if self.inputs is not None:
-            weight = weight.new_zeros(len(weight), into).index_copy_(1, self.inputs, weight)
+            weight = weight.new_zeros(len(weight), into).index_copy_(1, self.inputs.to(weight.device), weight)
         if self.outputs is not None:
-            weight = weight.new_zeros(out, into).index_copy_(0, self.outputs, weight)
-            bias = None if bias is None else bias.new_zeros(out).index_copy_(0, self.outputs, bias)
+            rows = self.outputs.to(weight.device)
+            weight = weight.new_zeros(out, into).index_copy_(0, rows, weight)
+            bias = None if bias is None else bias.new_zeros(out).index_copy_(0, rows, bias)
         return weight, bias
 
     def fold(self) -> None:
@@ -189,8 +190,9 @@ def _of_heads(kept: torch.Tensor) -> Callable[..., tuple[tuple[Any, ...], dict[s
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         bound = inspect.signature(module.forward).bind(*args, **kwargs)
-        if bound.arguments.get("position_bias") is not None:
-            bound.arguments["position_bias"] = bound.arguments["position_bias"].index_select(1, kept)
+        bias = bound.arguments.get("position_bias")
+        if bias is not None:
+            bound.arguments["position_bias"] = bias.index_select(1, kept.to(bias.device))
         return bound.args, bound.kwargs
 
     return hook
@@ -268,7 +270,7 @@ class Pattern:
 
 
 class Estimation:
-    """Which modules and ranks matter, as means over optimizer steps.
+    """Which modules and ranks matter, as sums over optimizer steps, which rank as their means do.
 
     A module's importance is the mean over tokens of |s B A x| / |W x + b|; a rank's is |mean over the row of A * dA| +
     |mean over the column of B * dB|, from gradients that are not clipped. What is not finite counts as zero.
