@@ -95,12 +95,12 @@ def test_a_file_edited_in_place_is_noticed_also_with_its_size_and_time_as_before
     first = run(*words)
     for split in ("dev", "train"):
         edit(here / "one" / "SST-2" / f"{split}.tsv", other_label)
-        (planned,) = sweep.look(words).left
+        (planned,) = sweep.survey(sweep.cells_of(words)).left
         assert planned.folder == str(first.folder.relative_to("outputs"))
         later = run(*words)
         assert later.record.hashes.data[split] != first.record.hashes.data[split]
     assert len(found(here)) == 3
-    assert sweep.look(words).before == 1
+    assert sweep.survey(sweep.cells_of(words)).before == 1
 
 
 def test_weights_exchanged_inside_a_folder_are_noticed(here: Path) -> None:
@@ -123,7 +123,7 @@ def test_weights_exchanged_inside_a_folder_are_noticed(here: Path) -> None:
         return content[:-4] + bytes([content[-4] ^ 1]) + content[-3:]
 
     edit(here / "weights" / "model.safetensors", last_bit)
-    assert len(sweep.look(words).left) == 1
+    assert len(sweep.survey(sweep.cells_of(words)).left) == 1
     later = run(*words)
     assert later.record.hashes.weights != first.record.hashes.weights
     assert len(found(here)) == 2
@@ -168,39 +168,39 @@ def test_damaged_files_of_hashes_are_as_good_as_none(here: Path, content: bytes 
             os.mkfifo(path)
         else:
             path.write_bytes(content)
-    assert sweep.plan(words).before == 1
+    assert sweep.prepare(sweep.cells_of(words)).before == 1
     assert run(*words).record == first.record
-    assert sweep.look([*words, "method=bitfit"]).before == 0
+    assert sweep.survey(sweep.cells_of([*words, "method=bitfit"])).before == 0
 
 
 def test_a_record_is_read_again_only_where_its_file_changed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [*WORDS, "data.path=one"]
     path = run(*words).folder / "result.json"
     monkeypatch.setattr(standing, "YOUNG", -1.0)  # as if it had been left alone for long
-    assert sweep.plan(words).before == 1
+    assert sweep.prepare(sweep.cells_of(words)).before == 1
 
     def unread(path: Path) -> None:
         raise AssertionError(f"{path} was read before")
 
     with monkeypatch.context() as patch:
         patch.setattr(standing, "glance", unread)
-        assert sweep.plan(words).before == 1
+        assert sweep.prepare(sweep.cells_of(words)).before == 1
     at = path.read_bytes().index(b'"value": 0.') + 11
     edit(path, lambda content: content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-    assert sweep.plan(words).before == 0, "its bytes are not those that were written"
+    assert sweep.prepare(sweep.cells_of(words)).before == 0, "its bytes are not those that were written"
 
 
 def test_status_calls_done_what_a_sweep_calls_done(here: Path) -> None:
     words = [*WORDS, "data.path=one"]
-    sweep.plan(words)
+    sweep.prepare(sweep.cells_of(words))
     run(*words)
-    assert [cell.state for cell in status.of(here / "outputs", "s")] == ["done"]
+    assert [cell.state for cell in status.cells_of(here / "outputs", "s")] == ["done"]
     edit(here / "one" / "SST-2" / "dev.tsv", other_label)
-    assert [cell.state for cell in status.of(here / "outputs", "s")] == ["done"], "the limit leaves that row out"
+    assert [cell.state for cell in status.cells_of(here / "outputs", "s")] == ["done"], "the limit leaves that row out"
     edit(here / "one" / "SST-2" / "dev.tsv", lambda content: content.replace(b" a ", b" b "))
-    assert [cell.state for cell in status.of(here / "outputs", "s")] == ["missing"]
+    assert [cell.state for cell in status.cells_of(here / "outputs", "s")] == ["missing"]
     shutil.rmtree(here / "one")
-    (cell,) = status.of(here / "outputs", "s")
+    (cell,) = status.cells_of(here / "outputs", "s")
     assert (cell.state, cell.unknown) == ("done", True)
 
 

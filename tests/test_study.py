@@ -107,7 +107,7 @@ def test_status_says_how_every_cell_stands_and_failed_ones_are_taken_up_again(tm
     assert "4 cells: 2 done (2 of them before), 2 failed" in kept.stdout
     one = next(iter((tmp_path / "outputs" / "pilot").glob("*/seed1/result.json")))
     one.unlink()
-    assert status.count(status.of(tmp_path / "outputs", "pilot"))["missing"] == 1
+    assert status.by_state(status.cells_of(tmp_path / "outputs", "pilot"))["missing"] == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
@@ -138,7 +138,7 @@ def test_a_signal_ends_a_sweep_within_seconds_and_the_next_start_goes_on(tmp_pat
     _, said = running.communicate(timeout=10)
     assert running.returncode == 143
     assert "stopped by SIGTERM; the same command goes on from here" in said
-    assert [cell.state for cell in status.of(tmp_path / "outputs", "pilot")] == ["stopped"]
+    assert [cell.state for cell in status.cells_of(tmp_path / "outputs", "pilot")] == ["stopped"]
     (kept,) = tmp_path.rglob("checkpoint.safetensors")
     assert not (kept.parent / "lock.json").exists()
     assert not (kept.parent / "result.json").exists()

@@ -21,8 +21,8 @@ def count(arguments: Sequence[str]) -> int:
     overrides = [compose.longhand(argument) for argument in arguments if argument not in ("--json", "-m")]
     from peftbench.study.sweep import cells_of, is_sweep
 
-    if is_sweep(overrides) and len(every := cells_of(overrides)) > 1:
-        return count_all(every, as_json)
+    if is_sweep(overrides) and len(lines := cells_of(overrides)) > 1:
+        return count_all(lines, as_json)
     cell = compose.cell_from(overrides)
     from peftbench.commands import screen
     from peftbench.runner.counts import plan
@@ -35,22 +35,22 @@ def count(arguments: Sequence[str]) -> int:
     return 0
 
 
-def count_all(every: Sequence[list[str]], as_json: bool) -> int:
+def count_all(lines: Sequence[list[str]], as_json: bool) -> int:
     """The counts of several cells; one that is not possible gives its reason instead. The exit code is 2 where that
     is so of all of them, or a word is wrong."""
     from peftbench.commands import screen
     from peftbench.study.many import cells_from
 
-    common = set.intersection(*map(set, every))
-    names = [" ".join(word for word in words if word not in common) for words in every]
-    cells = list(cells_from(every))
-    found = {name: _planned(cell) for name, cell in zip(names, cells, strict=True)}
+    common = set.intersection(*map(set, lines))
+    names = [" ".join(word for word in words if word not in common) for words in lines]
+    cells = list(cells_from(lines))
+    counted = {name: _planned(cell) for name, cell in zip(names, cells, strict=True)}
     if as_json:
-        print(json.dumps({k: {"error": v} if isinstance(v, str) else trained(v) for k, v in found.items()}, indent=1))
+        print(json.dumps({k: {"error": v} if isinstance(v, str) else trained(v) for k, v in counted.items()}, indent=1))
     else:
-        screen.counts_of_all(" ".join(word for word in every[0] if word in common), found)
+        screen.counts_of_all(" ".join(word for word in lines[0] if word in common), counted)
     wrong = any(isinstance(cell, compose.WrongWords) for cell in cells)
-    return 2 if wrong or all(isinstance(counts, str) for counts in found.values()) else 0
+    return 2 if wrong or all(isinstance(counts, str) for counts in counted.values()) else 0
 
 
 def _planned(cell: "Cell | ConfigError") -> "Counts | str":

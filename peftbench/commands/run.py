@@ -34,33 +34,35 @@ def run(arguments: Sequence[str]) -> int:
     hydras.check(asked, hydra_s)
     own = [item for item in asked.overrides if item not in hydra_s or item.startswith(compose.SEARCHPATH)]
     if asked.multirun:
-        return sweep(arguments, own)
+        return run_sweep(arguments, own)
     compose.cell_from(own)
     return hydra_job(arguments) or 0
 
 
-def sweep(arguments: Sequence[str], overrides: Sequence[str]) -> int:
+def run_sweep(arguments: Sequence[str], overrides: Sequence[str]) -> int:
     """Run what is left of a sweep; the exit code is 0, 1 where cells could not be run, or 100 and the number of those
     that failed (199 at most)."""
-    from peftbench.study import sweep as study
+    from peftbench.study import sweep
 
-    return run_cells(study.plan(overrides, rerun_word(overrides)), arguments)
+    return run_cells(sweep.prepare(sweep.cells_of(overrides), rerun_word(overrides)), arguments)
 
 
-def run_cells(found: "Sweep", arguments: Sequence[str] = ("-m",)) -> int:
+def run_cells(prepared: "Sweep", arguments: Sequence[str] = ("-m",)) -> int:
     """Let Hydra run what is left of a sweep, and say how all of it stands; `arguments` are the command line's."""
-    from peftbench.study import sweep as study
+    from peftbench.study import sweep
 
-    if found.left:
-        study.left[:] = [cell.overrides for cell in found.left]
+    if prepared.left:
+        sweep.left[:] = [cell.overrides for cell in prepared.left]
         _launch(arguments)
-    count = study.tally(found)
+    tally = sweep.tally(prepared)
     notes = [
-        f"{count[key]} {text}" for key, text in (("elsewhere", "with another runner"), ("left", "left")) if count[key]
+        f"{tally[key]} {text}" for key, text in (("elsewhere", "with another runner"), ("left", "left")) if tally[key]
     ]
-    before = f" ({found.before} of them before)" if found.before else ""
-    print(", ".join([f"{len(found.cells)} cells: {count['done']} done{before}", f"{count['failed']} failed", *notes]))
-    return 100 + min(99, count["failed"]) if count["failed"] else int(count["left"] > 0)
+    before = f" ({prepared.before} of them before)" if prepared.before else ""
+    print(
+        ", ".join([f"{len(prepared.cells)} cells: {tally['done']} done{before}", f"{tally['failed']} failed", *notes])
+    )
+    return 100 + min(99, tally["failed"]) if tally["failed"] else int(tally["left"] > 0)
 
 
 def _launch(arguments: Sequence[str]) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from peftbench.runner.counts import Counts
     from peftbench.runner.run import Outcome
     from peftbench.study.counts import Checked
-    from peftbench.study.reproduce import Plan
+    from peftbench.study.reproduce import Reproduction
     from peftbench.study.status import CellStatus, State
     from peftbench.study.sweep import Sweep
 
@@ -117,9 +117,9 @@ def counts_of_all(common: str, counted: Mapping[str, "Counts | str"]) -> None:
             say(f"{name}: {reason}")
 
 
-def status(study: str, cells: Sequence["CellStatus"], count: Mapping["State", int], seconds: float | None) -> None:
+def status(study: str, cells: Sequence["CellStatus"], numbers: Mapping["State", int], seconds: float | None) -> None:
     """How a study stands: one line, then a line for every cell that failed, with what runs it again."""
-    parts = [f"{number} {state}" for state, number in count.items() if number or state == "done"]
+    parts = [f"{number} {state}" for state, number in numbers.items() if number or state == "done"]
     left = "" if seconds is None or not seconds else f"; about {duration(seconds)} left for one runner"
     paste(f"{study}: {len(cells)} cells: {', '.join(parts)}{left}")
     if unknown := sum(cell.unknown for cell in cells):
@@ -193,13 +193,13 @@ def scores(made: "Table") -> None:
         say(escape.terminal(note))
 
 
-def reproduction(paper: "Paper", plan: "Plan") -> None:
+def reproduction(paper: "Paper", table: "Reproduction") -> None:
     """What the sweep of a paper's table would be, and what of the table it would not make."""
-    for words in [*plan.first, *(words for words, _ in plan.after_mnli)]:
+    for words in [*table.first, *(words for words, _ in table.after_mnli)]:
         print(" ".join(words))
-    after = f", {len(plan.after_mnli)} of them from an MNLI run" if plan.after_mnli else ""
-    print(f"{paper.name}: {len(plan.first) + len(plan.after_mnli)} cells{after}; {paper.split}, {paper.selection}")
-    for line in plan.missing:
+    after = f", {len(table.after_mnli)} of them from an MNLI run" if table.after_mnli else ""
+    print(f"{paper.name}: {len(table.first) + len(table.after_mnli)} cells{after}; {paper.split}, {paper.selection}")
+    for line in table.missing:
         print(f"missing: {line}")
 
 

@@ -14,10 +14,11 @@ def plan(arguments: Sequence[str]) -> int:
     from peftbench.study import status, sweep
 
     rerun, overrides = rerun_word(arguments), [compose.longhand(argument) for argument in arguments if argument != "-m"]
-    found = sweep.look(overrides, rerun)
-    near_by = status.of_any(found.outputs, found.study)
-    left = [cell.folder for cell in found.left]
-    screen.plan(found, status.sum_of_guesses(left, status.known_seconds(near_by)), status.peak_of(left, near_by))
+    survey = sweep.survey(sweep.cells_of(overrides), rerun)
+    same_study = status.cells_if_any(survey.outputs, survey.study)
+    left = [cell.folder for cell in survey.left]
+    seconds = status.sum_of_guesses(left, status.known_seconds(same_study))
+    screen.plan(survey, seconds, status.peak_of(left, same_study))
     return 0
 
 
@@ -30,8 +31,8 @@ def status(arguments: Sequence[str]) -> int:
     from peftbench.commands import screen
     from peftbench.study import status
 
-    cells = status.of(Path(asked.outputs).expanduser(), asked.study)
-    screen.status(asked.study, cells, status.count(cells), status.seconds_left(cells))
+    cells = status.cells_of(Path(asked.outputs).expanduser(), asked.study)
+    screen.status(asked.study, cells, status.by_state(cells), status.seconds_left(cells))
     return 0
 
 
@@ -53,14 +54,14 @@ def reproduce(arguments: Sequence[str]) -> int:
     typed = {word.partition("=")[0] for word in extra}
     defaults = {"data": "data=hub", "study": f"study={paper.name}"}
     extra = [*(word for key, word in defaults.items() if key not in typed), *extra]
-    found = reproduce.plan(paper, [task for task in asked.only.split(",") if task], asked.side, extra)
-    cells = len(found.first) + len(found.after_mnli)
+    table = reproduce.cells_of_table(paper, [task for task in asked.only.split(",") if task], asked.side, extra)
+    number = len(table.first) + len(table.after_mnli)
     if asked.dry_run:
-        sweep.look_at(found.first)  # every mistake is found here
-        screen.reproduction(paper, found)
+        sweep.survey(table.first)  # every mistake is found here
+        screen.reproduction(paper, table)
         return 0
-    codes = [run_cells(sweep.plan_of(found.first))]
-    if found.after_mnli:
-        codes.append(run_cells(sweep.plan_of(reproduce.starting_from(found))))
-    print(f"{paper.name}: {cells} cells; peftbench table {defaults['study'][6:]} --paper {paper.name}")
+    codes = [run_cells(sweep.prepare(table.first))]
+    if table.after_mnli:
+        codes.append(run_cells(sweep.prepare(reproduce.cells_after_mnli(table))))
+    print(f"{paper.name}: {number} cells; peftbench table {defaults['study'][6:]} --paper {paper.name}")
     return max(codes)

@@ -50,13 +50,13 @@ def plain(config: DictConfig) -> Plain:
     return choices, _with_like(config, resolved(config))
 
 
-def build_plain(found: Plain) -> Cell:
+def build_plain(data: Plain) -> Cell:
     """As `build`, from plain data.
 
     Raises:
         ConfigError: as `build`.
     """
-    choices, raw = found
+    choices, raw = data
     if absent := [group for group in PARTS if not isinstance(raw.get(group), dict) or not choices.get(group)]:
         raise ConfigError([f"{group}: must be chosen; {near('', words(group))}" for group in absent])
     problems = [f"{path}: must be given, as {path}=..." for path in _missing(raw)]
@@ -77,8 +77,8 @@ def _check_method_yaml(config: DictConfig, choices: Mapping[str, str]) -> None:
     if not choices.get("method"):
         return
     given = config.get("method")
-    wanted = ("_target_", "default_lr")
-    if absent := [key for key in wanted if not isinstance(given, DictConfig) or key not in given]:
+    required = ("_target_", "default_lr")
+    if absent := [key for key in required if not isinstance(given, DictConfig) or key not in given]:
         raise ConfigError(f"method={choices['method']}: its yaml file does not give {' and '.join(absent)}")
 
 
@@ -111,9 +111,9 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
     """The dataclass of every group; a part that is not possible is None, and a line in `problems` says why."""
     named = {group: {"name": choices[group], **raw[group]} for group in ("model", "task", "data", "budget")}
     if choices["budget"] == "none":  # a budget given by its keys is known by them
-        said = {key: value["name"] if key == "like" and value else value for key, value in raw["budget"].items()}
-        given = [f"{value}" if key == "entries" else f"{key}-{value}" for key, value in said.items() if value]
-        named["budget"]["name"] = "-".join(given) or "none"
+        values = {key: value["name"] if key == "like" and value else value for key, value in raw["budget"].items()}
+        shown_parts = [f"{value}" if key == "entries" else f"{key}-{value}" for key, value in values.items() if value]
+        named["budget"]["name"] = "-".join(shown_parts) or "none"
     sizes.check(raw["model"], problems)
     model = parse(ModelSpec, named["model"], "model", problems)
     scope = dict(raw["scope"])

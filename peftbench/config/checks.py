@@ -26,8 +26,8 @@ def top(keys: Mapping[str, Any], problems: list[str]) -> None:
     problems.extend(f"{key}: there is no such key; {near(key, allowed)}" for key in keys if key not in allowed)
     for key, kind in TOP.items():
         if type(keys.get(key)) is not kind:
-            wanted = {int: "a whole number", str: "a text", bool: "true or false"}[kind]
-            problems.append(f"{key}={shown(show(keys.get(key)))}: must be {wanted}")
+            kind_name = {int: "a whole number", str: "a text", bool: "true or false"}[kind]
+            problems.append(f"{key}={shown(show(keys.get(key)))}: must be {kind_name}")
         elif kind is str and CONTROL.search(keys[key]):
             problems.append(f"{key}={shown(keys[key])}: must not hold control codes")
         elif kind is int and not LEAST[key] <= keys[key] <= MOST:

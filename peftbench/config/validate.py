@@ -30,15 +30,15 @@ def parse(spec: type[Spec], raw: Mapping[str, Any], path: str, problems: list[st
     known = {key: value for key, value in raw.items() if key in allowed}
     try:
         # JSON mode takes lists for tuples and is strict about everything else: "8" is no number, true is no 1.
-        found: Spec = _adapter(cast(Any, spec)).validate_json(json.dumps(known), strict=True)
-        return found
+        parsed: Spec = _adapter(cast(Any, spec)).validate_json(json.dumps(known), strict=True)
+        return parsed
     except ValidationError as error:
         problems.extend(_validation_lines(error, known, path))
         return None
 
 
 def _validation_lines(error: ValidationError, raw: Any, path: str) -> list[str]:
-    found: dict[str, tuple[Any, list[str]]] = {}
+    phrases_of: dict[str, tuple[Any, list[str]]] = {}
     for item in error.errors():
         value, steps = raw, []
         for step in item["loc"]:  # past the real keys, pydantic names the members of a union
@@ -51,13 +51,13 @@ def _validation_lines(error: ValidationError, raw: Any, path: str) -> list[str]:
                     steps.append(str(step))
                 break
             steps.append(str(step))
-        where = ".".join([path, *steps])
-        found.setdefault(where, (value, []))[1].append(_phrase(item))
+        key = ".".join([path, *steps])
+        phrases_of.setdefault(key, (value, []))[1].append(_phrase(item))
     return [
-        f"{where}: {' or '.join(dict.fromkeys(phrases))}"
+        f"{key}: {' or '.join(dict.fromkeys(phrases))}"
         if phrases == ["must be given"] or isinstance(value, Mapping)  # a whole part is not shown
-        else f"{where}={shown(show(value))}: {' or '.join(dict.fromkeys(phrases))}"
-        for where, (value, phrases) in found.items()
+        else f"{key}={shown(show(value))}: {' or '.join(dict.fromkeys(phrases))}"
+        for key, (value, phrases) in phrases_of.items()
     ]
 
 
@@ -106,12 +106,12 @@ def method_class(target: str) -> type:
     """
     module, _, name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        method = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
         raise ConfigError(f"method._target_={shown(target)}: no such class can be imported") from None
-    if not (dataclasses.is_dataclass(found) and isinstance(found, type) and hasattr(found, "attach")):
+    if not (dataclasses.is_dataclass(method) and isinstance(method, type) and hasattr(method, "attach")):
         raise ConfigError(f"method._target_={shown(target)}: not a method (a dataclass with attach)")
-    return found
+    return method
 
 
 def classes_of(spec: MethodSpec) -> set[str]:
@@ -143,15 +143,15 @@ def make_method(spec: MethodSpec) -> Any:
 
 def spelled_out(target: str, raw: Mapping[str, Any], problems: list[str], path: str = "method") -> dict[str, Any]:
     """A method's arguments, checked, with what its class reads from files in the place of their names."""
-    found = dict(raw)
+    arguments = dict(raw)
     try:
         if (complete := getattr(method_class(target), "spelled_out", None)) is not None:
-            found = complete(raw)
+            arguments = complete(raw)
     except ConfigError as error:
         problems.extend(_under(path, error))
-        return found
-    check_method(target, found, problems, path)
-    return found
+        return arguments
+    check_method(target, arguments, problems, path)
+    return arguments
 
 
 def check_method(target: str, raw: Mapping[str, Any], problems: list[str], path: str = "method") -> None:
@@ -160,9 +160,9 @@ def check_method(target: str, raw: Mapping[str, Any], problems: list[str], path:
         parse(method_class(target), raw, path, problems)
     except ConfigError as error:
         problems.extend(_under(path, error))
-    for where, inner in _methods_within(raw, path):
-        spec = MethodSpec.from_keys(where, inner)
-        check_method(spec.target, spec.arguments, problems, where)
+    for key, inner in _methods_within(raw, path):
+        spec = MethodSpec.from_keys(key, inner)
+        check_method(spec.target, spec.arguments, problems, key)
 
 
 def targets(raw: Any) -> Iterator[str]:

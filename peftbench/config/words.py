@@ -56,8 +56,8 @@ def words(group: str) -> list[str]:
 def words_for_globs(group: str, searchpaths: Sequence[str]) -> list[str]:
     """The same with those of a user's own yaml files, for a sweep over method=glob(...)."""
     with _hydra() as loader:
-        found = loader.get_group_options(group, ObjectType.CONFIG, CONFIG_NAME, list(searchpaths))
-    return sorted(word for word in found if not word.startswith("_"))
+        options = loader.get_group_options(group, ObjectType.CONFIG, CONFIG_NAME, list(searchpaths))
+    return sorted(word for word in options if not word.startswith("_"))
 
 
 def describe(group: str, word: str) -> str:
@@ -78,11 +78,11 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         ConfigError: an interpolation leads nowhere.
     """
     try:
-        found = OmegaConf.to_container(without_hydra(config), resolve=True)
+        container = OmegaConf.to_container(without_hydra(config), resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(one_line(error)) from None
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
 
 
 def without_hydra(config: DictConfig) -> DictConfig:

@@ -17,7 +17,7 @@ from peftbench.ground.errors import BadInput, ConfigError
 from peftbench.ground.files import RECORD_FILE
 from peftbench.record import Record, Search, finished_record
 from peftbench.study import done, gpus, search
-from peftbench.study.done import AtHand, Need
+from peftbench.study.done import InputHashes, Need
 from peftbench.study.lock import Elsewhere, Lock, owner
 
 if TYPE_CHECKING:
@@ -80,12 +80,12 @@ def settle(config: DictConfig, overrides: Sequence[str], screen: Screen) -> int:
     """
     cell = compose.build(config)
     with Lock(folder_of(cell)) if _rank() == 0 else nullcontext() as lock:
-        found = _agreed(functools.partial(_settled, cell, lock, config.rerun == "all", screen))
-        if isinstance(found, int):
-            return found
+        decision = _agreed(functools.partial(_settled, cell, lock, config.rerun == "all", screen))
+        if isinstance(decision, int):
+            return decision
         gpus.take_place(config.cells_per_gpu)
         check = _nothing if lock is None else lock.check
-        return _predict(cell, screen, check) if found == "predict" else _run(cell, config, overrides, screen, check)
+        return _predict(cell, screen, check) if decision == "predict" else _run(cell, config, overrides, screen, check)
 
 
 def folder_of(cell: Cell) -> Path:
@@ -101,8 +101,8 @@ def record_of(cell: Cell) -> Path:
 def _settled(cell: Cell, lock: Lock | None, again: bool, screen: Screen) -> int | Need:
     """The exit code of a cell that needs nothing here, once that is said; or what it needs."""
     assert lock is not None
-    hand = _at_hand(cell)
-    if hand is not None and not again and (result := _finished(cell, hand)) is not None:
+    inputs = _inputs(cell)
+    if inputs is not None and not again and (result := _finished(cell, inputs)) is not None:
         screen.already_done(*result)
         if lock.held:
             done.remove_checkpoint(folder_of(cell))
@@ -111,20 +111,20 @@ def _settled(cell: Cell, lock: Lock | None, again: bool, screen: Screen) -> int 
     if not lock.held:
         screen.elsewhere(folder_of(cell), owner(lock.path))
         return Elsewhere.exit_code
-    if hand is None:
+    if inputs is None:
         return "run"
-    done.make_way(folder_of(cell), hand)
-    return "run" if again else done.find(folder_of(cell), hand)[1]
+    done.make_way(folder_of(cell), inputs)
+    return "run" if again else done.find(folder_of(cell), inputs)[1]
 
 
-def _at_hand(cell: Cell) -> AtHand | None:
+def _inputs(cell: Cell) -> InputHashes | None:
     """What the cell would read, where there is a result to compare it with."""
-    return done.at_hand(done.reads_of(cell)) if done.has_result(folder_of(cell)) else None
+    return done.hash_inputs(done.reads_of(cell)) if done.has_result(folder_of(cell)) else None
 
 
-def _finished(cell: Cell, hand: AtHand) -> tuple[Record, Path] | None:
+def _finished(cell: Cell, inputs: InputHashes) -> tuple[Record, Path] | None:
     """The finished record that was made of what is at hand, and where it lies."""
-    folder, need = done.find(folder_of(cell), hand)
+    folder, need = done.find(folder_of(cell), inputs)
     record = finished_record(folder / RECORD_FILE) if need == "nothing" else None
     return None if record is None else (record, folder / RECORD_FILE)
 
@@ -166,12 +166,12 @@ def _nothing() -> None:
 
 
 def _run(cell: Cell, config: DictConfig, overrides: Sequence[str], screen: Screen, check: Callable[[], None]) -> int:
-    found = None
+    searched = None
     if cell.select.factors is not None:
-        found = search.search(cell, functools.partial(_run_try, overrides))
+        searched = search.search(cell, functools.partial(_run_try, overrides))
         if _rank() == 0:
-            screen.searched(found)
-    outcome = _runner()(cell, compose.resolved(config), overrides, found, check)
+            screen.searched(searched)
+    outcome = _runner()(cell, compose.resolved(config), overrides, searched, check)
     if _rank() == 0:
         screen.ended(outcome)
     return 0 if outcome.error is None else getattr(outcome.error, "exit_code", 1)
@@ -191,15 +191,15 @@ def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[Record, st
     config = compose.load([*overrides, *words])
     cell = compose.build(config)
     with Lock(folder_of(cell)) as lock:
-        hand = _at_hand(cell)
-        if hand is not None and (result := _finished(cell, hand)) is not None:
+        inputs = _inputs(cell)
+        if inputs is not None and (result := _finished(cell, inputs)) is not None:
             record = result[0]
         else:
             _check_writable(lock, cell)
             if not lock.held:
                 return None
-            if hand is not None:
-                done.make_way(folder_of(cell), hand)
+            if inputs is not None:
+                done.make_way(folder_of(cell), inputs)
             record = _runner()(cell, compose.resolved(config), [*overrides, *words], check=lock.check).record
     return record, cell.folder
 

@@ -56,7 +56,7 @@ class Reads:
 
 
 @dataclass(frozen=True)
-class AtHand:
+class InputHashes:
     """Hashes of what a cell would read now: of rows by split, and of weights. None: what never changes."""
 
     rows: Mapping[str, str] | None
@@ -100,15 +100,15 @@ def once_each(function: Callable[[Reads], T]) -> Callable[[Reads], T]:
     """The same, computed once for each object: thousands of cells share a few."""
     known: dict[int, tuple[Reads, T]] = {}
 
-    def of(reads: Reads) -> T:
+    def remembered(reads: Reads) -> T:
         if id(reads) not in known:
             known[id(reads)] = reads, function(reads)
         return known[id(reads)][1]
 
-    return of
+    return remembered
 
 
-def at_hand(reads: Reads) -> AtHand:
+def hash_inputs(reads: Reads) -> InputHashes:
     """The hashes of what a cell would read now; a file that has not changed since is not read again.
 
     Raises:
@@ -116,8 +116,8 @@ def at_hand(reads: Reads) -> AtHand:
     """
     rows, cache = reads.rows, Path(reads.cache).expanduser()
     tests = frozenset(rows.task.test if rows.tested and rows.task.train else ())
-    found = None if rows.data.source == "hub" else _remembered(cache, repr(rows), rows.stamps(), lambda: _hashes(rows))
-    return AtHand(found, None if reads.weights in NAMED else _weights(reads.weights, cache), tests)
+    sha256 = None if rows.data.source == "hub" else _remembered(cache, repr(rows), rows.stamps(), lambda: _hashes(rows))
+    return InputHashes(sha256, None if reads.weights in NAMED else _weights(reads.weights, cache), tests)
 
 
 def still_starts_from(reads: Reads) -> bool:
@@ -143,27 +143,27 @@ def beside(folder: Path) -> list[Path]:
 
 def find(
     folder: Path,
-    hand: AtHand,
-    look: Callable[[Path], Glance] = glance,
+    inputs: InputHashes,
+    glance_at: Callable[[Path], Glance] = glance,
     others: Callable[[Path], list[Path]] = beside,
 ) -> tuple[Path, Need]:
     """Where a cell's result lies and what it needs: in its folder, or beside it if it was made of other rows before.
 
     Args:
         folder: the cell's own.
-        hand: what it would read now.
-        look: how the record at a path is seen.
+        inputs: what it would read now.
+        glance_at: how the record at a path is seen.
         others: the folders beside the cell's own.
     """
-    need = hand.need(look(folder / RECORD_FILE))
+    need = inputs.need(glance_at(folder / RECORD_FILE))
     if need == "run":
         for other in others(folder):
-            if (there := hand.need(look(other / RECORD_FILE))) != "run":
+            if (there := inputs.need(glance_at(other / RECORD_FILE))) != "run":
                 return other, there
     return folder, need
 
 
-def make_way(folder: Path, hand: AtHand) -> None:
+def make_way(folder: Path, inputs: InputHashes) -> None:
     """Move a result that was made of other rows or weights to a folder beside it, and back what was made of these.
 
     Its record goes last, so that an end in between leaves a result that is moved on at the next start. A damaged
@@ -171,10 +171,10 @@ def make_way(folder: Path, hand: AtHand) -> None:
     """
     _set_aside_damaged(folder)
     seen = glance(folder / RECORD_FILE)
-    if seen.status == "done" and hand.need(seen) == "run":
+    if seen.status == "done" and inputs.need(seen) == "run":
         made_of = digest({"data": seen.hashes.data, "weights": seen.hashes.weights})[:8]
         _move(folder, folder.with_name(f"{folder.name}-{made_of}"))
-    if (other := find(folder, hand)[0]) != folder:
+    if (other := find(folder, inputs)[0]) != folder:
         _move(other, folder)
         other.rmdir()
         _set_aside_damaged(folder)
@@ -193,8 +193,8 @@ def remove_checkpoint(folder: Path) -> None:
 
 def _move(source: Path, target: Path) -> None:
     target.mkdir(exist_ok=True)
-    entries = [path for path in source.iterdir() if lock.FILE not in path.name]
-    for path in sorted(entries, key=lambda path: path.name == RECORD_FILE):
+    paths = [path for path in source.iterdir() if lock.FILE not in path.name]
+    for path in sorted(paths, key=lambda path: path.name == RECORD_FILE):
         os.replace(path, target / path.name)
 
 
@@ -226,12 +226,12 @@ def _remembered(cache: Path, what: str, stamps: list[Any], read: Callable[[], di
     key = hashlib.sha256(json.dumps([what, stamps]).encode()).hexdigest()[:32]
     if (known := _known(path).get(key)) is not None:
         return known
-    found = read()
+    hashes = read()
     if all(map(settled, stamps)):
-        kept = {**_known(path), key: found}
+        kept = {**_known(path), key: hashes}
         with suppress(OSError):  # it is read again next time
             write_atomically(path, json.dumps(dict(list(kept.items())[-KEPT:])).encode())
-    return found
+    return hashes
 
 
 def _known(path: Path) -> dict[str, dict[str, str]]:

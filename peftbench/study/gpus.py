@@ -44,11 +44,11 @@ def visible() -> list[str]:
         lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return []
-    found = dict(line.replace(" ", "").split(",", 1) for line in lines if "," in line)
+    uuids = dict(line.replace(" ", "").split(",", 1) for line in lines if "," in line)
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
-        return list(found.values())
-    return [found.get(word, word) for word in allowed.split(",") if word]
+        return list(uuids.values())
+    return [uuids.get(word, word) for word in allowed.split(",") if word]
 
 
 def _lock(name: str) -> IO[str] | None:

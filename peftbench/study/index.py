@@ -94,7 +94,7 @@ def _file(path: Path) -> _File:
         raw = strangers.read_json(path, MOST_BYTES)
         if isinstance(raw, dict) and raw.get("schema", SCHEMA) != SCHEMA:
             raise DataError(f"{path}: of schema {shown(raw['schema'])}, this version reads schema {SCHEMA}")
-        found: _File = _adapter().validate_python(raw)
+        file: _File = _adapter().validate_python(raw)
     except FileNotFoundError:
         return _File({})
     except OSError as error:
@@ -103,7 +103,7 @@ def _file(path: Path) -> _File:
         raise _Damaged(f"{path}: not a list of a study's cells") from None
     except ValueError as error:
         raise _Damaged(f"{path}: not a list of a study's cells ({error})") from None
-    return found
+    return file
 
 
 @cache
@@ -186,8 +186,8 @@ def _alone(study: Path) -> Iterator[None]:
 
 @cache
 def _yaml_digest() -> str:
-    found = hashlib.sha256(__version__.encode())
+    sha256 = hashlib.sha256(__version__.encode())
     for path in sorted(conf_dir().rglob("*.yaml")):
-        found.update(str(path.relative_to(conf_dir())).encode())
-        found.update(path.read_bytes())
-    return found.hexdigest()
+        sha256.update(str(path.relative_to(conf_dir())).encode())
+        sha256.update(path.read_bytes())
+    return sha256.hexdigest()

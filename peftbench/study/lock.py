@@ -101,8 +101,8 @@ class Lock:
             raise Elsewhere(f"{self.path.parent}: this runner was paused and lost the cell; it writes nothing more")
 
     def _is_ours(self) -> bool:
-        found = _owner(self.path)
-        return found is not None and found.token == self._token
+        holder = _owner(self.path)
+        return holder is not None and holder.token == self._token
 
     def _take(self) -> None:
         for _ in range(3):
@@ -110,8 +110,8 @@ class Lock:
             if self.held:
                 threading.Thread(target=self._beat, daemon=True).start()
                 return
-            looked_at = _identity(self.path)
-            if alive(self.path, now) or not self._take_away(looked_at):
+            identity = _identity(self.path)
+            if alive(self.path, now) or not self._take_away(identity):
                 return
 
     def _create(self) -> float:
@@ -125,9 +125,9 @@ class Lock:
         finally:
             draft.unlink(missing_ok=True)
 
-    def _take_away(self, looked_at: tuple[int, ...] | None) -> bool:
+    def _take_away(self, identity: tuple[int, ...] | None) -> bool:
         """Move a dead owner's lock out of the way, unless somebody else did and has it now."""
-        if looked_at is not None and not _is_file(self.path):
+        if identity is not None and not _is_file(self.path):
             set_aside(self.path, "no lock")
             return True
         aside = self.path.with_name(f".{FILE}.dead.{self._token}")
@@ -135,7 +135,7 @@ class Lock:
             os.rename(self.path, aside)
         except FileNotFoundError:
             return True
-        same = _identity(aside) == looked_at
+        same = _identity(aside) == identity
         if not same:  # between our look and our move another runner came in, or its heartbeat: give it back
             _put(aside, self.path)
         aside.unlink(missing_ok=True)
@@ -172,8 +172,8 @@ def alive(path: Path, now: float | None = None) -> bool:
 
 def owner(path: Path) -> str:
     """Who holds a lock, for a person."""
-    found = _owner(path)
-    return "another runner" if found is None else f"process {found.pid} on {shown(found.host)}"
+    holder = _owner(path)
+    return "another runner" if holder is None else f"process {holder.pid} on {shown(holder.host)}"
 
 
 def _owner(path: Path) -> Owner | None:
@@ -215,10 +215,10 @@ def _is_file(path: Path) -> bool:
 def _identity(path: Path) -> tuple[int, ...] | None:
     """Another one for another file, and after another heartbeat."""
     try:
-        found = path.lstat()
+        stat = path.lstat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns
+    return stat.st_dev, stat.st_ino, stat.st_mtime_ns
 
 
 def _boot() -> str:

@@ -13,24 +13,24 @@ SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 FEW = 8  # cells that one process composes sooner than others are started
 
 
-def cells_from(every: Sequence[Sequence[str]]) -> Iterator[Cell | ConfigError]:
+def cells_from(lines: Sequence[Sequence[str]]) -> Iterator[Cell | ConfigError]:
     """The cell that each list of overrides describes, in their order, or what is wrong with it.
 
     The other processes compose; this one, on a core of its own, imports what the methods need meanwhile, and checks
     what comes.
     """
-    if len(every) < FEW:
-        yield from (_cell(words, _plain(words)) for words in every)
+    if len(lines) < FEW:
+        yield from (_cell(words, _plain(words)) for words in lines)
         return
     with ProcessPoolExecutor(max(1, _cores() - 1), initializer=_leave_signals_to_the_parent) as others:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none reaches a child that is not set up yet
         try:
-            plain = others.map(_plain, every)
+            plains = others.map(_plain, lines)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
-            for words, found in zip(every, plain, strict=True):
-                yield _cell(words, found)
+            for words, plain in zip(lines, plains, strict=True):
+                yield _cell(words, plain)
         except BaseException:
             others.shutdown(cancel_futures=True)  # what nobody waits for is not composed
             raise
@@ -44,9 +44,9 @@ def _plain(words: Sequence[str]) -> build.Plain | None:
         return None
 
 
-def _cell(words: Sequence[str], found: build.Plain | None) -> Cell | ConfigError:
+def _cell(words: Sequence[str], plain: build.Plain | None) -> Cell | ConfigError:
     try:
-        return compose.cell_from(words) if found is None else build.build_plain(found)
+        return compose.cell_from(words) if plain is None else build.build_plain(plain)
     except ConfigError as error:
         return error
 

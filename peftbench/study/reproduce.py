@@ -12,7 +12,7 @@ from peftbench.study.sweep import cells_of
 
 
 @dataclass
-class Plan:
+class Reproduction:
     """The cells of a table.
 
     Attributes:
@@ -26,7 +26,7 @@ class Plan:
     missing: list[str] = field(default_factory=list)
 
 
-def plan(paper: Paper, only: Sequence[str], side: str | None, extra: Sequence[str]) -> Plan:
+def cells_of_table(paper: Paper, only: Sequence[str], side: str | None, extra: Sequence[str]) -> Reproduction:
     """Every cell of a paper's table.
 
     Args:
@@ -39,44 +39,44 @@ def plan(paper: Paper, only: Sequence[str], side: str | None, extra: Sequence[st
     """
     tasks = _tasks(paper, only)
     settings = _settings(paper, side)
-    found = Plan()
+    table = Reproduction()
     for row in paper.rows:
         if row.run is None:
             why = "this bench has no such backbone" if row.model is None else "this bench has no such method"
-            found.missing.append(f"{row.name} ({row.backbone}, {row.trainable or 'no count printed'}): {why}")
+            table.missing.append(f"{row.name} ({row.backbone}, {row.trainable or 'no count printed'}): {why}")
             continue
         method = row.run[0].partition("=")[2]
         known = method in paper.of
         starting = [task for task in tasks if known and task in paper.starts_from_mnli]
-        wanted = [task for task in tasks if task in row.scores and task not in starting]
+        direct = [task for task in tasks if task in row.scores and task not in starting]
         mnli = {seed_of(words): words for words in _cells(paper, row, "mnli", settings, extra)} if starting else {}
-        for task in [*(["mnli"] if mnli and "mnli" not in wanted else []), *wanted]:
-            found.first += _cells(paper, row, task, settings, extra)
+        for task in [*(["mnli"] if mnli and "mnli" not in direct else []), *direct]:
+            table.first += _cells(paper, row, task, settings, extra)
         for task in starting:
             for words in _cells(paper, row, task, settings, extra):
-                found.after_mnli.append((words, mnli[seed_of(words)]))
+                table.after_mnli.append((words, mnli[seed_of(words)]))
         if paper.of and not known:
-            found.missing.append(f"{row.name}: its settings are not published; this bench's defaults are used")
-    return found
+            table.missing.append(f"{row.name}: its settings are not published; this bench's defaults are used")
+    return table
 
 
-def starting_from(plan: Plan) -> list[list[str]]:
+def cells_after_mnli(table: Reproduction) -> list[list[str]]:
     """Overrides of the cells that start from an MNLI run, once those runs are there.
 
     Raises:
         ConfigError: an MNLI run has not left its delta.
     """
-    found, problems = [], {}
-    for words, mnli in plan.after_mnli:
+    lines, problems = [], {}
+    for words, mnli in table.after_mnli:
         cell = compose.cell_from(mnli)
         folder = Path(cell.outputs).expanduser() / cell.folder
         if (folder / DELTA_FILE).is_file():
-            found.append([*words, f"init_from={folder}"])
+            lines.append([*words, f"init_from={folder}"])
         else:
             problems[str(folder)] = f"{folder}: no {DELTA_FILE}; the runs that start from this MNLI run cannot start"
     if problems:
         raise ConfigError(list(problems.values()))
-    return found
+    return lines
 
 
 def seed_of(words: Sequence[str]) -> str:

@@ -47,17 +47,17 @@ def search(cell: Cell, run_try: Callable[[list[str]], tuple[Record, str] | None]
         left = {rate: words for rate, words in left.items() if rate not in tried}
         if left and len(tried) == before:
             time.sleep(1)
-    found = [(rate, *tried[rate]) for rate in rates(cell)]
-    scores = {rate: score(record, last=cell.protocol.selection == "last") for rate, record, _ in found}
+    results = [(rate, *tried[rate]) for rate in rates(cell)]
+    scores = {rate: score(record, last=cell.protocol.selection == "last") for rate, record, _ in results}
     known = {rate: value for rate, value in scores.items() if value is not None}
     if not known:
-        raise ConfigError(f"select: none of the learning rates {[rate for rate, _, _ in found]} has a score")
+        raise ConfigError(f"select: none of the learning rates {[rate for rate, _, _ in results]} has a score")
     return Search(
         chosen=max(known, key=lambda rate: (known[rate], -abs(math.log(rate / cell.protocol.lr)))),
         rows=cell.select.rows,
         scores={f"{rate:g}": value for rate, value in scores.items()},
-        folders=[folder for _, _, folder in found],
-        seconds=round(math.fsum(record.time.total_s for _, record, _ in found), 3),
+        folders=[folder for _, _, folder in results],
+        seconds=round(math.fsum(record.time.total_s for _, record, _ in results), 3),
     )
 
 

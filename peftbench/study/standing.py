@@ -20,7 +20,7 @@ from peftbench.ground.errors import DataError
 from peftbench.ground.files import RECORD_FILE, YOUNG, write_atomically
 from peftbench.record import Glance, Hashes, glance
 from peftbench.study import done
-from peftbench.study.done import AtHand, Need, Reads
+from peftbench.study.done import InputHashes, Need, Reads
 from peftbench.study.index import Planned
 
 FILE = ".records.json"
@@ -61,29 +61,29 @@ class Standings:
         self._study = f"{outputs / study}{os.sep}"
         self._known = _read(self._path)
         self._fresh: dict[str, tuple[Stamp, Glance]] = {}
-        self._hand: Callable[[Reads], AtHand | None] = done.once_each(_hand)
+        self._inputs: Callable[[Reads], InputHashes | None] = done.once_each(_inputs)
         self._beside = functools.cache(_beside)
 
-    def of(self, cell: Planned) -> Standing:
+    def standing(self, cell: Planned) -> Standing:
         """How a cell stands.
 
         Raises:
             DataError: its record is there and cannot be read.
         """
         folder = self.outputs / cell.folder
-        hand = None if cell.reads is None else self._hand(cell.reads)
-        if hand is None:
+        inputs = None if cell.reads is None else self._inputs(cell.reads)
+        if inputs is None:
             return Standing(folder, self.glance(folder / RECORD_FILE), None)
-        found, need = done.find(folder, hand, self.glance, lambda one: self._beside(one.parent).get(one.name, []))
-        return Standing(found, self.glance(found / RECORD_FILE), need)
+        result, need = done.find(folder, inputs, self.glance, lambda one: self._beside(one.parent).get(one.name, []))
+        return Standing(result, self.glance(result / RECORD_FILE), need)
 
     def status(self, cell: Planned) -> str | None:
         """How its record stands: "done" only where nothing is to be run for the cell.
 
         Raises:
-            DataError: as `of`.
+            DataError: as `standing`.
         """
-        standing = self.of(cell)
+        standing = self.standing(cell)
         if standing.need == "nothing":
             return "done"
         return None if standing.seen.status == "done" else standing.seen.status
@@ -123,26 +123,26 @@ class Standings:
             write_atomically(self._path, _adapter().dump_json(_Kept(made_of, records)))
 
 
-def _hand(reads: Reads) -> AtHand | None:
-    """The hashes at hand; None: it cannot be read, which its run will say."""
+def _inputs(reads: Reads) -> InputHashes | None:
+    """The hashes of what a cell would read; None: it cannot be read, which its run will say."""
     try:
-        return done.at_hand(reads)
+        return done.hash_inputs(reads)
     except DataError:
         return None
 
 
 def _beside(parent: Path) -> dict[str, list[Path]]:
     """Of every cell in a folder, the results that were moved out of the way of its own."""
-    found: dict[str, list[Path]] = {}
+    moved: dict[str, list[Path]] = {}
     with suppress(OSError):
         for name in sorted(os.listdir(parent)):
             if match := ASIDE.fullmatch(name):
-                found.setdefault(match[1], []).append(parent / name)
-    return found
+                moved.setdefault(match[1], []).append(parent / name)
+    return moved
 
 
-def _stamp(found: os.stat_result) -> Stamp:
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+def _stamp(stat: os.stat_result) -> Stamp:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 
 
 def _read(path: Path) -> dict[str, tuple[Stamp, Glance]]:

@@ -51,7 +51,7 @@ class CellStatus:
     unknown: bool = False
 
 
-def of(outputs: Path, study: str) -> list[CellStatus]:
+def cells_of(outputs: Path, study: str) -> list[CellStatus]:
     """Every cell of a study, in the order in which the cells were asked for.
 
     Raises:
@@ -71,9 +71,9 @@ def of(outputs: Path, study: str) -> list[CellStatus]:
     return [_status(standings, cell) for cell in own]  # others were moved aside
 
 
-def of_any(outputs: Path, study: str) -> list[CellStatus]:
+def cells_if_any(outputs: Path, study: str) -> list[CellStatus]:
     """The same, empty where there is no such study yet."""
-    return of(outputs, study) if (outputs / study).is_dir() else []
+    return cells_of(outputs, study) if (outputs / study).is_dir() else []
 
 
 def _status(standings: Standings, cell: Planned) -> CellStatus:
@@ -98,7 +98,7 @@ def _status(standings: Standings, cell: Planned) -> CellStatus:
 def _standing(standings: Standings, cell: Planned) -> Standing | None:
     """None: its record cannot be read."""
     try:
-        return standings.of(cell)
+        return standings.standing(cell)
     except DataError:
         return None
 
@@ -130,12 +130,12 @@ def command(overrides: Sequence[str]) -> str:
     return escape.shell(["peftbench", "run", *overrides])
 
 
-def count(cells: Iterable[CellStatus]) -> dict[State, int]:
+def by_state(cells: Iterable[CellStatus]) -> dict[State, int]:
     """How many cells are in each state."""
-    found: dict[State, int] = dict.fromkeys(STATES, 0)
+    numbers: dict[State, int] = dict.fromkeys(STATES, 0)
     for cell in cells:
-        found[cell.state] += 1
-    return found
+        numbers[cell.state] += 1
+    return numbers
 
 
 def seconds_left(cells: Sequence[CellStatus]) -> float | None:

@@ -108,28 +108,23 @@ class Sweep:
         return [cell for cell in self.cells if id(cell) not in others]
 
 
-def plan(overrides: Sequence[str], rerun: str = "unfinished") -> Sweep:
-    """Find every cell of a command line and whether it has to run; the study remembers them.
+def prepare(lines: Sequence[list[str]], rerun: str = "unfinished") -> Sweep:
+    """Find out which cells have to run; the study remembers all of them.
+
+    Args:
+        lines: the overrides of each cell.
+        rerun: which cells with a record run again: unfinished, failed or all.
 
     Raises:
         ConfigError: a cell is not possible; every problem of every cell is in it.
     """
-    return plan_of(cells_of(overrides), rerun)
-
-
-def plan_of(every: Sequence[list[str]], rerun: str = "unfinished") -> Sweep:
-    """The same for cells that are given by the overrides of each.
-
-    Raises:
-        ConfigError: as `plan`.
-    """
-    outputs, study = where(every[0])
+    outputs, study = study_of(lines[0])
     standings = Standings(outputs, study)
-    found = _look(every, rerun, standings)
-    index.add(outputs / study, {index.key(cell.overrides): cell for cell in found.cells})
+    sweep = _survey(lines, rerun, standings)
+    index.add(outputs / study, {index.key(cell.overrides): cell for cell in sweep.cells})
     standings.keep()
-    _remove_checkpoints(found)
-    return found
+    _remove_checkpoints(sweep)
+    return sweep
 
 
 def _remove_checkpoints(sweep: Sweep) -> None:
@@ -141,40 +136,35 @@ def _remove_checkpoints(sweep: Sweep) -> None:
                     done.remove_checkpoint(folder)
 
 
-def look(overrides: Sequence[str], rerun: str = "unfinished") -> Sweep:
-    """As `plan`, and nothing is written."""
-    return look_at(cells_of(overrides), rerun)
+def survey(lines: Sequence[list[str]], rerun: str = "unfinished") -> Sweep:
+    """As `prepare`, and nothing is written."""
+    return _survey(lines, rerun, Standings(*study_of(lines[0])))
 
 
-def look_at(every: Sequence[list[str]], rerun: str = "unfinished") -> Sweep:
-    """As `plan_of`, and nothing is written."""
-    return _look(every, rerun, Standings(*where(every[0])))
-
-
-def _look(every: Sequence[list[str]], rerun: str, standings: Standings) -> Sweep:
+def _survey(lines: Sequence[list[str]], rerun: str, standings: Standings) -> Sweep:
     """Cells that the study knows by the same words are not composed again."""
     outputs, study = standings.outputs, standings.study
     # Somebody's own yaml files may have changed since: their cells are composed anew.
-    known = {} if any(word.startswith(compose.SEARCHPATH) for word in every[0]) else index.read(outputs / study)
+    known = {} if any(word.startswith(compose.SEARCHPATH) for word in lines[0]) else index.read(outputs / study)
     current = done.once_each(done.still_starts_from)
     known = {name: cell for name, cell in known.items() if cell.reads is not None and current(cell.reads)}
-    by_key = {index.key(words): words for words in every}
+    by_key = {index.key(words): words for words in lines}
     new = _compose({name: words for name, words in by_key.items() if name not in known})
     cells = [known.get(name) or new[name] for name in by_key]
     statuses = [standings.status(cell) for cell in cells]
-    left = [cell for cell, status in zip(cells, statuses, strict=True) if wanted(status, rerun)]
+    left = [cell for cell, status in zip(cells, statuses, strict=True) if has_to_run(status, rerun)]
     unfinished = [cell for cell, status in zip(cells, statuses, strict=True) if rerun == "all" or status != "done"]
     return Sweep(outputs, study, cells, left, unfinished)
 
 
-def wanted(status: str | None, rerun: str) -> bool:
+def has_to_run(status: str | None, rerun: str) -> bool:
     """Whether a cell with a record of this status (None: it has none) is to be run."""
     if rerun == "all":
         return True
     return status in ("failed", "diverged") if rerun == "failed" else status != "done"
 
 
-def where(overrides: Sequence[str]) -> tuple[Path, str]:
+def study_of(overrides: Sequence[str]) -> tuple[Path, str]:
     """The outputs folder and the study that these overrides name."""
     given = dict(item.partition("=")[::2] for item in overrides)
     plain = compose.resolved(compose.load([f"{key}={given[key]}" for key in ("outputs", "study") if key in given]))
@@ -183,37 +173,37 @@ def where(overrides: Sequence[str]) -> tuple[Path, str]:
 
 def tally(sweep: Sweep) -> dict[str, int]:
     """How the sweep's cells stand: done, failed (diverged included), with another runner, left."""
-    found = {"done": sweep.before, "failed": 0, "elsewhere": 0, "left": 0}
+    numbers = {"done": sweep.before, "failed": 0, "elsewhere": 0, "left": 0}
     standings = Standings(sweep.outputs, sweep.study)
     for cell in sweep.open:
         status = standings.status(cell)
         if status == "done":
-            found["done"] += 1
+            numbers["done"] += 1
         elif lock.alive(sweep.outputs / cell.folder / lock.FILE):
-            found["elsewhere"] += 1
+            numbers["elsewhere"] += 1
         else:
-            found["left" if status is None else "failed"] += 1
+            numbers["left" if status is None else "failed"] += 1
     standings.keep()
-    return found
+    return numbers
 
 
-def _compose(every: dict[str, list[str]]) -> dict[str, Planned]:
+def _compose(lines: dict[str, list[str]]) -> dict[str, Planned]:
     """Folder of each cell; cells that differ by their seed alone are composed once."""
-    seeds = {name: _seed(words) for name, words in every.items()}
-    bases = {name: tuple(word for word in words if word != f"seed={seeds[name]}") for name, words in every.items()}
-    first = {base: every[name] for name, base in reversed(bases.items())}
+    seeds = {name: _seed(words) for name, words in lines.items()}
+    bases = {name: tuple(word for word in words if word != f"seed={seeds[name]}") for name, words in lines.items()}
+    first = {base: lines[name] for name, base in reversed(bases.items())}
     cells = dict(zip(first, many.cells_from(list(first.values())), strict=True))
     if wrong := [cell for cell in cells.values() if isinstance(cell, ConfigError)]:
         raise ConfigError([problem for error in wrong for problem in error.every])
-    found = {}
+    planned = {}
     shared: dict[str, Reads] = {}
-    for name, words in every.items():
+    for name, words in lines.items():
         cell = cells[bases[name]]
         assert isinstance(cell, Cell)
         seed = seeds[name]
         folder = replace(cell, seed=cell.seed if seed is None else int(seed)).folder
-        found[name] = Planned(folder, words, shared.setdefault(repr(reads := done.reads_of(cell)), reads))
-    return found
+        planned[name] = Planned(folder, words, shared.setdefault(repr(reads := done.reads_of(cell)), reads))
+    return planned
 
 
 def _seed(words: Sequence[str]) -> str | None:
