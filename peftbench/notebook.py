@@ -54,9 +54,9 @@ def count(*words: str) -> Counts:
     Raises:
         ConfigError: the words describe no cell that is possible.
     """
-    from peftbench.runner.counts import plan
+    from peftbench.runner.counts import count_cell
 
-    return plan(compose.cell_from(words))
+    return count_cell(compose.cell_from(words))
 
 
 def load_study(study: str | Path, model: str = "all") -> "Study":
@@ -73,7 +73,7 @@ def load_study(study: str | Path, model: str = "all") -> "Study":
 
     folder = Path(study).expanduser()
     outputs = Path("outputs") if folder.name == str(study) else folder.parent
-    return records.of(outputs, folder.name, model)
+    return records.read_study(outputs, folder.name, model)
 
 
 def apply(run: str | Path, output: str | Path, searchpath: str | Path | None = None) -> Path:
@@ -89,10 +89,10 @@ def apply(run: str | Path, output: str | Path, searchpath: str | Path | None = N
         ConfigError: its method cannot be merged (adapters).
         DataError: the run cannot be read.
     """
-    from peftbench.runner import apply as runs
+    from peftbench.runner.apply import write_model
 
     known = set() if searchpath is None else userfiles.classes(Path(searchpath))
-    runs.apply(Path(run), Path(output), known)
+    write_model(Path(run), Path(output), known)
     return Path(output)
 
 

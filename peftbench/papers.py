@@ -137,10 +137,10 @@ def load(name: str) -> Paper:
     text = (_folder() / f"{name}.yaml").read_text(encoding="utf-8")
     problems: list[str] = []
     raw = {"name": name, "title": text.splitlines()[0].lstrip("# "), **yaml.safe_load(text)}
-    found = parse(Paper, raw, f"paper.{name}", problems)
-    if found is None or problems:
+    paper = parse(Paper, raw, f"paper.{name}", problems)
+    if paper is None or problems:
         raise ConfigError(problems)
-    return found
+    return paper
 
 
 def score(metrics: Mapping[str, Any], metric: str) -> float | None:

@@ -117,8 +117,8 @@ def budget_facts(budget: dict[str, Any]) -> BudgetFacts:
     Raises:
         ValidationError: it is not that.
     """
-    found: BudgetFacts = _adapter(BudgetFacts).validate_json(json.dumps(budget), strict=True)
-    return found
+    facts: BudgetFacts = _adapter(BudgetFacts).validate_json(json.dumps(budget), strict=True)
+    return facts
 
 
 def _lines(text: str) -> str:
@@ -248,9 +248,9 @@ def glance(path: Path) -> Glance:
         raw = _raw(path)
         if raw.get("schema") not in READABLE:
             return Glance("done")
-        found = {"status": raw.get("status"), "hashes": raw.get("hashes")}
-        found |= {"seconds": raw["time"]["total_s"], "peak_mb": raw["memory"]["peak_mb"]}
-        seen: Glance = _adapter(Glance).validate_python(found)
+        fields = {"status": raw.get("status"), "hashes": raw.get("hashes")}
+        fields |= {"seconds": raw["time"]["total_s"], "peak_mb": raw["memory"]["peak_mb"]}
+        seen: Glance = _adapter(Glance).validate_python(fields)
     except FileNotFoundError:
         return Glance()
     except OSError as error:
@@ -309,8 +309,8 @@ def _first(error: ValidationError) -> str:
     if error.error_count() > MOST_ERRORS:  # spelled out, each takes a kilobyte or two
         return f"{error.error_count():,} values in it are wrong"
     first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(step) for step in first["loc"])
-    return f"{shown(where)}: {shown(first['msg'], 120)}"
+    key = ".".join(str(step) for step in first["loc"])
+    return f"{shown(key)}: {shown(first['msg'], 120)}"
 
 
 @cache

@@ -27,7 +27,7 @@ from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, Tuner
 from peftbench.methods.peft_types import REFUSED, TYPES
 from peftbench.runner import deltas
-from peftbench.runner.counts import plan
+from peftbench.runner.counts import count_cell
 from peftbench.runner.delta import Delta
 from peftbench.runner.run import Tokenizing, read_rows, tokenize_rows
 from peftbench.training.trainer import Trainer
@@ -122,7 +122,7 @@ def _attempt(small: Cell, folder: Path, tried: Tried) -> None:
     model, _ = load(small.model, 2, small.seed)
     tuner = deltas.start_from(small, model)
     tried.entries = sum(p.numel() for p in tuner.trainables().values())
-    planned = plan(small).backbone
+    planned = count_cell(small).backbone
     assert planned == tried.entries, f"{planned:,} entries are planned, {tried.entries:,} train"
 
     def trainer(model: Model, tuner: Tuner) -> Trainer:

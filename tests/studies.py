@@ -52,7 +52,7 @@ def write_run(
 
 
 def made_study(tmp_path: Path, model: str | None = None) -> Study:
-    return records.of(tmp_path / "outputs", "made", model)
+    return records.read_study(tmp_path / "outputs", "made", model)
 
 
 def full_study(write: Callable[..., Path]) -> None:

@@ -20,7 +20,7 @@ from peftbench.ground.files import DELTA_FILE
 from peftbench.methods.adalora import AdaLoRA, AdaLoRALinear, AdaLoRATuner
 from peftbench.methods.base import Training, Tuner, copy_into
 from peftbench.runner import deltas
-from peftbench.runner.counts import plan
+from peftbench.runner.counts import count_cell
 from peftbench.runner.delta import Delta
 from peftbench.runner.run import Outcome
 from peftbench.training.trainer import Trainer
@@ -358,9 +358,9 @@ def test_a_papers_schedule_is_kept_as_shares_of_the_steps() -> None:
 
 def test_a_budget_is_what_trains(tiny: Tiny) -> None:
     every = 2 * (4 * (2 * 128 + 1) + 2 * (128 + 512 + 1))  # of rank 1
-    found = plan(tiny("method=adalora", f"budget={9 * every + 5}"))
+    found = count_cell(tiny("method=adalora", f"budget={9 * every + 5}"))
     assert (found.backbone, found.kept) == (9 * every, 6 * every)
-    assert plan(tiny("method=adalora", f"budget={9 * every}", "method.target_rank=3")).kept == 3 * every
+    assert count_cell(tiny("method=adalora", f"budget={9 * every}", "method.target_rank=3")).kept == 3 * every
 
 
 def test_a_target_of_the_initial_rank_is_a_lora_with_a_penalty(run_tiny: Run) -> None:

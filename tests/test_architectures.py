@@ -104,7 +104,7 @@ def test_all_uses_of_a_run_give_its_logits(name: str, whole: bool, tmp_path: Pat
         assert (run / file).read_bytes() == (again / file).read_bytes(), file
 
     np.testing.assert_array_equal(labelled(run, tmp_path), truth)
-    apply.apply(run, tmp_path / "applied")
+    apply.write_model(run, tmp_path / "applied")
     applied = AutoModelForSequenceClassification.from_pretrained(tmp_path / "applied")
     np.testing.assert_allclose(logits(applied, tmp_path / "applied"), truth, atol=CLOSE)
     np.testing.assert_allclose(exported(run, encoder, tmp_path / "adapter"), truth, atol=CLOSE)

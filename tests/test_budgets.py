@@ -8,7 +8,7 @@ import pytest
 
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
-from peftbench.runner.counts import plan
+from peftbench.runner.counts import count_cell
 
 BUDGETS = [
     (["method=id3"], "needs a budget"),
@@ -34,7 +34,7 @@ BUDGETS = [
 @pytest.mark.parametrize(("overrides", "message"), BUDGETS, ids=lambda words: " ".join(words)[:50])
 def test_impossible_budgets_are_one_line(tiny: Callable[..., Cell], overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        plan(tiny(*overrides))
+        count_cell(tiny(*overrides))
     assert len(caught.value.problems) == 1
 
 
@@ -57,17 +57,17 @@ def test_nobody_exceeds_a_budget(tiny: Callable[..., Cell], method: str, budget:
     cell = tiny(f"method={method}", f"budget={budget}", *extra)
     if budget < needs:
         with pytest.raises(ConfigError, match="needs at least"):
-            plan(cell)
+            count_cell(cell)
         return
-    used = plan(cell).backbone
+    used = count_cell(cell).backbone
     assert 0 < used <= budget
     if method in ("id3", "random_masking", "id3_lora"):
         assert used == budget
 
 
 def test_a_budget_like_another_method(tiny: Callable[..., Cell]) -> None:
-    bitfit = plan(tiny("method=bitfit")).backbone
-    assert plan(tiny("method=id3", "budget.like=bitfit")).backbone == bitfit
+    bitfit = count_cell(tiny("method=bitfit")).backbone
+    assert count_cell(tiny("method=id3", "budget.like=bitfit")).backbone == bitfit
     assert tiny("method=id3", "budget.like=bitfit").fingerprint != tiny("method=id3", "budget=5").fingerprint
     assert tiny("method=id3", "budget=500").budget.name == "500"
 
@@ -83,8 +83,8 @@ def test_what_another_method_means_is_hashed_and_not_its_word(tiny: Callable[...
     first, second = cells
     assert [cell.budget.name for cell in cells] == ["like-mine"] * 2
     assert first.fingerprint != second.fingerprint
-    assert plan(first).backbone == plan(tiny("method=lora", "method.rank=1")).backbone
-    assert plan(second).backbone == 2 * plan(first).backbone
+    assert count_cell(first).backbone == count_cell(tiny("method=lora", "method.rank=1")).backbone
+    assert count_cell(second).backbone == 2 * count_cell(first).backbone
 
 
 def test_strata_in_a_list_are_those_under_names(tiny: Callable[..., Cell]) -> None:
@@ -95,4 +95,4 @@ def test_strata_in_a_list_are_those_under_names(tiny: Callable[..., Cell]) -> No
         for stratum in named.method.arguments["strata"].values()
     ]
     listed = replace(named.method, arguments={**named.method.arguments, "strata": strata})
-    assert plan(replace(named, method=listed)) == plan(named)
+    assert count_cell(replace(named, method=listed)) == count_cell(named)

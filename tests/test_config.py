@@ -146,12 +146,12 @@ def test_pins_are_whole_and_nothing_is_pinned_without_its_place() -> None:
 
 
 def test_a_scope_in_which_nothing_can_train_is_refused() -> None:
-    from peftbench.runner.counts import plan
+    from peftbench.runner.counts import count_cell
 
     with pytest.raises(ConfigError, match=r"no linear map in layers \[0\], kinds \['layer_norm'\]"):
-        plan(compose.cell_from(["scope.layers=0", "scope.kinds=[layer_norm]", "method.kinds=null"]))
+        count_cell(compose.cell_from(["scope.layers=0", "scope.kinds=[layer_norm]", "method.kinds=null"]))
     with pytest.raises(ConfigError, match="no bias"):
-        plan(compose.cell_from(["model=modernbert_base", "method=bitfit"]))
+        count_cell(compose.cell_from(["model=modernbert_base", "method=bitfit"]))
 
 
 def test_the_fingerprint_knows_what_decides_a_score() -> None:
@@ -186,12 +186,12 @@ def test_digest_does_not_see_how_a_value_is_written(value: object) -> None:
 
 
 def test_numbers_of_which_no_model_can_be_made_are_named() -> None:
-    from peftbench.runner.counts import plan
+    from peftbench.runner.counts import count_cell
 
     with pytest.raises(ConfigError, match=r"model.config: no bert can be made of it .*gelo"):
-        plan(compose.cell_from(["model.config.hidden_act=gelo"]))
+        count_cell(compose.cell_from(["model.config.hidden_act=gelo"]))
     with pytest.raises(ConfigError, match=r"model.model_type=nope: ") as caught:
-        plan(compose.cell_from(["model.model_type=nope"]))
+        count_cell(compose.cell_from(["model.model_type=nope"]))
     assert max(map(len, caught.value.problems)) <= 200
 
 

@@ -11,7 +11,7 @@ import yaml
 from peftbench.cli import main
 from peftbench.config import compose
 from peftbench.config.spec import Cell
-from peftbench.runner.counts import Counts, kept_bounds, plan
+from peftbench.runner.counts import Counts, count_cell, kept_bounds
 
 FACTS = yaml.safe_load((Path(__file__).parent / "data" / "counts.yaml").read_text(encoding="utf-8"))
 BACKBONES = {
@@ -61,7 +61,7 @@ def composed(*overrides: str) -> Cell:
 def counted(model: str, *method: str, task: str = "sst2") -> Counts:
     """Counts of a method on a model; each is composed once, and put together here."""
     parts = composed(f"model={model}"), composed(*method), composed(f"task={task}")
-    return plan(replace(parts[1], model=parts[0].model, task=parts[2].task))
+    return count_cell(replace(parts[1], model=parts[0].model, task=parts[2].task))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -121,7 +121,7 @@ def test_adalora_trains_all_its_triplets_and_keeps_two_thirds(
     model: str, rank: int, trained: int, least: int | None, most: int | None
 ) -> None:
     cell = composed(f"model={model}", "method=adalora", f"method.rank={rank}")
-    found = plan(cell)
+    found = count_cell(cell)
     assert (found.backbone, found.kept) == (trained, trained * 2 // 3)
     if least is not None:
         assert kept_bounds(cell) == (least, most)
@@ -142,7 +142,7 @@ def test_spafit_is_the_published_count(variant: str) -> None:
     """Head and pooler bias included, as the paper counts: 4-9-I is printed as 5.65M, 4-9-II as 7.49M."""
     word = "spafit_" + variant.lower().replace("-", "_")
     deep = "model=bert_large_cased"  # the boundaries are checked against the depth when the method is attached
-    assert plan(composed(deep, f"method={word}")).total == SPAFIT[variant]
+    assert count_cell(composed(deep, f"method={word}")).total == SPAFIT[variant]
 
 
 def test_spafit_scales_to_any_depth() -> None:

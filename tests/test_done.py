@@ -127,7 +127,7 @@ def test_weights_exchanged_inside_a_folder_are_noticed(here: Path) -> None:
     later = run(*words)
     assert later.record.hashes.weights != first.record.hashes.weights
     assert len(found(here)) == 2
-    kept = records.of(here / "outputs", "s", "all")
+    kept = records.read_study(here / "outputs", "s", "all")
     assert any("other weights" in note for note in table.build(kept).notes)
 
 
@@ -143,7 +143,7 @@ def test_another_task_is_another_cell(here: Path, word: str) -> None:
 def test_a_mean_is_never_taken_over_other_rows(here: Path) -> None:
     for seed, folder in ((0, "one"), (1, "one"), (2, "two")):
         run(*WORDS, f"data.path={folder}", f"seed={seed}")
-    built = table.build(records.of(here / "outputs", "s"))
+    built = table.build(records.read_study(here / "outputs", "s"))
     assert [next(iter(line.entries.values())).seeds for line in built.lines] == [2, 1]
     assert [note for note in built.notes if "other rows of dev" in note]
 

@@ -13,7 +13,7 @@ from peftbench.backbone.model import Model
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.hut import HUT, HUTLinear, HUTTuner
-from peftbench.runner.counts import plan
+from peftbench.runner.counts import count_cell
 
 Tiny = Callable[..., Cell]
 READINGS = [(1, "blocks"), (1, "sum"), (3, "blocks"), (3, "sum")]
@@ -149,13 +149,13 @@ def test_summed_columns_are_no_capacity() -> None:
 
 
 def test_counts_budget_and_decay(tiny: Tiny) -> None:
-    assert plan(tiny("method=hut", "method.rank=8")).backbone == 2 * 2 * (2 * 128 * 8 + 2 * 128)
-    assert plan(tiny("model=minilm_l6", "method=hut")).backbone == 18_432
-    assert plan(tiny("model=minilm_l6", "method=hut", "method.rank=8")).backbone == 82_944
+    assert count_cell(tiny("method=hut", "method.rank=8")).backbone == 2 * 2 * (2 * 128 * 8 + 2 * 128)
+    assert count_cell(tiny("model=minilm_l6", "method=hut")).backbone == 18_432
+    assert count_cell(tiny("model=minilm_l6", "method=hut", "method.rank=8")).backbone == 82_944
     each, fixed = 2 * 2 * 2 * 128, 2 * 2 * 2 * 128
-    assert plan(tiny("method=hut", f"budget={fixed + 5 * each + 7}")).backbone == fixed + 5 * each
+    assert count_cell(tiny("method=hut", f"budget={fixed + 5 * each + 7}")).backbone == fixed + 5 * each
     _, tuner = scaled(tiny)
     assert {name.rpartition(".")[2] for name in tuner.trainables() if not tuner.decays(name)} == {"hut_shift"}
     with pytest.raises(ConfigError, match=r"method\.rank=129: above the shortest side of a map here, which is 128"):
-        plan(tiny("method=hut", "method.rank=129"))
+        count_cell(tiny("method=hut", "method.rank=129"))
     assert HUT().reading == "blocks"

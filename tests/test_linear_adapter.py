@@ -13,16 +13,16 @@ from torch import nn
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.methods.linear_adapter import LinearAdapterLinear
-from peftbench.runner.counts import plan
+from peftbench.runner.counts import count_cell
 
 Tiny = Callable[..., Cell]
 FACTS = yaml.safe_load((Path(__file__).parent / "data" / "counts.yaml").read_text(encoding="utf-8"))
 
 
 def test_the_count_is_the_published_one() -> None:
-    found = plan(compose.cell_from(["model=roberta_large", "method=linear_adapter", "task=mnli"]))
+    found = count_cell(compose.cell_from(["model=roberta_large", "method=linear_adapter", "task=mnli"]))
     assert found.backbone == FACTS["list_adapters"]["values"]["roberta-large"] == 12_582_912
-    assert plan(compose.cell_from(["model=minilm_l6", "method=linear_adapter"])).backbone == 6 * 2 * 2 * 384 * 128
+    assert count_cell(compose.cell_from(["model=minilm_l6", "method=linear_adapter"])).backbone == 6 * 2 * 2 * 384 * 128
 
 
 def test_fresh_adapters_hardly_change_the_logits_and_half_of_one_not_at_all(tiny: Tiny) -> None:

@@ -14,7 +14,7 @@ from peftbench.config import compose
 from peftbench.config.spec import ModelSpec
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.runner import deltas
-from peftbench.runner.counts import plan
+from peftbench.runner.counts import count_cell
 
 SMALL = {
     "layers": {"num_hidden_layers": 2, "n_layers": 2},
@@ -90,9 +90,9 @@ def test_a_row_as_long_as_there_are_positions_is_computed_and_a_longer_one_is_re
 
 def test_numbers_that_would_be_computed_wrongly_are_refused_before_any_weights() -> None:
     with pytest.raises(ConfigError, match=r"model.config.pad_token_id=0: mpnet pads with 1, whatever it is told"):
-        plan(compose.cell_from(["model=mpnet_base", "model.config.pad_token_id=0"]))
+        count_cell(compose.cell_from(["model=mpnet_base", "model.config.pad_token_id=0"]))
     with pytest.raises(ConfigError, match=r"type_vocab_size=0: bert.embeddings.token_type_embeddings would have no"):
-        plan(compose.cell_from(["model.config.type_vocab_size=0"]))
+        count_cell(compose.cell_from(["model.config.type_vocab_size=0"]))
 
 
 def test_minilm_comes_from_the_package_and_is_what_the_file_holds() -> None:

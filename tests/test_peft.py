@@ -19,7 +19,7 @@ from peftbench.ground.errors import ConfigError
 from peftbench.methods import peft_types
 from peftbench.methods.peft import AdaLoRATuner, PeftTuner
 from peftbench.runner import deltas
-from peftbench.runner.counts import plan
+from peftbench.runner.counts import count_cell
 from peftbench.runner.run import Outcome
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'peftbench[peft]'")
@@ -54,7 +54,7 @@ COUNTS = {
 def test_every_word_counts_without_weights() -> None:
     for word in bridged():
         words = [f"method={word}", *(["method.type=road"] if word == "peft" else [])]
-        found = plan(compose.cell_from(["model=bert_tiny", *words])).backbone
+        found = count_cell(compose.cell_from(["model=bert_tiny", *words])).backbone
         assert found == COUNTS.get(word, found), word
         assert found > 0, word
     assert set(COUNTS) <= set(bridged())
@@ -130,7 +130,7 @@ BUDGETS += [("fourierft", 1001, 1000), ("psoft", 1000, 0), ("unilora", 777, 777)
 
 @pytest.mark.parametrize(("word", "budget", "expected"), BUDGETS)
 def test_a_budget_turns_the_types_own_size(tiny: Make, word: str, budget: int, expected: int) -> None:
-    found = plan(tiny(f"method={word}", f"budget={budget}")).backbone
+    found = count_cell(tiny(f"method={word}", f"budget={budget}")).backbone
     assert 0 < found <= budget
     assert not expected or found == expected
 
@@ -146,7 +146,7 @@ def test_adalora_prunes_to_its_target_with_its_penalty(run_tiny: Run, tiny: Make
     lines = [json.loads(line) for line in (outcome.path.parent / "metrics.jsonl").read_text().splitlines()]
     assert [line["penalty"] > 0 for line in lines if "penalty" in line] == [True] * 6
     with pytest.raises(ConfigError, match="tinit=4 and tfinal=2 leave nothing of 6 steps"):
-        plan(tiny(*words, "method.config.tinit=4"), 6)
+        count_cell(tiny(*words, "method.config.tinit=4"), 6)
     _, tuner, _ = assemble(tiny(*words))
     assert isinstance(tuner, AdaLoRATuner)
     assert tuner.kept_bounds() == (counts.kept, counts.kept)
@@ -229,7 +229,7 @@ def test_bad_input_is_one_line(words: list[str], line: str) -> None:
 @pytest.mark.parametrize(("words", "line"), WRONG_HERE, ids=[" ".join(words)[:60] for words, _ in WRONG_HERE])
 def test_what_a_backbone_cannot_have_is_one_line_before_weights(tiny: Make, words: list[str], line: str) -> None:
     with pytest.raises(ConfigError, match=line) as caught:
-        plan(tiny(*words))
+        count_cell(tiny(*words))
     assert len(caught.value.every) == 1
 
 
@@ -281,7 +281,9 @@ def test_a_configuration_of_peft_is_read_and_is_part_of_the_fingerprint(
     ):
         with pytest.raises(ConfigError, match=line):
             compose.cell_from(["method=peft", written(tmp_path / "d", **changes)])
-    assert plan(tiny("method=peft", written(tmp_path / "e", target_modules="all-linear"))).backbone > 4 * L * 6 * D
+    assert (
+        count_cell(tiny("method=peft", written(tmp_path / "e", target_modules="all-linear"))).backbone > 4 * L * 6 * D
+    )
 
 
 def test_a_run_is_exported_and_peft_loads_its_logits(run_tiny: Run, tmp_path: Path) -> None:

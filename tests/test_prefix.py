@@ -11,7 +11,7 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
-from peftbench.runner.counts import plan
+from peftbench.runner.counts import count_cell
 from peftbench.runner.run import Outcome
 
 Run = Callable[..., Outcome]
@@ -103,14 +103,14 @@ def test_in_bf16_and_with_dropout_it_learns(run_tiny: Run) -> None:
 )
 def test_refused_where_nothing_can_be_kept(tiny: Callable[..., Cell], words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan(tiny(*words, "protocol.keep_prefix=true"))
+        count_cell(tiny(*words, "protocol.keep_prefix=true"))
 
 
 def test_strata_tell_what_their_parts_may_change(tiny: Callable[..., Cell]) -> None:
     top = ("method=spafit", "method.strata.biases.last=1")
-    plan(tiny(*top, "method.strata.frozen.last=0", "protocol.keep_prefix=true"))
+    count_cell(tiny(*top, "method.strata.frozen.last=0", "protocol.keep_prefix=true"))
     with pytest.raises(ConfigError, match="may change the first layer"):
-        plan(tiny(*top, "method.strata.frozen.last=-1", "protocol.keep_prefix=true"))
+        count_cell(tiny(*top, "method.strata.frozen.last=-1", "protocol.keep_prefix=true"))
 
 
 def test_off_it_leaves_fingerprints_as_they_were() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matrix import ROWS
 
-from peftbench.ground.files import CHECKPOINT_FILE as FILE
+from peftbench.ground.files import CHECKPOINT_FILE
 from peftbench.record import MEASURED, read_record
 from peftbench.runner.run import Outcome
 from peftbench.training.checkpoint import Checkpoints
@@ -58,7 +58,7 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(name: str, run_tiny: Run, sign
     with pytest.raises(Stopped):
         run_tiny(*overrides, f"outputs={tmp_path / 'broken'}")
     assert not list((tmp_path / "broken").rglob("result.json"))
-    assert len(list((tmp_path / "broken").rglob(FILE))) == 1
+    assert len(list((tmp_path / "broken").rglob(CHECKPOINT_FILE))) == 1
     signal_at(0)
     resumed = run_tiny(*overrides, f"outputs={tmp_path / 'broken'}")
     assert what_is_left(resumed) == what_is_left(whole)
@@ -97,7 +97,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_starts_anew(
     with pytest.raises(Stopped):
         run_tiny("method=lora", f"outputs={tmp_path / 'broken'}")
     signal_at(0)
-    (path,) = (tmp_path / "broken").rglob(FILE)
+    (path,) = (tmp_path / "broken").rglob(CHECKPOINT_FILE)
     content = bytearray(path.read_bytes())
     if damage == "cut":
         content = content[: len(content) // 2]
@@ -106,8 +106,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_starts_anew(
     path.write_bytes({"empty": b"", "text": b"not a checkpoint"}.get(damage, bytes(content)))
     resumed = run_tiny("method=lora", f"outputs={tmp_path / 'broken'}")
     assert "damaged; the cell starts anew" in capsys.readouterr().err
-    assert [bad.name for bad in path.parent.glob("*.bad*")] == [f"{FILE}.bad1"]
-    (path.parent / f"{FILE}.bad1").unlink()
+    assert [bad.name for bad in path.parent.glob("*.bad*")] == [f"{CHECKPOINT_FILE}.bad1"]
+    (path.parent / f"{CHECKPOINT_FILE}.bad1").unlink()
     assert what_is_left(resumed) == what_is_left(whole)
 
 
@@ -117,7 +117,7 @@ def test_a_checkpoint_of_other_rows_is_not_taken_up(
     signal_at(3)
     with pytest.raises(Stopped):
         run_tiny("method=lora")
-    (path,) = tmp_path.rglob(FILE)
+    (path,) = tmp_path.rglob(CHECKPOINT_FILE)
     kept = Checkpoints(path.parent, {"data": "other rows"}, every=60)
     assert kept.read() is None
     assert "of another data" in capsys.readouterr().err

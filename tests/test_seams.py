@@ -20,7 +20,7 @@ from peftbench.ground.errors import ConfigError, DataError, Diverged
 from peftbench.methods.base import ParameterTuner, Training, Tuner
 from peftbench.methods.selective import SelectiveTuner
 from peftbench.methods.wrapper import WrapperTuner
-from peftbench.runner.counts import plan
+from peftbench.runner.counts import count_cell
 from peftbench.runner.deltas import attach
 from peftbench.runner.run import Outcome
 from peftbench.training.trainer import Trainer
@@ -331,7 +331,7 @@ def test_a_record_tells_what_trained_at_most_and_what_was_kept(
     (tmp_path / "method").mkdir()
     (tmp_path / "method" / "pruned.yaml").write_text("_target_: pruned_method.Pruned\ndefault_lr: 1.0e-3\n")
     words = ["method=pruned", f"hydra.searchpath=[file://{tmp_path}]"]
-    planned = plan(tiny(*words))
+    planned = count_cell(tiny(*words))
     counts = run_tiny(*words).record.counts
     assert counts is not None
     width = 128

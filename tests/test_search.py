@@ -55,7 +55,7 @@ def record(value: float | None, status: str = "done") -> Record:
 def test_the_best_rate_is_chosen_of_equals_the_nearest_and_never_a_failed_one() -> None:
     cell = compose.cell_from([*SMALL, "protocol.lr=1e-3", "select.factors=[1,3,10,30]"])
     values = iter([record(0.5), record(0.7), record(0.7), record(0.99, "diverged")])
-    found = search.search(cell, lambda words: (next(values), "folder"))
+    found = search.try_rates(cell, lambda words: (next(values), "folder"))
     assert found.chosen == 3e-3
     assert found.scores == {"0.001": 0.5, "0.003": 0.7, "0.01": 0.7, "0.03": None}
     assert found.seconds == 8.0
@@ -69,7 +69,7 @@ def test_a_try_that_another_runner_has_is_asked_for_again_after_the_others() -> 
         asked.append(words[-1])
         return None if asked.count("protocol.lr=0.001") == 1 and words[-1] == "protocol.lr=0.001" else (record(0.5), "")
 
-    assert search.search(cell, run_try).chosen == 1e-3
+    assert search.try_rates(cell, run_try).chosen == 1e-3
     assert asked == ["protocol.lr=0.001", "protocol.lr=0.003", "protocol.lr=0.01", "protocol.lr=0.001"]
 
 

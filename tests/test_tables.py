@@ -29,7 +29,7 @@ COUNTED: dict[str, Counts | str] = {
 
 @functools.cache
 def study() -> records.Study:
-    return records.of(STUDY, "glue_small")
+    return records.read_study(STUDY, "glue_small")
 
 
 @functools.cache

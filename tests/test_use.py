@@ -212,7 +212,7 @@ def test_sync_logs_the_study_and_says_when_wandb_cannot_be_reached(tmp_path: Pat
         assert refused.returncode == 2
         assert line in refused.stderr
         assert len(refused.stderr.splitlines()) == 1
-    (offline,) = sync.offline_runs(records.of(tmp_path / "outputs", "s"))
+    (offline,) = sync.offline_runs(records.read_study(tmp_path / "outputs", "s"))
     (offline / "run-x.wandb.synced").touch()  # as wandb marks what it has sent
     done = call("sync", "s", cwd=tmp_path, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr

@@ -98,8 +98,8 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return functional.dropout(x, self.p)
-        found: torch.Tensor = Drop.apply(x, self.noise.key(), self.p)
-        return found
+        dropped: torch.Tensor = Drop.apply(x, self.noise.key(), self.p)
+        return dropped
 
 
 def replace_dropout(module: nn.Module, noise: Noise) -> None:
@@ -126,10 +126,10 @@ def attention(
     """
     drop = getattr(module, "dropout", None)
     if dropout == 0 or query.device.type != "cpu" or not isinstance(drop, Dropout):
-        found: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        attended: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
-        return found
+        return attended
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     scores = (query * scale).contiguous() @ key.contiguous().transpose(-1, -2)  # else matmul copies key transposed
     if attention_mask is not None:  # added: masking would be gone through again on the way back, where these are 0
@@ -143,11 +143,11 @@ def attention(
 
 def users(forward: Callable[[], object]) -> set[nn.Module]:
     """The modules that ask for this attention in a forward pass, and whose dropout is this one."""
-    found = set()
+    modules = set()
 
     def asked(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
         if isinstance(getattr(module, "dropout", None), Dropout):
-            found.add(module)
+            modules.add(module)
         return attention(module, *args, **kwargs)
 
     ALL_ATTENTION_FUNCTIONS.register(ATTENTION, asked)
@@ -155,7 +155,7 @@ def users(forward: Callable[[], object]) -> set[nn.Module]:
         forward()
     finally:
         ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
-    return found
+    return modules
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)

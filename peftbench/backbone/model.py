@@ -130,8 +130,8 @@ class Model:
         ours = modules & users(lambda: self.forward({"input_ids": torch.zeros(1, 2, dtype=torch.long)}))
         self.module.train(training)
         if self.layout.attention == "bench" and len(ours) < len(modules):
-            said = f"{len(ours)} of {len(modules)} attention modules of {self.name} are this bench's own"
-            raise ConfigError(f"model.layout.attention=bench: {said}; give eager or sdpa")
+            share = f"{len(ours)} of {len(modules)} attention modules of {self.name} are this bench's own"
+            raise ConfigError(f"model.layout.attention=bench: {share}; give eager or sdpa")
         return Attention(len(modules), len(ours))
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -265,11 +265,11 @@ def _from_folder(spec: ModelSpec, folder: Path, num_labels: int, readout: Readou
     finally:
         transformers_logging.set_verbosity(level)
     model = Model(module, spec.layout, spec.depth, spec.name, file_sha256(folder / WEIGHTS_FILE), readout)
-    for name, stored, wanted in report["mismatched_keys"]:
+    for name, stored, expected in report["mismatched_keys"]:
         if readout.pretrained or not model.is_head(name):
             raise DataError(
                 f"model={spec.name}: {folder / WEIGHTS_FILE}: {name} is {tuple(stored)}, config.json makes it "
-                f"{tuple(wanted)}"
+                f"{tuple(expected)}"
             )
     head = {name for name in report["missing_keys"] if model.is_head(name)}
     backbone = [name for name in report["missing_keys"] if name not in head]
@@ -287,10 +287,10 @@ def _from_folder(spec: ModelSpec, folder: Path, num_labels: int, readout: Readou
 
 
 def _check_numbers(spec: ModelSpec, config: Any, folder: Path) -> None:
-    for key, wanted in spec.config.items():
-        found = getattr(config, key, wanted)
-        shape = isinstance(wanted, int) and not isinstance(wanted, bool) and not key.endswith("_token_id")
-        if (shape or key == "pad_token_id") and found != wanted:
+    for key, expected in spec.config.items():
+        actual = getattr(config, key, expected)
+        shape = isinstance(expected, int) and not isinstance(expected, bool) and not key.endswith("_token_id")
+        if (shape or key == "pad_token_id") and actual != expected:
             raise DataError(
-                f"model={spec.name}: {folder}/config.json has {key}={found}, conf/model/{spec.name}.yaml {wanted}"
+                f"model={spec.name}: {folder}/config.json has {key}={actual}, conf/model/{spec.name}.yaml {expected}"
             )

@@ -32,9 +32,9 @@ def weights_folder(spec: ModelSpec) -> Path | None:
         folder = Path(spec.weights).expanduser()
         if not (folder / WEIGHTS_FILE).is_file():
             raise DataError(f"model.weights={spec.weights}: no {WEIGHTS_FILE} in that folder{_other_form(folder)}")
-    if spec.sha256 and (found := file_sha256(folder / WEIGHTS_FILE)) != spec.sha256:
+    if spec.sha256 and (sha256 := file_sha256(folder / WEIGHTS_FILE)) != spec.sha256:
         raise DataError(
-            f"model={spec.name}: {folder / WEIGHTS_FILE} has sha256 {found[:16]}..., not the pinned "
+            f"model={spec.name}: {folder / WEIGHTS_FILE} has sha256 {sha256[:16]}..., not the pinned "
             f"{spec.sha256[:16]}...; it is refused"
         )
     _check_files(spec, folder)
@@ -116,11 +116,11 @@ def _from_package(spec: ModelSpec, tried: list[str]) -> Path | None:
     if not name.isidentifier() or ".." in Path(inside).parts:  # to look for a.b is to import a
         tried.append(f"{shown(spec.package)} is no package/folder")
         return None
-    found = importlib.util.find_spec(name)
-    if found is None or not found.submodule_search_locations:
+    package = importlib.util.find_spec(name)
+    if package is None or not package.submodule_search_locations:
         tried.append(f"the package {_distribution(spec.package)} is not installed")
         return None
-    return Path(found.submodule_search_locations[0]) / inside
+    return Path(package.submodule_search_locations[0]) / inside
 
 
 def _distribution(package: str) -> str:

@@ -25,9 +25,9 @@ def count(arguments: Sequence[str]) -> int:
         return count_all(lines, as_json)
     cell = compose.cell_from(overrides)
     from peftbench.commands import screen
-    from peftbench.runner.counts import plan
+    from peftbench.runner.counts import count_cell
 
-    counts = plan(cell)
+    counts = count_cell(cell)
     if as_json:
         print(json.dumps(trained(counts)))
     else:
@@ -44,7 +44,7 @@ def count_all(lines: Sequence[list[str]], as_json: bool) -> int:
     common = set.intersection(*map(set, lines))
     names = [" ".join(word for word in words if word not in common) for words in lines]
     cells = list(cells_from(lines))
-    counted = {name: _planned(cell) for name, cell in zip(names, cells, strict=True)}
+    counted = {name: _counted(cell) for name, cell in zip(names, cells, strict=True)}
     if as_json:
         print(json.dumps({k: {"error": v} if isinstance(v, str) else trained(v) for k, v in counted.items()}, indent=1))
     else:
@@ -53,13 +53,13 @@ def count_all(lines: Sequence[list[str]], as_json: bool) -> int:
     return 2 if wrong or all(isinstance(counts, str) for counts in counted.values()) else 0
 
 
-def _planned(cell: "Cell | ConfigError") -> "Counts | str":
-    from peftbench.runner.counts import plan
+def _counted(cell: "Cell | ConfigError") -> "Counts | str":
+    from peftbench.runner.counts import count_cell
 
     try:
         if isinstance(cell, ConfigError):
             raise cell
-        return plan(cell)
+        return count_cell(cell)
     except ConfigError as error:
         return error.problems[0]
 

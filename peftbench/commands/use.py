@@ -19,9 +19,9 @@ def apply(arguments: Sequence[str]) -> int:
     _add_searchpath(parser)
     asked = parser.parse_args(arguments)
     run = _finished(asked.run)
-    from peftbench.runner.apply import apply
+    from peftbench.runner.apply import write_model
 
-    note = apply(run, writable(Path(asked.output)), _known(asked.searchpath))
+    note = write_model(run, writable(Path(asked.output)), _known(asked.searchpath))
     print(asked.output)
     if note:
         print(note, file=sys.stderr)

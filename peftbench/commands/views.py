@@ -18,7 +18,7 @@ def table(arguments: Sequence[str]) -> int:
     from peftbench.report import records, render, table
 
     paper = papers.load(asked.paper) if asked.paper else None
-    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
+    study = records.read_study(Path(asked.outputs).expanduser(), asked.study, asked.model)
     made = table.build(study, paper)
     if asked.format:
         print(render.text(made, asked.format), end="")
@@ -40,7 +40,7 @@ def compare(arguments: Sequence[str]) -> int:
     from peftbench.commands.tables import say
     from peftbench.report import records, verdict
 
-    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
+    study = records.read_study(Path(asked.outputs).expanduser(), asked.study, asked.model)
     for line in verdict.lines(study, asked.first, asked.second):
         say(line)
     return 0
@@ -53,7 +53,7 @@ def plot(arguments: Sequence[str]) -> int:
     asked = parser.parse_args(arguments)
     from peftbench.report import plots, records
 
-    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
+    study = records.read_study(Path(asked.outputs).expanduser(), asked.study, asked.model)
     for path in plots.save_all(study, Path(asked.outputs).expanduser(), writable(Path(asked.to))):
         print(path)
     return 0
@@ -69,7 +69,7 @@ def report(arguments: Sequence[str]) -> int:
     from peftbench.report import page, records
 
     outputs = Path(asked.outputs).expanduser()
-    study = records.of(outputs, asked.study, asked.model)
+    study = records.read_study(outputs, asked.study, asked.model)
     path = Path(asked.to) if asked.to else outputs / asked.study / "report.html"
     writable(path.parent)
     page.write(study, path, papers.load(asked.paper) if asked.paper else None)
@@ -97,7 +97,7 @@ def submission(arguments: Sequence[str]) -> int:
         return 0
     if not asked.study or not asked.method:
         parser.error("a study and --method, or --check ZIP")
-    study = records.of(Path(asked.outputs).expanduser(), asked.study, asked.model)
+    study = records.read_study(Path(asked.outputs).expanduser(), asked.study, asked.model)
     writable(Path(asked.to).resolve().parent)
     for line in submission.write(study, asked.method, Path(asked.to), asked.fill_majority):
         print(line)
@@ -114,7 +114,7 @@ def sync(arguments: Sequence[str]) -> int:
     from peftbench.runner.tracking import mode
 
     outputs = Path(asked.outputs).expanduser()
-    study = records.of(outputs, asked.study, asked.model)
+    study = records.read_study(outputs, asked.study, asked.model)
     runs = sync.offline_runs(study)
     sync.send(runs, mode("auto"))
     print(f"{len(runs)} runs sent")

@@ -27,13 +27,13 @@ def load(data: DataSpec, task: TaskSpec, splits: Sequence[str]) -> dict[str, Spl
     """
     _check_splits(data, task, splits)
     read = read_hub if data.source == "hub" else _read_folder
-    found = {split: read(data, task, split) for split in splits}
-    for split in found.values():
+    loaded = {split: read(data, task, split) for split in splits}
+    for split in loaded.values():
         if len(split) == 0:
             raise DataError(f"data={data.name}: {task.name}/{split.name} has no rows")
     if data.limit is None:
-        return found
-    return {name: split.rows(np.arange(min(data.limit, len(split))), name) for name, split in found.items()}
+        return loaded
+    return {name: split.rows(np.arange(min(data.limit, len(split))), name) for name, split in loaded.items()}
 
 
 def stamps(data: DataSpec, task: TaskSpec, splits: Sequence[str]) -> list[Hashable]:
@@ -67,8 +67,8 @@ def _root(data: DataSpec) -> Path:
 def _read_folder(data: DataSpec, task: TaskSpec, split: str) -> Split:
     path = _folder(data, task) / task.folder.files[split]
     layout, public = task.folder, split not in task.test
-    wanted = (*layout.text, *([layout.label] if public else []))
-    table = read_table(path, wanted, layout.columns.get(split, ()), layout.skip_incomplete)
+    columns = (*layout.text, *([layout.label] if public else []))
+    table = read_table(path, columns, layout.columns.get(split, ()), layout.skip_incomplete)
     if table.left_out:
         line = f"{table.path}: {table.left_out:,} lines of other than {table.width} fields left out"
         print(line, file=sys.stderr)

@@ -80,8 +80,8 @@ class PretrainedTokenizer:
             self._inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except Exception as error:  # whatever its parsers raise: the files are a stranger's
-            said = next(iter(str(error).splitlines()), type(error).__name__)[:120]
-            raise DataError(f"{folder}: the tokenizer cannot be read: {said}") from None
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:120]
+            raise DataError(f"{folder}: the tokenizer cannot be read: {reason}") from None
         if problem := _misfit(self._inner, config):
             raise DataError(f"{folder}: the tokenizer is not the model's: {problem}")
         self.pad_id = int(self._inner.pad_token_id)
@@ -156,18 +156,18 @@ def tokenize(split: Split, tokenizer: Tokenizer, max_length: int, cache: Path) -
     """
     key = hashlib.sha256(f"{VERSION}:{split.sha256}:{tokenizer.sha256}:{max_length}".encode()).hexdigest()
     path = cache / "tokens" / f"{key[:32]}.safetensors"
-    found = _read(path, rows=len(split))
-    if found is None:
+    arrays = _read(path, rows=len(split))
+    if arrays is None:
         ids, first = tokenizer.encode(split.texts, max_length)
         lengths = np.asarray([len(row) for row in ids], dtype=np.int64)
-        found = {
+        arrays = {
             "ids": np.asarray([i for row in ids for i in row], dtype=np.int32),
             "starts": np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
             "first": np.asarray(first, dtype=np.int32),
         }
-        write_atomically(path, save(found, metadata={KEY: _digest(found)}))
+        write_atomically(path, save(arrays, metadata={KEY: _digest(arrays)}))
     return Tokens(
-        split.name, found["ids"], found["starts"], found["first"], split.labels, tokenizer.pad_id, tokenizer.sha256
+        split.name, arrays["ids"], arrays["starts"], arrays["first"], split.labels, tokenizer.pad_id, tokenizer.sha256
     )
 
 
@@ -177,19 +177,19 @@ def _read(path: Path, rows: int) -> dict[str, np.ndarray] | None:
     try:
         with safe_open(path, "np") as file:
             digest = (file.metadata() or {}).get(KEY)
-            found = {name: file.get_tensor(name) for name in ("ids", "starts", "first")}
-        whole = digest == _digest(found) and len(found["first"]) == rows
+            arrays = {name: file.get_tensor(name) for name in ("ids", "starts", "first")}
+        whole = digest == _digest(arrays) and len(arrays["first"]) == rows
     except (OSError, SafetensorError):
         whole = False
     if not whole:
         set_aside(path, "damaged; the text is tokenised anew")
         return None
-    return found
+    return arrays
 
 
 def _digest(arrays: dict[str, np.ndarray]) -> str:
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in sorted(arrays):
-        found.update(f"{name}:{arrays[name].dtype}:{arrays[name].shape}".encode())
-        found.update(arrays[name].tobytes())
-    return found.hexdigest()
+        sha256.update(f"{name}:{arrays[name].dtype}:{arrays[name].shape}".encode())
+        sha256.update(arrays[name].tobytes())
+    return sha256.hexdigest()

@@ -28,7 +28,7 @@ class Table:
     width: int = 0
 
 
-def read_table(path: Path, wanted: Sequence[str], head: Sequence[str] = (), skip_incomplete: bool = False) -> Table:
+def read_table(path: Path, needed: Sequence[str], head: Sequence[str] = (), skip_incomplete: bool = False) -> Table:
     """Read the wanted columns of a file: UTF-8, tab-separated, nothing quoted, perhaps a byte-order mark.
 
     Lines end in LF or CRLF. Each is one row, so an empty one is refused; only those at the end of the file are left
@@ -48,9 +48,9 @@ def read_table(path: Path, wanted: Sequence[str], head: Sequence[str] = (), skip
     if not head:
         first = lines.pop(0)[1]
         head = first.split("\t")
-        if fault := _misshapen(first, len(head)) or _wrong_head(first, head, wanted):
+        if fault := _misshapen(first, len(head)) or _wrong_head(first, head, needed):
             raise DataError(f"{name}, line 1: {fault}")
-    elif absent := [column for column in wanted if column not in head]:
+    elif absent := [column for column in needed if column not in head]:
         raise DataError(f"{name}: no column '{shown(absent[0])}', only {shown(', '.join(head))}")
     rows = []
     for number, line in lines:
@@ -60,7 +60,7 @@ def read_table(path: Path, wanted: Sequence[str], head: Sequence[str] = (), skip
             raise DataError(f"{name}, line {number}: {fault}")
     if not rows:
         raise DataError(f"{name}: has no rows")
-    places = {column: list(head).index(column) for column in wanted}
+    places = {column: list(head).index(column) for column in needed}
     columns = {column: tuple(fields[place] for _, fields in rows) for column, place in places.items()}
     return Table(name, columns, tuple(number for number, _ in rows), len(lines) - len(rows), len(head))
 
@@ -68,11 +68,11 @@ def read_table(path: Path, wanted: Sequence[str], head: Sequence[str] = (), skip
 def _lines(path: Path, name: str) -> list[str]:
     """The lines of a file without their ends; no empty ones at its end."""
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):  # a pipe would be waited for, a device never ends
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):  # a pipe would be waited for, a device never ends
             raise DataError(f"{name}: not a regular file")
-        if found.st_size > MAX_BYTES:
-            raise DataError(f"{name}: {found.st_size:,} bytes, more than the {MAX_BYTES:,} that are read")
+        if info.st_size > MAX_BYTES:
+            raise DataError(f"{name}: {info.st_size:,} bytes, more than the {MAX_BYTES:,} that are read")
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise DataError(f"{name}: no such file") from None
@@ -99,11 +99,11 @@ def _misshapen(line: str, width: int) -> str | None:
     return f"{fields} fields where the file has {width} columns{hint}"
 
 
-def _wrong_head(line: str, head: Sequence[str], wanted: Sequence[str]) -> str | None:
+def _wrong_head(line: str, head: Sequence[str], needed: Sequence[str]) -> str | None:
     """What keeps a first line from naming every wanted column once; None: nothing."""
-    if line not in wanted and set(wanted) <= {name.strip(' "') for name in line.split(",")}:
+    if line not in needed and set(needed) <= {name.strip(' "') for name in line.split(",")}:
         return "the file is comma-separated, columns must be separated by tabs"
-    for name in wanted:
+    for name in needed:
         if (times := head.count(name)) != 1:
             names = shown(", ".join(head))
             return f"no column '{shown(name)}', only {names}" if not times else f"{times} columns '{shown(name)}'"

@@ -41,9 +41,9 @@ def leave_threads_to_workers() -> None:
 
 def cores() -> int:
     """How many threads can run at a time: cores that this process may use, or its control group's quota if less."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    number = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = cgroup_quota()
-    return count if quota is None else max(1, min(count, math.ceil(quota)))
+    return number if quota is None else max(1, min(number, math.ceil(quota)))
 
 
 def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
@@ -57,7 +57,7 @@ def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
         lines = [line.split(":", 2) for line in own.read_text().splitlines()]
     except OSError:
         return None
-    found = []
+    quotas = []
     for _, controllers, path in (line for line in lines if len(line) == 3):
         if not controllers:
             base, read = root, _quota_2
@@ -67,8 +67,8 @@ def cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/se
             continue
         group = base / path.lstrip("/")
         groups = [group, *group.parents] if group.is_dir() else [base]  # within a container its own is the root
-        found += [read(folder) for folder in groups if folder.is_relative_to(base)]
-    return min((quota for quota in found if quota is not None), default=None)
+        quotas += [read(folder) for folder in groups if folder.is_relative_to(base)]
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _quota_2(group: Path) -> float | None:
@@ -109,12 +109,12 @@ def seconds(name: str, default: float) -> float:
     """
     word = os.environ.get(name, "")
     try:
-        found = float(word) if word else default
+        value = float(word) if word else default
     except ValueError:
-        found = math.nan
-    if not 0 < found < math.inf:
+        value = math.nan
+    if not 0 < value < math.inf:
         raise ConfigError(f"{name}={shown(word)}: must be a number of seconds above 0")
-    return found
+    return value
 
 
 def _check() -> None:

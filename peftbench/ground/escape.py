@@ -1,9 +1,9 @@
 """Texts in the languages that they are put into: what means something there is taken from it. One function each."""
 
-import html as library
 import re
 import shlex
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from peftbench.ground.errors import printable
@@ -36,7 +36,7 @@ def latex(text: str) -> str:
 
 def html(text: str) -> str:
     """Text that holds no tag, and ends no attribute."""
-    return library.escape(text)
+    return escape(text)
 
 
 def markdown(text: str) -> str:

@@ -106,10 +106,10 @@ def stamp(path: Path) -> tuple[str, int, int, int, int] | None:
     The time of a file can be set back; the moment of change cannot.
     """
     try:
-        found = path.stat()
+        info = path.stat()
     except OSError:
         return None
-    return str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return str(path.resolve()), info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
 
 
 def settled(stamp: tuple[str, int, int, int, int] | None) -> bool:

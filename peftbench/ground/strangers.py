@@ -21,10 +21,10 @@ def read_bytes(path: Path, most: int) -> bytes:
     """
     # a pipe without a writer would hold up an open that may block
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb", closefd=True) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode):
             raise ValueError("not a regular file")
-        content = file.read(most + 1) if found.st_size <= most else None
+        content = file.read(most + 1) if info.st_size <= most else None
     if content is None or len(content) > most:
         raise ValueError(f"larger than {most:,} bytes")
     return content
@@ -47,13 +47,13 @@ def parse_json(content: bytes | str) -> Any:
     """
     check_number(content)
     try:
-        found = json.loads(content, parse_constant=_refuse_constant)
+        value = json.loads(content, parse_constant=_refuse_constant)
     except RecursionError:
         raise ValueError(f"nested deeper than {DEEPEST} levels") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text at byte {error.start}") from None
-    check(found)
-    return found
+    check(value)
+    return value
 
 
 def check_number(content: bytes | str, most: int = MOST_VALUES) -> None:

@@ -87,12 +87,12 @@ def elements(tensor: torch.Tensor) -> np.ndarray:
     """
     if tensor.dtype not in (torch.bfloat16, torch.float32):
         raise TypeError(f"{tensor.dtype}: kernels take bf16 and fp32 only")
-    found: np.ndarray = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
-    return found.reshape(-1)
+    array: np.ndarray = (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array.reshape(-1)
 
 
 def threads() -> int:
     """As many as torch uses, for the next call of a kernel that shares its work out."""
-    count = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-    numba.set_num_threads(count)
-    return int(count)
+    number = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+    numba.set_num_threads(number)
+    return int(number)

@@ -297,13 +297,13 @@ def narrowed(scope: Scope, kinds: tuple[str, ...] | None) -> Scope:
     return Scope(scope.layers, tuple(kind for kind in scope.kinds if kind in kinds))
 
 
-def require(found: Sized, what: str, scope: Scope) -> None:
+def require(candidates: Sized, what: str, scope: Scope) -> None:
     """Refuse a scope in which a method finds nothing to train.
 
     Raises:
-        ConfigError: `found` is empty.
+        ConfigError: `candidates` is empty.
     """
-    if not found:
+    if not candidates:
         layers = "all layers" if scope.layers is None else f"layers {list(scope.layers)}"
         kinds = "all kinds" if scope.kinds is None else f"kinds {list(scope.kinds)}"
         raise ConfigError(f"scope: {what} in {layers}, {kinds} of this backbone")

@@ -16,6 +16,6 @@ class Full:
 
     def attach(self, model: Model, scope: Scope) -> ParameterTuner:
         """See `Method`."""
-        found = dict(model.within(scope))
-        require(found, "no parameter", scope)
-        return ParameterTuner(found)
+        parameters = dict(model.within(scope))
+        require(parameters, "no parameter", scope)
+        return ParameterTuner(parameters)

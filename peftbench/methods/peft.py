@@ -288,7 +288,7 @@ class Peft:
     def _targets(self, model: Model, scope: Scope) -> dict[str, nn.Module]:
         """The modules to attach to, by name."""
         inside = scope if self.targets is not None else narrowed(scope, self.kinds)
-        found = {
+        modules = {
             name: module
             for name, module in model.module.named_modules()
             if _fits(module, self._facts.on)
@@ -296,8 +296,8 @@ class Peft:
             and model.place(name).within(inside)
             and (self.targets is None or _ends(name, self.targets))
         }
-        require(found, f"no {self._facts.on} for peft's {self.type}", inside)
-        return found
+        require(modules, f"no {self._facts.on} for peft's {self.type}", inside)
+        return modules
 
     def _inner(self, model: Model, targets: Iterable[str]) -> list[str]:
         """The maps whose input is scaled and not their output: IA3's, in the feed-forward sub-layer."""
@@ -329,8 +329,8 @@ class Peft:
             shape = (module.in_features, module.out_features, module.bias is not None)
             if shape not in shapes:
                 alone = nn.Sequential(OrderedDict(map=nn.Linear(*shape)))
-                _, found = _wrap(alone.requires_grad_(False), self._made(["map"], []))
-                shapes[shape] = {inside.removeprefix("map."): p.shape for inside, p in found.items()}
+                _, parameters = _wrap(alone.requires_grad_(False), self._made(["map"], []))
+                shapes[shape] = {inside.removeprefix("map."): p.shape for inside, p in parameters.items()}
             for inside, size in shapes[shape].items():
                 trainables[f"{name}.{inside}"] = nn.Parameter(torch.empty(size, device="meta"))
         return ParameterTuner(trainables)
@@ -344,7 +344,7 @@ def _wrap(module: nn.Module, config: Any) -> tuple[Any, dict[str, nn.Parameter]]
     """
     from peft import get_peft_model
 
-    wanted = {id(parameter): parameter for parameter in module.parameters() if parameter.requires_grad}
+    trained = {id(parameter): parameter for parameter in module.parameters() if parameter.requires_grad}
     try:
         with warnings.catch_warnings(action="ignore"):
             wrapper = get_peft_model(module, config)
@@ -356,9 +356,9 @@ def _wrap(module: nn.Module, config: Any) -> tuple[Any, dict[str, nn.Parameter]]
     new = {
         name: p
         for name, p in module.named_parameters()
-        if p.requires_grad and id(p) not in wanted and ".ranknum." not in name  # a constant, but not so on meta
+        if p.requires_grad and id(p) not in trained and ".ranknum." not in name  # a constant, but not so on meta
     }
-    for parameter in wanted.values():  # peft freezes whatever is not its own, the head too
+    for parameter in trained.values():  # peft freezes whatever is not its own, the head too
         parameter.requires_grad_(True)
     return wrapper, new
 
@@ -380,17 +380,17 @@ def _from_file(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: the file says where it acts in a way that is not known here, or is of another type.
     """
-    kind, config, where = peft_types.read(folder)
+    kind, config, acts_on = peft_types.read(folder)
     path = f"method.adapter_config={folder}"
     if given.get("type") not in (None, kind):
         raise ConfigError(f"{path}: its peft_type is {kind}, and method.type={given['type']}")
-    targets = where.get("target_modules")
+    targets = acts_on.get("target_modules")
     if isinstance(targets, str) and targets != "all-linear":
         raise ConfigError(f"{path}: target_modules is a regular expression; give method.kinds and no such key")
     for key in ("exclude_modules", "layers_to_transform", "layers_pattern"):
-        if where.get(key):
+        if acts_on.get(key):
             raise ConfigError(f"{path}: {key} is not read; scope.layers and method.targets say where it acts")
-    found: dict[str, Any] = {"type": kind, "config": {**config, **given.get("config", {})}, "adapter_config": None}
+    keys: dict[str, Any] = {"type": kind, "config": {**config, **given.get("config", {})}, "adapter_config": None}
     if targets is not None:
-        found |= {"kinds": None, "targets": None if targets == "all-linear" else list(targets)}
-    return found
+        keys |= {"kinds": None, "targets": None if targets == "all-linear" else list(targets)}
+    return keys

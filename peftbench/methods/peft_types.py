@@ -157,7 +157,7 @@ def config_class(kind: str) -> Any:
         raise ConfigError(ABSENT)
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIGS
 
-    return {name.value.lower(): found for name, found in CONFIGS.items()}[kind]
+    return {name.value.lower(): config for name, config in CONFIGS.items()}[kind]
 
 
 def make(kind: str, config: Mapping[str, Any]) -> Any:
@@ -180,16 +180,16 @@ def read(folder: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
         ConfigError: it is not there, or not such a file.
     """
     path = Path(folder).expanduser() / CONFIG_FILE
-    where = f"method.adapter_config={shown(folder, 100)}"
+    given_as = f"method.adapter_config={shown(folder, 100)}"
     try:
         if path.stat().st_size > LARGEST_CONFIG:
-            raise ConfigError(f"{where}: {CONFIG_FILE} is larger than {LARGEST_CONFIG:,} bytes")
+            raise ConfigError(f"{given_as}: {CONFIG_FILE} is larger than {LARGEST_CONFIG:,} bytes")
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: no readable {CONFIG_FILE} there ({type(error).__name__})") from None
+        raise ConfigError(f"{given_as}: no readable {CONFIG_FILE} there ({type(error).__name__})") from None
     kind = raw.get("peft_type") if isinstance(raw, dict) else None
     if not isinstance(kind, str):
-        raise ConfigError(f"{where}: {CONFIG_FILE} there names no peft_type")
+        raise ConfigError(f"{given_as}: {CONFIG_FILE} there names no peft_type")
     given = {key: value for key, value in raw.items() if value is not None}
     usual = _defaults(kind.lower()) if kind.lower() in TYPES else {}
     config = {
@@ -200,11 +200,11 @@ def read(folder: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
 
 def _defaults(kind: str) -> dict[str, Any]:
     """Every key's default, as JSON has it."""
-    found = {}
+    defaults = {}
     for item in dataclasses.fields(config_class(kind)):
         value = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
-        found[item.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
-    return found
+        defaults[item.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
+    return defaults
 
 
 def first_line(error: BaseException) -> str:

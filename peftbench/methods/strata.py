@@ -52,17 +52,17 @@ class Strata:
         return WrapperTuner([method.attach(model, inside) for method, inside in self._parts(model, scope)])
 
     def _parts(self, model: Model, scope: Scope) -> list[tuple[Method, Scope]]:
-        found, start = [], 0
+        parts, start = [], 0
         for stratum, last in zip(_items(self.strata), self._boundaries(model.depth), strict=True):
             layers = tuple(i for i in range(start, last + 1) if scope.layers is None or i in scope.layers)
             start = last + 1
             if layers:
-                found += [(self._made(raw), replace(scope, layers=layers)) for raw in _items(stratum.methods)]
+                parts += [(self._made(raw), replace(scope, layers=layers)) for raw in _items(stratum.methods)]
         if scope.layers is None:
-            found += [(self._made(raw), narrowed(scope, self.elsewhere_kinds)) for raw in self.elsewhere]
-        if not found:
+            parts += [(self._made(raw), narrowed(scope, self.elsewhere_kinds)) for raw in self.elsewhere]
+        if not parts:
             raise ConfigError("scope: every stratum in it is frozen")
-        return found
+        return parts
 
     def _made(self, raw: Mapping[str, Any]) -> Any:
         method = make_method(MethodSpec.from_keys("part", raw))

@@ -14,8 +14,7 @@ from peftbench.ground.errors import LONGEST_LINE, DataError, shown
 from peftbench.ground.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
-from peftbench.report import predictions as files
-from peftbench.report import render
+from peftbench.report import predictions, render
 from peftbench.report.records import Study, column_of, flat
 from peftbench.report.table import apart, build
 
@@ -48,7 +47,7 @@ def content(study: Study, paper: Paper | None = None) -> dict[str, Any]:
     names = {} if rows.empty else dict(zip(rows["record"], rows["name"], strict=True))
     done = [(folder, r) for folder, r in zip(study.folders, study.records, strict=True) if r.status == "done"]
     shared = _shared([record.config for _, record in done])
-    predictions = [_predictions(folder, record) for folder, record in done]
+    pairs = [_predictions(folder, record) for folder, record in done]
     table = build(study, paper)
     return {
         "study": study.name,
@@ -61,8 +60,7 @@ def content(study: Study, paper: Paper | None = None) -> dict[str, Any]:
             "notes": table.notes,
         },
         "runs": [
-            _run(folder, record, names[place], shared, predictions[place])
-            for place, (folder, record) in enumerate(done)
+            _run(folder, record, names[place], shared, pairs[place]) for place, (folder, record) in enumerate(done)
         ],
         "failures": [
             {
@@ -74,14 +72,14 @@ def content(study: Study, paper: Paper | None = None) -> dict[str, Any]:
             for folder, record in zip(study.folders, study.records, strict=True)
             if record.status != "done"
         ],
-        "wrong": _most_wrong(done, names, predictions),
+        "wrong": _most_wrong(done, names, pairs),
         "protocol": shared,
         "provenance": _provenance([record for _, record in done]),
     }
 
 
 def _run(
-    folder: Path, record: Record, name: str, shared: dict[str, Any], predictions: list[tuple[str, str]]
+    folder: Path, record: Record, name: str, shared: dict[str, Any], pairs: list[tuple[str, str]]
 ) -> dict[str, Any]:
     config = {key: value for key, value in flat(record.config).items() if key not in shared}
     headline = record.headline
@@ -107,7 +105,7 @@ def _run(
             if (score := item.metrics.get(headline.name)) is not None
         ],
         "metrics": record.metrics.chosen,
-        "confusion": _confusion(predictions),
+        "confusion": _confusion(pairs),
         "search": None if record.search is None else record.search.scores,
         "fingerprint": record.fingerprint,
         "folder": f"{folder.parent.name}/{folder.name}",
@@ -127,50 +125,50 @@ def _predictions(folder: Path, record: Record) -> list[tuple[str, str]]:
         return []
     split = "dev_mismatched" if record.headline.name.endswith("mismatched") else "dev_matched"
     for name in ("dev", split):
-        if files.path_of(folder, name).exists():
+        if predictions.path_of(folder, name).exists():
             try:
-                return [(label, said) for said, label in files.read(folder, name)]
+                return [(label, prediction) for prediction, label in predictions.read(folder, name)]
             except DataError as error:
                 print(shown(f"left out: {error.every[0]}", LONGEST_LINE), file=sys.stderr)
     return []
 
 
-def _confusion(predictions: list[tuple[str, str]]) -> dict[str, Any] | None:
-    if not predictions:
+def _confusion(pairs: list[tuple[str, str]]) -> dict[str, Any] | None:
+    if not pairs:
         return None
-    labels = sorted({word for pair in predictions for word in pair})
-    counts = Counter(predictions)
-    return {"labels": labels, "counts": [[counts[true, said] for said in labels] for true in labels]}
+    labels = sorted({word for pair in pairs for word in pair})
+    counts = Counter(pairs)
+    return {"labels": labels, "counts": [[counts[true, predicted] for predicted in labels] for true in labels]}
 
 
 def _most_wrong(
-    done: list[tuple[Path, Record]], names: dict[int, str], predictions: list[list[tuple[str, str]]]
+    done: list[tuple[Path, Record]], names: dict[int, str], pairs: list[list[tuple[str, str]]]
 ) -> dict[str, list[dict[str, Any]]]:
     """Per task the dev rows that most runs get wrong: number of the row, label, share of wrong runs by method."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    hardest: dict[str, list[dict[str, Any]]] = {}
     for column in dict.fromkeys(column_of(record) for _, record in done):
-        places = [i for i, (_, record) in enumerate(done) if column_of(record) == column and predictions[i]]
+        places = [i for i, (_, record) in enumerate(done) if column_of(record) == column and pairs[i]]
         if not places:
             continue
         wrong: Counter[int] = Counter()
         by_name: dict[int, Counter[str]] = defaultdict(Counter)
         for place in places:
-            for row, (label, said) in enumerate(predictions[place]):
-                if label != said:
+            for row, (label, prediction) in enumerate(pairs[place]):
+                if label != prediction:
                     wrong[row] += 1
                     by_name[row][names[place]] += 1
         runs = Counter(names[place] for place in places)
-        found[column] = [
+        hardest[column] = [
             {
                 "row": row,
-                "label": predictions[places[0]][row][0],
-                "wrong": count,
+                "label": pairs[places[0]][row][0],
+                "wrong": mistakes,
                 "of": len(places),
                 "methods": {name: f"{by_name[row][name]}/{number}" for name, number in runs.items()},
             }
-            for row, count in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:MOST_WRONG]
+            for row, mistakes in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:MOST_WRONG]
         ]
-    return found
+    return hardest
 
 
 def _shared(configs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -183,10 +181,10 @@ def _shared(configs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _provenance(records: list[Record]) -> dict[str, list[str]]:
     """Every version, machine and commit that the runs were made with."""
-    found: dict[str, set[str]] = defaultdict(set)
+    seen: dict[str, set[str]] = defaultdict(set)
     for record in records:
         for source in (record.versions, vars(record.git), vars(record.hardware)):
             for key, value in source.items():
-                found[key].add(str(value))
-        found["weights"].add(str(record.hashes.weights))
-    return {key: sorted(values) for key, values in sorted(found.items())}
+                seen[key].add(str(value))
+        seen["weights"].add(str(record.hashes.weights))
+    return {key: sorted(values) for key, values in sorted(seen.items())}

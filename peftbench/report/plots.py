@@ -64,9 +64,9 @@ def curves(study: Study, rows: pd.DataFrame, _: Path) -> Figure | None:
     records = study.done()
     for axis, (column, same) in zip(axes, rows.groupby("column"), strict=True):
         for i, (name, group) in enumerate(_by_name(rows, same)):
-            found = [_curve(records[int(place)]) for place in group["record"]]
-            steps = sorted(set.intersection(*(set(curve) for curve in found)))
-            values = np.array([[curve[step] for step in steps] for curve in found])
+            per_seed = [_curve(records[int(place)]) for place in group["record"]]
+            steps = sorted(set.intersection(*(set(curve) for curve in per_seed)))
+            values = np.array([[curve[step] for step in steps] for curve in per_seed])
             style = _style(i)
             axis.plot(steps, values.mean(axis=0), label=name, markersize=4, **style)
             axis.fill_between(steps, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15, lw=0)
@@ -129,10 +129,10 @@ def rates(study: Study, rows: pd.DataFrame, outputs: Path) -> Figure | None:
     ]
     if not points:
         return None
-    found = pd.DataFrame(points, columns=["column", "name", "lr", "score"])
-    figure, axes = _axes(found)
-    for axis, (column, same) in zip(axes, found.groupby("column"), strict=True):
-        for i, (name, group) in enumerate(_by_name(found, same)):
+    tried = pd.DataFrame(points, columns=["column", "name", "lr", "score"])
+    figure, axes = _axes(tried)
+    for axis, (column, same) in zip(axes, tried.groupby("column"), strict=True):
+        for i, (name, group) in enumerate(_by_name(tried, same)):
             group = group.sort_values("lr")
             axis.semilogx(group["lr"], group["score"], label=name, **_style(i))
         axis.set(title=str(column), xlabel="learning rate", ylabel="score on the rows of the search (%)")
@@ -156,10 +156,10 @@ def _scatter(study: Study, rows: pd.DataFrame, x: str, label: str, log: bool = F
         points = []
         for i, (name, group) in enumerate(_by_name(rows, same)):
             style = _style(i) | {"linestyle": "none"}
-            where, score = float(group[x].median()), float(group["score"].mean())
+            cost, score = float(group[x].median()), float(group["score"].mean())
             spread = float(group["score"].std()) if len(group) > 1 else 0.0
-            axis.errorbar(max(where, 1.0) if log else where, score, yerr=spread, label=name, capsize=3, **style)
-            points.append((max(where, 1.0) if log else where, score))
+            axis.errorbar(max(cost, 1.0) if log else cost, score, yerr=spread, label=name, capsize=3, **style)
+            points.append((max(cost, 1.0) if log else cost, score))
         front = pareto(points)
         axis.step(*zip(*front, strict=True), where="post", color="grey", lw=1, zorder=0)
         axis.set(title=str(column), xlabel=label, ylabel="dev score (%)")
@@ -178,8 +178,8 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _axes(rows: pd.DataFrame) -> tuple[Figure, list[Axes]]:
-    count = rows["column"].nunique()
-    figure, axes = plt.subplots(1, count, figsize=(4.2 * count, 3.8), squeeze=False, layout="constrained")
+    number = rows["column"].nunique()
+    figure, axes = plt.subplots(1, number, figsize=(4.2 * number, 3.8), squeeze=False, layout="constrained")
     return figure, list(axes[0])
 
 

@@ -39,7 +39,7 @@ class Study:
         return frame(self.done())
 
 
-def of(outputs: Path, study: str, model: str | None = None) -> Study:
+def read_study(outputs: Path, study: str, model: str | None = None) -> Study:
     """Every readable record of a study; the unreadable are named on the terminal and left out.
 
     Args:
@@ -148,8 +148,8 @@ def differences(one: Record, other: Record) -> dict[str, tuple[Any, Any]]:
 
 def flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """A nested configuration by dotted keys."""
-    found: dict[str, Any] = {}
+    flattened: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{path}.{key}" if path else str(key)
-        found |= flat(value, name) if isinstance(value, Mapping) else {name: value}
-    return found
+        flattened |= flat(value, name) if isinstance(value, Mapping) else {name: value}
+    return flattened

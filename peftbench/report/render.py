@@ -1,8 +1,8 @@
 """A table as a grid of texts, and as Markdown, LaTeX (booktabs), HTML and CSV."""
 
-import csv as library
 import io
 from collections.abc import Callable, Sequence
+from csv import writer as csv_writer
 
 from peftbench.ground import escape
 from peftbench.ground.errors import ConfigError, near, shown
@@ -37,18 +37,18 @@ def grid(table: Table) -> list[list[str]]:
     return [head, *rows]
 
 
-def entry(found: Entry) -> str:
+def entry(cell: Entry) -> str:
     """85.2 ± 0.3, with n=3/5 where seeds are missing, and the paper's figure where there is one."""
     parts = []
-    if found.value is not None:
-        parts.append(number(found.value) + ("" if found.spread is None else f" ± {found.spread:.1f}"))
-        if found.seeds < found.of or found.of == 1:
-            parts.append(f"n={found.seeds}/{found.of}" if found.seeds < found.of else "n=1")
-        if found.collapsed:
-            parts.append(f"c{found.collapsed}")
-    if found.published is not None:
-        difference = "" if found.difference is None else f", {found.difference:+.1f}"
-        parts.append(f"[{found.published:g}{difference}]")
+    if cell.value is not None:
+        parts.append(number(cell.value) + ("" if cell.spread is None else f" ± {cell.spread:.1f}"))
+        if cell.seeds < cell.expected or cell.expected == 1:
+            parts.append(f"n={cell.seeds}/{cell.expected}" if cell.seeds < cell.expected else "n=1")
+        if cell.collapsed:
+            parts.append(f"c{cell.collapsed}")
+    if cell.published is not None:
+        difference = "" if cell.difference is None else f", {cell.difference:+.1f}"
+        parts.append(f"[{cell.published:g}{difference}]")
     return " ".join(parts) or "–"
 
 
@@ -132,17 +132,17 @@ def html(table: Table) -> str:
 def csv(table: Table) -> str:
     """One line per row and column: a program has nothing to take apart. No footnotes."""
     out = io.StringIO()
-    writer = library.writer(out, lineterminator="\n")
+    writer = csv_writer(out, lineterminator="\n")
     counts = ("backbone", "head", "total", "stored_bytes")
     writer.writerow(
         ["method", "column", table.statistic, "sd", "seeds", "not_beaten", "collapsed", "published", "difference",
          *counts, "seconds", "search_seconds", "peak_mb"]
     )  # fmt: skip
     for line in table.lines:
-        for column, found in line.entries.items():
+        for column, cell in line.entries.items():
             writer.writerow(
-                [escape.csv(line.name), escape.csv(column), found.value, found.spread, found.seeds, int(found.best),
-                 found.collapsed, found.published, found.difference, *(line.counts[key] for key in counts),
+                [escape.csv(line.name), escape.csv(column), cell.value, cell.spread, cell.seeds, int(cell.best),
+                 cell.collapsed, cell.published, cell.difference, *(line.counts[key] for key in counts),
                  line.seconds, line.search_s, line.peak_mb]
             )  # fmt: skip
     return out.getvalue()

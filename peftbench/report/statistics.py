@@ -54,10 +54,10 @@ def bootstrap(values: Sequence[float], level: float = 0.95) -> Interval | None:
     mean = float(np.mean(values))
     if np.ptp(values) == 0:
         return Interval(mean, mean, mean)
-    found = stats.bootstrap(
+    result = stats.bootstrap(
         (np.asarray(values),), np.mean, confidence_level=level, method="percentile", rng=np.random.default_rng(0)
     )
-    return Interval(mean, float(found.confidence_interval.low), float(found.confidence_interval.high))
+    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
 
 
 def paired_p(differences: Sequence[float]) -> float | None:
@@ -67,7 +67,7 @@ def paired_p(differences: Sequence[float]) -> float | None:
     """
     if len(differences) < 2:
         return None
-    found = stats.permutation_test(
+    result = stats.permutation_test(
         (np.asarray(differences), np.zeros(len(differences))),
         lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",
@@ -75,7 +75,7 @@ def paired_p(differences: Sequence[float]) -> float | None:
         n_resamples=9999,
         rng=np.random.default_rng(0),
     )
-    return float(found.pvalue)
+    return float(result.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

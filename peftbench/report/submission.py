@@ -215,16 +215,16 @@ def _values(file: File, folder: Path, record: Record) -> list[str]:
     Raises:
         DataError: they cannot be read, or are none of this task.
     """
-    said = [prediction for prediction, _ in predictions.read(folder, file.split)]
+    predicted = [prediction for prediction, _ in predictions.read(folder, file.split)]
     try:
         if file.values is None:
-            return [f"{min(5.0, max(0.0, float(value))):.3f}" for value in said]
+            return [f"{min(5.0, max(0.0, float(value))):.3f}" for value in predicted]
         if file.values is BINARY:
             labels = record.config["task"]["labels"] or []
-            return [str(labels.index(value)) for value in said]
+            return [str(labels.index(value)) for value in predicted]
     except ValueError as error:
         raise DataError(f"{predictions.path_of(folder, file.split)}: not of task {file.task} ({error})") from None
-    return said
+    return predicted
 
 
 def _content(file: File, values: list[str]) -> str:

@@ -17,8 +17,8 @@ from peftbench.report.table import build
 
 def offline_runs(study: Study) -> list[Path]:
     """Folders of runs that W&B recorded offline and has not sent."""
-    found = [path for folder in study.folders for path in sorted(folder.glob("wandb/offline-run-*"))]
-    return [path for path in found if not list(path.glob("*.wandb.synced"))]
+    folders = [path for folder in study.folders for path in sorted(folder.glob("wandb/offline-run-*"))]
+    return [path for path in folders if not list(path.glob("*.wandb.synced"))]
 
 
 def send(runs: list[Path], mode: str) -> None:
@@ -68,6 +68,6 @@ def log_study(study: Study, outputs: Path, folder: Path, project: str, mode: Any
         )  # fmt: skip
         run.log({"table": wandb.Table(columns=head, data=rows)})
         run.log({f"figures/{path.stem}": wandb.Image(str(path)) for path in figures})
-        where = run.url or run.dir
+        address = run.url or run.dir
         run.finish()
-    return str(where)
+    return str(address)

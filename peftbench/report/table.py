@@ -25,7 +25,7 @@ class Entry:
         value: mean or median over seeds, in percent; None: there is no run.
         spread: standard deviation over seeds; None: one seed.
         seeds: how many there are.
-        of: how many there are at most in this table.
+        expected: how many there are at most in this table.
         best: not beaten outside the noise by any other row of this column.
         collapsed: how many of the runs predict one class.
         published: the paper's figure; difference: ours less the paper's.
@@ -34,7 +34,7 @@ class Entry:
     value: float | None = None
     spread: float | None = None
     seeds: int = 0
-    of: int = 0
+    expected: int = 0
     best: bool = False
     collapsed: int = 0
     published: float | None = None
@@ -117,8 +117,8 @@ def apart(study: Study) -> tuple[pd.DataFrame, list[str]]:
         for other in order[1:]:
             places = same[same["made_of"] == other]
             one = records[int(places["record"].iloc[0])]
-            found = [f"{key}={new} (not {old})" for key, (old, new) in differences(main, one).items()]
-            text = ", ".join([*found, *other_inputs(main, one)]) or "another version"
+            differing = [f"{key}={new} (not {old})" for key, (old, new) in differences(main, one).items()]
+            text = ", ".join([*differing, *other_inputs(main, one)]) or "another version"
             mark = marks.setdefault(text, SUFFIX + (str(len(marks) + 1) if marks else ""))
             rows.loc[places.index, "name"] = [f"{name}{mark}" for name in places["name"]]
     return rows, [f"{mark.strip()}: {text}" for text, mark in marks.items()]
@@ -187,7 +187,7 @@ def _published(
 
 def _with_best(lines: list[Line], rows: pd.DataFrame, columns: Sequence[str]) -> list[Line]:
     """Mark in every column what no other row beats outside the noise."""
-    found = []
+    marked = []
     best = {
         column: not_beaten(
             {
@@ -202,8 +202,8 @@ def _with_best(lines: list[Line], rows: pd.DataFrame, columns: Sequence[str]) ->
             column: Entry(**{**vars(entry), "best": line.name in best[column] and entry.value is not None})
             for column, entry in line.entries.items()
         }
-        found.append(Line(**{**vars(line), "entries": entries}))
-    return found
+        marked.append(Line(**{**vars(line), "entries": entries}))
+    return marked
 
 
 def _largest(values: pd.Series) -> int | None:

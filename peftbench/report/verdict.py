@@ -28,10 +28,10 @@ def lines(study: Study, first: str, second: str) -> list[str]:
         }
         for name, group in rows.groupby("name")
     }
-    found = compare(scores, first, second)
-    if not found:
+    comparisons = compare(scores, first, second)
+    if not comparisons:
         raise ConfigError(f"{first} and {second}: no task and seed in common in study {study.name}")
-    return [sentence(found[-1], first, second), *(figures(item) for item in found)]
+    return [sentence(comparisons[-1], first, second), *(figures(item) for item in comparisons)]
 
 
 def _row(word: str, names: list[str], study: str) -> str:
@@ -44,16 +44,16 @@ def _row(word: str, names: list[str], study: str) -> str:
 
 def sentence(item: Comparison, first: str, second: str) -> str:
     """One sentence that claims no more than the test shows."""
-    where = "over all tasks" if item.task == "all" else f"on {item.task}"
+    tasks = "over all tasks" if item.task == "all" else f"on {item.task}"
     better, worse = (first, second) if item.difference > 0 else (second, first)
     size = f"{abs(item.difference):.1f} points, {item.pairs} pairs of task and seed"
     if item.p is None:
-        return f"{first} and {second} {where}: one pair says nothing about the noise ({size})."
+        return f"{first} and {second} {tasks}: one pair says nothing about the noise ({size})."
     if item.p < ALPHA:
-        return f"{better} beats {worse} {where}: {size}, {_p(item.p)}."
+        return f"{better} beats {worse} {tasks}: {size}, {_p(item.p)}."
     if 2 / 2**item.pairs >= ALPHA:
-        return f"{better} is ahead of {worse} {where} by {size}; with so few pairs no test can show a difference."
-    return f"No difference between {first} and {second} {where} outside the noise: {size}, {_p(item.p)}."
+        return f"{better} is ahead of {worse} {tasks} by {size}; with so few pairs no test can show a difference."
+    return f"No difference between {first} and {second} {tasks} outside the noise: {size}, {_p(item.p)}."
 
 
 def figures(item: Comparison) -> str:

@@ -23,7 +23,7 @@ from peftbench.training.forward import Forward
 from peftbench.training.metrics import predict
 
 
-def apply(run: Path, folder: Path, known: Collection[str] = ()) -> str | None:
+def write_model(run: Path, folder: Path, known: Collection[str] = ()) -> str | None:
     """Write the run's model, its delta merged in, as `AutoModelForSequenceClassification.from_pretrained` loads it.
 
     Args:
@@ -79,8 +79,8 @@ def label(run: Path, file: Path, cache: Path, known: Collection[str] = ()) -> li
 
 def _lines(task: TaskSpec, logits: np.ndarray) -> list[str]:
     lines = ["\t".join(["index", "prediction", *(task.labels or ["score"])])]
-    for i, (row, found) in enumerate(zip(logits, predict(logits), strict=True)):
-        shown = task.labels[int(found)] if task.labels else f"{found:.4f}"
+    for i, (row, prediction) in enumerate(zip(logits, predict(logits), strict=True)):
+        shown = task.labels[int(prediction)] if task.labels else f"{prediction:.4f}"
         lines.append("\t".join([str(i), shown, *(f"{logit:.5f}" for logit in row)]))
     return lines
 
@@ -91,7 +91,7 @@ def _spec(record: Record, kind: type[Any], part: str) -> Any:
     if kind is TaskSpec:
         raw = {"name": getattr(record.cell, part), **raw}
     problems: list[str] = []
-    found = parse(kind, raw, part, problems)
-    if found is None or problems:
+    parsed = parse(kind, raw, part, problems)
+    if parsed is None or problems:
         raise DataError(f"the record's {part} is not one of this version: {problems[0]}")
-    return found
+    return parsed

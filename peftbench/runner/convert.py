@@ -43,8 +43,8 @@ def convert(source: str) -> Path:
     if target.exists():
         raise DataError(f"{target}: is there already; it is left as it is")
     whole, paths = _pickles(folder)
-    if pinned and whole and (found := file_sha256(paths[0])) != pinned:
-        raise DataError(f"{paths[0]}: has sha256 {found[:16]}..., not the pinned {pinned[:16]}...; it is refused")
+    if pinned and whole and (sha256 := file_sha256(paths[0])) != pinned:
+        raise DataError(f"{paths[0]}: has sha256 {sha256[:16]}..., not the pinned {pinned[:16]}...; it is refused")
     size = sum(path.stat().st_size for path in paths)
     if size > MOST_BYTES:
         raise DataError(f"{folder}: {PICKLE} has {size:,} bytes, more than {MOST_BYTES:,}")
@@ -62,9 +62,9 @@ def convert(source: str) -> Path:
 def _pins(name: str) -> Mapping[str, Any]:
     """The yaml of the model whose weights lie in this repository of the Hub; empty: none names it."""
     for path in sorted((compose.conf_dir() / "model").glob("*.yaml")):
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if found.get("hub") == name:
-            return dict(found)
+        keys = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if keys.get("hub") == name:
+            return dict(keys)
     return {}
 
 
@@ -110,13 +110,13 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
             with zipfile.ZipFile(path) as archive:
                 if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
                     raise ValueError("its parts are compressed, as torch never writes them")
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
     except Exception as error:  # whatever a stranger's file makes the loader raise
-        said = re.sub(r"\s+", " ", str(error).partition("WeightsUnpickler error:")[2] or str(error)).strip()
-        raise DataError(f"{path}: not a file of tensors alone: {shown(said, 100)}") from None
-    if not isinstance(found, dict) or not found:
-        raise DataError(f"{path}: holds a {type(found).__name__}, not tensors by name")
-    for name, tensor in found.items():
+        reason = re.sub(r"\s+", " ", str(error).partition("WeightsUnpickler error:")[2] or str(error)).strip()
+        raise DataError(f"{path}: not a file of tensors alone: {shown(reason, 100)}") from None
+    if not isinstance(tensors, dict) or not tensors:
+        raise DataError(f"{path}: holds a {type(tensors).__name__}, not tensors by name")
+    for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor) or not _plain(tensor):
             raise DataError(f"{path}: {shown(name)} is a {type(tensor).__name__}, not a named tensor")
         yield name, tensor.detach()

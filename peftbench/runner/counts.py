@@ -15,7 +15,7 @@ def entries(model: Model) -> int:
     return sum(parameter.numel() for parameter in model.module.parameters())
 
 
-def count(model: Model, tuner: Tuner, before: int) -> Counts:
+def count_trained(model: Model, tuner: Tuner, before: int) -> Counts:
     """Count what trains; `before` is `entries(model)` before the method was attached."""
     backbone = sum(parameter.numel() for parameter in tuner.trainables().values())
     head = sum(parameter.numel() for _, parameter in model.head())
@@ -24,12 +24,12 @@ def count(model: Model, tuner: Tuner, before: int) -> Counts:
 
 def counted_again(planned: Counts, model: Model, tuner: Tuner, stored_bytes: int) -> Counts:
     """The counts when training has ended: a method may have trained more than it began with, and may keep less."""
-    now = count(model, tuner, planned.model)
+    now = count_trained(model, tuner, planned.model)
     backbone = max(planned.backbone, now.backbone)
     return replace(now, backbone=backbone, total=backbone + now.head, stored_bytes=stored_bytes)
 
 
-def plan(cell: Cell, steps: int | None = None) -> Counts:
+def count_cell(cell: Cell, steps: int | None = None) -> Counts:
     """Attach the method to a backbone without weights and count: milliseconds, no memory, no files.
 
     Args:
@@ -45,7 +45,7 @@ def plan(cell: Cell, steps: int | None = None) -> Counts:
         tuner.check_steps(steps)
     if cell.protocol.keep_prefix:
         Prefix(model, tuner.touched(), tuner.reads())  # whether there is one
-    return count(model, tuner, before)
+    return count_trained(model, tuner, before)
 
 
 def kept_bounds(cell: Cell) -> tuple[int, int]:

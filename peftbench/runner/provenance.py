@@ -26,8 +26,8 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a score may depend on."""
-    found = {name: metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), "peftbench": __version__, **found}
+    packages = {name: metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), "peftbench": __version__, **packages}
 
 
 def git() -> dict[str, Any]:

@@ -122,9 +122,9 @@ def headline(task: TaskSpec, fit: Fit, labels: Mapping[str, np.ndarray | None]) 
 
 def metrics(fit: Fit, selection: str) -> Metrics:
     """All evaluations as the record holds them."""
-    found = [Evaluation(**asdict(evaluation)) for evaluation in fit.evaluations]
-    selected = found[fit.selected] if fit.logits else None
-    return Metrics(selected, found, selection, bool(selected and selected.collapsed))
+    evaluations = [Evaluation(**asdict(evaluation)) for evaluation in fit.evaluations]
+    selected = evaluations[fit.selected] if fit.logits else None
+    return Metrics(selected, evaluations, selection, bool(selected and selected.collapsed))
 
 
 def times_of(fit: Fit, watch: Stopwatch, started: datetime) -> Times:

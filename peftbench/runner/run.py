@@ -20,7 +20,7 @@ from peftbench.ground.files import DELTA_FILE, RECORD_FILE, keep_last, stamp
 from peftbench.ground.machine import process_state
 from peftbench.record import Record, Search, write_record
 from peftbench.runner import budgets, deltas, provenance
-from peftbench.runner.counts import count, counted_again, entries, plan
+from peftbench.runner.counts import count_cell, count_trained, counted_again, entries
 from peftbench.runner.recording import (
     Status,
     Work,
@@ -69,7 +69,7 @@ def run(
     """
     watch, started = Stopwatch(), datetime.now(UTC)
     provenance.reset_peak_memory()
-    work = Work(counts=plan(cell))
+    work = Work(counts=count_cell(cell))
     folder, fingerprint = Path(cell.outputs).expanduser() / cell.folder, cell.fingerprint
     cell = budgets.resolve(cell)
     if search is not None:
@@ -120,7 +120,7 @@ def execute(
     start = deltas.start_of(cell)  # before any cost: it may be refused
     rows = read_rows(rows_of(cell))
     if "train" in rows:
-        plan(cell, cell.protocol.steps(len(rows["train"])))
+        count_cell(cell, cell.protocol.steps(len(rows["train"])))
     weights = weights_folder(cell.model)
     tokenizer = Tokenizing(cell.model, weights, cell.protocol.max_length, cell.cache)
     work.tokens = tokens = tokenize_rows(rows, tokenizer)
@@ -130,7 +130,7 @@ def execute(
     before = entries(model)
     tuner = deltas.start_from(cell, model, start)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
-    work.counts = count(model, tuner, before)
+    work.counts = count_trained(model, tuner, before)
 
     main = process_state().is_main_process  # the others compute with it; only the main process writes
     if main:
@@ -220,12 +220,12 @@ def watchers(
 ) -> Iterator[list[Watcher]]:
     """Those who follow a run: metrics.jsonl, a progress bar of this title, W&B. Only the main process has any."""
     with ExitStack() as stack:
-        found: list[Watcher] = []
+        following: list[Watcher] = []
         if process_state().is_main_process:
-            found.append(stack.enter_context(MetricsFile(folder / "metrics.jsonl")))
-            found += stack.enter_context(bar(progress or "", show=progress is not None))
-            found += stack.enter_context(wandb_run(tracker, folder, described))
-        yield found
+            following.append(stack.enter_context(MetricsFile(folder / "metrics.jsonl")))
+            following += stack.enter_context(bar(progress or "", show=progress is not None))
+            following += stack.enter_context(wandb_run(tracker, folder, described))
+        yield following
 
 
 def choosing(task: TaskSpec, selection: str) -> str:

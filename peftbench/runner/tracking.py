@@ -18,7 +18,7 @@ from peftbench.config.spec import Cell, TrackerSpec
 from peftbench.ground import environment
 from peftbench.ground.errors import shown
 from peftbench.ground.files import write_atomically
-from peftbench.training.fit import Evaluation
+from peftbench.training.fit import Scores
 
 # W&B's own words for one run, which must not make one of all cells.
 OF_ONE_RUN = (
@@ -70,7 +70,7 @@ class MetricsFile:
         """See `Watcher`."""
         self._file.write(json.dumps({"step": step, **facts}) + "\n")
 
-    def evaluation(self, evaluation: Evaluation) -> None:
+    def evaluation(self, evaluation: Scores) -> None:
         """See `Watcher`."""
         self._file.write(json.dumps({"step": evaluation.step, "evaluation": asdict(evaluation)}) + "\n")
         self._file.flush()
@@ -97,7 +97,7 @@ class Bar:
         if self._task is not None:
             self._progress.update(self._task, completed=step, note=note)
 
-    def evaluation(self, evaluation: Evaluation) -> None:
+    def evaluation(self, evaluation: Scores) -> None:
         """See `Watcher`."""
         self._headline = f"  dev {evaluation.chosen_by:.4f}"
 
@@ -139,7 +139,7 @@ class WandbRun:
         """See `Watcher`."""
         self._run.log({f"train/{key}": value for key, value in facts.items()}, step=step)
 
-    def evaluation(self, evaluation: Evaluation) -> None:
+    def evaluation(self, evaluation: Scores) -> None:
         """See `Watcher`."""
         points = {f"dev/{key}": value for key, value in evaluation.metrics.items()}
         self._run.log({**points, "dev/epoch": evaluation.epoch}, step=evaluation.step)

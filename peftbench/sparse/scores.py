@@ -101,12 +101,12 @@ class Best:
         places = ((scores >= floor) & (scores > -torch.inf)).nonzero().squeeze(1)  # a GPU is waited for here alone
         if not places.numel():
             return
-        ids, found = places + first_id, scores[places]
+        ids, offered = places + first_id, scores[places]
         kept = None if extra is None else extra[places].float()
         if self.ids is not None and self.scores is not None:
-            ids, found = torch.cat([self.ids, ids]), torch.cat([self.scores, found])
+            ids, offered = torch.cat([self.ids, ids]), torch.cat([self.scores, offered])
             kept = None if kept is None or self.extra is None else torch.cat([self.extra, kept])
         by_id = ids.argsort()
-        best = by_id[found[by_id].argsort(descending=True, stable=True)[: self.count]]
-        self.ids, self.scores = ids[best], found[best]
+        best = by_id[offered[by_id].argsort(descending=True, stable=True)[: self.count]]
+        self.ids, self.scores = ids[best], offered[best]
         self.extra = None if kept is None else kept[best]

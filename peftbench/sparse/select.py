@@ -29,13 +29,13 @@ def random_ids(store: SparseStore, per_tensor: bool, structured: bool) -> torch.
         shares = quotas(sizes, store.budget)
     else:
         shares = random.multivariate_hypergeometric(sizes, store.budget, method="marginals").tolist()
-    found = []
+    chosen = []
     for tensor, offset, share in zip(store.tensors, store.offsets, shares, strict=False):
         inside = _columns(random, tensor.shape, share) if structured and tensor.dim() == 2 else None
         if inside is None:
             inside = random.choice(tensor.numel(), share, replace=False, shuffle=False)
-        found.append(np.sort(inside) + offset)
-    return torch.from_numpy(np.concatenate(found)).int()
+        chosen.append(np.sort(inside) + offset)
+    return torch.from_numpy(np.concatenate(chosen)).int()
 
 
 def _columns(random: np.random.Generator, shape: Sequence[int], share: int) -> np.ndarray:

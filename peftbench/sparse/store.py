@@ -102,13 +102,13 @@ class SparseStore:
 
     def tensors_by_name(self) -> dict[str, torch.Tensor]:
         """The chosen entries as "<tensor>.index" (int32, rising) and "<tensor>.values" (fp32): 8 bytes per entry."""
-        found = {}
+        tensors = {}
         for i, name in enumerate(self.names):
             places, index = self.part(i)
             if index.numel():
-                found[f"{name}.index"] = index
-                found[f"{name}.values"] = self.values.detach()[places]
-        return found
+                tensors[f"{name}.index"] = index
+                tensors[f"{name}.values"] = self.values.detach()[places]
+        return tensors
 
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take up chosen entries as `tensors_by_name` gives them, and write them into the tensors.
@@ -155,8 +155,8 @@ class SparseStore:
     def _cut(self, rising: torch.Tensor) -> list[int]:
         """Where each tensor's ids begin among rising ones, and where the last one's end."""
         bounds = torch.tensor(self.offsets, device=rising.device, dtype=torch.int32)
-        found: list[int] = torch.searchsorted(rising.contiguous(), bounds).tolist()
-        return found
+        cuts: list[int] = torch.searchsorted(rising.contiguous(), bounds).tolist()
+        return cuts
 
 
 def quotas(sizes: Sequence[int], budget: int) -> list[int]:

@@ -168,7 +168,7 @@ def _nothing() -> None:
 def _run(cell: Cell, config: DictConfig, overrides: Sequence[str], screen: Screen, check: Callable[[], None]) -> int:
     searched = None
     if cell.select.factors is not None:
-        searched = search.search(cell, functools.partial(_run_try, overrides))
+        searched = search.try_rates(cell, functools.partial(_run_try, overrides))
         if _rank() == 0:
             screen.searched(searched)
     outcome = _runner()(cell, compose.resolved(config), overrides, searched, check)

@@ -8,7 +8,7 @@ from typing import Literal
 
 from peftbench.ground.errors import ConfigError
 from peftbench.papers import Paper, Row
-from peftbench.runner.counts import Counts, kept_bounds, plan
+from peftbench.runner.counts import Counts, count_cell, kept_bounds
 from peftbench.study.many import cells_from
 
 Verdict = Literal[
@@ -58,7 +58,7 @@ def check(paper: Paper) -> Iterator[Checked]:
         cell = next(cells)
         if isinstance(cell, ConfigError):
             raise cell
-        counts = plan(cell)
+        counts = count_cell(cell)
         if counts.kept != counts.backbone:
             yield _pruned(row, counts, kept_bounds(cell))
             continue

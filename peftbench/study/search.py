@@ -28,7 +28,7 @@ def tries(cell: Cell) -> list[list[str]]:
     return [[*fixed, f"protocol.lr={rate}"] for rate in rates(cell)]
 
 
-def search(cell: Cell, run_try: Callable[[list[str]], tuple[Record, str] | None]) -> Search:
+def try_rates(cell: Cell, run_try: Callable[[list[str]], tuple[Record, str] | None]) -> Search:
     """Run every try that has no record yet, and choose. Those that another runner has are waited for at the end.
 
     Args:

@@ -76,8 +76,8 @@ class Checkpoints:
             different = [key for key, value in self._identity.items() if facts["identity"].get(key) != value]
             print(f"{self._path}: of another {', '.join(different) or 'run'}; the cell starts anew", file=sys.stderr)
             return None
-        found: dict[str, Any] = _unpack(facts["state"], tensors)
-        return found
+        state: dict[str, Any] = _unpack(facts["state"], tensors)
+        return state
 
     def remove(self) -> None:
         """The cell is done: nothing is left to take up."""
@@ -114,8 +114,8 @@ def _unpack(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 
 def _digest(facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> str:
-    found = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    sha256 = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(tensors):
-        found.update(f"{name}:{tensors[name].dtype}:{tuple(tensors[name].shape)}".encode())
-        found.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        sha256.update(f"{name}:{tensors[name].dtype}:{tuple(tensors[name].shape)}".encode())
+        sha256.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+    return sha256.hexdigest()

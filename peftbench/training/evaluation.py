@@ -11,7 +11,7 @@ from peftbench.config.spec import TaskSpec
 from peftbench.data.batches import evaluation_order
 from peftbench.data.tokens import Tokens
 from peftbench.ground.machine import process_state
-from peftbench.training.fit import Evaluation
+from peftbench.training.fit import Scores
 from peftbench.training.forward import Forward
 from peftbench.training.metrics import predict, score
 
@@ -50,7 +50,7 @@ class Evaluator:
 
     def score(
         self, scored: Mapping[str, Tokens], logits: Mapping[str, np.ndarray], step: int, epoch: float, choosing: str
-    ) -> Evaluation:
+    ) -> Scores:
         """Every metric of every split that has labels.
 
         Args:
@@ -68,4 +68,4 @@ class Evaluator:
             collapsed = collapsed or scores.collapsed
             names = {metric: key for key, (split, metric) in self._task.scored().items() if split == name}
             metrics |= {names.get(metric, f"{metric}_{name}"): value for metric, value in scores.values.items()}
-        return Evaluation(step, epoch, metrics, collapsed, metrics.get(choosing, math.nan))
+        return Scores(step, epoch, metrics, collapsed, metrics.get(choosing, math.nan))

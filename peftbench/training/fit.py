@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Scores:
     """Scores at one moment of training.
 
     Attributes:
@@ -33,7 +33,7 @@ class Fit:
     `earlier_s`: seconds that were trained and evaluated before the checkpoint that this process took up.
     """
 
-    evaluations: list[Evaluation] = field(default_factory=list)
+    evaluations: list[Scores] = field(default_factory=list)
     selected: int = -1
     logits: dict[str, np.ndarray] = field(default_factory=dict)
     steps: int = 0
@@ -50,7 +50,7 @@ class Fit:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up such a state."""
         vars(self).update(state)
-        self.evaluations = [Evaluation(**raw) for raw in state["evaluations"]]
+        self.evaluations = [Scores(**raw) for raw in state["evaluations"]]
         self.earlier_s = self.train_s + self.eval_s
 
 
@@ -65,7 +65,7 @@ class Watcher(Protocol):
         """Facts about training since the last call: loss, lr, grad_norm, tokens_per_s."""
         ...
 
-    def evaluation(self, evaluation: Evaluation) -> None:
+    def evaluation(self, evaluation: Scores) -> None:
         """The model was scored."""
         ...
 

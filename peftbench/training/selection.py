@@ -7,7 +7,7 @@ import torch
 
 from peftbench.backbone.model import Model
 from peftbench.methods.base import Tuner
-from peftbench.training.fit import Evaluation, Fit
+from peftbench.training.fit import Fit, Scores
 
 HEAD = "head."
 
@@ -29,7 +29,7 @@ class Selection:
         self._model, self._tuner = model, tuner
         self.best: dict[str, torch.Tensor] | None = None
 
-    def see(self, fit: Fit, evaluation: Evaluation, logits: Mapping[str, np.ndarray]) -> None:
+    def see(self, fit: Fit, evaluation: Scores, logits: Mapping[str, np.ndarray]) -> None:
         """Add an evaluation, and keep it if the rule prefers it to the one kept so far."""
         fit.evaluations.append(evaluation)
         index = len(fit.evaluations) - 1
