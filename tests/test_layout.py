@@ -46,6 +46,30 @@ def room(path: Path) -> str:
     return inside.parts[0].removesuffix(".py")
 
 
+def edges() -> dict[str, set[str]]:
+    """Every room -> the rooms that its files import."""
+    imported: dict[str, set[str]] = {name: set() for name in ALLOWED}
+    for path in ROOT.rglob("*.py"):
+        if path != ROOT / "__init__.py":
+            imported[room(path)] |= {name.split(".")[1] for name in imports(path)} - {room(path)}
+    return imported
+
+
+def picture() -> str:
+    """The rooms and their imports as a Mermaid graph; an import that others imply is left out."""
+    direct = edges()
+    reached: dict[str, set[str]] = {}
+    for name in ALLOWED:  # from the ground up
+        reached[name] = direct[name].union(*(reached[below] for below in direct[name]))
+    lines = [
+        f"  {name} --> {below}"
+        for name in reversed(ALLOWED)
+        for below in reversed(ALLOWED)
+        if below in direct[name] and not any(below in reached[between] for between in direct[name])
+    ]
+    return "\n".join(["```mermaid", "graph TD", *lines, "```"])
+
+
 def test_no_import_points_upward() -> None:
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
@@ -57,8 +81,18 @@ def test_no_import_points_upward() -> None:
     assert wrong == []
 
 
+def test_the_picture_in_the_design_is_drawn_from_the_code() -> None:
+    """`python tests/test_layout.py` prints it."""
+    assert picture() in (ROOT.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    assert len(ALLOWED) < 20
+
+
 def test_the_list_of_edges_has_no_circle_and_no_room_that_is_gone() -> None:
     order = list(ALLOWED)
     for name, below in ALLOWED.items():
         assert all(order.index(other) < order.index(name) for other in below), name
     assert {room(path) for path in ROOT.rglob("*.py")} - {"__init__"} == set(ALLOWED)
+
+
+if __name__ == "__main__":
+    print(picture())
