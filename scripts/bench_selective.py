@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from peftbench.backbone.model import compute_precision, load
+from peftbench.backbone.model import compute_precision, load_model
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.data.tokens import Tokens
@@ -49,7 +49,7 @@ def trainer_of(*overrides: str) -> Trainer:
     """A trainer with random weights and random rows of equal length, ready to step."""
     words = ["model.weights=random", "task=sst2", f"protocol.batch_size={BATCH}", "tracker=none", *overrides]
     cell: Cell = budgets.resolve(compose.cell_from(words))
-    model, _ = load(cell.model, 2, cell.seed)
+    model, _ = load_model(cell.model, 2, cell.seed)
     tuner = deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
     rows, vocabulary = 4 * BATCH, int(cell.model.config["vocab_size"])

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from peftbench.backbone.model import Model, load
+from peftbench.backbone.model import Model, load_model
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.config.validate import make_method
@@ -117,9 +117,9 @@ def attempt(kind: str, model: str, folder: Path) -> Tried:
 def _attempt(small: Cell, folder: Path, tried: Tried) -> None:
     how = Tokenizing(small.model, None, small.protocol.max_length, small.cache)
     tokens = tokenize_rows(read_rows(rows_of(small)), how)
-    plain, _ = load(small.model, 2, small.seed)
+    plain, _ = load_model(small.model, 2, small.seed)
     names = [name for name, _ in plain.module.named_parameters()]
-    model, _ = load(small.model, 2, small.seed)
+    model, _ = load_model(small.model, 2, small.seed)
     tuner = deltas.start_from(small, model)
     tried.entries = sum(p.numel() for p in tuner.trainables().values())
     planned = count_cell(small).backbone
@@ -147,7 +147,7 @@ def _attempt(small: Cell, folder: Path, tried: Tried) -> None:
     head = sum(p.numel() for _, p in model.head())
     tried.stored = (delta.stored_bytes / 4 - head) / tried.entries
     delta.save(folder / "delta.safetensors")
-    fresh, _ = load(small.model, 2, seed=99)
+    fresh, _ = load_model(small.model, 2, seed=99)
     restored = deltas.restore(Delta.load(folder / "delta.safetensors"), fresh)
     away = float(np.abs(logits(fresh, restored) - expected).max())
     assert away == 0, f"its delta gives other logits ({away:.0e})"
@@ -164,7 +164,7 @@ def _export(small: Cell, model: Model, tuner: Tuner, expected: np.ndarray, folde
     from peft import PeftModel
 
     make_method(small.method).export_peft(tuner, model, folder / "adapter")
-    base, _ = load(small.model, 2, small.seed)
+    base, _ = load_model(small.model, 2, small.seed)
     try:
         with warnings.catch_warnings(action="ignore"):
             PeftModel.from_pretrained(base.module, folder / "adapter")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from peftbench.backbone.model import Model, compute_precision, load
+from peftbench.backbone.model import Model, compute_precision, load_model
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.data.rows import rows_of
@@ -60,7 +60,7 @@ def records(where: Path) -> dict[str, bytes]:
 def assemble(cell: Cell) -> tuple[Model, Tuner, Trainer]:
     """Model, tuner and trainer of a cell, as `run` makes them."""
     tokens = tokens_of(cell)
-    model, _ = load(cell.model, cell.task.num_labels, cell.seed)
+    model, _ = load_model(cell.model, cell.task.num_labels, cell.seed)
     tuner = deltas.start_from(cell, model)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
     trainer = Trainer(

@@ -12,7 +12,7 @@ from support import TINY, assemble, values
 from torch import nn
 
 from peftbench import papers
-from peftbench.backbone.model import Model, build, load
+from peftbench.backbone.model import Model, build, load_model
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError, DataError
@@ -149,7 +149,7 @@ def test_sixty_steps_are_those_of_peft(dtype: torch.dtype, close: float, tiny: T
     peft = pytest.importorskip("peft", reason="peft is an extra that is not installed")
     model, tuner, trainer = assemble(tiny(*SIXTY))
     assert isinstance(tuner, AdaLoRATuner)
-    theirs = copy.deepcopy(load(tiny(*SIXTY).model, 2, 0)[0].module)
+    theirs = copy.deepcopy(load_model(tiny(*SIXTY).model, 2, 0)[0].module)
     torch.manual_seed(0)
     config = peft.AdaLoraConfig(
         init_r=6, target_r=4, lora_alpha=16, lora_dropout=0.0, tinit=5, tfinal=20, deltaT=3, beta1=0.85, beta2=0.85,

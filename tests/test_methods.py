@@ -11,7 +11,7 @@ import torch
 from matrix import EMBEDDINGS, GOLDEN, LAYER, ROWS, D, L, Row
 from support import assemble, bridged, losses, plain, values
 
-from peftbench.backbone.model import load
+from peftbench.backbone.model import load_model
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import DELTA_FILE
@@ -37,7 +37,7 @@ def test_exactly_the_chosen_entries_change(tiny: Callable[..., Cell], row: Row, 
     before = values(model)
     trainer.run()
     after = values(model)
-    original = [name for name, _ in load(cell.model, 2, 0)[0].backbone()]
+    original = [name for name, _ in load_model(cell.model, 2, 0)[0].backbone()]
     for name in original:
         same = torch.equal(before[name], after[name])
         if not row.trains(name):
@@ -54,7 +54,7 @@ def test_exactly_the_chosen_entries_change(tiny: Callable[..., Cell], row: Row, 
 def test_count_is_the_closed_form(tiny: Callable[..., Cell], row: Row) -> None:
     model, tuner, _ = assemble(tiny(*row.overrides))
     assert sum(p.numel() for p in tuner.trainables().values()) == row.entries
-    original = {name for name, _ in load(tiny().model, 2, 0)[0].backbone()}
+    original = {name for name, _ in load_model(tiny().model, 2, 0)[0].backbone()}
     added = sum(p.numel() for name, p in model.backbone() if plain(name) not in original)
     assert entries(model) - added == EMBEDDINGS + L * LAYER + D * D + D + 2 * D + 2
 
@@ -68,7 +68,7 @@ def test_delta_round_trip_and_merge_keep_the_logits(tiny: Callable[..., Cell], r
 
     delta = deltas.learned(cell, model, tuner)
     delta.save(tmp_path / DELTA_FILE)
-    fresh, _ = load(cell.model, 2, seed=99)
+    fresh, _ = load_model(cell.model, 2, seed=99)
     restored = deltas.restore(Delta.load(tmp_path / DELTA_FILE), fresh)
     other = Trainer(fresh, restored, cell.protocol, cell.task, None, trainer.scored, "accuracy", cell.seed)
     np.testing.assert_array_equal(dev_logits(other), expected)
@@ -79,7 +79,7 @@ def test_delta_round_trip_and_merge_keep_the_logits(tiny: Callable[..., Cell], r
         return
     restored.merge()
     np.testing.assert_allclose(dev_logits(other), expected, rtol=1e-5, atol=1e-6)
-    plain = {name for name, _ in load(cell.model, 2, 0)[0].module.named_parameters()}
+    plain = {name for name, _ in load_model(cell.model, 2, 0)[0].module.named_parameters()}
     assert {name for name, _ in fresh.module.named_parameters()} == plain
 
 
@@ -224,7 +224,7 @@ def test_a_delta_of_another_backbone_is_refused(tiny: Callable[..., Cell], tmp_p
     cell = tiny("method=bitfit")
     model, tuner, _ = assemble(cell)
     deltas.learned(cell, model, tuner).save(tmp_path / DELTA_FILE)
-    other, _ = load(tiny("model=bert_mini", "model.weights=random").model, 2, 0)
+    other, _ = load_model(tiny("model=bert_mini", "model.weights=random").model, 2, 0)
     with pytest.raises(Exception, match="learned on bert_tiny"):
         deltas.restore(Delta.load(tmp_path / DELTA_FILE), other)
     (tmp_path / DELTA_FILE).write_bytes(b"not a delta")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from peftbench.backbone.model import build, compute_precision, load
+from peftbench.backbone.model import build, compute_precision, load_model
 from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
 from peftbench.config.spec import ModelSpec
@@ -59,7 +59,7 @@ def test_every_parameter_has_a_place(name: str) -> None:
     ["bert_tiny", "roberta_base", "deberta_v3_base", "electra_small", "distilbert", "modernbert_base", "mpnet_base"],
 )
 def test_padding_does_not_change_a_row(name: str, precision: str) -> None:
-    model, _ = load(small(name), 3, seed=0)
+    model, _ = load_model(small(name), 3, seed=0)
     for _, parameter in model.backbone():
         parameter.requires_grad_(False)
     compute_precision(model, precision, [])
@@ -80,7 +80,7 @@ def test_a_row_as_long_as_there_are_positions_is_computed_and_a_longer_one_is_re
     words = ["model=roberta_base", "model.weights=random", "model.config.num_hidden_layers=1"]
     words += ["model.config.max_position_embeddings=20", "model.config.pad_token_id=7", "protocol.max_length=12"]
     cell = compose.cell_from(words)
-    model, _ = load(cell.model, 2, seed=0)
+    model, _ = load_model(cell.model, 2, seed=0)
     ids = torch.full((1, 12), 9)
     model.module.eval()
     assert model.forward({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).isfinite().all()
@@ -97,7 +97,7 @@ def test_numbers_that_would_be_computed_wrongly_are_refused_before_any_weights()
 
 def test_minilm_comes_from_the_package_and_is_what_the_file_holds() -> None:
     spec = compose.cell_from([]).model
-    model, folder = load(spec, 2, seed=0)
+    model, folder = load_model(spec, 2, seed=0)
     assert folder is not None
     assert model.weights_sha256 == spec.sha256
     stored = load_file(folder / "model.safetensors")
@@ -109,13 +109,13 @@ def test_minilm_comes_from_the_package_and_is_what_the_file_holds() -> None:
 
 def test_the_head_follows_the_seed_and_nothing_else_does() -> None:
     spec = small("bert_tiny")
-    heads = [dict(load(spec, 2, seed)[0].head())["classifier.weight"] for seed in (0, 0, 1)]
+    heads = [dict(load_model(spec, 2, seed)[0].head())["classifier.weight"] for seed in (0, 0, 1)]
     assert torch.equal(heads[0], heads[1])
     assert not torch.equal(heads[0], heads[2])
-    backbones = [dict(load(spec, 2, seed)[0].backbone()) for seed in (0, 1)]
+    backbones = [dict(load_model(spec, 2, seed)[0].backbone()) for seed in (0, 1)]
     assert all(torch.equal(backbones[0][name], backbones[1][name]) for name in backbones[0])
     state = torch.get_rng_state()
-    load(spec, 2, seed=5)
+    load_model(spec, 2, seed=5)
     assert torch.equal(torch.get_rng_state(), state), "the global generator is left alone"
 
 
@@ -135,7 +135,7 @@ def test_weights_from_a_folder(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["pooler.dense.bias"] += 1
     save_file(tensors, folder / "model.safetensors")
-    model, found = load(spec_of(folder, "model.sha256=null"), 2, seed=0)
+    model, found = load_model(spec_of(folder, "model.sha256=null"), 2, seed=0)
     assert found == folder
     for name, parameter in model.backbone():
         assert torch.equal(parameter, tensors[name.removeprefix("bert.")]), name
@@ -146,8 +146,8 @@ def test_other_bytes_are_refused(folder: Path) -> None:
     tensors["pooler.dense.bias"] += 1
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(DataError, match="not the pinned 53aa51172d142c89"):
-        load(spec_of(folder), 2, seed=0)
-    load(spec_of(folder, "model.sha256=null"), 2, seed=0)
+        load_model(spec_of(folder), 2, seed=0)
+    load_model(spec_of(folder, "model.sha256=null"), 2, seed=0)
 
 
 def test_missing_tensors_and_other_numbers_are_refused(folder: Path) -> None:
@@ -155,16 +155,16 @@ def test_missing_tensors_and_other_numbers_are_refused(folder: Path) -> None:
     del tensors["encoder.layer.3.output.dense.weight"]
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(DataError, match=r"lacks 1 tensors of the backbone, bert.encoder.layer.3.output.dense.weight"):
-        load(spec_of(folder, "model.sha256=null"), 2, seed=0)
+        load_model(spec_of(folder, "model.sha256=null"), 2, seed=0)
     with pytest.raises(DataError, match="num_hidden_layers=6"):
-        load(spec_of(folder, "model.sha256=null", "model.config.num_hidden_layers=4"), 2, seed=0)
+        load_model(spec_of(folder, "model.sha256=null", "model.config.num_hidden_layers=4"), 2, seed=0)
 
 
 def test_pickles_are_never_loaded(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     torch.save({"weights": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(DataError, match=r"no model.safetensors in that folder"):
-        load(spec_of(tmp_path), 2, seed=0)
+        load_model(spec_of(tmp_path), 2, seed=0)
 
 
 def test_where_no_source_has_the_weights_the_line_says_what_works() -> None:
@@ -183,11 +183,11 @@ def test_lora_equals_peft(tmp_path: Path) -> None:
     spec = ModelSpec(
         **{**vars(spec), "config": {**spec.config, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
     )
-    ours, _ = load(spec, 2, seed=0)
+    ours, _ = load_model(spec, 2, seed=0)
     cell = compose.cell_from(["method=lora", "method.dropout=0", "method.rank=4", "method.alpha=12"])
     tuner = deltas.attach(cell.method, cell.scope, cell.budget, ours, seed=0)
     config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["query", "value"], task_type="SEQ_CLS")
-    theirs = peft.get_peft_model(load(spec, 2, seed=0)[0].module, config)
+    theirs = peft.get_peft_model(load_model(spec, 2, seed=0)[0].module, config)
     named = dict(theirs.named_parameters())
     for name, parameter in tuner.trainables().items():
         base, _, factor = name.rpartition(".")

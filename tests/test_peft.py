@@ -12,7 +12,7 @@ import pytest
 import torch
 from support import assemble, bridged, losses, values
 
-from peftbench.backbone.model import load
+from peftbench.backbone.model import load_model
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
@@ -160,7 +160,7 @@ def test_adalora_prunes_to_its_target_with_its_penalty(run_tiny: Run, tiny: Make
 @pytest.mark.parametrize("word", ["vera", "dora", "pissa", "ln_tuning", "hra"])
 def test_the_change_of_the_backbone_is_what_merging_makes_of_it(tiny: Make, word: str) -> None:
     cell = tiny(f"method={word}", "protocol.precision=fp32", "protocol.lr=0.01")
-    before = values(load(cell.model, 2, cell.seed)[0])
+    before = values(load_model(cell.model, 2, cell.seed)[0])
     model, tuner, trainer = assemble(cell)
     trainer.run()
     changes = dict(tuner.update(before))
@@ -290,7 +290,7 @@ def test_a_run_is_exported_and_peft_loads_its_logits(run_tiny: Run, tmp_path: Pa
     outcome = run_tiny("method=vera", "protocol.lr=0.01", "protocol.precision=fp32")
     deltas.export_peft(outcome.path.parent, tmp_path / "adapter")
     model, _, _ = deltas.reload(outcome.path.parent)
-    plain, _ = load(deltas.model_spec(outcome.record), 2, 7)
+    plain, _ = load_model(deltas.model_spec(outcome.record), 2, 7)
     loaded = peft.PeftModel.from_pretrained(plain.module, tmp_path / "adapter").eval()
     ids = torch.arange(3, 43).reshape(4, 10)
     with torch.no_grad():

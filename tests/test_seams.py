@@ -14,7 +14,7 @@ from support import assemble, values
 from torch import nn
 from transformers import AutoModelForMaskedLM
 
-from peftbench.backbone.model import build, load
+from peftbench.backbone.model import build, load_model
 from peftbench.config.spec import Cell, Layout
 from peftbench.ground.errors import ConfigError, DataError, Diverged
 from peftbench.methods.base import ParameterTuner, Training, Tuner
@@ -363,7 +363,7 @@ def test_a_readout_of_ones_own_is_trained_as_a_classifier_is(tiny: Callable[...,
     spec = replace(cell.model, weights=str(tmp_path / "weights"))
     written = build(cell.model, 2, readout=readout).module
     written.save_pretrained(spec.weights)
-    model, _ = load(spec, 2, cell.seed, readout)
+    model, _ = load_model(spec, 2, cell.seed, readout)
     assert model.readout is readout
     assert {name.partition(".")[0] for name, _ in model.head()} == {"cls"}
     bias = "cls.predictions.transform.dense.weight"
@@ -380,4 +380,4 @@ def test_a_readout_of_ones_own_is_trained_as_a_classifier_is(tiny: Callable[...,
     del written.cls.predictions.transform
     written.save_pretrained(spec.weights)
     with pytest.raises(DataError, match="tensors of the head"):
-        load(spec, 2, cell.seed, readout)
+        load_model(spec, 2, cell.seed, readout)

@@ -145,12 +145,12 @@ def users(forward: Callable[[], object]) -> set[nn.Module]:
     """The modules that ask for this attention in a forward pass, and whose dropout is this one."""
     modules = set()
 
-    def asked(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    def noting(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
         if isinstance(getattr(module, "dropout", None), Dropout):
             modules.add(module)
         return attention(module, *args, **kwargs)
 
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, asked)
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, noting)
     try:
         forward()
     finally:

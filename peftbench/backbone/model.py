@@ -175,7 +175,7 @@ def empty_copy(model: Model) -> Model:
     return Model(module, model.layout, model.depth, model.name, readout=model.readout)
 
 
-def load(spec: ModelSpec, num_labels: int, seed: int, readout: Readout = CLASSIFIER) -> tuple[Model, Path | None]:
+def load_model(spec: ModelSpec, num_labels: int, seed: int, readout: Readout = CLASSIFIER) -> tuple[Model, Path | None]:
     """A model with the weights that the spec asks for; the head, and what they lack, is drawn from the seed's streams.
 
     Returns:

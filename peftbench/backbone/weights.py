@@ -43,12 +43,12 @@ def weights_folder(spec: ModelSpec) -> Path | None:
 
 def _other_form(folder: Path) -> str:
     """What lies there in its place, as the end of a line."""
-    other = next((name for name in OTHER_FORMS if (folder / name).is_file()), None)
-    if other is None:
+    form = next((name for name in OTHER_FORMS if (folder / name).is_file()), None)
+    if form is None:
         return ""
     pickle = f"a pickle, which no run reads; peftbench convert FOLDER writes {WEIGHTS_FILE} beside it"
-    reason = pickle if ".bin" in other else "shards, and one file is read"
-    return f", only {other}: {reason}"
+    reason = pickle if ".bin" in form else "shards, and one file is read"
+    return f", only {form}: {reason}"
 
 
 def file_sha256(path: Path) -> str:

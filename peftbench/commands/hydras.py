@@ -16,19 +16,19 @@ LEAST = {"timeout_min": 1, "cpus_per_task": 1, "nodes": 1, "tasks_per_node": 1} 
 MOST = 100_000
 
 
-def check(asked: Namespace, overrides: Sequence[str]) -> None:
+def check(options: Namespace, overrides: Sequence[str]) -> None:
     """Refuse what Hydra could not do, before anything runs or is written.
 
     Args:
-        asked: the switches, as Hydra's own parser reads them.
+        options: the switches, as Hydra's own parser reads them.
         overrides: those of Hydra's own settings.
 
     Raises:
         ConfigError: a switch is not for this command, a setting or word is unknown, a launcher is not installed, or a
             value of it is not possible.
     """
-    if given := [name for name in SWITCHES if getattr(asked, name, None) is not None]:
-        names = [f"--{name.replace('_', '-')}={shown(getattr(asked, name))}" for name in given]
+    if given := [name for name in SWITCHES if getattr(options, name, None) is not None]:
+        names = [f"--{name.replace('_', '-')}={shown(getattr(options, name))}" for name in given]
         own = f"{compose.SEARCHPATH}[file://...]"
         raise ConfigError([f"{name}: not for this command; own yaml files: {own}" for name in names])
     if places := [item for item in overrides if item.lstrip("+~").startswith(PLACES)]:

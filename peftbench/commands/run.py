@@ -25,15 +25,15 @@ def run(arguments: Sequence[str]) -> int:
 
     arguments = [compose.longhand(argument) for argument in arguments]
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))  # wherever it was typed
-    asked = get_args_parser().parse_args(list(arguments))
-    if asked.help or asked.hydra_help or asked.cfg or asked.info or asked.shell_completion:
+    options = get_args_parser().parse_args(list(arguments))
+    if options.help or options.hydra_help or options.cfg or options.info or options.shell_completion:
         hydra_job(arguments)
         return 0
     prefixes = ("hydra.", "hydra/")  # of Hydra's own settings only this one says what a cell is
-    hydra_s = [item for item in asked.overrides if item.lstrip("+~").startswith(prefixes)]
-    hydras.check(asked, hydra_s)
-    own = [item for item in asked.overrides if item not in hydra_s or item.startswith(compose.SEARCHPATH)]
-    if asked.multirun:
+    hydra_s = [item for item in options.overrides if item.lstrip("+~").startswith(prefixes)]
+    hydras.check(options, hydra_s)
+    own = [item for item in options.overrides if item not in hydra_s or item.startswith(compose.SEARCHPATH)]
+    if options.multirun:
         return run_sweep(arguments, own)
     compose.cell_from(own)
     return hydra_job(arguments) or 0

@@ -178,18 +178,18 @@ def paper_counts(paper: "Paper", checked: Sequence["Checked"]) -> None:
 GIVE_WAY = ("peak MiB", "stored", "head", "s / run", "backbone")
 
 
-def scores(made: "Table") -> None:
+def scores(table: "Table") -> None:
     """A study's table, and its footnotes."""
     from peftbench.report import render
 
-    head, *lines = ([escape.terminal(cell) for cell in row] for row in render.grid(made))
+    head, *lines = ([escape.terminal(cell) for cell in row] for row in render.grid(table))
     rows = []
-    for cells, line in zip(lines, made.lines, strict=True):
-        best = [False] * 3 + [line.entries[column].best for column in made.columns]
+    for cells, line in zip(lines, table.lines, strict=True):
+        best = [False] * 3 + [line.entries[column].best for column in table.columns]
         best += [False] * (len(cells) - len(best))
         rows.append([Text(cell, "bold" if bold else "") for cell, bold in zip(cells, best, strict=True)])
-    show(escape.terminal(made.title), Grid(head, rows, head[:1], GIVE_WAY))
-    for note in made.notes:
+    show(escape.terminal(table.title), Grid(head, rows, head[:1], GIVE_WAY))
+    for note in table.notes:
         say(escape.terminal(note))
 
 

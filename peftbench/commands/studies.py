@@ -27,12 +27,12 @@ def status(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="peftbench status")
     parser.add_argument("study", help="name of the study, a folder under the outputs")
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from peftbench.commands import screen
     from peftbench.study import status
 
-    cells = status.cells_of(Path(asked.outputs).expanduser(), asked.study)
-    screen.status(asked.study, cells, status.by_state(cells), status.seconds_left(cells))
+    cells = status.cells_of(Path(options.outputs).expanduser(), options.study)
+    screen.status(options.study, cells, status.by_state(cells), status.seconds_left(cells))
     return 0
 
 
@@ -44,19 +44,19 @@ def reproduce(arguments: Sequence[str]) -> int:
     parser.add_argument("--only", default="", help="tasks, separated by commas")
     parser.add_argument("--as", dest="side", help="paper or script, where they disagree; default: paper")
     parser.add_argument("--dry-run", action="store_true", help="say what would run, and run nothing")
-    asked = parser.parse_intermixed_args(list(arguments))
+    options = parser.parse_intermixed_args(list(arguments))
     from peftbench import papers
     from peftbench.commands import screen
     from peftbench.study import reproduce, sweep
 
-    paper = papers.load(asked.paper)
-    extra = [compose.longhand(word) for word in asked.overrides]
+    paper = papers.load(options.paper)
+    extra = [compose.longhand(word) for word in options.overrides]
     typed = {word.partition("=")[0] for word in extra}
     defaults = {"data": "data=hub", "study": f"study={paper.name}"}
     extra = [*(word for key, word in defaults.items() if key not in typed), *extra]
-    table = reproduce.cells_of_table(paper, [task for task in asked.only.split(",") if task], asked.side, extra)
+    table = reproduce.cells_of_table(paper, [task for task in options.only.split(",") if task], options.side, extra)
     number = len(table.first) + len(table.after_mnli)
-    if asked.dry_run:
+    if options.dry_run:
         sweep.survey(table.first)  # every mistake is found here
         screen.reproduction(paper, table)
         return 0

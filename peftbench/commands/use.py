@@ -17,12 +17,12 @@ def apply(arguments: Sequence[str]) -> int:
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--output", required=True, help="folder to write")
     _add_searchpath(parser)
-    asked = parser.parse_args(arguments)
-    run = _finished(asked.run)
+    options = parser.parse_args(arguments)
+    run = _finished(options.run)
     from peftbench.runner.apply import write_model
 
-    note = write_model(run, writable(Path(asked.output)), _known(asked.searchpath))
-    print(asked.output)
+    note = write_model(run, writable(Path(options.output)), _known(options.searchpath))
+    print(options.output)
     if note:
         print(note, file=sys.stderr)
     return 0
@@ -34,12 +34,12 @@ def predict(arguments: Sequence[str]) -> int:
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("file", help="tab-separated, with a header line that names the task's text columns")
     _add_searchpath(parser)
-    asked = parser.parse_args(arguments)
-    run = _finished(asked.run)
+    options = parser.parse_args(arguments)
+    run = _finished(options.run)
     from peftbench.runner.apply import label
 
     cache = compose.resolved(compose.load([]))["cache"]
-    for line in label(run, Path(asked.file), Path(str(cache)).expanduser(), _known(asked.searchpath)):
+    for line in label(run, Path(options.file), Path(str(cache)).expanduser(), _known(options.searchpath)):
         print(line)
     return 0
 
@@ -50,12 +50,12 @@ def export(arguments: Sequence[str]) -> int:
     parser.add_argument("run", help="folder of a finished run of LoRA, or of a type that peft runs")
     parser.add_argument("--to", required=True, help="folder to write")
     _add_searchpath(parser)
-    asked = parser.parse_args(arguments)
-    run = _finished(asked.run)
+    options = parser.parse_args(arguments)
+    run = _finished(options.run)
     from peftbench.runner.deltas import export_peft
 
-    export_peft(run, Path(asked.to), _known(asked.searchpath))
-    print(asked.to)
+    export_peft(run, Path(options.to), _known(options.searchpath))
+    print(options.to)
     return 0
 
 
@@ -63,10 +63,10 @@ def convert(arguments: Sequence[str]) -> int:
     """`peftbench convert FOLDER|HUB-NAME`: model.safetensors beside a pytorch_model.bin."""
     parser = ArgumentParser(prog="peftbench convert")
     parser.add_argument("source", help="folder with a pytorch_model.bin, or owner/name of a model on the Hub")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from peftbench.runner.convert import convert
 
-    print(convert(asked.source))
+    print(convert(options.source))
     return 0
 
 

@@ -13,20 +13,20 @@ def table(arguments: Sequence[str]) -> int:
     parser = _study_parser("table")
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
     parser.add_argument("--format", help="md, latex, html or csv: print it so, for a file")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from peftbench import papers
     from peftbench.report import records, render, table
 
-    paper = papers.load(asked.paper) if asked.paper else None
-    study = records.read_study(Path(asked.outputs).expanduser(), asked.study, asked.model)
-    made = table.build(study, paper)
-    if asked.format:
-        print(render.text(made, asked.format), end="")
+    paper = papers.load(options.paper) if options.paper else None
+    study = records.read_study(Path(options.outputs).expanduser(), options.study, options.model)
+    results = table.build(study, paper)
+    if options.format:
+        print(render.text(results, options.format), end="")
         return 0
     from peftbench.commands import screen
 
-    if made.lines:
-        screen.scores(made)
+    if results.lines:
+        screen.scores(results)
     screen.failures(study.records)
     return 0
 
@@ -36,12 +36,12 @@ def compare(arguments: Sequence[str]) -> int:
     parser = _study_parser("compare")
     parser.add_argument("first", help="a row of the study's table, e.g. id3")
     parser.add_argument("second", help="another")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from peftbench.commands.tables import say
     from peftbench.report import records, verdict
 
-    study = records.read_study(Path(asked.outputs).expanduser(), asked.study, asked.model)
-    for line in verdict.lines(study, asked.first, asked.second):
+    study = records.read_study(Path(options.outputs).expanduser(), options.study, options.model)
+    for line in verdict.lines(study, options.first, options.second):
         say(line)
     return 0
 
@@ -50,11 +50,11 @@ def plot(arguments: Sequence[str]) -> int:
     """`peftbench plot STUDY --to DIR`: the study's figures as PNG and PDF."""
     parser = _study_parser("plot")
     parser.add_argument("--to", required=True, help="folder to write")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from peftbench.report import plots, records
 
-    study = records.read_study(Path(asked.outputs).expanduser(), asked.study, asked.model)
-    for path in plots.save_all(study, Path(asked.outputs).expanduser(), writable(Path(asked.to))):
+    study = records.read_study(Path(options.outputs).expanduser(), options.study, options.model)
+    for path in plots.save_all(study, Path(options.outputs).expanduser(), writable(Path(options.to))):
         print(path)
     return 0
 
@@ -64,15 +64,15 @@ def report(arguments: Sequence[str]) -> int:
     parser = _study_parser("report")
     parser.add_argument("--to", help="file to write; default: report.html in the study's folder")
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from peftbench import papers
     from peftbench.report import page, records
 
-    outputs = Path(asked.outputs).expanduser()
-    study = records.read_study(outputs, asked.study, asked.model)
-    path = Path(asked.to) if asked.to else outputs / asked.study / "report.html"
+    outputs = Path(options.outputs).expanduser()
+    study = records.read_study(outputs, options.study, options.model)
+    path = Path(options.to) if options.to else outputs / options.study / "report.html"
     writable(path.parent)
-    page.write(study, path, papers.load(asked.paper) if asked.paper else None)
+    page.write(study, path, papers.load(options.paper) if options.paper else None)
     print(path)
     return 0
 
@@ -87,21 +87,21 @@ def submission(arguments: Sequence[str]) -> int:
     parser.add_argument("--to", default="submission.zip", help="file to write")
     parser.add_argument("--fill-majority", action="store_true", help="the majority class for tasks without a run")
     parser.add_argument("--check", metavar="ZIP", help="say what is wrong with a submission, and write nothing")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from peftbench.report import records, submission
 
-    if asked.check:
-        if problems := submission.check(Path(asked.check)):
+    if options.check:
+        if problems := submission.check(Path(options.check)):
             raise DataError(problems)
-        print(f"{asked.check}: eleven files as the server wants them")
+        print(f"{options.check}: eleven files as the server wants them")
         return 0
-    if not asked.study or not asked.method:
+    if not options.study or not options.method:
         parser.error("a study and --method, or --check ZIP")
-    study = records.read_study(Path(asked.outputs).expanduser(), asked.study, asked.model)
-    writable(Path(asked.to).resolve().parent)
-    for line in submission.write(study, asked.method, Path(asked.to), asked.fill_majority):
+    study = records.read_study(Path(options.outputs).expanduser(), options.study, options.model)
+    writable(Path(options.to).resolve().parent)
+    for line in submission.write(study, options.method, Path(options.to), options.fill_majority):
         print(line)
-    print(asked.to)
+    print(options.to)
     return 0
 
 
@@ -109,16 +109,16 @@ def sync(arguments: Sequence[str]) -> int:
     """`peftbench sync STUDY`: send what W&B recorded offline, and log the study's table and figures as one run."""
     parser = _study_parser("sync")
     parser.add_argument("--project", default="peftbench", help="W&B project of the table's run")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     from peftbench.report import records, sync
     from peftbench.runner.tracking import mode
 
-    outputs = Path(asked.outputs).expanduser()
-    study = records.read_study(outputs, asked.study, asked.model)
+    outputs = Path(options.outputs).expanduser()
+    study = records.read_study(outputs, options.study, options.model)
     runs = sync.offline_runs(study)
     sync.send(runs, mode("auto"))
     print(f"{len(runs)} runs sent")
-    print(sync.log_study(study, outputs, writable(outputs / asked.study), asked.project, mode("auto")))
+    print(sync.log_study(study, outputs, writable(outputs / options.study), options.project, mode("auto")))
     return 0
 
 

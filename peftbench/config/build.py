@@ -95,15 +95,15 @@ def _with_like(config: DictConfig, raw: dict[str, Any]) -> dict[str, Any]:
     paths = [item for item in config.hydra.overrides.hydra if item.startswith(SEARCHPATH)]
     if word not in (known := words_for_globs("method", paths)):
         raise ConfigError(f"budget.like={shown(show(word))}: there is no such method; {near(str(word), known)}")
-    whole = OmegaConf.merge(config)  # a copy, so that what its yaml takes from other groups is the cell's own
-    assert isinstance(whole, DictConfig)
+    copy = OmegaConf.merge(config)  # a copy, so that what its yaml takes from other groups is the cell's own
+    assert isinstance(copy, DictConfig)
     try:
-        with open_dict(whole):
-            whole.method = composed([*paths, f"method={word}"]).method
-        _check_method_yaml(whole, {"method": word})
+        with open_dict(copy):
+            copy.method = composed([*paths, f"method={word}"]).method
+        _check_method_yaml(copy, {"method": word})
     except COMPOSE_ERRORS as error:
         raise ConfigError(f"budget.like={word}: {one_line(error)}") from None
-    like = MethodSpec.from_keys(word, resolved(whole)["method"])
+    like = MethodSpec.from_keys(word, resolved(copy)["method"])
     return {**raw, "budget": {**raw["budget"], "like": dict(vars(like))}}
 
 

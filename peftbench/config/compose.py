@@ -128,10 +128,10 @@ def _keys(applied: Sequence[str], like: str) -> list[str]:
 
 
 def _walk(node: Any, path: str) -> list[str]:
-    here = [path] if path else []
+    keys = [path] if path else []
     if not isinstance(node, Mapping):
-        return here
-    return here + [key for name in node for key in _walk(node[name], f"{path}.{name}" if path else str(name))]
+        return keys
+    return keys + [key for name in node for key in _walk(node[name], f"{path}.{name}" if path else str(name))]
 
 
 def _value_problems(overrides: Sequence[str]) -> list[str]:

@@ -178,10 +178,10 @@ def _read(path: Path, rows: int) -> dict[str, np.ndarray] | None:
         with safe_open(path, "np") as file:
             digest = (file.metadata() or {}).get(KEY)
             arrays = {name: file.get_tensor(name) for name in ("ids", "starts", "first")}
-        whole = digest == _digest(arrays) and len(arrays["first"]) == rows
+        intact = digest == _digest(arrays) and len(arrays["first"]) == rows
     except (OSError, SafetensorError):
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         set_aside(path, "damaged; the text is tokenised anew")
         return None
     return arrays

@@ -48,15 +48,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def make_folder(folder: Path) -> list[Path]:
     """Make a folder with those above it, to be there after a power loss too; gives those that were made, it first."""
-    made = []
+    folders = []
     above = folder
     while not above.exists():
-        made.append(above)
+        folders.append(above)
         above = above.parent
     folder.mkdir(parents=True, exist_ok=True)
-    for new in made:
+    for new in folders:
         _sync(new.parent)
-    return made
+    return folders
 
 
 def private_folder(folder: Path) -> Path:

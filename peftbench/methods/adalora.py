@@ -133,8 +133,8 @@ class AdaLoRATuner(LoRATuner):
         norms = []
         for same in by_width.values():
             stacked = torch.stack(same)
-            one = torch.eye(stacked.shape[1], device=stacked.device)
-            norms.append(torch.linalg.matrix_norm(stacked @ stacked.mT - one).sum())
+            identity = torch.eye(stacked.shape[1], device=stacked.device)
+            norms.append(torch.linalg.matrix_norm(stacked @ stacked.mT - identity).sum())
         return self._method.orthogonality * torch.stack(norms).sum() / len(factors)
 
     @torch.no_grad()
@@ -157,12 +157,14 @@ class AdaLoRATuner(LoRATuner):
 
     def _update_importance(self) -> None:
         """Equations 8 to 10, from the stepped weight and the clipped gradient; none without a gradient."""
-        entries: list[torch.Tensor] = list(self.trainables().values())
+        parameters: list[torch.Tensor] = list(self.trainables().values())
         if not self._sensitivity:
-            self._sensitivity = [torch.zeros_like(entry) for entry in entries]
-            self._uncertainty = [torch.zeros_like(entry) for entry in entries]
-        gradients = [torch.zeros_like(entry) if entry.grad is None else entry.grad for entry in entries]
-        now = torch._foreach_mul(entries, gradients)
+            self._sensitivity = [torch.zeros_like(parameter) for parameter in parameters]
+            self._uncertainty = [torch.zeros_like(parameter) for parameter in parameters]
+        gradients = [
+            torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters
+        ]
+        now = torch._foreach_mul(parameters, gradients)
         torch._foreach_abs_(now)
         torch._foreach_lerp_(self._sensitivity, now, 1 - self._method.beta1)
         torch._foreach_sub_(now, self._sensitivity)

@@ -117,7 +117,7 @@ class LoRA:
         }
         tensors |= {prefix + name: p.detach().float().contiguous() for name, p in model.head()}
         tensors |= {prefix + name: tensor.contiguous() for name, tensor in model.drawn.items()}
-        whole = {*model.readout.modules(model.layout), *(name.rpartition(".")[0] for name in model.drawn)}
+        saved_whole = {*model.readout.modules(model.layout), *(name.rpartition(".")[0] for name in model.drawn)}
         config = {
             "peft_type": "LORA",
             "task_type": "SEQ_CLS",
@@ -128,7 +128,7 @@ class LoRA:
             "lora_dropout": self.dropout,
             "bias": "none",
             "target_modules": sorted(tuner.wrapped),
-            "modules_to_save": sorted(whole),
+            "modules_to_save": sorted(saved_whole),
         }
         write_atomically(folder / "adapter_model.safetensors", save(tensors, metadata={"format": "pt"}))
         write_atomically(folder / "adapter_config.json", json.dumps(config, indent=2).encode())

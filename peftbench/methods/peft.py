@@ -261,8 +261,10 @@ class Peft:
         named = tuner.config.target_modules
         if both := [name for name in model.drawn if name.rpartition(".")[0] in named]:
             raise ConfigError(f"{both[0]}: the weights lacked it and peft adapted it; its format cannot hold both")
-        whole = dict(model.head()) | model.drawn
-        tensors = dict(tuner.delta()) | {f"base_model.model.{name}": tensor.detach() for name, tensor in whole.items()}
+        saved_whole = dict(model.head()) | model.drawn
+        tensors = dict(tuner.delta()) | {
+            f"base_model.model.{name}": tensor.detach() for name, tensor in saved_whole.items()
+        }
         config = {
             **tuner.config.to_dict(),
             "task_type": "SEQ_CLS",

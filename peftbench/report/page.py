@@ -173,10 +173,12 @@ def _most_wrong(
 
 def _shared(configs: list[dict[str, Any]]) -> dict[str, Any]:
     """Settings that all runs have in common; what is left of each run's is shown with it."""
-    every = [flat(config) for config in configs]
-    if not every:
+    settings = [flat(config) for config in configs]
+    if not settings:
         return {}
-    return {key: value for key, value in every[0].items() if all(key in one and one[key] == value for one in every)}
+    return {
+        key: value for key, value in settings[0].items() if all(key in one and one[key] == value for one in settings)
+    }
 
 
 def _provenance(records: list[Record]) -> dict[str, list[str]]:

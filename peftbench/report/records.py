@@ -53,8 +53,8 @@ def read_study(outputs: Path, study: str, model: str | None = None) -> Study:
         known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
         hint = near(study, known) if known else f"{outputs} holds none"
         raise ConfigError(f"study {study}: not found in {outputs}; {hint}")
-    every = list(readable(folder))
-    records, folders = [record for _, record in every], [path for path, _ in every]
+    runs = list(readable(folder))
+    records, folders = [record for _, record in runs], [path for path, _ in runs]
     if not records:
         raise ConfigError(f"study {study}: no record in {folder}")
     models = sorted({record.cell.model for record in records})

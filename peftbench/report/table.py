@@ -135,12 +135,12 @@ def _line(
 ) -> Line:
     entries = {column: _entry(rows[rows["column"] == column], records, statistic, paper, most) for column in columns}
     values = [entry.value for entry in entries.values()]
-    whole = None if any(value is None for value in values) else mean(value for value in values if value is not None)
+    average = None if any(value is None for value in values) else mean(value for value in values if value is not None)
     published = papers.row_of(paper, records[int(rows["record"].iloc[0])]) if paper else None
     return Line(
         name,
         entries,
-        Entry(whole, published=None if published is None else published.average),
+        Entry(average, published=None if published is None else published.average),
         {key: _largest(rows[key]) for key in ("backbone", "head", "total", "stored_bytes")},
         float(rows["seconds"].median()),
         float(rows["search_s"].median()),

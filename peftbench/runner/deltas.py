@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from peftbench.backbone.model import Model, compute_precision, empty_copy, load
+from peftbench.backbone.model import Model, compute_precision, empty_copy, load_model
 from peftbench.backbone.weights import file_sha256
 from peftbench.config import compose
 from peftbench.config.spec import Budget, Cell, Layout, MethodSpec, ModelSpec, Scope
@@ -30,11 +30,11 @@ def attach(method: MethodSpec, scope: Scope, budget: Budget, model: Model, seed:
     """
     for _, parameter in model.backbone():
         parameter.requires_grad_(False)
-    made: Method = make_method(method)
+    recipe: Method = make_method(method)
     if budget.entries is not None:
-        made = within(made, model, scope, budget.entries)
+        recipe = within(recipe, model, scope, budget.entries)
     with drawn_from(seed, "selection"):
-        return made.attach(model, scope)
+        return recipe.attach(model, scope)
 
 
 def learned(cell: Cell, model: Model, tuner: Tuner, start: Delta | None = None) -> Delta:
@@ -154,7 +154,7 @@ def reload(run: Path, known: Collection[str] = ()) -> tuple[Model, Tuner, Method
         DataError: the run's record, delta or weights cannot be read.
     """
     spec, delta = model_spec(read_record(run / RECORD_FILE)), _own_delta(run)
-    model, _ = load(spec, delta.facts.task.labels, delta.facts.seed)
+    model, _ = load_model(spec, delta.facts.task.labels, delta.facts.seed)
     return model, restore(delta, model, known=known), make_method(delta.facts.method)
 
 
@@ -165,7 +165,7 @@ def as_learned(cell: Cell, run: Path) -> Model:
         DataError: the run's record, delta or weights cannot be read.
     """
     delta = _own_delta(run)
-    model, _ = load(cell.model, cell.task.num_labels, cell.seed)
+    model, _ = load_model(cell.model, cell.task.num_labels, cell.seed)
     _put_fresh(delta, model)
     tuner = start_from(cell, model, start_of(cell))
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from peftbench.backbone.model import compute_precision, load
+from peftbench.backbone.model import compute_precision, load_model
 from peftbench.backbone.weights import weights_folder
 from peftbench.config.spec import Cell, ModelSpec, TaskSpec, TrackerSpec
 from peftbench.data.rows import Rows, rows_of
@@ -124,7 +124,7 @@ def execute(
     weights = weights_folder(cell.model)
     tokenizer = Tokenizing(cell.model, weights, cell.protocol.max_length, cell.cache)
     work.tokens = tokens = tokenize_rows(rows, tokenizer)
-    model, _ = load(cell.model, cell.task.num_labels, cell.seed)
+    model, _ = load_model(cell.model, cell.task.num_labels, cell.seed)
     work.hashes, work.drawn = hashes_of(rows, tokens, model), sorted(model.drawn)
     work.attention = model.attention()
     before = entries(model)

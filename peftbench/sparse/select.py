@@ -84,8 +84,8 @@ def gradient_ids(
         for _ in passes(batches):
             for i in group:
                 if (gradient := store.tensors[i].grad) is not None:
-                    whole = gather(gradient).float()
-                    sums[i] += whole.square() if squared else whole
+                    gathered = gather(gradient).float()
+                    sums[i] += gathered.square() if squared else gathered
                     store.tensors[i].grad = None
         for i in group:
             store.tensors[i].requires_grad_(False)

@@ -150,7 +150,7 @@ def add(study: Path, cells: Mapping[str, Planned]) -> None:
             cells = {**_planned(_undamaged(path), study.name), **cells}
             tables = {json.dumps(asdict(reads)): None for reads in _distinct(cells.values())}
             place = {id(reads): list(tables).index(json.dumps(asdict(reads))) for reads in _distinct(cells.values())}
-            every = {
+            entries = {
                 name: {
                     "folder": cell.folder,
                     "overrides": cell.overrides,
@@ -158,7 +158,7 @@ def add(study: Path, cells: Mapping[str, Planned]) -> None:
                 }
                 for name, cell in cells.items()
             }
-            raw = {"schema": SCHEMA, "reads": [json.loads(text) for text in tables], "cells": every}
+            raw = {"schema": SCHEMA, "reads": [json.loads(text) for text in tables], "cells": entries}
             write_atomically(path, json.dumps(raw, ensure_ascii=False).encode())
     except OSError as error:
         raise ConfigError(f"outputs={study.parent}: {study} cannot be written ({error.strerror})") from None

@@ -116,10 +116,12 @@ class Lock:
 
     def _create(self) -> float:
         """Make the lock where there is none; gives the moment (s) by the folder's own clock."""
-        here = Owner(os.getpid(), socket.gethostname(), _started(os.getpid()), _boot(), _namespace(), self._token)
+        this_process = Owner(
+            os.getpid(), socket.gethostname(), _started(os.getpid()), _boot(), _namespace(), self._token
+        )
         draft = self.path.with_name(f".{FILE}.{self._token}")
         try:
-            draft.write_text(json.dumps(asdict(here)))
+            draft.write_text(json.dumps(asdict(this_process)))
             self.held = _put(draft, self.path)
             return draft.stat().st_mtime
         finally:

@@ -155,10 +155,10 @@ def known_seconds(cells: Iterable[CellStatus]) -> dict[str, list[float]]:
 
 def sum_of_guesses(folders: Sequence[str], known: Mapping[str, Sequence[float]]) -> float | None:
     """Seconds for so many cells by what others took; None where nothing is known."""
-    every = [value for values in known.values() for value in values]
-    if not every:
+    all_seconds = [value for values in known.values() for value in values]
+    if not all_seconds:
         return None if folders else 0.0
-    return sum(statistics.median(known.get(_kind(folder)) or every) for folder in folders)
+    return sum(statistics.median(known.get(_kind(folder)) or all_seconds) for folder in folders)
 
 
 def peak_of(folders: Sequence[str], cells: Iterable[CellStatus]) -> float | None:

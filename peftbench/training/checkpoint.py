@@ -66,10 +66,10 @@ class Checkpoints:
             with safe_open(self._path, "pt") as file:
                 facts = json.loads((file.metadata() or {})[KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            whole = facts.pop("sha256") == _digest(facts, tensors)
+            intact = facts.pop("sha256") == _digest(facts, tensors)
         except (OSError, SafetensorError, KeyError, ValueError, AttributeError):
-            whole = False
-        if not whole:
+            intact = False
+        if not intact:
             set_aside(self._path, "damaged; the cell starts anew")
             return None
         if facts["identity"] != json.loads(json.dumps(self._identity)):
