@@ -16,7 +16,7 @@ from test_resume import Signal, logged, what_is_left
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
 
-from peftbench.backbone.model import Model, load
+from peftbench.backbone.model import Model, load_model
 from peftbench.cli import main
 from peftbench.config import compose
 from peftbench.config.spec import Cell
@@ -26,7 +26,7 @@ from peftbench.methods.base import ParameterTuner, Training, Tuner
 from peftbench.methods.light_peft import LightPEFTTuner
 from peftbench.record import read_record
 from peftbench.runner import apply
-from peftbench.runner.counts import kept_bounds, plan
+from peftbench.runner.counts import count_cell, kept_bounds
 from peftbench.runner.delta import Delta
 from peftbench.runner.run import Outcome
 from peftbench.training.stopping import Stopped
@@ -78,7 +78,7 @@ def test_pruned_is_masked_with_zeros(name: str, tiny: Tiny, tmp_path: Path) -> N
     estimated(tuner)
     delta = tuner.delta()
     kept, ranks = bits(delta, "kept"), bits(delta, "ranks")
-    plain, _ = load(tiny(*words).model, 2, 0)
+    plain, _ = load_model(tiny(*words).model, 2, 0)
     with torch.no_grad():
         for part, left in ranks.items():
             term = whole[f"{part}.lora_B"] * torch.from_numpy(left[:8]).float() @ whole[f"{part}.lora_A"]
@@ -101,7 +101,7 @@ def test_every_use_of_a_run_gives_its_logits(name: str, run_tiny: Run, tmp_path:
     """A fresh backbone with the delta, and a plain transformers folder."""
     run = done(run_tiny(*checkpoint(name, tmp_path / "encoder"), *THREE, "protocol.max_steps=5"))
     np.testing.assert_array_equal(labelled(run, tmp_path), written(run))
-    apply.apply(run, tmp_path / "applied")
+    apply.write_model(run, tmp_path / "applied")
     applied = AutoModelForSequenceClassification.from_pretrained(tmp_path / "applied")
     np.testing.assert_allclose(logits(applied, tmp_path / "applied"), written(run), atol=CLOSE)
 
@@ -282,22 +282,22 @@ def test_a_scope_limits_what_is_pruned(run_tiny: Run, tiny: Tiny) -> None:
     assert {name.split(".")[3] for name in bits(Delta.load(run / DELTA_FILE).tensors, "kept")} == {"1"}
     facts = assemble(tiny(*THREE, "scope.kinds=[intermediate,output]"))[1].facts()
     assert [name for name in facts["units"] if "attention" in name] == []
-    assert plan(tiny(*THREE, "scope.kinds=[query]", "method.prune_modules=0.5")).backbone == L * 2 * D * 8
+    assert count_cell(tiny(*THREE, "scope.kinds=[query]", "method.prune_modules=0.5")).backbone == L * 2 * D * 8
 
 
 @pytest.mark.parametrize("budget", [3000, 20_000])
 def test_a_budget_is_what_is_left_at_most(budget: int, tiny: Tiny) -> None:
     cell = tiny(*THREE, f"budget={budget}")
     least, most = kept_bounds(cell)
-    assert 0 < least < most <= budget < plan(cell).backbone
+    assert 0 < least < most <= budget < count_cell(cell).backbone
     with pytest.raises(ConfigError, match=r"LightPEFT here needs at least .* \(rank 1\)"):
-        plan(tiny(*THREE, "budget=10"))
+        count_cell(tiny(*THREE, "budget=10"))
 
 
 def test_entries_by_closed_form() -> None:
     for model, d, layers, heads in (("minilm_l6", 384, 6, 12), ("bert_large_cased", 1024, 24, 16)):
         f = 4 * d
-        found = plan(compose.cell_from([f"model={model}", "method=light_peft"]))
+        found = count_cell(compose.cell_from([f"model={model}", "method=light_peft"]))
         assert found.backbone == 8 * layers * (8 * d + 2 * (d + f)) + layers * (heads + f)
         sizes = (d + (heads - round(heads / 3)) * d // heads) * 4 + 2 * (
             d + (layers * f - round(layers * f / 3)) / layers
