@@ -78,8 +78,8 @@ def ours(words: Sequence[str], data: Path, work: Path, steps: int) -> Sample:
         ]  # fmt: skip
 
         def score(_: str) -> float | None:
-            found = [read_record(path) for path in find_records(Path(fresh) / "out" / "default")]
-            return found[0].metrics.evaluations[-1].metrics["accuracy"] if len(found) == 1 else None
+            records = [read_record(path) for path in find_records(Path(fresh) / "out" / "default")]
+            return records[0].metrics.evaluations[-1].metrics["accuracy"] if len(records) == 1 else None
 
         return process([sys.executable, "-m", "peftbench", *line], score, {"PEFTBENCH_CACHE": f"{fresh}/cache"})
 
@@ -106,18 +106,20 @@ def cell(data: Path, work: Path, rounds: int, steps: int) -> dict[str, dict[str,
         for peer in turns[method]:
             name = f"{task} {method} {peer}"
             samples.setdefault(name, []).append(theirs(peer, task, method, data, work, steps))
-    found = {}
+    measured = {}
     for name, values in samples.items():
         own = samples[f"{' '.join(name.split()[:2])} ours"]
-        found[name] = {
+        measured[name] = {
             **summary(values),
             "tokens_per_s": round(tokens(data, name.split()[0]) * 32 * steps / median(values)),
         }
         if values is not own:
             pairs = list(zip(own, values, strict=True))
-            found[name]["ours_to_theirs_time"] = round(statistics.median(a.seconds / b.seconds for a, b in pairs), 3)
-            found[name]["ours_to_theirs_memory"] = round(statistics.median(a.peak_mb / b.peak_mb for a, b in pairs), 3)
-    return found
+            measured[name] |= {
+                "ours_to_theirs_time": round(statistics.median(a.seconds / b.seconds for a, b in pairs), 3),
+                "ours_to_theirs_memory": round(statistics.median(a.peak_mb / b.peak_mb for a, b in pairs), 3),
+            }
+    return measured
 
 
 def tokens(data: Path, task: str) -> float:
@@ -144,11 +146,11 @@ def summary(samples: Sequence[Sample]) -> dict[str, Any]:
     }
 
 
-def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
+def markdown(measured: Mapping[str, Mapping[str, Any]]) -> str:
     """What `cell` found, as a table."""
     lines = ["| | seconds (least, greatest) | peak MiB | tokens/s | time, ours / theirs | memory | accuracy |"]
     lines += ["|---|---:|---:|---:|---:|---:|---:|"]
-    for name, row in found.items():
+    for name, row in measured.items():
         middle, least, greatest = row["seconds"]
         ratios = [f"{row[key]:.2f}" if key in row else "" for key in ("ours_to_theirs_time", "ours_to_theirs_memory")]
         lines.append(
@@ -158,16 +160,16 @@ def markdown(found: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(found: Mapping[str, Mapping[str, Any]], png: Path) -> None:
+def draw(measured: Mapping[str, Mapping[str, Any]], png: Path) -> None:
     """Seconds and peak memory of `cell` as bars, ours in another colour."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 0.34 * len(found) + 0.9), sharey=True, layout="constrained")
-    colours = ["#0072b2" if name.endswith("ours") else "#bbbbbb" for name in found]
-    values = {"seconds, whole process": [row["seconds"][0] for row in found.values()]}
-    values["peak memory, GiB"] = [row["peak_mb"] / 1024 for row in found.values()]
+    figure, axes = plt.subplots(1, 2, figsize=(9, 0.34 * len(measured) + 0.9), sharey=True, layout="constrained")
+    colours = ["#0072b2" if name.endswith("ours") else "#bbbbbb" for name in measured]
+    values = {"seconds, whole process": [row["seconds"][0] for row in measured.values()]}
+    values["peak memory, GiB"] = [row["peak_mb"] / 1024 for row in measured.values()]
     for axis, (title, bars) in zip(axes, values.items(), strict=True):
-        drawn = axis.barh(list(found), bars, color=colours)
+        drawn = axis.barh(list(measured), bars, color=colours)
         axis.bar_label(drawn, fmt="%.1f", padding=2, fontsize=8)
         axis.set_xlabel(title)
         axis.spines[["top", "right"]].set_visible(False)
@@ -192,14 +194,14 @@ def sweep(data: Path, work: Path, steps: int) -> dict[str, object]:
         return round(time.perf_counter() - started, 1)
 
     both = os.cpu_count() or 2
-    found: dict[str, object] = {"ours": ours(line, data, work, steps).seconds}
-    found["scripts"] = scripts(1)
+    seconds: dict[str, object] = {"ours": ours(line, data, work, steps).seconds}
+    seconds["scripts"] = scripts(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-    found[f"ours, {both} at a time"] = ours(
+    seconds[f"ours, {both} at a time"] = ours(
         [*line, "hydra/launcher=local", f"hydra.launcher.n_jobs={both}"], data, work, steps
     ).seconds
-    found[f"scripts, {both} at a time"] = scripts(both)
-    return found
+    seconds[f"scripts, {both} at a time"] = scripts(both)
+    return seconds
 
 
 def limit(model: str) -> dict[str, object]:
@@ -244,8 +246,8 @@ def limit(model: str) -> dict[str, object]:
             "products_alone": round(alone / step, 3),
         }
 
-    found = {name: beside(name, count) for name, count in passes.items()}
-    return {"device": str(device), "products_gflops": round(rate / 1e6, 1), **found}
+    measured = {name: beside(name, count) for name, count in passes.items()}
+    return {"device": str(device), "products_gflops": round(rate / 1e6, 1), **measured}
 
 
 def products(
@@ -324,11 +326,11 @@ def beside_peers(asked: argparse.Namespace, work: Path) -> None:
     if asked.what == "sweep":
         print(json.dumps(sweep(data, work, asked.steps), indent=1))
         return
-    found = cell(data, work, asked.rounds, asked.steps)
-    print(json.dumps(found, indent=1))
-    print(markdown(found))
+    measured = cell(data, work, asked.rounds, asked.steps)
+    print(json.dumps(measured, indent=1))
+    print(markdown(measured))
     if asked.png:
-        draw(found, asked.png)
+        draw(measured, asked.png)
 
 
 if __name__ == "__main__":

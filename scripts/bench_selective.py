@@ -136,8 +136,8 @@ def steps() -> dict[str, Any]:
     """Step times of every method and of the peer, and the ratios that matter."""
     ours = {name: stepper(*words) for name, words in METHODS.items()}
     peers = {"peer's id3": peer_stepper(True), "peer's id3, all tensors": peer_stepper(False)}
-    found = alternating({**ours, **peers})
-    ms = {name: row["median_ms"] for name, row in found.items()}
+    milliseconds = alternating({**ours, **peers})
+    ms = {name: row["median_ms"] for name, row in milliseconds.items()}
     matrices, backbone = (f"random masking, 0.1% of the {part}" for part in ("matrices", "backbone"))
     pairs = [
         (matrices, "lora r8"),
@@ -148,16 +148,16 @@ def steps() -> dict[str, Any]:
         ("id3, all tensors", "peer's id3, all tensors"),
     ]
     ratios = {f"{ours} / {other}": ms[ours] / ms[other] for ours, other in pairs}
-    return {"steps": found, "ratios": {name: round(value, 3) for name, value in ratios.items()}}
+    return {"steps": milliseconds, "ratios": {name: round(value, 3) for name, value in ratios.items()}}
 
 
 def memory() -> dict[str, Any]:
     """Peak resident MiB of 10 steps, each method in its own process, and the share of full fine-tuning."""
-    found = {}
+    peaks = {}
     for name in METHODS:
         done = subprocess.run([sys.executable, __file__, "peak", name], capture_output=True, text=True, check=True)
-        found[name] = json.loads(done.stdout)
-    return {"peak_mb": found, "of full": {name: round(mb / found["full"], 3) for name, mb in found.items()}}
+        peaks[name] = json.loads(done.stdout)
+    return {"peak_mb": peaks, "of full": {name: round(mb / peaks["full"], 3) for name, mb in peaks.items()}}
 
 
 def peak(name: str) -> float:
@@ -171,7 +171,7 @@ def peak(name: str) -> float:
 
 def crossover() -> dict[str, Any]:
     """Milliseconds of both products for one matrix of MiniLM's, by precision, tokens and density."""
-    found = []
+    timings = []
     for out, width in ((384, 384), (1536, 384)):
         for precision, tokens in itertools.product((torch.bfloat16, torch.float32), (512, 2048)):
             x, dy = torch.randn(tokens, width).to(precision), torch.randn(tokens, out).to(precision)
@@ -184,7 +184,7 @@ def crossover() -> dict[str, Any]:
                         product(x, dy, ids)
                         times[product.__name__].append(1000 * (time.perf_counter() - start))
                 medians = {name: round(statistics.median(t), 3) for name, t in times.items()}
-                found.append(
+                timings.append(
                     {
                         "matrix": f"{out}x{width}",
                         "dtype": str(precision),
@@ -193,7 +193,7 @@ def crossover() -> dict[str, Any]:
                         **medians,
                     }
                 )
-    return {"crossover_ms": found}
+    return {"crossover_ms": timings}
 
 
 def growth() -> dict[str, Any]:
@@ -220,13 +220,13 @@ def selection_ms(*overrides: str) -> dict[str, float]:
         gradients = [torch.randn(p.shape, generator=random).to(p.dtype) for p in tensors]
         takers[name] = functools.partial(one_selection, trainer, tensors, gradients, itertools.count())
         entries = sum(p.numel() for p in tensors)
-    found = alternating(takers, rounds=7)
+    milliseconds = alternating(takers, rounds=7)
     budget = next(int(word.partition("=")[2]) for word in overrides if word.startswith("budget="))
     return {
         "entries": entries,
         "budget": budget,
-        "ms": round(found["id3"]["median_ms"] - found["bare"]["median_ms"], 2),
-        "bare_ms": found["bare"]["median_ms"],
+        "ms": round(milliseconds["id3"]["median_ms"] - milliseconds["bare"]["median_ms"], 2),
+        "bare_ms": milliseconds["bare"]["median_ms"],
     }
 
 
@@ -251,18 +251,23 @@ def exponent(points: Sequence[tuple[float, float]]) -> float:
     return round(float(np.polyfit(x, y, 1)[0]), 2)
 
 
-def draw(found: dict[str, Any], path: Path) -> None:
+def draw(curves: dict[str, Any], path: Path) -> None:
     """Both growths side by side, as a PNG."""
     import matplotlib.pyplot as plt  # 25 MB that no measured process should hold
 
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True, layout="constrained")
     panels = [
-        ("entries", list(found["by_size"].values()), "candidate entries (bert_tiny ... bert_large_cased)", "entries"),
-        ("budget", found["by_budget"], "budget (MiniLM-L6)", "budget"),
+        (
+            "entries",
+            list(curves["by_size"].values()),
+            "candidate entries (bert_tiny ... bert_large_cased)",
+            "entries",
+        ),
+        ("budget", curves["by_budget"], "budget (MiniLM-L6)", "budget"),
     ]
     for axis, (key, rows, label, name) in zip(axes, panels, strict=True):
         axis.loglog([row[key] for row in rows], [row["ms"] for row in rows], "o-", color="#0072b2")
-        axis.set(xlabel=label, title=f"grows as {name}^{found[f'exponent_of_{name}']}")
+        axis.set(xlabel=label, title=f"grows as {name}^{curves[f'exponent_of_{name}']}")
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("scoring and selection, ms per step")
     figure.savefig(path, dpi=130)
@@ -279,9 +284,9 @@ def main() -> None:
     if len(sys.argv) == 3 and sys.argv[1] == "peak":
         print(peak(sys.argv[2]))
     elif len(sys.argv) == 3 and sys.argv[1] == "growth":
-        found = growth()
-        print(json.dumps(found, indent=1))
-        draw(found, Path(sys.argv[2]))
+        figures = growth()
+        print(json.dumps(figures, indent=1))
+        draw(figures, Path(sys.argv[2]))
     elif len(sys.argv) == 2 and sys.argv[1] in parts:
         print(json.dumps(parts[sys.argv[1]](), indent=1))
     else:

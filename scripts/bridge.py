@@ -193,19 +193,19 @@ def line(kind: str, tried: Mapping[str, Tried]) -> str:
 
 def problems(kind: str, tried: Mapping[str, Tried]) -> list[str]:
     """What does not work, and what is worth knowing: one line each, architectures with the same line together."""
-    said: dict[str, list[str]] = {}
+    remarks: dict[str, list[str]] = {}
     for name, one in tried.items():
         for text in [*([one.problem] if one.problem else []), *one.notes]:
-            said.setdefault(text, []).append(name)
-    return [f"- `{kind}`, {', '.join(names)}: {text}" for text, names in said.items()]
+            remarks.setdefault(text, []).append(name)
+    return [f"- `{kind}`, {', '.join(names)}: {text}" for text, names in remarks.items()]
 
 
-def page(found: Mapping[str, Mapping[str, Tried]]) -> str:
+def page(results: Mapping[str, Mapping[str, Tried]]) -> str:
     """The page of docs."""
     columns = ["type", *ARCHITECTURES, "merges", "stored per entry", "starts", "budget", "seed"]
     table = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    table += [line(kind, tried) for kind, tried in found.items()]
-    notes = [text for kind, tried in found.items() for text in problems(kind, tried)]
+    table += [line(kind, tried) for kind, tried in results.items()]
+    notes = [text for kind, tried in results.items() for text in problems(kind, tried)]
     refused = [f"- `{kind}` {reason}" for kind, reason in REFUSED.items()]
     parts = ["\n".join(table), "\n".join(notes), "Not bridged:", "\n".join(refused)]
     return HEAD + "\n\n".join(part for part in parts if part) + "\n"
@@ -217,13 +217,13 @@ def main() -> None:
     parser.add_argument("--types", default=",".join(TYPES), help="which, separated by commas; all unless given")
     parser.add_argument("--write", type=Path, help="the page to write")
     asked = parser.parse_args()
-    found = {}
+    results = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind, tried in rows(asked.types.split(","), Path(folder)):
-            found[kind] = tried
+            results[kind] = tried
             print(line(kind, tried), *problems(kind, tried), sep="\n", flush=True)
     if asked.write:
-        asked.write.write_text(page(found), encoding="utf-8")
+        asked.write.write_text(page(results), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -122,15 +122,15 @@ class Driver:
 
     def state(self, name: str) -> dict[str, tuple[bytes, ...]]:
         """Of every finished cell what must not differ: scores, delta, predictions."""
-        found = {}
+        states = {}
         for path in find_records(self.work / name / "faults"):
             record = read_record(path)
             if record.status == "done":
                 scores = repr([record.metrics.evaluations, record.counts, record.fingerprint])
                 files = ["delta.safetensors", "predictions/dev.tsv"]
                 kept = [(path.parent / file).read_bytes() for file in files]
-                found[str(path.parent.relative_to(self.work / name))] = (scores.encode(), *kept)
-        return found
+                states[str(path.parent.relative_to(self.work / name))] = (scores.encode(), *kept)
+        return states
 
     def records(self, name: str) -> dict[str, bytes]:
         """The bytes of every finished record."""
@@ -141,9 +141,9 @@ class Driver:
         """Start the sweep again and compare with the reference and with what was finished before."""
         self.counts[kind] += 1
         code, screen = self.run(name)
-        found = self.state(name)
-        lost = self.reference.keys() - found.keys()
-        wrong = [cell for cell in found if found[cell] != self.reference[cell]]
+        states = self.state(name)
+        lost = self.reference.keys() - states.keys()
+        wrong = [cell for cell in states if states[cell] != self.reference[cell]]
         again = [path for path, content in finished.items() if Path(path).read_bytes() != content]
         self.lost, self.wrong, self.again = self.lost + len(lost), self.wrong + len(wrong), self.again + len(again)
         if code or lost or wrong or again:

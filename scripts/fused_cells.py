@@ -119,11 +119,11 @@ class JointEmbeddings(Joint):
 
     def forward(self, *_: Any, **__: Any) -> torch.Tensor:
         """Nothing -> (1, tokens, hidden)."""
-        found = []
+        embedded = []
         for module, batch in zip(self.own, self.packing.batches, strict=True):
             types = batch.get("token_type_ids")
-            found.append(module(input_ids=batch["input_ids"], token_type_ids=types).flatten(0, 1))
-        return torch.cat(found)[None]
+            embedded.append(module(input_ids=batch["input_ids"], token_type_ids=types).flatten(0, 1))
+        return torch.cat(embedded)[None]
 
 
 class JointRows(Joint):
@@ -149,14 +149,14 @@ def attention_of_each(
     """Attention within each cell: (1, heads, tokens, size) -> (1, tokens, heads, size)."""
     own: Sequence[nn.Module] = module.own  # type: ignore[assignment]
     packing: Packing = module.packing  # type: ignore[assignment]
-    found, start = [], 0
+    attended, start = [], 0
     for each, batch in zip(own, packing.batches, strict=True):
         rows, width = batch["input_ids"].shape
         inside = slice(start, start := start + rows * width)
         q, k, v = (x[0, :, inside].unflatten(1, (rows, width)).transpose(0, 1) for x in (query, key, value))
         out, _ = attention(each, q, k, v, batch["inside"], dropout, **others)
-        found.append(out.flatten(0, 1))
-    return torch.cat(found)[None], None
+        attended.append(out.flatten(0, 1))
+    return torch.cat(attended)[None], None
 
 
 ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention_of_each)
@@ -244,11 +244,11 @@ class Group:
 
     def one_by_one(self) -> list[float]:
         """A step of each cell, one after the other; gives their losses."""
-        found = []
+        losses = []
         for trainer in self.cells:
             loss = trainer.loss(self.rows) / len(self.rows)
-            found += self._finish([loss], [trainer])
-        return found
+            losses += self._finish([loss], [trainer])
+        return losses
 
     def _finish(self, losses: list[torch.Tensor], cells: Sequence[Any] = ()) -> list[float]:
         torch.stack(losses).sum().backward()
@@ -285,15 +285,15 @@ def measure(batch: int, width: int, method: str) -> dict[str, Any]:
 
 def same() -> dict[str, Any]:
     """Losses of six steps of three cells: together and one by one."""
-    found = {}
+    differences = {}
     for precision in ("fp32", "bf16"):
         for method in METHODS:
             words = (f"method={method}", f"protocol.precision={precision}")
             one, other = Group(3, 8, 24, *words), Group(3, 8, 24, *words)
             pairs = [(one.together(), other.one_by_one()) for _ in range(6)]
             worst = max(abs(a - b) for together, alone in pairs for a, b in zip(together, alone, strict=True))
-            found[f"{method} {precision}"] = {"losses": pairs[-1][0], "greatest difference": worst}
-    return found
+            differences[f"{method} {precision}"] = {"losses": pairs[-1][0], "greatest difference": worst}
+    return differences
 
 
 def main() -> None:

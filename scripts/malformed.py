@@ -44,9 +44,9 @@ HANG = 60.0  # seconds after which an input is given up
 
 def tree(folder: Path) -> dict[str, int]:
     """What lies in a folder, the cache of file hashes apart."""
-    found = {str(path.relative_to(folder)): path.lstat().st_size for path in folder.rglob("*") if not path.is_dir()}
-    found |= {f"{path.relative_to(folder)}/": 0 for path in folder.rglob("*") if path.is_dir()}
-    return {name: size for name, size in found.items() if not name.startswith("cache/")}
+    sizes = {str(path.relative_to(folder)): path.lstat().st_size for path in folder.rglob("*") if not path.is_dir()}
+    sizes |= {f"{path.relative_to(folder)}/": 0 for path in folder.rglob("*") if path.is_dir()}
+    return {name: size for name, size in sizes.items() if not name.startswith("cache/")}
 
 
 def problem(made: Input, seconds: float) -> str | None:

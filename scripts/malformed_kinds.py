@@ -45,12 +45,12 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def fields() -> dict[str, tuple[Any, str]]:
     """Every key that a cell may have -> its value, and a method that has it."""
-    found: dict[str, tuple[Any, str]] = {}
+    values: dict[str, tuple[Any, str]] = {}
     for method in compose.words("method"):
         cell = compose.resolved(compose.load([*TINY, f"method={method}"]))
         for key, value in leaves(cell):
-            found.setdefault(key, (value, method))
-    return found
+            values.setdefault(key, (value, method))
+    return values
 
 
 NUMBERS = ("99999999999999999999999999", "-7", "nan", "inf", "many", "[3,x]", "{a: 1}", "true", "''")

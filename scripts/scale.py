@@ -40,7 +40,7 @@ def main() -> None:
 def measure(work: Path, sizes: Sequence[int]) -> None:
     """Every size, every command."""
     template = real_record(work)
-    found: dict[str, list[float]] = {}
+    measured: dict[str, list[float]] = {}
     for cells in sizes:
         words = fill(work, f"n{cells}", cells, template)
         for name, line in (
@@ -48,8 +48,8 @@ def measure(work: Path, sizes: Sequence[int]) -> None:
             ("skip", ["run", "-m", *words]),
             ("table", ["table", f"n{cells}", "--outputs", str(work)]),
         ):
-            found.setdefault(name, []).append(seconds(line))
-    costs = {"seconds": found, "ms_per_cell": per_cell(sizes, found)}
+            measured.setdefault(name, []).append(seconds(line))
+    costs = {"seconds": measured, "ms_per_cell": per_cell(sizes, measured)}
     print(json.dumps({"cells": list(sizes), **costs, **size_of(work, sizes)}, indent=1))
 
 
@@ -96,7 +96,7 @@ def command(line: Sequence[str]) -> None:
         raise SystemExit(f"peftbench {' '.join(line)}: {done.stderr}")
 
 
-def per_cell(sizes: Sequence[int], found: dict[str, list[float]]) -> dict[str, list[float]]:
+def per_cell(sizes: Sequence[int], seconds: dict[str, list[float]]) -> dict[str, list[float]]:
     """Milliseconds per cell from each size to the next: equal where growth is linear."""
     steps = list(itertools.pairwise(sizes))
     return {
@@ -104,7 +104,7 @@ def per_cell(sizes: Sequence[int], found: dict[str, list[float]]) -> dict[str, l
             round(1000 * (after - before) / (more - less), 3)
             for (less, more), (before, after) in zip(steps, itertools.pairwise(taken), strict=True)
         ]
-        for name, taken in found.items()
+        for name, taken in seconds.items()
     }
 
 

@@ -92,7 +92,7 @@ def submitted(outputs: Path) -> set[str]:
 
 def training(outputs: Path) -> list[str]:
     """Identifiers of the jobs that have written a checkpoint and go on (the node is this machine)."""
-    found = []
+    running = []
     for path in outputs.glob("slurm/*/*/checkpoint.safetensors"):
         try:
             owner = json.loads(path.with_name("lock.json").read_text())["pid"]
@@ -100,8 +100,8 @@ def training(outputs: Path) -> list[str]:
         except OSError:
             continue
         variables = dict(word.partition("=")[::2] for word in words)
-        found.append(f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}")
-    return found
+        running.append(f"{variables['SLURM_ARRAY_JOB_ID']}_{variables['SLURM_ARRAY_TASK_ID']}")
+    return running
 
 
 def wait(until: Callable[[], bool], what: str) -> None:
@@ -121,11 +121,11 @@ def contents(outputs: Path) -> dict[str, bytes]:
 
 def scores(outputs: Path) -> dict[str, str]:
     """Every evaluation of every finished cell, and the hash of its delta."""
-    found = {}
+    by_cell = {}
     for folder in contents(outputs):
         record = read_record(outputs / folder / "result.json")
-        found[folder] = repr([record.metrics.evaluations, record.hashes.delta])
-    return found
+        by_cell[folder] = repr([record.metrics.evaluations, record.hashes.delta])
+    return by_cell
 
 
 def check(what: str, so: bool) -> None:

@@ -20,10 +20,10 @@ Said = tuple[int, str, str]
 def seen(folder: Path) -> dict[str, tuple[int, int, int]]:
     """Every file below a folder with what changes when it does; links are not followed."""
     return {
-        str(path.relative_to(folder)): (found.st_mode, found.st_size, found.st_mtime_ns)
+        str(path.relative_to(folder)): (info.st_mode, info.st_size, info.st_mtime_ns)
         for path in folder.rglob("*")
         if path.relative_to(folder).parts[0] != "cache" and not path.is_dir()
-        for found in [path.lstat()]
+        for info in [path.lstat()]
     }
 
 
@@ -39,7 +39,7 @@ def in_process(words: list[str], capture: pytest.CaptureFixture[str], patch: pyt
     return int(ended.value.code or 0), out, err
 
 
-def peak_mb(lines: list[list[str]], where: Path) -> tuple[float, str, str]:
+def peak_mb(lines: list[list[str]], folder: Path) -> tuple[float, str, str]:
     """What commands take at most, one after the other in a process of their own, in MiB; what they said."""
     code = (
         "import sys\n"
@@ -51,7 +51,7 @@ def peak_mb(lines: list[list[str]], where: Path) -> tuple[float, str, str]:
         "peak, = (line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
         "print('\\npeak', peak)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=where, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
     out, _, peak = done.stdout.rpartition("peak")
     return int(peak) / 1024, out, done.stderr

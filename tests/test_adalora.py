@@ -191,11 +191,11 @@ def test_sixty_steps_are_those_of_peft(dtype: torch.dtype, close: float, tiny: T
         wrapped.base_model.update_and_allocate(step)
         ours.zero_grad()
         others.zero_grad()
-        found = {n: (theirs.get_submodule(n).lora_E["default"] != 0).flatten().tolist() for n in tuner.wrapped}
-        assert found == {n.removesuffix(".lora_E"): row for n, row in alive(tuner).items()}, step
+        kept = {n: (theirs.get_submodule(n).lora_E["default"] != 0).flatten().tolist() for n in tuner.wrapped}
+        assert kept == {n.removesuffix(".lora_E"): row for n, row in alive(tuner).items()}, step
     np.testing.assert_allclose(*np.array(series).T, rtol=0, atol=close)
     assert total(alive(tuner)) == 48
-    assert len({sum(row) for row in found.values()}) > 1, "the maps share unequally, or nothing was compared"
+    assert len({sum(row) for row in kept.values()}) > 1, "the maps share unequally, or nothing was compared"
 
 
 @pytest.mark.parametrize("case", ["ties", "dead", "all dead"])
@@ -358,8 +358,8 @@ def test_a_papers_schedule_is_kept_as_shares_of_the_steps() -> None:
 
 def test_a_budget_is_what_trains(tiny: Tiny) -> None:
     every = 2 * (4 * (2 * 128 + 1) + 2 * (128 + 512 + 1))  # of rank 1
-    found = count_cell(tiny("method=adalora", f"budget={9 * every + 5}"))
-    assert (found.backbone, found.kept) == (9 * every, 6 * every)
+    counts = count_cell(tiny("method=adalora", f"budget={9 * every + 5}"))
+    assert (counts.backbone, counts.kept) == (9 * every, 6 * every)
     assert count_cell(tiny("method=adalora", f"budget={9 * every}", "method.target_rank=3")).kept == 3 * every
 
 
@@ -376,7 +376,7 @@ def test_a_target_of_the_initial_rank_is_a_lora_with_a_penalty(run_tiny: Run) ->
 
 def test_accumulated_parts_leave_the_same_triplets(run_tiny: Run, tmp_path: Path) -> None:
     words = [word for word in SIXTY if "max_steps" not in word and "initial" not in word and "final" not in word]
-    found = []
+    patterns = []
     for parts in (1, 3):
         outcome = run_tiny(
             *words,
@@ -386,8 +386,8 @@ def test_accumulated_parts_leave_the_same_triplets(run_tiny: Run, tmp_path: Path
             f"outputs={tmp_path / str(parts)}",
         )
         tensors = Delta.load(outcome.path.parent / DELTA_FILE).tensors
-        found.append({name: tensor.tolist() for name, tensor in tensors.items() if name.endswith(".kept")})
-    assert found[0] == found[1]
+        patterns.append({name: tensor.tolist() for name, tensor in tensors.items() if name.endswith(".kept")})
+    assert patterns[0] == patterns[1]
 
 
 def test_its_entries_cannot_be_selected_one_by_one(run_tiny: Run) -> None:

@@ -17,19 +17,19 @@ def test_ours_and_the_peers_are_measured_side_by_side(tmp_path: Path, monkeypatc
         lines = [f"{i}\tone {i}\tother {i}\t{('entailment', 'not_entailment')[i % 2]}" for i in range(40)]
         (tmp_path / "RTE" / f"{split}.tsv").write_text("index\tsentence1\tsentence2\tlabel\n" + "\n".join(lines) + "\n")
     monkeypatch.setattr(bench, "TASKS", ("rte",))
-    found = bench.cell(tmp_path, tmp_path, rounds=1, steps=2)
+    measured = bench.cell(tmp_path, tmp_path, rounds=1, steps=2)
     names = ["rte lora ours", "rte lora best", "rte lora run_glue", "rte id3 ours", "rte id3 selective-optimizers"]
-    assert list(found) == names
-    for row in found.values():
+    assert list(measured) == names
+    for row in measured.values():
         assert row["seconds"][0] > 1
         assert row["peak_mb"] > 200
         assert 0 <= row["accuracy"][0] <= 1
-    theirs = found["rte lora best"]
+    theirs = measured["rte lora best"]
     assert theirs["ours_to_theirs_time"] == pytest.approx(
-        found["rte lora ours"]["seconds"][0] / theirs["seconds"][0], abs=1e-3
+        measured["rte lora ours"]["seconds"][0] / theirs["seconds"][0], abs=1e-3
     )
-    assert len(bench.markdown(found).splitlines()) == 2 + len(names)
-    bench.draw(found, tmp_path / "bench.png")
+    assert len(bench.markdown(measured).splitlines()) == 2 + len(names)
+    bench.draw(measured, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 5_000
     with pytest.raises(SystemExit, match="exit 2"):
         bench.process([sys.executable, str(bench.PEERS / "hf_trainer.py"), "--style", "worst"], lambda _: None, {})

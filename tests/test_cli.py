@@ -191,12 +191,12 @@ def test_two_processes_train_as_one(tmp_path: Path, method: str, launcher: tuple
     assert both.returncode == 0, both.stderr[-3000:]
     assert both.stdout.count("result.json") == 1, "only the first process speaks"
 
-    def series(where: str) -> list[float]:
-        (path,) = (tmp_path / where).rglob("metrics.jsonl")
+    def series(folder: str) -> list[float]:
+        (path,) = (tmp_path / folder).rglob("metrics.jsonl")
         return losses(path.parent)
 
-    def delta(where: str) -> dict[str, torch.Tensor]:
-        (path,) = (tmp_path / where).rglob("delta.safetensors")
+    def delta(folder: str) -> dict[str, torch.Tensor]:
+        (path,) = (tmp_path / folder).rglob("delta.safetensors")
         return load_file(path)
 
     assert series("both") == pytest.approx(series("alone"), rel=1e-4)

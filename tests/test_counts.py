@@ -92,8 +92,8 @@ def test_full_and_head(model: str, task: str) -> None:
 
 def test_bitfit_without_the_deberta_pooler_is_the_published_103k() -> None:
     kinds = "[query,key,value,attention_output,intermediate,output,layer_norm,embeddings]"
-    found = counted("deberta_v3_base", "method=bitfit", f"method.kinds={kinds}")
-    assert found.backbone == FACTS["methods"]["bitfit_prefix_only"]["values"]["deberta-v3-base"] == 102_912
+    counts = counted("deberta_v3_base", "method=bitfit", f"method.kinds={kinds}")
+    assert counts.backbone == FACTS["methods"]["bitfit_prefix_only"]["values"]["deberta-v3-base"] == 102_912
 
 
 @pytest.mark.parametrize("model", ["mpnet_base", "all_mpnet_base"])
@@ -121,8 +121,8 @@ def test_adalora_trains_all_its_triplets_and_keeps_two_thirds(
     model: str, rank: int, trained: int, least: int | None, most: int | None
 ) -> None:
     cell = composed(f"model={model}", "method=adalora", f"method.rank={rank}")
-    found = count_cell(cell)
-    assert (found.backbone, found.kept) == (trained, trained * 2 // 3)
+    counts = count_cell(cell)
+    assert (counts.backbone, counts.kept) == (trained, trained * 2 // 3)
     if least is not None:
         assert kept_bounds(cell) == (least, most)
 
@@ -178,10 +178,10 @@ def test_count_of_several_cells_is_a_table_with_reasons(
         assert ended.value.code == code
         shown = capsys.readouterr().out
         if more == ["--json"]:
-            found = json.loads(shown)
-            assert found["method=bitfit"]["total"] == 274_434
-            assert found["method=spafit_4_9_ii"]["total"] == 7_485_442
-            assert "needs a budget" in found["method=id3"]["error"]
+            counts = json.loads(shown)
+            assert counts["method=bitfit"]["total"] == 274_434
+            assert counts["method=spafit_4_9_ii"]["total"] == 7_485_442
+            assert "needs a budget" in counts["method=id3"]["error"]
         else:
             assert "method=id3: method: a selective method needs a budget" in shown
             assert ("7,485,442" in shown) == (code == 0)

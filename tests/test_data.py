@@ -43,10 +43,10 @@ def put(root: Path, name: str, content: str) -> Path:
 
 @pytest.mark.parametrize("task", OFFICIAL)
 def test_real_glue_is_read_whole(glue: Path, task: str) -> None:
-    found = read(glue, task, "train", "dev", "test")
-    assert tuple(len(found[split]) for split in ("train", "dev", "test")) == OFFICIAL[task]
-    assert found["test"].labels is None
-    labels = found["dev"].labels
+    splits = read(glue, task, "train", "dev", "test")
+    assert tuple(len(splits[split]) for split in ("train", "dev", "test")) == OFFICIAL[task]
+    assert splits["test"].labels is None
+    labels = splits["dev"].labels
     assert labels is not None
     if task == "stsb":
         assert labels.min() == 0
@@ -83,8 +83,8 @@ def test_mnli_has_two_dev_sets(tmp_path: Path) -> None:
     put(tmp_path, "MNLI/train.tsv", head + "0\ta\tb\tneutral\n")
     put(tmp_path, "MNLI/dev_matched.tsv", head + "0\ta\tb\tcontradiction\n")
     put(tmp_path, "MNLI/dev_mismatched.tsv", head + "0\ta\tb\tentailment\n")
-    found = read(tmp_path, "mnli", "train", "dev_matched", "dev_mismatched")
-    assert [int(split.labels[0]) for split in found.values() if split.labels is not None] == [1, 2, 0]
+    splits = read(tmp_path, "mnli", "train", "dev_matched", "dev_mismatched")
+    assert [int(split.labels[0]) for split in splits.values() if split.labels is not None] == [1, 2, 0]
 
 
 def test_qqp_leaves_broken_rows_out_and_others_do_not(tmp_path: Path) -> None:
@@ -141,13 +141,13 @@ def test_without_the_hub_the_line_says_what_works() -> None:
 def test_the_sample_is_large_enough_varied_and_balanced() -> None:
     for task in ("sst2", "rte", "stsb"):
         cell = compose.cell_from([f"task={task}", "data=sample"])
-        found = sources.load(cell.data, cell.task, ["train", "dev"])
-        assert len(found["train"]) >= 200
-        assert len(found["dev"]) >= 100
-        pairs = [set(zip(*split.texts, strict=True)) for split in found.values()]
-        assert len(pairs[0]) == len(found["train"]), "no row twice"
+        splits = sources.load(cell.data, cell.task, ["train", "dev"])
+        assert len(splits["train"]) >= 200
+        assert len(splits["dev"]) >= 100
+        pairs = [set(zip(*split.texts, strict=True)) for split in splits.values()]
+        assert len(pairs[0]) == len(splits["train"]), "no row twice"
         assert not pairs[0] & pairs[1], "no row of dev in train"
-        for split in found.values():
+        for split in splits.values():
             assert split.labels is not None
             if task == "stsb":
                 assert split.labels.min() >= 0
@@ -207,12 +207,12 @@ def test_the_backbones_own_tokenizer(tmp_path: Path) -> None:
     spec = compose.cell_from([]).model
     tokenizer = tokens.tokenizer_for(spec, weights_folder(spec))
     split = make_split("dev", (("A man sleeps.", "x " * 50), ("Nobody's awake!", "y")), None)
-    found = tokens.tokenize(split, tokenizer, 12, tmp_path)
-    row = found.ids[found.starts[0] : found.starts[1]].tolist()
+    tokenized = tokens.tokenize(split, tokenizer, 12, tmp_path)
+    row = tokenized.ids[tokenized.starts[0] : tokenized.starts[1]].tolist()
     assert row[0] == 101  # [CLS]
     assert row.count(102) == 2  # [SEP]
-    assert row[found.first[0] - 1] == 102
-    assert found.lengths.max() == 12
+    assert row[tokenized.first[0] - 1] == 102
+    assert tokenized.lengths.max() == 12
 
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=300).map(np.array)

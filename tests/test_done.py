@@ -20,17 +20,17 @@ from peftbench.study import index, standing, status, sweep
 WORDS = [*(word for word in TINY if word != "data=sample"), "study=s", "method=head", "data=folder"]
 
 
-def rows(where: Path, name: str, flip: bool) -> Path:
-    shutil.copytree(SAMPLE, where / name)
+def rows(folder: Path, name: str, flip: bool) -> Path:
+    shutil.copytree(SAMPLE, folder / name)
     if flip:
-        path = where / name / "SST-2" / "dev.tsv"
+        path = folder / name / "SST-2" / "dev.tsv"
         head, *lines = path.read_text().splitlines()
         path.write_text("\n".join([head, *lines[::-1]]) + "\n")
-    return where / name
+    return folder / name
 
 
-def found(where: Path) -> list[Path]:
-    return list(find_records(where / "outputs" / "s"))
+def result_folders(folder: Path) -> list[Path]:
+    return list(find_records(folder / "outputs" / "s"))
 
 
 def test_other_rows_run_anew_and_the_first_are_found_again(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_other_rows_run_anew_and_the_first_are_found_again(tmp_path: Path) -> No
     back = call("run", *WORDS, "data.path=one", cwd=tmp_path)
     assert "already done" in back.stdout, back.stderr
     assert json.loads((tmp_path / back.stdout.splitlines()[-1]).read_bytes()) == was
-    assert len(found(tmp_path)) == 2
+    assert len(result_folders(tmp_path)) == 2
     table = call("table", "s", cwd=tmp_path)
     assert "other rows of dev" in table.stdout, table.stderr
     (tmp_path / "one" / "SST-2" / "dev.tsv").touch()
@@ -60,7 +60,7 @@ def test_a_sweep_over_two_folders_of_rows_ends_with_both_results(tmp_path: Path)
     sweep = call("run", "-m", *WORDS, "data.path=one,two", cwd=tmp_path)
     assert sweep.returncode == 0, sweep.stderr
     assert sweep.stdout.splitlines()[-1] == "2 cells: 2 done, 0 failed"
-    assert len(found(tmp_path)) == 2
+    assert len(result_folders(tmp_path)) == 2
     assert call("status", "s", cwd=tmp_path).stdout.startswith("s: 1 cells: 1 done")
     again = call("run", "-m", *WORDS, "data.path=one,two", cwd=tmp_path)
     assert again.stdout.splitlines()[-1] == "2 cells: 2 done (2 of them before), 0 failed"
@@ -99,7 +99,7 @@ def test_a_file_edited_in_place_is_noticed_also_with_its_size_and_time_as_before
         assert planned.folder == str(first.folder.relative_to("outputs"))
         later = run(*words)
         assert later.record.hashes.data[split] != first.record.hashes.data[split]
-    assert len(found(here)) == 3
+    assert len(result_folders(here)) == 3
     assert sweep.survey(sweep.cells_of(words)).before == 1
 
 
@@ -126,7 +126,7 @@ def test_weights_exchanged_inside_a_folder_are_noticed(here: Path) -> None:
     assert len(sweep.survey(sweep.cells_of(words)).left) == 1
     later = run(*words)
     assert later.record.hashes.weights != first.record.hashes.weights
-    assert len(found(here)) == 2
+    assert len(result_folders(here)) == 2
     kept = records.read_study(here / "outputs", "s", "all")
     assert any("other weights" in note for note in table.build(kept).notes)
 
@@ -214,5 +214,5 @@ def test_rows_left_out_are_said(here: Path, capsys: pytest.CaptureFixture[str]) 
     path.write_bytes(path.read_bytes() + b"no label\n" * 2)
     words = [*WORDS, "data.path=one", "data.limit=null", "task.folder.skip_incomplete=true"]
     run(*words)
-    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
-    assert set(said) == {"one/SST-2/dev.tsv: 2 lines of other than 2 fields left out"}
+    lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    assert set(lines) == {"one/SST-2/dev.tsv: 2 lines of other than 2 fields left out"}

@@ -43,11 +43,11 @@ def test_what_is_kept_is_scaled_as_torch_scales_and_nothing_is_lost_on_the_way()
     every = torch.arange(2**16).to(torch.uint16).view(torch.bfloat16)  # all there are, infinities and NaN among them
     torch.testing.assert_close(dropped(every, key=1, p=0.0), every, rtol=0, atol=0, equal_nan=True)
     p = 0.3
-    found = dropped(every, key=5, p=p)
+    actual = dropped(every, key=5, p=p)
     kept = dropped(torch.ones(2**16), key=5, p=p) != 0
-    wanted = (every.float() * (1 / (1 - round(p * 2**16) / 2**16))).bfloat16()
-    torch.testing.assert_close(found[kept], wanted[kept], rtol=0, atol=0, equal_nan=True)
-    assert (found[~kept] == 0).all()
+    expected = (every.float() * (1 / (1 - round(p * 2**16) / 2**16))).bfloat16()
+    torch.testing.assert_close(actual[kept], expected[kept], rtol=0, atol=0, equal_nan=True)
+    assert (actual[~kept] == 0).all()
     with pytest.raises(TypeError, match="float64"):
         dropped(every.double(), key=5, p=p)
 
@@ -58,11 +58,11 @@ def test_keys_and_places_drop_independently() -> None:
     keys = [*(noise.key() for _ in range(5)), 7, 7 + (1 << 32), 7 + (2 << 32)]  # as drawn, and far too near
     gone = torch.stack([dropped(torch.ones(n), key, p) == 0 for key in keys]).double()
     for lag in (0, 1, 2, 3, 8, 64, 384, 4096):
-        found = torch.corrcoef(torch.cat([gone[:, : n - lag], gone[:, lag:]]))[: len(keys), len(keys) :]
+        correlations = torch.corrcoef(torch.cat([gone[:, : n - lag], gone[:, lag:]]))[: len(keys), len(keys) :]
         if lag == 0:
-            found = found - torch.diag(found.diag())
-            found[6, 7] = found[7, 6] = 0  # the same key twice
-        assert found.abs().max() < 6 / n**0.5, lag
+            correlations = correlations - torch.diag(correlations.diag())
+            correlations[6, 7] = correlations[7, 6] = 0  # the same key twice
+        assert correlations.abs().max() < 6 / n**0.5, lag
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -72,9 +72,9 @@ def test_the_gradients_of_dropped_attention_are_those_of_its_formula(dtype: torc
     mask = dropped(torch.ones(weights.shape), key=9, p=0.4)
     one = [part.clone().requires_grad_() for part in (weights, values)]
     other = [part.clone().requires_grad_() for part in (weights, values)]
-    found, wanted = DropAndMix.apply(*one, 9, 0.4), (other[0] * mask).to(dtype) @ other[1]
-    torch.testing.assert_close(found, wanted)
-    for loss in (found, wanted):
+    actual, expected = DropAndMix.apply(*one, 9, 0.4), (other[0] * mask).to(dtype) @ other[1]
+    torch.testing.assert_close(actual, expected)
+    for loss in (actual, expected):
         loss.square().sum().backward()
     for mine, theirs in zip(one, other, strict=True):
         torch.testing.assert_close(mine.grad, theirs.grad)
@@ -85,10 +85,8 @@ def test_torch_keeps_its_number_of_threads() -> None:
     code += "print(torch.get_num_threads())"
     for count in ("1", "2"):
         environment = {**os.environ, "OMP_NUM_THREADS": count}
-        found = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-        )
-        assert found.stdout.strip() == count
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == count
 
 
 def test_nothing_is_dropped_in_evaluation_or_at_zero() -> None:
@@ -116,15 +114,15 @@ def test_attention_is_torchs_own_but_for_what_is_dropped(masked: bool) -> None:
     mask[1, :, :, 5:] = False
     module = torch.nn.Module()
     module.is_causal = False
-    wanted, _ = sdpa_attention_forward(module, query, key, value, mask if masked else None, dropout=0.0)
+    expected, _ = sdpa_attention_forward(module, query, key, value, mask if masked else None, dropout=0.0)
     module.dropout = Dropout(1e-9, Noise())  # rounds to no element dropped, and still takes the path that drops
-    found, _ = attention(module, query, key, value, mask if masked else None, dropout=1e-9)
-    torch.testing.assert_close(found, wanted)
+    actual, _ = attention(module, query, key, value, mask if masked else None, dropout=1e-9)
+    torch.testing.assert_close(actual, expected)
     module.dropout = Dropout(0.2, Noise(1))
     many = torch.stack(
         [attention(module, query, key, value, mask if masked else None, dropout=0.2)[0] for _ in range(3000)]
     )
-    torch.testing.assert_close(many.mean(0), wanted, atol=0.06, rtol=0)
+    torch.testing.assert_close(many.mean(0), expected, atol=0.06, rtol=0)
     assert (many.std(0) > 0.01).all()
 
 
@@ -137,9 +135,9 @@ def test_a_token_that_sees_none_leaves_the_others_alone(dtype: torch.dtype) -> N
     mask[1, :, 6] = False  # padding beyond the window of a local attention
     module = torch.nn.Module()
     module.dropout = Dropout(0.1, Noise())
-    found, _ = attention(module, *parts, mask, dropout=0.1)
-    assert found.isfinite().all()
-    found[1, :5].sum().backward()  # nothing else follows from padding
+    mixed, _ = attention(module, *parts, mask, dropout=0.1)
+    assert mixed.isfinite().all()
+    mixed[1, :5].sum().backward()  # nothing else follows from padding
     gradients = [part.grad for part in parts if part.grad is not None]
     assert len(gradients) == 3
     for gradient in gradients:

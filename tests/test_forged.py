@@ -115,8 +115,8 @@ VIEWS = {
 }
 
 
-def cell(where: Path, name: str) -> Path:
-    folder = where / "outputs" / "s" / name / "seed0"
+def cell(folder: Path, name: str) -> Path:
+    folder = folder / "outputs" / "s" / name / "seed0"
     folder.mkdir(parents=True)
     return folder
 

@@ -22,10 +22,10 @@ def zipped(contents: dict[str, bytes], how: int = zipfile.ZIP_DEFLATED) -> bytes
 
 def patched(content: bytes, at: int, value: int) -> bytes:
     """With two bytes changed in the header of the first member, and in the list at the end."""
-    found = bytearray(content)
-    struct.pack_into("<H", found, content.index(b"PK\x03\x04") + at, value)
-    struct.pack_into("<H", found, content.index(b"PK\x01\x02") + at + 2, value)
-    return bytes(found)
+    changed = bytearray(content)
+    struct.pack_into("<H", changed, content.index(b"PK\x03\x04") + at, value)
+    struct.pack_into("<H", changed, content.index(b"PK\x01\x02") + at + 2, value)
+    return bytes(changed)
 
 
 COLA = b"index\tprediction\n" + b"0\t0\n" * 1062

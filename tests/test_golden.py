@@ -20,11 +20,11 @@ def test_only_what_is_missing_or_named_is_recorded(tmp_path: Path) -> None:
     file = tmp_path / "losses.json"
     file.write_text(json.dumps({**{k: v for k, v in kept.items() if k != "bitfit"}, "head": [1.0], "gone": [2.0]}))
     golden.main(["--file", str(file)])
-    found = json.loads(file.read_text())
-    assert found["bitfit"] == pytest.approx(kept["bitfit"], rel=2e-4)
-    assert found["head"] == [1.0]
-    assert found["gone"] == [2.0], "a row of somebody else's is kept"
-    assert {name: found[name] for name in kept if name not in ("bitfit", "head")} == {
+    recorded = json.loads(file.read_text())
+    assert recorded["bitfit"] == pytest.approx(kept["bitfit"], rel=2e-4)
+    assert recorded["head"] == [1.0]
+    assert recorded["gone"] == [2.0], "a row of somebody else's is kept"
+    assert {name: recorded[name] for name in kept if name not in ("bitfit", "head")} == {
         name: series for name, series in kept.items() if name not in ("bitfit", "head")
     }
     golden.main(["--file", str(file), "head"])

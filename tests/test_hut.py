@@ -123,8 +123,8 @@ def test_hira_of_enough_rank_is_the_same_model(rank: int, reading: str, tiny: Ti
         layer.hira_A["default"].data = torch.stack([row for _, row in outer])
     batch = trainer.forward.batch(trainer.scored["dev"], np.arange(16))
     with torch.no_grad():
-        found = model.module.eval()(**batch.inputs).logits
-        torch.testing.assert_close(found, theirs(**batch.inputs).logits, atol=1e-6, rtol=1e-5)
+        logits = model.module.eval()(**batch.inputs).logits
+        torch.testing.assert_close(logits, theirs(**batch.inputs).logits, atol=1e-6, rtol=1e-5)
         tuner.merge()
         merged = theirs.merge_and_unload().eval()(**batch.inputs).logits
         torch.testing.assert_close(model.module(**batch.inputs).logits, merged, atol=1e-6, rtol=1e-5)

@@ -105,25 +105,25 @@ def chosen_sets(cell: Cell) -> tuple[list[set[int]], torch.Tensor]:
     """Train a cell: the chosen set after every step, and all candidate entries at the end."""
     _, tuner, trainer = assemble(cell)
     assert isinstance(tuner, SelectiveTuner)
-    found: list[set[int]] = []
+    sets: list[set[int]] = []
     step_done = tuner.after_step
 
     def after_step(step: int) -> None:
         step_done(step)
-        found.append(set(tuner.store.ids.tolist()))
+        sets.append(set(tuner.store.ids.tolist()))
 
     tuner.after_step = after_step  # type: ignore[method-assign]
     trainer.run()
-    return found, torch.cat([t.detach().view(-1) for t in tuner.store.tensors])
+    return sets, torch.cat([t.detach().view(-1) for t in tuner.store.tensors])
 
 
 def test_id3_equals_a_plain_dense_implementation(tiny: Callable[..., Cell]) -> None:
     """The same chosen set after every step for 20 steps, and the same weights, with the shared step counter."""
     steps, budget = 20, 400
     cell = tiny(*PARITY, f"budget={budget}", f"protocol.max_steps={steps}")
-    sets, weights = reference_id3(cell, steps, budget, eps=0.01, exp=1.0)
-    found, ours = chosen_sets(cell)
-    assert found == sets
+    expected, weights = reference_id3(cell, steps, budget, eps=0.01, exp=1.0)
+    sets, ours = chosen_sets(cell)
+    assert sets == expected
     torch.testing.assert_close(ours, weights, atol=1e-5, rtol=0)
 
 
@@ -168,7 +168,7 @@ def test_id3_equals_the_authors_package(tiny: Callable[..., Cell], tmp_path: Pat
         lr=cell.protocol.lr, budget=budget + sum(p.numel() for p in head), max_steps=steps, eps=0.01, exp=1.0,
         verify=False,
     )  # fmt: skip
-    sets: list[set[int]] = []
+    expected: list[set[int]] = []
     assert trainer.train is not None
     order = trainer.order(0)
     model.module.train()
@@ -179,9 +179,9 @@ def test_id3_equals_the_authors_package(tiny: Callable[..., Cell], tmp_path: Pat
         optimizer.step()
         optimizer.zero_grad()
         masks = optimizer.param_groups[0]["chosen_masks"]
-        sets.append(set(torch.cat([mask.view(-1) for mask in masks]).nonzero().squeeze(1).tolist()))
+        expected.append(set(torch.cat([mask.view(-1) for mask in masks]).nonzero().squeeze(1).tolist()))
     theirs = torch.cat([t.detach().view(-1) for t in tuner.store.tensors])
 
-    found, ours = chosen_sets(cell)
-    assert found == sets
+    sets, ours = chosen_sets(cell)
+    assert sets == expected
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)

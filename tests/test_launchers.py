@@ -28,9 +28,9 @@ sys.stdin.read()
 """
 
 
-def scores(where: Path) -> dict[str, object]:
-    found = [read_record(path) for path in find_records(where / "outputs" / "pilot")]
-    return {f"{r.cell.method} {r.cell.seed}": (r.metrics, r.hashes.delta) for r in found}
+def scores(folder: Path) -> dict[str, object]:
+    records = [read_record(path) for path in find_records(folder / "outputs" / "pilot")]
+    return {f"{r.cell.method} {r.cell.seed}": (r.metrics, r.hashes.delta) for r in records}
 
 
 @pytest.mark.parametrize("launcher", ["local", "joblib", "submitit_local"])
@@ -98,17 +98,17 @@ def test_every_runner_takes_a_gpu_of_its_own(
     variables.pop("CUDA_VISIBLE_DEVICES", None)
     if allowed is not None:
         variables["CUDA_VISIBLE_DEVICES"] = allowed
-    runners, said = [], []
+    runners, outputs = [], []
     for _ in bound:
         command = [sys.executable, "-c", RUNNER, str(places)]
         runners.append(
             subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         )
         assert runners[-1].stdout
-        said.append(runners[-1].stdout.readline().strip())
+        outputs.append(runners[-1].stdout.readline().strip())
     for runner in runners:
         runner.communicate("")
-    for line, gpu in zip(said, bound, strict=True):
+    for line, gpu in zip(outputs, bound, strict=True):
         assert ("no place left for another runner" in line) if gpu is None else (line == gpu)
     after = subprocess.run(
         [sys.executable, "-c", RUNNER, "1"], env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True

@@ -228,12 +228,12 @@ def test_the_penalty_pulls_on_masks_alone(tiny: Tiny) -> None:
 
 
 def test_accumulated_parts_leave_the_same(run_tiny: Run, tmp_path: Path) -> None:
-    found = []
+    patterns = []
     for parts in (1, 3):
         words = [f"protocol.accumulation={parts}", f"outputs={tmp_path / str(parts)}", "protocol.max_steps=6"]
         tensors = Delta.load(done(run_tiny(*THREE, *STILL, *words)) / DELTA_FILE).tensors
-        found.append({n: t.tolist() for n, t in tensors.items() if n.endswith((".kept", ".ranks"))})
-    assert found[0] == found[1]
+        patterns.append({n: t.tolist() for n, t in tensors.items() if n.endswith((".kept", ".ranks"))})
+    assert patterns[0] == patterns[1]
 
 
 @pytest.mark.parametrize("step", [1, 2])  # and after pruning: the method matrix
@@ -272,8 +272,8 @@ def test_a_run_goes_on_from_a_pruned_one(run_tiny: Run, tmp_path: Path) -> None:
     for method, close in ((THREE, 0.0), (["method=full", "protocol.precision=fp32"], CLOSE)):
         np.testing.assert_allclose(written(done(run_tiny(*method, *words, *only))), written(run), atol=close)
     further = done(run_tiny(*THREE, *words, f"init_from={run}", "seed=5"))
-    found = [bits(Delta.load(folder / DELTA_FILE).tensors, "kept") for folder in (run, further)]
-    np.testing.assert_equal(*found)
+    patterns = [bits(Delta.load(folder / DELTA_FILE).tensors, "kept") for folder in (run, further)]
+    np.testing.assert_equal(*patterns)
     assert read_record(further / "result.json").budget["estimation"] == 0
 
 
@@ -297,12 +297,12 @@ def test_a_budget_is_what_is_left_at_most(budget: int, tiny: Tiny) -> None:
 def test_entries_by_closed_form() -> None:
     for model, d, layers, heads in (("minilm_l6", 384, 6, 12), ("bert_large_cased", 1024, 24, 16)):
         f = 4 * d
-        found = count_cell(compose.cell_from([f"model={model}", "method=light_peft"]))
-        assert found.backbone == 8 * layers * (8 * d + 2 * (d + f)) + layers * (heads + f)
+        counts = count_cell(compose.cell_from([f"model={model}", "method=light_peft"]))
+        assert counts.backbone == 8 * layers * (8 * d + 2 * (d + f)) + layers * (heads + f)
         sizes = (d + (heads - round(heads / 3)) * d // heads) * 4 + 2 * (
             d + (layers * f - round(layers * f / 3)) / layers
         )
-        assert found.kept == round(sizes / 6 * 12 * layers / 2)
+        assert counts.kept == round(sizes / 6 * 12 * layers / 2)
 
 
 FORGED: dict[str, Callable[[dict[str, torch.Tensor]], object]] = {
@@ -335,15 +335,15 @@ def test_a_forged_pattern_is_refused_in_a_line(tiny: Tiny) -> None:
 
 
 def test_another_pattern_than_the_one_that_was_pruned_is_refused(tiny: Tiny) -> None:
-    found = []
+    patterns = []
     for favoured in (0, 1):
         _, tuner, _ = attached(tiny)
         with torch.no_grad():
             tuner.trainables()[f"{HEAD}.mask"].copy_(torch.eye(2)[favoured])
         estimated(tuner)
-        found.append(tuner)
+        patterns.append(tuner)
     with pytest.raises(DataError, match="pruned otherwise"):
-        found[0].load_delta(found[1].delta())
+        patterns[0].load_delta(patterns[1].delta())
 
 
 def test_its_entries_cannot_be_selected_one_by_one(run_tiny: Run) -> None:

@@ -20,8 +20,8 @@ FACTS = yaml.safe_load((Path(__file__).parent / "data" / "counts.yaml").read_tex
 
 
 def test_the_count_is_the_published_one() -> None:
-    found = count_cell(compose.cell_from(["model=roberta_large", "method=linear_adapter", "task=mnli"]))
-    assert found.backbone == FACTS["list_adapters"]["values"]["roberta-large"] == 12_582_912
+    counts = count_cell(compose.cell_from(["model=roberta_large", "method=linear_adapter", "task=mnli"]))
+    assert counts.backbone == FACTS["list_adapters"]["values"]["roberta-large"] == 12_582_912
     assert count_cell(compose.cell_from(["model=minilm_l6", "method=linear_adapter"])).backbone == 6 * 2 * 2 * 384 * 128
 
 
@@ -29,9 +29,9 @@ def test_fresh_adapters_hardly_change_the_logits_and_half_of_one_not_at_all(tiny
     _, _, plain = assemble(tiny("method=head", "protocol.precision=fp32"))
     _, tuner, trainer = assemble(tiny("method=linear_adapter", "protocol.precision=fp32"))
     expected = plain.evaluator.predict(plain.scored["dev"])
-    found = trainer.evaluator.predict(trainer.scored["dev"])
-    assert not np.array_equal(found, expected)
-    assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+    logits = trainer.evaluator.predict(trainer.scored["dev"])
+    assert not np.array_equal(logits, expected)
+    assert np.abs(logits - expected).max() < 1e-3 * np.abs(expected).max()
     with torch.no_grad():
         for name, p in tuner.trainables().items():
             if name.endswith("adapter_up"):

@@ -148,7 +148,7 @@ def test_what_is_no_file_is_moved_out_of_the_way(tmp_path: Path, kind: str, caps
     assert not lock.alive(path)
     with Lock(tmp_path) as taken:
         assert taken.held
-    assert [found.name for found in tmp_path.iterdir()] == [f"{lock.FILE}.bad1"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{lock.FILE}.bad1"]
     assert capsys.readouterr().err == f"{path}: no lock; kept as {lock.FILE}.bad1\n"
 
 
@@ -215,8 +215,8 @@ def test_a_paused_runner_that_lost_its_cell_writes_nothing(tmp_path: Path) -> No
     owner = {**json.loads(made[0].read_text()), "host": "elsewhere", "token": "other"}
     write_atomically(made[0], json.dumps(owner).encode())
     paused.send_signal(signal.SIGCONT)
-    said = paused.communicate(timeout=300)[1]
-    assert paused.returncode == Elsewhere.exit_code, said
-    assert said.splitlines()[-1].endswith("this runner was paused and lost the cell; it writes nothing more")
+    errors = paused.communicate(timeout=300)[1]
+    assert paused.returncode == Elsewhere.exit_code, errors
+    assert errors.splitlines()[-1].endswith("this runner was paused and lost the cell; it writes nothing more")
     assert not list(tmp_path.rglob("result.json")) + list(tmp_path.rglob("delta.safetensors"))
     assert json.loads(made[0].read_text()) == owner

@@ -99,8 +99,8 @@ def test_equal_seeds_give_equal_records_and_others_do_not(
     run_tiny: Callable[..., Outcome], row: Row, tmp_path: Path
 ) -> None:
     first, second, other = (
-        stripped(run_tiny(*row.overrides, f"outputs={tmp_path / where}", f"seed={seed}"))
-        for where, seed in (("a", 1), ("b", 1), ("c", 2))
+        stripped(run_tiny(*row.overrides, f"outputs={tmp_path / folder}", f"seed={seed}"))
+        for folder, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert first == second
     assert first["losses"] != other["losses"]
@@ -122,8 +122,8 @@ def stripped(outcome: Outcome) -> dict[str, object]:
 @pytest.mark.parametrize("name", ROWS)
 def test_losses_follow_the_recorded_series(run_tiny: Callable[..., Outcome], name: str) -> None:
     recorded: Mapping[str, list[float]] = json.loads(GOLDEN.read_text())
-    found = losses(run_tiny(*ROWS[name].overrides, "protocol.precision=fp32").path.parent)
-    np.testing.assert_allclose(found, recorded[name], rtol=2e-4)
+    series = losses(run_tiny(*ROWS[name].overrides, "protocol.precision=fp32").path.parent)
+    np.testing.assert_allclose(series, recorded[name], rtol=2e-4)
 
 
 def test_the_matrix_has_every_method() -> None:
@@ -169,10 +169,10 @@ def test_a_method_from_another_package(
     """One Python file and one yaml, outside this repository, word for word as docs/adding.md has them."""
     write_as_documented(tmp_path, "norms_only")
     monkeypatch.syspath_prepend(str(tmp_path))
-    found = run_tiny(f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "method=norms_only").record
-    assert found.status == "done"
-    assert found.counts is not None
-    assert found.counts.backbone == 4 * L * D + 2 * D
+    record = run_tiny(f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "method=norms_only").record
+    assert record.status == "done"
+    assert record.counts is not None
+    assert record.counts.backbone == 4 * L * D + 2 * D
 
 
 def write_as_documented(folder: Path, name: str) -> None:

@@ -20,15 +20,15 @@ numbers = st.lists(st.tuples(st.floats(-5, 5, width=16), st.floats(0, 5, width=1
 @given(binary)
 def test_classification(pairs: list[tuple[int, int]]) -> None:
     predictions, references = np.array(pairs).T
-    found = score(["accuracy", "f1", "matthews_correlation"], predictions, references)
-    assert found.values == {
+    scores = score(["accuracy", "f1", "matthews_correlation"], predictions, references)
+    assert scores.values == {
         "accuracy": accuracy_score(references, predictions),
         "f1": f1_score(references, predictions, zero_division=0),
         "matthews_correlation": matthews_corrcoef(references, predictions),
     }
-    assert found.collapsed == (len(set(predictions.tolist())) == 1)
-    if found.collapsed:
-        assert found.values["matthews_correlation"] == 0
+    assert scores.collapsed == (len(set(predictions.tolist())) == 1)
+    if scores.collapsed:
+        assert scores.values["matthews_correlation"] == 0
 
 
 @settings(deadline=None)
@@ -45,18 +45,18 @@ def test_three_classes(pairs: list[tuple[int, int]]) -> None:
 @given(numbers)
 def test_regression(pairs: list[tuple[float, float]]) -> None:
     predictions, references = np.array(pairs, dtype=np.float64).T
-    found = score(["pearson", "spearman"], predictions, references).values
+    values = score(["pearson", "spearman"], predictions, references).values
     for name, function in (("pearson", pearsonr), ("spearman", spearmanr)):
         with np.errstate(all="ignore"):
             expected = float(function(predictions, references)[0])
-        assert found[name] == (0.0 if np.isnan(expected) else expected)
+        assert values[name] == (0.0 if np.isnan(expected) else expected)
 
 
 def test_constant_predictions_are_zero_and_collapsed() -> None:
     for constant in (np.full(5, 2.5), np.zeros(5)):
-        found = score(["pearson", "spearman"], constant, np.arange(5.0))
-        assert found.values == {"pearson": 0.0, "spearman": 0.0}
-        assert found.collapsed
+        scores = score(["pearson", "spearman"], constant, np.arange(5.0))
+        assert scores.values == {"pearson": 0.0, "spearman": 0.0}
+        assert scores.collapsed
     three = score(["matthews_correlation"], np.ones(6, int), np.array([0, 1, 2, 0, 1, 2]))
     assert three.values["matthews_correlation"] == 0
     assert three.collapsed
@@ -77,8 +77,8 @@ def test_predictions_of_logits() -> None:
 def test_standard_error_is_that_of_a_proportion() -> None:
     references = np.ones(400, int)
     predictions = (np.arange(400) % 5 > 0).astype(int)  # accuracy 0.8
-    found = standard_error("accuracy", predictions, references, resamples=2000)
-    assert found == pytest.approx(np.sqrt(0.8 * 0.2 / 400), rel=0.1)
+    error = standard_error("accuracy", predictions, references, resamples=2000)
+    assert error == pytest.approx(np.sqrt(0.8 * 0.2 / 400), rel=0.1)
 
 
 @pytest.mark.parametrize("task", NAMES)
@@ -88,9 +88,9 @@ def test_evaluate_metric_gives_the_same_without_network(task: str) -> None:
         predictions, references = random.normal(size=50), random.uniform(0, 5, 50)
     else:
         predictions, references = random.integers(0, 2, 50), random.integers(0, 2, 50)
-    found = Glue(config_name=task).compute(predictions=predictions, references=references)
-    assert found.keys() == set(NAMES[task])
-    for name, value in found.items():
+    computed = Glue(config_name=task).compute(predictions=predictions, references=references)
+    assert computed.keys() == set(NAMES[task])
+    for name, value in computed.items():
         assert value == pytest.approx(METRICS[name](predictions, references), abs=1e-6)
 
 

@@ -135,8 +135,8 @@ def test_weights_from_a_folder(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors["pooler.dense.bias"] += 1
     save_file(tensors, folder / "model.safetensors")
-    model, found = load_model(spec_of(folder, "model.sha256=null"), 2, seed=0)
-    assert found == folder
+    model, weights = load_model(spec_of(folder, "model.sha256=null"), 2, seed=0)
+    assert weights == folder
     for name, parameter in model.backbone():
         assert torch.equal(parameter, tensors[name.removeprefix("bert.")]), name
 

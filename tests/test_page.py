@@ -122,20 +122,20 @@ def test_the_page_works_in_a_browser_and_runs_nothing_that_is_data(
     shown = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
     assert shown
     assert shown[1]
-    found = json.loads(shown[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-    assert set(found["methods"]) == {"lora", "bitfit", "id3", EVIL}
-    assert found["down"][-2:] == ["bitfit", EVIL]
-    assert found["up"] == found["down"][::-1]
-    assert found["filtered"] == ["lora"]
-    assert found["runs"] == 10
-    assert "mrpc acc" in found["columns"]
-    assert "cola acc" not in found["columns"]
-    assert "bitfit, mrpc acc, seed" in found["open"]
-    assert found["confusion"] == ["equivalent", "2", "4", "not_equivalent", "2", "4"]
-    assert "80.20 ± 0.16 (n=5)" in found["hover"]
-    assert "900 trainable backbone entries" in found["hover"]
-    assert EVIL in found["failures"]
-    assert found["images"] == 0
-    assert found["title"] == "made, peftbench"
-    assert found["overflow"] <= 0
-    assert found["background"] == "rgb(20, 24, 29)"
+    probed = json.loads(shown[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
+    assert set(probed["methods"]) == {"lora", "bitfit", "id3", EVIL}
+    assert probed["down"][-2:] == ["bitfit", EVIL]
+    assert probed["up"] == probed["down"][::-1]
+    assert probed["filtered"] == ["lora"]
+    assert probed["runs"] == 10
+    assert "mrpc acc" in probed["columns"]
+    assert "cola acc" not in probed["columns"]
+    assert "bitfit, mrpc acc, seed" in probed["open"]
+    assert probed["confusion"] == ["equivalent", "2", "4", "not_equivalent", "2", "4"]
+    assert "80.20 ± 0.16 (n=5)" in probed["hover"]
+    assert "900 trainable backbone entries" in probed["hover"]
+    assert EVIL in probed["failures"]
+    assert probed["images"] == 0
+    assert probed["title"] == "made, peftbench"
+    assert probed["overflow"] <= 0
+    assert probed["background"] == "rgb(20, 24, 29)"

@@ -26,12 +26,12 @@ def test_a_paper_stands_beside_ours_in_its_own_metric(finished: Path) -> None:
         template, cell=cell, config=config, headline=Headline("accuracy_matched", 0.87, None),
         metrics=Metrics(evaluation, [evaluation], "best_dev", False),
     )  # fmt: skip
-    found = table.build(Study("s", [record], [Path()]), paper).lines[0]
-    entry = found.entries["mnli acc m"]
+    line = table.build(Study("s", [record], [Path()]), paper).lines[0]
+    entry = line.entries["mnli acc m"]
     assert entry.published == 87.5
     ours = 100 * (0.87 * 9815 + 0.88 * 9832) / (9815 + 9832)
     assert entry.difference == pytest.approx(ours - 87.5)
-    assert found.average.published == 87.2
+    assert line.average.published == 87.2
     rank4 = dataclasses.replace(record, config={**config, "method": {**config["method"], "rank": 4}})
     assert table.build(Study("s", [rank4], [Path()]), paper).lines[0].entries["mnli acc m"].published is None
 
@@ -89,8 +89,8 @@ def test_every_count_that_a_paper_states_is_checked(tmp_path: Path) -> None:
         },
     }
     for name, verdicts in expected.items():
-        found = [item.verdict for item in counts.check(papers.load(name))]
-        assert {verdict: found.count(verdict) for verdict in set(found)} == verdicts, name
+        given = [item.verdict for item in counts.check(papers.load(name))]
+        assert {verdict: given.count(verdict) for verdict in set(given)} == verdicts, name
     assert counts.rounds_to(294_912, 1, "0.3M")
     assert not counts.rounds_to(351_000, 1, "0.3M")
     assert counts.rounds_to(272_384, 333_579_264, "0.08%")
@@ -122,10 +122,10 @@ def test_a_papers_sweep_is_run_mnli_first(tmp_path: Path) -> None:
     assert not (tmp_path / "outputs").exists()
     done = call(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    found = [read_record(path) for path in find_records(tmp_path / "outputs" / "lora_roberta_base")]
-    assert sorted(f"{record.cell.task} {record.cell.method}" for record in found) == [
+    records = [read_record(path) for path in find_records(tmp_path / "outputs" / "lora_roberta_base")]
+    assert sorted(f"{record.cell.task} {record.cell.method}" for record in records) == [
         "mnli lora", "rte bitfit", "rte full", "rte lora"
     ]  # fmt: skip
-    (rte,) = [record for record in found if record.cell.task == "rte" and record.cell.method == "lora"]
+    (rte,) = [record for record in records if record.cell.task == "rte" and record.cell.method == "lora"]
     assert "/mnli-lora-bert_tiny-" in rte.config["init_from"]
     assert (rte.lr, rte.config["method"]["alpha"]) == (5e-4, 8)

@@ -54,9 +54,9 @@ COUNTS = {
 def test_every_word_counts_without_weights() -> None:
     for word in bridged():
         words = [f"method={word}", *(["method.type=road"] if word == "peft" else [])]
-        found = count_cell(compose.cell_from(["model=bert_tiny", *words])).backbone
-        assert found == COUNTS.get(word, found), word
-        assert found > 0, word
+        backbone = count_cell(compose.cell_from(["model=bert_tiny", *words])).backbone
+        assert backbone == COUNTS.get(word, backbone), word
+        assert backbone > 0, word
     assert set(COUNTS) <= set(bridged())
 
 
@@ -83,12 +83,12 @@ def test_lora_of_ours_and_the_bridges_have_the_same_losses(tiny: Make) -> None:
     series = []
     for trainer in (our_trainer, their_trainer):
         trainer.begin(total=6)
-        found = []
+        series = []
         for step, rows in enumerate(trainer.order(0)[:6]):
             trainer.model.noise.seed(step)
-            found.append(trainer.loss(rows).item() / len(rows))
+            series.append(trainer.loss(rows).item() / len(rows))
             trainer.step(step, rows)
-        series.append(found)
+        series.append(series)
     np.testing.assert_allclose(series[0], series[1], rtol=1e-5)
     assert len(set(series[0])) == 6
     for (name, one), (_, other) in zip(ours.head(), theirs.head(), strict=True):
@@ -130,9 +130,9 @@ BUDGETS += [("fourierft", 1001, 1000), ("psoft", 1000, 0), ("unilora", 777, 777)
 
 @pytest.mark.parametrize(("word", "budget", "expected"), BUDGETS)
 def test_a_budget_turns_the_types_own_size(tiny: Make, word: str, budget: int, expected: int) -> None:
-    found = count_cell(tiny(f"method={word}", f"budget={budget}")).backbone
-    assert 0 < found <= budget
-    assert not expected or found == expected
+    backbone = count_cell(tiny(f"method={word}", f"budget={budget}")).backbone
+    assert 0 < backbone <= budget
+    assert not expected or backbone == expected
 
 
 def test_adalora_prunes_to_its_target_with_its_penalty(run_tiny: Run, tiny: Make) -> None:
@@ -179,10 +179,10 @@ def test_peft_takes_part_in_what_other_methods_do(tiny: Make, run_tiny: Run) -> 
         f"keys: {{{target}, type: ia3, kinds: [key]}}",
     )
     strata = [f"+method.strata.frozen.methods.{name}={part}" for name, part in (text.split(": ", 1) for text in parts)]
-    found = run_tiny(*below, *strata).record
+    record = run_tiny(*below, *strata).record
     lora, biases = 3 * 2 * D * 64, 2 * D + F  # of the layer above: what its own stratum trains
-    assert found.counts is not None
-    assert found.counts.backbone == 4 * D + D + lora + biases
+    assert record.counts is not None
+    assert record.counts.backbone == 4 * D + D + lora + biases
     inside = run_tiny("method=id3", f"method.inner={{{target}, type: lora}}", "budget=50").record.counts
     assert inside is not None
     assert inside.backbone == 50

@@ -72,17 +72,17 @@ def test_frozen_layers_are_run_once_per_row(run_tiny: Run) -> None:
 
     hook = torch.nn.modules.module.register_module_forward_hook(count)  # type: ignore[no-untyped-call]
     try:
-        found = []
+        runs = []
         for steps in (6, 12):
             calls[0] = 0
             run_tiny(
                 "method=head", "protocol.keep_prefix=true", f"protocol.max_steps={steps}", "protocol.eval_batch_size=64"
             )
-            found.append(calls[0])
+            runs.append(calls[0])
     finally:
         hook.remove()
     # two layers: a batch of training rows, a batch of dev, and the two tokens that tell whose attention runs
-    assert found == [6, 6]
+    assert runs == [6, 6]
 
 
 def test_in_bf16_and_with_dropout_it_learns(run_tiny: Run) -> None:

@@ -48,16 +48,16 @@ def test_a_run_gives_its_record_says_nothing_and_is_found_again(
 ) -> None:
     monkeypatch.chdir(folder)
     before = (folder / "outputs").stat().st_mtime_ns
-    found = peftbench.run(*CELL)
+    again = peftbench.run(*CELL)
     assert (folder / "outputs").stat().st_mtime_ns == before
-    assert found.record.status == "done"
-    assert found.record.cell.method == "bitfit"
-    assert found.record.headline.value is not None
-    assert (found.folder / "delta.safetensors").is_file()
+    assert again.record.status == "done"
+    assert again.record.cell.method == "bitfit"
+    assert again.record.headline.value is not None
+    assert (again.folder / "delta.safetensors").is_file()
     assert capsys.readouterr().out == ""
-    said = call("run", *CELL, cwd=folder)
-    assert "already done" in said.stdout, "the command finds what a notebook ran"
-    assert str(found.folder) in said.stdout
+    printed = call("run", *CELL, cwd=folder)
+    assert "already done" in printed.stdout, "the command finds what a notebook ran"
+    assert str(again.folder) in printed.stdout
 
 
 def test_wrong_words_and_another_runner_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,9 +36,9 @@ def test_what_is_not_possible_is_refused_before_anything_is_written(
     monkeypatch.chdir(tmp_path)
     try:
         code = COMMANDS[command](["-m", *TINY, *words])
-        said = capsys.readouterr().out
+        printed = capsys.readouterr().out
     except BadInput as error:
-        code, said = error.exit_code, "\n".join(error.problems)
+        code, printed = error.exit_code, "\n".join(error.problems)
     assert code == 2
-    assert line in said
+    assert line in printed
     assert not list(tmp_path.iterdir())

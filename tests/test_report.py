@@ -27,10 +27,10 @@ def test_a_table_shows_means_spread_and_what_is_not_beaten(write_run: Callable[.
     made = table.build(made_study(tmp_path))
     assert made.columns == ["cola acc", "mrpc acc"]
     lines = {line.name: line for line in made.lines}
-    found = lines["lora"].entries["mrpc acc"]
-    assert found.value == pytest.approx(80.2)
-    assert found.spread == pytest.approx(100 * np.std([0.001 * i for i in range(5)], ddof=1))
-    assert (found.seeds, found.expected) == (5, 5)
+    entry = lines["lora"].entries["mrpc acc"]
+    assert entry.value == pytest.approx(80.2)
+    assert entry.spread == pytest.approx(100 * np.std([0.001 * i for i in range(5)], ddof=1))
+    assert (entry.seeds, entry.expected) == (5, 5)
     assert lines["lora"].average.value == pytest.approx(80.2)
     assert {name for name, line in lines.items() if line.entries["mrpc acc"].best} == {"lora", "id3"}
     assert lines["lora"].counts == {"backbone": 900, "head": 10, "total": 910, "stored_bytes": 3600}

@@ -138,12 +138,12 @@ def test_whatever_is_kept_comes_back(
     tensor = torch.randn(3, 2, generator=random).bfloat16()
     kept = Checkpoints(tmp_path_factory.mktemp("kept"), {"who": seed}, every=60)
     kept.write({"plain": state, "tensors": [tensor, tensor.t()], "array": tensor.float().numpy(), "empty": tensor[:0]})
-    found = kept.read()
-    assert found is not None
-    assert found["plain"] == state
-    assert torch.equal(found["tensors"][0], tensor)
-    assert torch.equal(found["tensors"][1], tensor.t())
-    assert isinstance(found["array"], np.ndarray)
-    assert found["empty"].shape == (0, 2)
+    state_read = kept.read()
+    assert state_read is not None
+    assert state_read["plain"] == state
+    assert torch.equal(state_read["tensors"][0], tensor)
+    assert torch.equal(state_read["tensors"][1], tensor.t())
+    assert isinstance(state_read["array"], np.ndarray)
+    assert state_read["empty"].shape == (0, 2)
     kept.remove()
     assert kept.read() is None

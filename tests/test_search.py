@@ -27,13 +27,13 @@ SMALL = [*TINY, "method=bitfit", "select=lr", "select.max_steps=3"]
 
 def test_the_tries_differ_from_the_cell_in_what_the_search_says_alone() -> None:
     cell = compose.cell_from([*SMALL, "seed=3", "study=pilot", "select.factors=[1,0.1]"])
-    found = [compose.cell_from([*SMALL, "seed=3", "study=pilot", *words]) for words in search.tries(cell)]
-    assert [one.protocol.lr for one in found] == [1e-4, 1e-3]
-    assert {(one.seed, one.study, one.protocol.selection, one.protocol.max_steps) for one in found} == {
+    cells = [compose.cell_from([*SMALL, "seed=3", "study=pilot", *words]) for words in search.tries(cell)]
+    assert [one.protocol.lr for one in cells] == [1e-4, 1e-3]
+    assert {(one.seed, one.study, one.protocol.selection, one.protocol.max_steps) for one in cells} == {
         (0, "pilot.search", "held_out", 3)
     }
-    assert all(one.method == cell.method and one.data == cell.data for one in found)
-    assert len({one.folder for one in found}) == 2
+    assert all(one.method == cell.method and one.data == cell.data for one in cells)
+    assert len({one.folder for one in cells}) == 2
 
 
 def test_a_cell_with_a_search_is_another_cell() -> None:
@@ -55,10 +55,10 @@ def record(value: float | None, status: str = "done") -> Record:
 def test_the_best_rate_is_chosen_of_equals_the_nearest_and_never_a_failed_one() -> None:
     cell = compose.cell_from([*SMALL, "protocol.lr=1e-3", "select.factors=[1,3,10,30]"])
     values = iter([record(0.5), record(0.7), record(0.7), record(0.99, "diverged")])
-    found = search.try_rates(cell, lambda words: (next(values), "folder"))
-    assert found.chosen == 3e-3
-    assert found.scores == {"0.001": 0.5, "0.003": 0.7, "0.01": 0.7, "0.03": None}
-    assert found.seconds == 8.0
+    result = search.try_rates(cell, lambda words: (next(values), "folder"))
+    assert result.chosen == 3e-3
+    assert result.scores == {"0.001": 0.5, "0.003": 0.7, "0.01": 0.7, "0.03": None}
+    assert result.seconds == 8.0
 
 
 def test_a_try_that_another_runner_has_is_asked_for_again_after_the_others() -> None:

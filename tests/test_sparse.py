@@ -167,14 +167,14 @@ def test_in_bf16_it_is_the_exact_sum_too_on_any_number_of_threads(
     exact = (dy.double().t() @ x.bfloat16().double()).view(-1)[ids].float()
     threads = torch.get_num_threads()
     try:
-        found = []
+        sums = []
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(sampled(x, dy, ids.int()))
+            sums.append(sampled(x, dy, ids.int()))
     finally:
         torch.set_num_threads(threads)
-    torch.testing.assert_close(found[0], exact, atol=1e-5, rtol=1e-6)
-    assert torch.equal(*found)
+    torch.testing.assert_close(sums[0], exact, atol=1e-5, rtol=1e-6)
+    assert torch.equal(*sums)
 
 
 @pytest.mark.parametrize(("watch", "name"), [(watch_weight, "weight"), (watch_bias, "bias")])
@@ -185,10 +185,10 @@ def test_a_watched_linear_map_gets_its_gradient_even_where_nothing_below_trains(
     plain = torch.autograd.grad(linear(x).square().sum(), getattr(linear, name))[0].view(-1)[index]
     for parameter in linear.parameters():
         parameter.requires_grad_(False)
-    found: list[torch.Tensor] = []
-    hook = watch(linear, lambda: index, found.append)
+    gradients: list[torch.Tensor] = []
+    hook = watch(linear, lambda: index, gradients.append)
     linear(x).square().sum().backward()
-    torch.testing.assert_close(found[0], plain)
+    torch.testing.assert_close(gradients[0], plain)
     hook.remove()
     assert not linear(x).requires_grad
 

@@ -48,9 +48,9 @@ def test_the_paired_test_is_exact_where_there_are_few_pairs() -> None:
 
 @given(st.lists(st.floats(0, 100), min_size=3, max_size=8))
 def test_the_mean_lies_in_its_interval(values: list[float]) -> None:
-    found = statistics.bootstrap(values)
-    assert found is not None
-    assert found.low - 1e-9 <= found.mean <= found.high + 1e-9
+    interval = statistics.bootstrap(values)
+    assert interval is not None
+    assert interval.low - 1e-9 <= interval.mean <= interval.high + 1e-9
 
 
 @pytest.mark.filterwarnings("error")
@@ -61,11 +61,11 @@ def test_equal_seeds_are_compared_without_a_warning() -> None:
 
 def test_compare_says_no_more_than_the_test_shows(write_run: Callable[..., Path], tmp_path: Path) -> None:
     full_study(write_run)
-    said = call("compare", "made", "lora", "bitfit", cwd=tmp_path).stdout.splitlines()
-    assert said[0].startswith("lora beats bitfit over all tasks: 10.0 points, 10 pairs")
-    assert len(said) == 4
-    said = verdict.lines(made_study(tmp_path), "id3", "lora")
-    assert said[0].startswith("No difference between id3 and lora over all tasks outside the noise")
+    lines = call("compare", "made", "lora", "bitfit", cwd=tmp_path).stdout.splitlines()
+    assert lines[0].startswith("lora beats bitfit over all tasks: 10.0 points, 10 pairs")
+    assert len(lines) == 4
+    lines = verdict.lines(made_study(tmp_path), "id3", "lora")
+    assert lines[0].startswith("No difference between id3 and lora over all tasks outside the noise")
     wrong = call("compare", "made", "lora", "bitft", cwd=tmp_path)
     assert wrong.returncode == 2
     assert wrong.stderr == "bitft: no row of study made; did you mean bitfit?\n"

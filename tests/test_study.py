@@ -57,8 +57,8 @@ def test_globs_and_ranges_sweep_over_words_and_numbers(tmp_path: Path) -> None:
         "run", *words, "method=glob([bit*,h*],exclude=[houl*,hut*,hira*,hra*])", "seed=range(0,2)", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
-    found = [read_record(path).cell for path in find_records(tmp_path / "outputs" / "pilot")]
-    assert {(cell.method, cell.seed) for cell in found} == {(m, s) for m in ("bitfit", "head") for s in (0, 1)}
+    cells = [read_record(path).cell for path in find_records(tmp_path / "outputs" / "pilot")]
+    assert {(cell.method, cell.seed) for cell in cells} == {(m, s) for m in ("bitfit", "head") for s in (0, 1)}
     own = tmp_path / "conf" / "method"
     own.mkdir(parents=True)
     (own / "zeta.yaml").write_text("defaults: [lora, _self_]\nrank: 2\n")
@@ -135,9 +135,9 @@ def test_a_signal_ends_a_sweep_within_seconds_and_the_next_start_goes_on(tmp_pat
         logs = list(tmp_path.rglob("metrics.jsonl"))
         os.sched_yield()
     running.send_signal(signal.SIGTERM)
-    _, said = running.communicate(timeout=10)
+    _, printed = running.communicate(timeout=10)
     assert running.returncode == 143
-    assert "stopped by SIGTERM; the same command goes on from here" in said
+    assert "stopped by SIGTERM; the same command goes on from here" in printed
     assert [cell.state for cell in status.cells_of(tmp_path / "outputs", "pilot")] == ["stopped"]
     (kept,) = tmp_path.rglob("checkpoint.safetensors")
     assert not (kept.parent / "lock.json").exists()

@@ -37,29 +37,29 @@ def read_back(file: Path) -> dict[str, Any]:
     """Config, history, summary, exit code of an offline run's file."""
     from wandb.proto import wandb_internal_pb2
 
-    found: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "exit": None}
+    contents: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "exit": None}
     for data in messages(file.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
         if kind == "run":
-            found["id"], found["group"], found["name"] = (
+            contents["id"], contents["group"], contents["name"] = (
                 record.run.run_id,
                 record.run.run_group,
                 record.run.display_name,
             )
-            found["project"], found["entity"] = record.run.project, record.run.entity
-            found["tags"] = list(record.run.tags)
-            found["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+            contents["project"], contents["entity"] = record.run.project, record.run.entity
+            contents["tags"] = list(record.run.tags)
+            contents["config"] |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         elif kind == "history":
             row = {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-            found["history"].append(row)
+            contents["history"].append(row)
         elif kind == "summary":
             for item in record.summary.update:
-                found["summary"]["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+                contents["summary"]["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
         elif kind == "exit":
-            found["exit"] = record.exit.exit_code
-    return found
+            contents["exit"] = record.exit.exit_code
+    return contents
 
 
 def offline_runs(folder: Path) -> list[dict[str, Any]]:
@@ -69,24 +69,24 @@ def offline_runs(folder: Path) -> list[dict[str, Any]]:
 def test_an_offline_run_holds_what_the_record_holds(run_tiny: Run) -> None:
     outcome = run_tiny("tracker=wandb", "tracker.log_every=1", "tracker.tags=[mine]", "study=trial")
     record = outcome.record
-    (found,) = offline_runs(outcome.path.parent)
-    assert found["exit"] == 0
-    assert found["group"] == "trial"
-    assert found["name"] == "sst2-lora-bert_tiny-s0"
-    assert {"sst2", "lora", "bert_tiny", "data:sample", "mine"} <= set(found["tags"])
-    assert found["config"]["protocol"] == record.config["protocol"]
-    assert found["config"]["fingerprint"] == record.fingerprint
-    sent = [row["train/loss"] for row in found["history"] if "train/loss" in row]
+    (logged,) = offline_runs(outcome.path.parent)
+    assert logged["exit"] == 0
+    assert logged["group"] == "trial"
+    assert logged["name"] == "sst2-lora-bert_tiny-s0"
+    assert {"sst2", "lora", "bert_tiny", "data:sample", "mine"} <= set(logged["tags"])
+    assert logged["config"]["protocol"] == record.config["protocol"]
+    assert logged["config"]["fingerprint"] == record.fingerprint
+    sent = [row["train/loss"] for row in logged["history"] if "train/loss" in row]
     assert sent == pytest.approx(losses(outcome.path.parent))
-    for row in found["history"]:
+    for row in logged["history"]:
         if "train/loss" in row:
             assert row.keys() >= {"train/lr", "train/grad_norm", "train/tokens_per_s"}
-    dev = [row["dev/accuracy"] for row in found["history"] if "dev/accuracy" in row]
+    dev = [row["dev/accuracy"] for row in logged["history"] if "dev/accuracy" in row]
     assert dev == [evaluation.metrics["accuracy"] for evaluation in record.metrics.evaluations]
     assert record.counts is not None
     for key in ("backbone", "head", "total", "stored_bytes"):
-        assert found["summary"][key] == record.counts.as_dict()[key]
-    assert found["summary"]["accuracy"] == record.headline.value
+        assert logged["summary"][key] == record.counts.as_dict()[key]
+    assert logged["summary"]["accuracy"] == record.headline.value
 
 
 def test_several_runs_in_one_process_are_several_also_after_a_crash(

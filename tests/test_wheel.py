@@ -25,9 +25,9 @@ def test_the_wheel_runs_from_a_clean_environment(tmp_path: Path, monkeypatch: py
     # a path in a .pth file is no site folder, so the editable install there is not followed.
     site = next((tmp_path / "env" / "lib").glob("python*")) / "site-packages"
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    where = [str(python), "-c", "import peftbench, pathlib; print(pathlib.Path(peftbench.__file__).parent)"]
-    found = subprocess.run(where, check=True, capture_output=True, text=True, cwd=tmp_path).stdout.strip()
-    assert found == str(site / "peftbench")
+    command = [str(python), "-c", "import peftbench, pathlib; print(pathlib.Path(peftbench.__file__).parent)"]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout.strip()
+    assert printed == str(site / "peftbench")
     assert (site / "peftbench" / "conf" / "config.yaml").is_file()
 
     run = subprocess.run(

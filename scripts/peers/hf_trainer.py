@@ -110,8 +110,8 @@ def main(make_model: ModelMaker = model_for, make_optimizers: OptimizerMaker = l
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
-    found = trainer.predict(dev)
-    accuracy = float(np.mean(found.predictions.argmax(-1) == found.label_ids))
+    predictions = trainer.predict(dev)
+    accuracy = float(np.mean(predictions.predictions.argmax(-1) == predictions.label_ids))
     print(
         json.dumps({"accuracy": round(accuracy, 4), "train_s": round(seconds, 3), "steps": trainer.state.global_step})
     )
