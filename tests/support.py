@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+import warm
 
 from peftbench.backbone.model import Model, compute_precision, load_model
 from peftbench.config import compose
@@ -40,7 +41,12 @@ PYTHON = [sys.executable, "-m", "peftbench"]
 
 
 def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own."""
+    """Run the command in a process of its own, forked where the libraries are imported."""
+    return warm.run(words, cwd, {**os.environ, **environment})
+
+
+def start(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command as a shell starts it; every command has a test that does."""
     return subprocess.run(
         [*PYTHON, *words], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from support import TINY, call, losses
+from support import TINY, call, losses, start
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_a_run_ends_with_the_path_of_its_record_and_is_not_run_twice(tmp_path: Path) -> None:
-    first = call("run", *TINY, cwd=tmp_path)
+    first = start("run", *TINY, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     path = tmp_path / first.stdout.splitlines()[-1]
     record = json.loads(path.read_text())
@@ -45,11 +45,11 @@ def test_a_run_ends_with_the_path_of_its_record_and_is_not_run_twice(tmp_path: P
 
 
 def test_a_sweep_runs_every_cell_and_the_table_shows_it(tmp_path: Path) -> None:
-    sweep = call("run", "-m", *TINY, "study=pilot", "method=bitfit,lora", "seed=0,1", cwd=tmp_path)
+    sweep = start("run", "-m", *TINY, "study=pilot", "method=bitfit,lora", "seed=0,1", cwd=tmp_path)
     assert sweep.returncode == 0, sweep.stderr
     assert "4 cells: 4 done, 0 failed" in sweep.stdout
     assert len(list((tmp_path / "outputs" / "pilot").glob("*/*/result.json"))) == 4
-    table = call("table", "pilot", cwd=tmp_path, COLUMNS="160")
+    table = start("table", "pilot", cwd=tmp_path, COLUMNS="160")
     assert table.returncode == 0, table.stderr
     assert "sample" in table.stdout
     rows = [line for line in table.stdout.splitlines() if line.startswith(("│ bitfit", "│ lora"))]
@@ -112,12 +112,12 @@ def test_hydras_own_switches_work(tmp_path: Path) -> None:
     helped = call("run", "--help", cwd=tmp_path)
     assert helped.returncode == 0
     assert "task: " in helped.stdout
-    completed = call("-sc", "query=bash", cwd=tmp_path, COMP_LINE="peftbench run task=s", COMP_POINT="20")
+    completed = start("-sc", "query=bash", cwd=tmp_path, COMP_LINE="peftbench run task=s", COMP_POINT="20")
     assert set(completed.stdout.split()) == {"task=sst2", "task=stsb"}
 
 
 def test_list_names_every_word(tmp_path: Path) -> None:
-    done = call("list", "tasks", cwd=tmp_path)
+    done = start("list", "tasks", cwd=tmp_path)
     for task in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"):
         assert f"  {task} " in done.stdout
     assert "_base" not in done.stdout
@@ -136,7 +136,7 @@ def test_a_lora_run_is_exported_to_peft(tmp_path: Path) -> None:
     done = call("run", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = (tmp_path / done.stdout.splitlines()[-1]).parent
-    assert call("export", str(run), "--to", str(tmp_path / "adapter"), cwd=tmp_path).returncode == 0
+    assert start("export", str(run), "--to", str(tmp_path / "adapter"), cwd=tmp_path).returncode == 0
 
     folder = weights_folder(compose.cell_from([]).model)
     plain = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)

@@ -13,7 +13,7 @@ import torch
 from checkpoints import checkpoint
 from huggingface_hub import constants
 from safetensors.torch import load_file
-from support import call
+from support import call, start
 
 from peftbench.backbone.weights import file_sha256
 from peftbench.ground.errors import DataError
@@ -41,7 +41,7 @@ def test_a_pickle_becomes_safetensors_and_a_run_reads_that(
     tensors = pickled(folder)
     with pytest.raises(DataError, match=r"only pytorch_model.bin: a pickle, which no run reads; peftbench convert"):
         run_tiny(*words)
-    done = call("convert", str(folder), cwd=tmp_path)
+    done = start("convert", str(folder), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"{folder / 'model.safetensors'}\n"
     written = load_file(folder / "model.safetensors")

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import TINY, call, records
+from support import TINY, call, records, start
 
 from peftbench.record import find_records, read_record
 
@@ -38,21 +38,21 @@ def test_a_sweep_in_several_processes_is_the_sweep_in_one(tmp_path: Path, launch
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
     assert call("run", *SWEEP, cwd=tmp_path / "one").returncode == 0
-    sweep = call("run", *SWEEP, f"hydra/launcher={launcher}", cwd=tmp_path / "two")
+    sweep = start("run", *SWEEP, f"hydra/launcher={launcher}", cwd=tmp_path / "two")
     assert sweep.returncode == 0, sweep.stderr
     assert "Warning" not in sweep.stderr
     assert sweep.stdout.splitlines()[-1] == "4 cells: 4 done, 0 failed"
     assert scores(tmp_path / "two") == scores(tmp_path / "one")
     kept = records(tmp_path / "two")
     assert len(kept) == 4
-    again = call("run", *SWEEP, f"hydra/launcher={launcher}", cwd=tmp_path / "two")
+    again = start("run", *SWEEP, f"hydra/launcher={launcher}", cwd=tmp_path / "two")
     assert again.stdout.strip() == "4 cells: 4 done (4 of them before), 0 failed"
     assert records(tmp_path / "two") == kept
 
 
 def test_failures_in_other_processes_are_counted(tmp_path: Path) -> None:
     words = ["-m", *TINY, "method=full", "protocol.clip=null", "protocol.lr=1e30,1e-4", "protocol.schedule=constant"]
-    sweep = call("run", *words, "hydra/launcher=local", cwd=tmp_path)
+    sweep = start("run", *words, "hydra/launcher=local", cwd=tmp_path)
     assert sweep.returncode == 101, sweep.stderr
     assert sweep.stdout.splitlines()[-1] == "2 cells: 1 done, 1 failed"
 

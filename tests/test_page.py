@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot
 from studies import full_study, made_study
-from support import TINY, call
+from support import TINY, call, start
 
 from peftbench.record import read_record, write_record
 from peftbench.report import page, plots, table
@@ -33,7 +33,7 @@ def test_a_pareto_front_is_what_nothing_dominates(points: list[tuple[float, floa
 
 def test_plots_are_drawn_and_can_be_opened(write_run: Callable[..., Path], tmp_path: Path) -> None:
     full_study(write_run)
-    done = call("plot", "made", "--to", "figures", cwd=tmp_path)
+    done = start("plot", "made", "--to", "figures", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     written = {Path(line).name for line in done.stdout.splitlines()}
     assert {"entries.png", "seconds.pdf", "memory.png", "curves.png", "seeds.png"} <= written
@@ -108,7 +108,7 @@ def test_the_page_works_in_a_browser_and_runs_nothing_that_is_data(
     record = read_record(failed / "result.json")
     write_record(dataclasses.replace(record, status="failed", error=f"Error: {EVIL}", overrides=[EVIL]), failed)
     path = tmp_path / "page" / "report.html"
-    assert call("report", "made", "--to", str(path), cwd=tmp_path).returncode == 0
+    assert start("report", "made", "--to", str(path), cwd=tmp_path).returncode == 0
     text = path.read_text(encoding="utf-8")
     assert EVIL not in text
     assert not re.search(r"""(src|href)=["']https?:""", text.replace(page.get_plotlyjs(), ""))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import call
+from support import call, start
 
 from peftbench import papers
 from peftbench.config import compose
@@ -94,7 +94,7 @@ def test_every_count_that_a_paper_states_is_checked(tmp_path: Path) -> None:
     assert counts.rounds_to(294_912, 1, "0.3M")
     assert not counts.rounds_to(351_000, 1, "0.3M")
     assert counts.rounds_to(272_384, 333_579_264, "0.08%")
-    shown = call("count", "--paper", "spafit", cwd=tmp_path)
+    shown = start("count", "--paper", "spafit", cwd=tmp_path)
     assert shown.returncode == 0
     assert "5,650,434" in shown.stdout
     pruned = [item for item in counts.check(papers.load("adalora_deberta_v3_base")) if item.bounds]
@@ -115,7 +115,7 @@ def test_a_papers_sweep_is_run_mnli_first(tmp_path: Path) -> None:
             (tmp_path / folder / f"{name}.tsv").write_text(head + "".join(lines))
     words = ["reproduce", "lora_roberta_base", "--only", "rte", "seed=0", "data=folder", f"data.path={tmp_path}"]
     words += ["model=bert_tiny", "model.weights=random", "tracker=none", "protocol.epochs=1", "protocol.max_length=32"]
-    dry = call(*words, "--dry-run", cwd=tmp_path)
+    dry = start(*words, "--dry-run", cwd=tmp_path)
     assert dry.returncode == 0, dry.stderr
     assert "lora_roberta_base: 4 cells, 1 of them from an MNLI run" in dry.stdout
     assert "missing: Adapter-Drop (Adpt-D)" in dry.stdout

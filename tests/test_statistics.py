@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from studies import TASKS, full_study, made_study
-from support import call
+from support import call, start
 
 from peftbench.ground.errors import ConfigError
 from peftbench.report import statistics, verdict
@@ -61,7 +61,7 @@ def test_equal_seeds_are_compared_without_a_warning() -> None:
 
 def test_compare_says_no_more_than_the_test_shows(write_run: Callable[..., Path], tmp_path: Path) -> None:
     full_study(write_run)
-    lines = call("compare", "made", "lora", "bitfit", cwd=tmp_path).stdout.splitlines()
+    lines = start("compare", "made", "lora", "bitfit", cwd=tmp_path).stdout.splitlines()
     assert lines[0].startswith("lora beats bitfit over all tasks: 10.0 points, 10 pairs")
     assert len(lines) == 4
     lines = verdict.lines(made_study(tmp_path), "id3", "lora")

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import PYTHON, TINY, call
+from support import PYTHON, TINY, start
 
 
 @pytest.mark.parametrize("words", [["list"], ["count", *TINY], ["--help"], ["run", *TINY]])
@@ -28,12 +28,12 @@ def test_a_full_device_is_one_line(tmp_path: Path, words: list[str]) -> None:
 
 
 def test_a_terminal_that_knows_only_ascii_gets_plain_characters(tmp_path: Path) -> None:
-    done = call("run", *TINY, cwd=tmp_path, PYTHONIOENCODING="ascii")
+    done = start("run", *TINY, cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert done.returncode == 0, done.stderr
     assert done.stdout.isascii()
     assert "sst2 - lora - bert_tiny" in done.stdout
     assert " +/- " in done.stdout
-    counted = call("count", *TINY, cwd=tmp_path, PYTHONIOENCODING="ascii")
+    counted = start("count", *TINY, cwd=tmp_path, PYTHONIOENCODING="ascii")
     assert counted.returncode == 0
     assert counted.stdout.isascii()
     assert "?" not in counted.stdout

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support import PYTHON, TINY, call, records
+from support import PYTHON, TINY, call, records, start
 
 from peftbench.record import MEASURED, find_records, read_record
 from peftbench.study import status
@@ -18,7 +18,7 @@ STUDY = ["-m", *TINY, "study=pilot", "method=bitfit,head", "seed=0,1"]
 
 
 def test_a_finished_sweep_is_skipped_without_torch_and_runs_again_only_when_asked(tmp_path: Path) -> None:
-    planned = call("plan", *STUDY, cwd=tmp_path)
+    planned = start("plan", *STUDY, cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
     assert "4 cells: 0 need no run, 4 to run; nothing is known about their time yet" in planned.stdout
     assert not (tmp_path / "outputs").exists(), "plan writes nothing"
@@ -90,7 +90,7 @@ def test_status_says_how_every_cell_stands_and_failed_ones_are_taken_up_again(tm
     words = ["-m", *TINY, "study=pilot", "method=full", "protocol.clip=null", "protocol.schedule=constant"]
     sweep = call("run", *words, "protocol.lr=1e30,1e-4", "seed=0,1", cwd=tmp_path)
     assert sweep.returncode == 102, sweep.stderr
-    shown = call("status", "pilot", cwd=tmp_path)
+    shown = start("status", "pilot", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.startswith("pilot: 4 cells: 2 done, 2 failed")
     lines = shown.stdout.splitlines()

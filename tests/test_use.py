@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import TINY, call
+from support import TINY, call, start
 from transformers import AutoModelForSequenceClassification
 
 from peftbench.cli import main
@@ -62,7 +62,7 @@ def test_a_submission_is_what_the_server_takes(template: Record, tmp_path: Path)
         put(tmp_path, template, task, 1, 0.9)
     put(tmp_path, template, "ax", 0, 0, start=put(tmp_path, template, "mnli", 0, 0.7))
     put(tmp_path, template, "ax", 1, 0, start=put(tmp_path, template, "mnli", 1, 0.8))
-    done = call("submission", "s", "--method", "lora", "--to", "glue.zip", cwd=tmp_path)
+    done = start("submission", "s", "--method", "lora", "--to", "glue.zip", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "CoLA.tsv: cola-lora-x/seed1, dev 90.0" in done.stdout
     assert "AX.tsv: ax-lora-x/seed1" in done.stdout
@@ -174,7 +174,7 @@ def test_an_applied_run_is_the_run(run_tiny: Callable[..., Outcome], tmp_path: P
 
 def test_an_adapter_run_cannot_be_applied(run_tiny: Callable[..., Outcome], tmp_path: Path) -> None:
     folder = run_tiny("method=pfeiffer").path.parent
-    done = call("apply", str(folder), "--output", "plain", cwd=tmp_path)
+    done = start("apply", str(folder), "--output", "plain", cwd=tmp_path)
     assert done.returncode == 2
     assert "adapters cannot be merged" in done.stderr
 
@@ -184,7 +184,7 @@ def test_new_rows_get_the_runs_own_labels(run_tiny: Callable[..., Outcome], tmp_
     folder = outcome.path.parent
     from peftbench.data.sources import SAMPLE
 
-    done = call("predict", str(folder), str(SAMPLE / "SST-2" / "dev.tsv"), cwd=tmp_path)
+    done = start("predict", str(folder), str(SAMPLE / "SST-2" / "dev.tsv"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     theirs = [line.split("\t") for line in (folder / "predictions" / "dev.tsv").read_text().splitlines()][1:]
     ours = [line.split("\t") for line in done.stdout.splitlines()][1:]
@@ -214,7 +214,7 @@ def test_sync_logs_the_study_and_says_when_wandb_cannot_be_reached(tmp_path: Pat
         assert len(refused.stderr.splitlines()) == 1
     (offline,) = sync.offline_runs(records.read_study(tmp_path / "outputs", "s"))
     (offline / "run-x.wandb.synced").touch()  # as wandb marks what it has sent
-    done = call("sync", "s", cwd=tmp_path, WANDB_MODE="offline")
+    done = start("sync", "s", cwd=tmp_path, WANDB_MODE="offline")
     assert done.returncode == 0, done.stderr
     assert "0 runs sent" in done.stdout
     (media,) = {path.parent for path in (tmp_path / "outputs" / "s" / "wandb").rglob("*.table.json")}
