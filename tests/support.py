@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import warm
@@ -17,9 +19,9 @@ from peftbench.data.rows import rows_of
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
 from peftbench.methods.base import Tuner
-from peftbench.record import find_records
+from peftbench.record import MEASURED, find_records, read_record
 from peftbench.runner import deltas
-from peftbench.runner.run import Tokenizing, read_rows, tokenize_rows
+from peftbench.runner.run import Outcome, Tokenizing, read_rows, tokenize_rows
 from peftbench.training.trainer import Trainer
 
 # A two-layer BERT with random weights on the built-in sample: a run takes about a second.
@@ -37,6 +39,7 @@ TINY = [
     "protocol.max_steps=6",
     "progress=false",
 ]
+Signal = Callable[[int], None]  # sends a signal in the middle of that step; 0: of none
 PYTHON = [sys.executable, "-m", "peftbench"]
 
 
@@ -95,3 +98,19 @@ def tokens_of(cell: Cell, rows: Mapping[str, Split] | None = None, weights: Path
     """Token ids of a cell's rows."""
     rows = read_rows(rows_of(cell)) if rows is None else rows
     return tokenize_rows(rows, Tokenizing(cell.model, weights, cell.protocol.max_length, cell.cache))
+
+
+def what_is_left(outcome: Outcome) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """The record without what is measured and what says where it lies, and every other file's bytes."""
+    folder = outcome.path.parent
+    raw = asdict(read_record(outcome.path))
+    for key in (*MEASURED, "overrides", "config"):
+        del raw[key]
+    files = ["delta.safetensors", "predictions/dev.tsv"]
+    assert not list(folder.glob("*checkpoint*"))
+    return raw, {name: (folder / name).read_bytes() for name in files}
+
+
+def logged(outcome: Outcome) -> list[str]:
+    lines = (outcome.path.parent / "metrics.jsonl").read_text().splitlines()
+    return [line.partition('"tokens_per_s"')[0] for line in lines]

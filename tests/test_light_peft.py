@@ -10,11 +10,10 @@ import pytest
 import torch
 from checkpoints import checkpoint
 from matrix import D, F, L
-from support import assemble, values
-from test_architectures import CLOSE, done, labelled, logits, written
-from test_resume import Signal, logged, what_is_left
+from support import Signal, assemble, logged, values, what_is_left
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSequenceClassification
+from uses import CLOSE, done, labelled, logits, written
 
 from peftbench.backbone.model import Model, load_model
 from peftbench.cli import main

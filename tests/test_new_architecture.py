@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_architectures import done, labelled, written
+from uses import done, labelled, written
 
 from peftbench.ground.errors import ConfigError
 from peftbench.record import read_record

@@ -1,7 +1,6 @@
 """A run that was stopped goes on where it stopped and ends, bit for bit, as if nothing had happened."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matrix import ROWS
+from support import Signal, logged, what_is_left
 
 from peftbench.ground.files import CHECKPOINT_FILE
-from peftbench.record import MEASURED, read_record
 from peftbench.runner.run import Outcome
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.stopping import Stopped
 from peftbench.training.trainer import Trainer
 
 Run = Callable[..., Outcome]
-Signal = Callable[[int], None]
-
-
-def what_is_left(outcome: Outcome) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """The record without what is measured and what says where it lies, and every other file's bytes."""
-    folder = outcome.path.parent
-    raw = asdict(read_record(outcome.path))
-    for key in (*MEASURED, "overrides", "config"):
-        del raw[key]
-    files = ["delta.safetensors", "predictions/dev.tsv"]
-    assert not list(folder.glob("*checkpoint*"))
-    return raw, {name: (folder / name).read_bytes() for name in files}
-
-
-def logged(outcome: Outcome) -> list[str]:
-    lines = (outcome.path.parent / "metrics.jsonl").read_text().splitlines()
-    return [line.partition('"tokens_per_s"')[0] for line in lines]
 
 
 OTHER = {
