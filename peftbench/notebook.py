@@ -1,5 +1,6 @@
 """The commands as functions, for a notebook or another program: see `peftbench`."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,7 +93,9 @@ def apply(run: str | Path, output: str | Path, searchpath: str | Path | None = N
     from peftbench.runner.apply import write_model
 
     known = set() if searchpath is None else userfiles.classes(Path(searchpath))
-    write_model(Path(run), Path(output), known)
+    note = write_model(Path(run), Path(output), known)
+    if note:
+        warnings.warn(note, stacklevel=2)
     return Path(output)
 
 

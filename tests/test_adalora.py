@@ -390,7 +390,10 @@ def test_accumulated_parts_leave_the_same_triplets(run_tiny: Run, tmp_path: Path
     assert patterns[0] == patterns[1]
 
 
-def test_its_entries_cannot_be_selected_one_by_one(run_tiny: Run) -> None:
-    inner = "{_target_: peftbench.methods.adalora.AdaLoRA}"
-    with pytest.raises(ConfigError, match=r"method\.inner: AdaLoRA ranks its triplets by every entry's gradient"):
-        run_tiny("method=id3", "budget=50", f"method.inner={inner}")
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [("adalora.AdaLoRA", "AdaLoRA ranks its"), ("light_peft.LightPEFT", "LightPEFT prunes")],
+)
+def test_what_prunes_itself_cannot_be_selected_entry_by_entry(where: str, said: str, run_tiny: Run) -> None:
+    with pytest.raises(ConfigError, match=rf"method\.inner: {said}"):
+        run_tiny("method=id3", "budget=50", f"method.inner={{_target_: peftbench.methods.{where}}}")

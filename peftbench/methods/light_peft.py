@@ -42,10 +42,10 @@ class LightPEFTTuner(MapsTuner[PrunableLinear]):
         heads: Sequence[Units],
         neurons: Sequence[Units],
         method: "LightPEFT",
-        left: "Left",
+        remaining: "Remaining",
     ) -> None:
         super().__init__(model, wrapped)
-        self._method, self._heads, self._neurons, self._left = method, heads, neurons, left
+        self._method, self._heads, self._neurons, self._remaining = method, heads, neurons, remaining
         self._terms = {name: layer for name, layer in self.wrapped.items() if layer.lora_A is not None}
         self._before = sum(parameter.numel() for _, parameter in model.backbone()) - super().kept()
         self._estimation = Estimation(list(self._terms.values()), method.rank)
@@ -120,16 +120,16 @@ class LightPEFTTuner(MapsTuner[PrunableLinear]):
 
     def _chosen(self) -> Pattern:
         """What is kept: exactly as much as the shares say, ties by position."""
-        left, masks = self._left, {unit.name: _values(unit) for unit in self._units}
-        kept = {unit.name: highest(masks[unit.name], left.heads) for unit in self._heads}
+        remaining, masks = self._remaining, {unit.name: _values(unit) for unit in self._units}
+        kept = {unit.name: highest(masks[unit.name], remaining.heads) for unit in self._heads}
         if self._neurons:
             scores = torch.stack([masks[unit.name] for unit in self._neurons])
             first = scores.argmax(1, keepdim=True)  # of every layer: none is left empty
-            chosen = highest(scores.scatter(1, first, torch.inf).flatten(), left.neurons).view_as(scores)
+            chosen = highest(scores.scatter(1, first, torch.inf).flatten(), remaining.neurons).view_as(scores)
             kept |= {unit.name: row for unit, row in zip(self._neurons, chosen, strict=True)}
-        modules = highest(self._estimation.modules.cpu(), left.modules)
+        modules = highest(self._estimation.modules.cpu(), remaining.modules)
         ranks = self._estimation.ranks.cpu().masked_fill(~modules.unsqueeze(1), -1.0)
-        chosen = highest(ranks.flatten(), left.ranks).view_as(ranks)
+        chosen = highest(ranks.flatten(), remaining.ranks).view_as(ranks)
         return Pattern(
             kept,
             {name: masks[name][kept[name]] for name in kept} if self._method.masks == "fold" else {},
@@ -174,14 +174,14 @@ class LightPEFTTuner(MapsTuner[PrunableLinear]):
     def _read(self, tensors: Mapping[str, torch.Tensor]) -> Pattern:
         """The pattern in a delta, held against what this method leaves."""
         pattern = Pattern.read(tensors, self._units, self._method.masks == "fold", list(self._terms), self._method.rank)
-        left, modules = self._left, sum(bool(kept.any()) for kept in pattern.ranks.values())
-        found = [("heads of a layer", int(pattern.units[unit.name].sum()), left.heads) for unit in self._heads]
-        found += [("neurons", sum(int(pattern.units[unit.name].sum()) for unit in self._neurons), left.neurons)]
-        found += [("ranks", sum(int(kept.sum()) for kept in pattern.ranks.values()), left.ranks)]
-        found += [("modules", modules, left.modules)] if modules > left.modules else []
-        for what, there, expected in found:
-            if there != expected:
-                raise DataError(f"the delta does not fit: {there:,} {what} are kept, not {expected:,}")
+        remaining, modules = self._remaining, sum(bool(kept.any()) for kept in pattern.ranks.values())
+        counts = [("heads of a layer", int(pattern.units[unit.name].sum()), remaining.heads) for unit in self._heads]
+        counts += [("neurons", sum(int(pattern.units[unit.name].sum()) for unit in self._neurons), remaining.neurons)]
+        counts += [("ranks", sum(int(kept.sum()) for kept in pattern.ranks.values()), remaining.ranks)]
+        counts += [("modules", modules, remaining.modules)] if modules > remaining.modules else []
+        for what, stored, expected in counts:
+            if stored != expected:
+                raise DataError(f"the delta does not fit: {stored:,} {what} are kept, not {expected:,}")
         if not all(kept.any() for kept in pattern.units.values()):
             raise DataError("the delta does not fit: a layer without neurons")
         return pattern
@@ -206,25 +206,25 @@ class LightPEFTTuner(MapsTuner[PrunableLinear]):
         """Entries of the ranks that are kept; before training, as many as if they and neurons were shared evenly."""
         if self._pattern is not None:
             return super().kept()
-        sizes = self._sizes(self._left.neurons / max(1, len(self._neurons)))
-        return round(sum(sizes) / len(sizes) * self._left.ranks)
+        sizes = self._sizes(self._remaining.neurons / max(1, len(self._neurons)))
+        return round(sum(sizes) / len(sizes) * self._remaining.ranks)
 
     def kept_bounds(self) -> tuple[int, int]:
         """With the ranks in the smallest maps, of layers with the fewest neurons, and the other way round."""
-        left, others = self._left.neurons, max(0, len(self._neurons) - 1)
+        neurons, others = self._remaining.neurons, max(0, len(self._neurons) - 1)
         count = self._neurons[0].count if self._neurons else 0
-        least, most = self._sizes(max(1, left - others * count)), self._sizes(min(count, left - others))
-        ranks, each = self._left.ranks, self._method.rank
+        least, most = self._sizes(max(1, neurons - others * count)), self._sizes(min(count, neurons - others))
+        ranks, each = self._remaining.ranks, self._method.rank
         lowest = sorted(size for size in least for _ in range(each))[:ranks]
         return int(sum(lowest)), int(sum(sorted(size for size in most for _ in range(each))[-ranks:]))
 
     def _sizes(self, neurons: float) -> list[float]:
         """Entries of one rank of every module, in + out, where every layer keeps so many neurons."""
-        left = {id(unit): self._left.heads * unit.size for unit in self._heads} | {
+        width = {id(unit): self._remaining.heads * unit.size for unit in self._heads} | {
             id(unit): neurons for unit in self._neurons
         }
-        rows = {id(maker): left[id(unit)] for unit in self._units for maker in unit.makers}
-        columns = {id(unit.reader): left[id(unit)] for unit in self._units}
+        rows = {id(maker): width[id(unit)] for unit in self._units for maker in unit.makers}
+        columns = {id(unit.reader): width[id(unit)] for unit in self._units}
         layers = self._terms.values()
         return [rows.get(id(layer), layer.whole[0]) + columns.get(id(layer), layer.whole[1]) for layer in layers]
 
@@ -264,7 +264,7 @@ def _values(unit: Units) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Left:
+class Remaining:
     """How much is left: heads of every layer, neurons of all layers, modules with a term, ranks of all modules."""
 
     heads: int
@@ -316,12 +316,14 @@ class LightPEFT:
         for name, layer in wrapped.items():
             if not model.place(name).kinds.isdisjoint(terms):
                 layer.add_term(bases[name], self.rank, self.alpha, Dropout(self.dropout, model.noise))
-        of_heads = units_of(model, wrapped, HEADS) if heads else []
-        of_neurons = units_of(model, wrapped, NEURONS) if neurons else []
-        left = self.left(of_heads, of_neurons, sum(layer.lora_A is not None for layer in wrapped.values()))
-        for unit in (*of_heads, *of_neurons):
+        head_units = units_of(model, wrapped, HEADS) if heads else []
+        neuron_units = units_of(model, wrapped, NEURONS) if neurons else []
+        remaining = self.remaining(
+            head_units, neuron_units, sum(layer.lora_A is not None for layer in wrapped.values())
+        )
+        for unit in (*head_units, *neuron_units):
             unit.add_mask()
-        return LightPEFTTuner(model, wrapped, of_heads, of_neurons, self, left)
+        return LightPEFTTuner(model, wrapped, head_units, neuron_units, self, remaining)
 
     def within(self, model: Model, scope: Scope, entries: int) -> "LightPEFT":
         """See `Method`: the budget is what is left to train after pruning, at most; the estimation trains more."""
@@ -345,17 +347,19 @@ class LightPEFT:
             )
         return first
 
-    def left(self, heads: Sequence[Units], neurons: Sequence[Units], modules: int) -> Left:
+    def remaining(self, heads: Sequence[Units], neurons: Sequence[Units], modules: int) -> Remaining:
         """How much of so much is left: exactly count less round(share * count).
 
         Raises:
             ConfigError: a layer would be empty, or no term is left.
         """
         every = sum(unit.count for unit in neurons)
-        some = self._rest("prune_heads", "heads of a layer", heads[0].count if heads else 0, min(1, len(heads)))
-        most = self._rest("prune_neurons", "neurons", every, len(neurons))  # one in every layer
-        terms = self._rest("prune_modules", "linear maps with a term", modules, 1)
-        return Left(some, most, terms, self._rest("prune_ranks", "ranks", terms * self.rank, 1))
+        return Remaining(
+            heads=self._rest("prune_heads", "heads of a layer", heads[0].count if heads else 0, min(1, len(heads))),
+            neurons=self._rest("prune_neurons", "neurons", every, len(neurons)),  # one in every layer
+            modules=(terms := self._rest("prune_modules", "linear maps with a term", modules, 1)),
+            ranks=self._rest("prune_ranks", "ranks", terms * self.rank, 1),
+        )
 
     def _rest(self, key: str, what: str, count: int, least: int) -> int:
         share = getattr(self, key)

@@ -94,9 +94,9 @@ class PrunableLinear(AdaptedLinear):
         """Keep these ranks (rank,) bool; without any the term goes."""
         assert self.lora_A is not None
         assert self.lora_B is not None
-        some, kept = bool(kept.any()), kept.to(self.lora_A.device)
-        self.lora_A = nn.Parameter(self.lora_A[kept]) if some else None
-        self.lora_B = nn.Parameter(self.lora_B[:, kept]) if some else None
+        any_left, kept = bool(kept.any()), kept.to(self.lora_A.device)
+        self.lora_A = nn.Parameter(self.lora_A[kept]) if any_left else None
+        self.lora_B = nn.Parameter(self.lora_B[:, kept]) if any_left else None
 
     def widened(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight with its term and bias in the whole map's shape, in fp32: zeros where something was pruned."""
@@ -204,16 +204,16 @@ def units_of(model: Model, wrapped: Mapping[str, PrunableLinear], kinds: Sequenc
     for name in wrapped:
         place = model.place(name)
         layers.setdefault(place.layer or 0, {})[next(iter(place.kinds))] = name
-    found = []
+    units = []
     for maps in layers.values():
         makers, reader = [wrapped[maps[kind]] for kind in kinds[:-1]], wrapped[maps[kinds[-1]]]
         if kinds == NEURONS:
-            found.append(Units(maps[kinds[-1]], makers, reader, reader.in_features, 1))
+            units.append(Units(maps[kinds[-1]], makers, reader, reader.in_features, 1))
             continue
         heads = int(model.module.config.num_attention_heads)  # type: ignore[union-attr, arg-type]
         attention = model.module.get_submodule(maps["query"].rpartition(".")[0])
-        found.append(Units(maps[kinds[-1]], makers, reader, heads, reader.in_features // heads, attention))
-    return found
+        units.append(Units(maps[kinds[-1]], makers, reader, heads, reader.in_features // heads, attention))
+    return units
 
 
 def check_architecture(model: Model) -> None:
@@ -308,8 +308,8 @@ class Estimation:
         for number, layer in enumerate(self._layers):
             a, b = layer.lora_A, layer.lora_B
             if a is not None and b is not None and a.grad is not None and b.grad is not None:
-                of_rank = (a.detach() * a.grad).mean(1).abs() + (b.detach() * b.grad).mean(0).abs()
-                self.ranks[number] += of_rank.nan_to_num(0, 0, 0)
+                score = (a.detach() * a.grad).mean(1).abs() + (b.detach() * b.grad).mean(0).abs()
+                self.ranks[number] += score.nan_to_num(0, 0, 0)
 
     def _saw_batch(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         if module.training:
