@@ -33,7 +33,7 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/test_layout.py tests/test_seams.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/test_layout.py tests/test_docs.py tests/test_seams.py
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 tests/test_methods.py -k 'closed_form or (recorded_series and (full-top or bitfit-query or lora-ffn or id3-few or spafit))'
 
 lint: $(STAMP)

@@ -62,15 +62,21 @@ NEEDS = {
 }
 HEAD = """# peft's types on this bench
 
-`method=peft method.type=vera method.config.r=256`, or `method.adapter_config=FOLDER`. Made by `scripts/bridge.py`:
-small models with random weights, three steps in fp32. *works*: counted without weights as it trains; trains alone, and
-everything of it; comes back from its delta bit for bit; merges to equal logits where it merges; is exported, and peft
-loads it to 1e-5. What differs between architectures is said below the table.
+Use a type with `method=peft method.type=vera method.config.r=256`, or read peft's own file with
+`method.adapter_config=FOLDER`. `scripts/bridge.py` made this page, with small models, random weights and three steps in
+fp32.
 
-"stored per entry": floats in the delta for each entry that trains (on the small BERT), as peft stores them, projections
-and indices included. "starts": how far the logits are from the backbone's before training. "seed": the key from which
-peft draws what ignores torch's generator; it follows the run's seed unless it is given. "budget": the key that a budget
-turns.
+A type *works* if all of this holds: the count without weights is what trains; all of its own parameters train, and
+nothing else does; its delta restores it bit for bit; if it can be merged, the logits stay equal; and peft loads the
+export with logits equal to 1e-5. Differences between architectures are listed below the table.
+
+| column | meaning |
+|---|---|
+| merges | whether it can be folded into the backbone |
+| stored per entry | floats in the delta per trained entry (on the small BERT), with peft's projections and indices |
+| starts | how far the logits are from the backbone's before training |
+| budget | the key that a budget turns |
+| seed | peft's own seed for numbers that ignore torch's generator; it follows the run's seed unless it is given |
 
 """
 
