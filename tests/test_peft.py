@@ -80,7 +80,7 @@ def test_lora_of_ours_and_the_bridges_have_the_same_losses(tiny: Make) -> None:
     theirs, their_tuner, their_trainer = assemble(tiny("method=peft", "method.type=lora", *words, *same))
     for name, parameter in our_tuner.trainables().items():
         their_tuner.trainables()[f"{name}.default.weight"].data.copy_(parameter)
-    series = []
+    losses_of: list[list[float]] = []
     for trainer in (our_trainer, their_trainer):
         trainer.begin(total=6)
         series = []
@@ -88,9 +88,9 @@ def test_lora_of_ours_and_the_bridges_have_the_same_losses(tiny: Make) -> None:
             trainer.model.noise.seed(step)
             series.append(trainer.loss(rows).item() / len(rows))
             trainer.step(step, rows)
-        series.append(series)
-    np.testing.assert_allclose(series[0], series[1], rtol=1e-5)
-    assert len(set(series[0])) == 6
+        losses_of.append(series)
+    np.testing.assert_allclose(losses_of[0], losses_of[1], rtol=1e-5)
+    assert len(set(losses_of[0])) == 6
     for (name, one), (_, other) in zip(ours.head(), theirs.head(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4, msg=name)
 
