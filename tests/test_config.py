@@ -1,14 +1,17 @@
 """Every yaml composes and is valid; whatever is wrong gets one line that names it."""
 
 import re
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from peftbench import papers
-from peftbench.config import compose
+from peftbench.config import compose, words
 from peftbench.config.spec import canonical, digest
 from peftbench.ground.errors import ConfigError
 
@@ -215,3 +218,40 @@ def test_yaml_that_grows_without_end_is_refused(tmp_path: Path, text: str, namin
     (tmp_path / "method" / "mine.yaml").write_text(text)
     with pytest.raises(ConfigError, match=f"mine.yaml: .*{naming}"):
         compose.cell_from([f"hydra.searchpath=[file://{tmp_path}]", "method=mine"])
+
+
+def plain(overrides: Sequence[str]) -> dict[str, object]:
+    """What is composed, unresolved."""
+    found = OmegaConf.to_container(words.composed(overrides))
+    assert isinstance(found, dict)
+    found["hydra"]["job"].pop("override_dirname")
+    return found
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["protocol.lr=0.1", "method=bitfit", "seed=3", "task=rte", "protocol.lr=2e-3"],
+        ["method=lora", "method.kinds=[query,'key']", "study=a b", 'outputs="x=1,2"', "task.score_range=null"],
+        ["method=spafit", "method.strata.frozen.last=-1", "model.config.vocab_size=7", "budget=none"],
+        ["scope.layers=${seed}", "model.config={vocab_size: 9}", "tracker.tags=[]", "progress=false"],
+        ["experiment=demo", "protocol.max_steps=${protocol.batch_size}", "data.limit=5"],
+    ],
+)
+def test_values_on_words_composed_before_are_what_hydra_makes_of_all(
+    overrides: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = plain(overrides), plain(overrides)
+    again = plain([word for word in overrides if "." not in word])
+    monkeypatch.setattr(words, "_with_values", lambda overrides: None)
+    assert quick == (plain(overrides),) * 2
+    assert again == plain([word for word in overrides if "." not in word]), "what is kept stays as it was"
+
+
+def test_a_yaml_file_that_changes_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(ROOT, tmp_path / "conf")
+    monkeypatch.setattr(words, "conf_dir", lambda: tmp_path / "conf")
+    file = tmp_path / "conf" / "method" / "lora.yaml"
+    assert words.composed(["method=lora"]).method.rank == 8
+    file.write_text(re.sub(r"rank: 8", "rank: 16", file.read_text(encoding="utf-8")))
+    assert words.composed(["method=lora"]).method.rank == 16

@@ -1,7 +1,10 @@
 """The yaml files as Hydra sees them: the words of every group, and what is composed of some of them."""
 
+import copy
+import functools
+import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from peftbench.ground.errors import ConfigError
+from peftbench.ground.files import stamp
 
 CONFIG_NAME = "config"
 COMPOSE_ERRORS = (
@@ -39,6 +44,9 @@ PARTS = (
 )  # groups a cell is made of
 GROUPS = (*PARTS, "experiment")
 LISTED = (*GROUPS, "paper")  # what `peftbench list` knows
+CHOICE = re.compile(rf"(?:{'|'.join(GROUPS)})=\w+", re.ASCII)  # of a word
+VALUE = re.compile(rf"(?:(?:{'|'.join(PARTS)})\.[\w.]+|seed|study|outputs|progress)=.*", re.ASCII | re.DOTALL)
+MOST_CHOICES = 64  # configurations kept, of about 0.5 MiB each
 
 
 def conf_dir() -> Path:
@@ -67,8 +75,48 @@ def describe(group: str, word: str) -> str:
 
 
 def composed(overrides: Sequence[str]) -> DictConfig:
+    """What Hydra makes of these overrides, its own part included.
+
+    Hydra needs a tenth of a second for the choices of words, and most cells of a sweep differ in values alone: what a
+    choice makes is kept, and values are put on top, as Hydra does, too.
+    """
+    found = _with_values(overrides)
+    if found is not None:
+        return found
     with _hydra():
         return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+
+
+def _with_values(overrides: Sequence[str]) -> DictConfig | None:
+    """The same from the choices alone; None where there is more to do, or something is wrong, which Hydra can say.
+
+    All but hydra.job.override_dirname, which nothing of ours reads.
+    """
+    choices = [item for item in overrides if CHOICE.fullmatch(item)]
+    values = [item for item in overrides if VALUE.fullmatch(item)]
+    if len(choices) + len(values) < len(overrides):
+        return None
+    try:
+        config = copy.deepcopy(_chosen(tuple(choices), _surroundings()))
+        for override in OverridesParser.create().parse_overrides(values):
+            if override.is_sweep_override():
+                return None
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    except COMPOSE_ERRORS:
+        return None
+    config.hydra.overrides.task = list(overrides)
+    return config
+
+
+@functools.lru_cache(MOST_CHOICES)
+def _chosen(choices: tuple[str, ...], surroundings: Hashable) -> DictConfig:
+    with _hydra():
+        return compose(CONFIG_NAME, overrides=list(choices), return_hydra_config=True)
+
+
+def _surroundings() -> Hashable:
+    """What else a composed configuration depends on: the folder we are in, and the yaml files."""
+    return os.getcwd(), conf_dir(), *(stamp(path) for path in sorted(conf_dir().rglob("*.yaml")))
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
