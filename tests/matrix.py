@@ -44,6 +44,12 @@ def selective(*overrides: str, entries: int = 500, trains: Callable[[str], bool]
     return Row((*overrides, f"budget={entries}"), entries, trains, every=False, bytes_per_entry=8)
 
 
+def ladder(rungs: int, width: int, inner: int) -> int:
+    """Side layers, maps down (one more) and up, gates."""
+    layer = 4 * width**2 + 2 * width * inner + 9 * width + inner
+    return rungs * layer + (rungs + 1) * (D + 1) * width + (width + 1) * D + rungs
+
+
 ROWS = {
     "full": Row(("method=full",), EMBEDDINGS + L * LAYER + D * D + D, lambda name: True),
     "full-top": Row(("method=full", "scope.layers=1"), LAYER, lambda name: ".layer.1." in name),
@@ -83,6 +89,7 @@ ROWS = {
         L * (2 * D * 3 + 2 * D + (D + F) * 3 + 2 * F),
         lambda name: False,
     ),
+    "lst": Row(("method=lst", "method.examples=2"), ladder(L, D // 8, F // 8), lambda name: False, merges=False),
     "houlsby": Row(("method=houlsby", "method.width=4"), 2 * L * (2 * D * 4 + 4 + D), lambda name: False, merges=False),
     "houlsby-norms": Row(
         ("method=houlsby", "method.width=4", "method.layer_norm=true"),

@@ -90,6 +90,11 @@ LINES: list[tuple[list[str], str]] = [
     *((["method=linear_adapter", f"method.std={value}"], "method.std") for value in ("0", "-1", "inf", "x")),
     *((["method=hut", f"method.rank={value}"], "method.rank") for value in ("0", "-1", "1.5", "null", "385")),
     (["method=hut", "method.reading=block"], "method.reading=block: did you mean blocks"),
+    *(
+        (["method=lst", f"method.{key}"], "method.")
+        for key in ("reduction=0", "every=0", "temperature=0", "init=fishy")
+    ),
+    (["method=lst", "method.reduction=385"], "method.reduction=385: above the hidden size here, which is 384"),
     *(([f"method._target_={value}"], "method._target_") for value in ("os.system", "no.such", "x", "null", "3")),
     *(([f"data.limit={value}"], "data.limit") for value in ("0", "-1", "x", "1.5")),
     *(([f"model.weights={value}"], "weights") for value in ("/nowhere", "radnom")),

@@ -82,6 +82,11 @@ class Model:
         """Named parameters of the backbone."""
         return ((name, p) for name, p in self.module.named_parameters() if not self.is_head(name))
 
+    def embeddings(self) -> list[nn.Module]:
+        """The modules of the embeddings, as far as this size of the architecture has them."""
+        modules = dict(self.module.named_modules())
+        return [modules[path] for path in self.layout.kinds["embeddings"] if path in modules]
+
     def place(self, name: str) -> Place:
         """The place of a backbone parameter or module by its dotted name.
 

@@ -3,6 +3,7 @@
 Nothing in them is random, so dropout begins above them. Without dropout the rest sees what it would see anyway.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -20,9 +21,6 @@ from peftbench.ground.errors import ConfigError
 class Reached(Exception):
     """The prefix is done; the forward pass goes no further."""
 
-    def __init__(self, hidden: torch.Tensor) -> None:
-        self.hidden = hidden
-
 
 class Prefix:
     """The embeddings and the layers below the lowest one that a method may change.
@@ -35,8 +33,8 @@ class Prefix:
         """Args:
         model: with the method attached.
         touched: names of what the method may change in it.
-        reads: names of modules whose output the method looks at; of the layers, the lowest such one is the last
-            that may be kept.
+        reads: names of modules whose output the method looks at: what layers (and embeddings) of these give is kept,
+            too; a layer is run where the module lies inside it.
 
         Raises:
             ConfigError: no layer is left below, or the architecture is not one that can start in the middle.
@@ -44,27 +42,41 @@ class Prefix:
         self._model, self._kept = model, dict[str, torch.Tensor]()
         layers = model.module.get_submodule(model.layout.layers)
         assert isinstance(layers, nn.ModuleList)
-        self.depth = min(_depth(model, touched, 0), _depth(model, reads, 1))
+        self.depth = _depth(model, touched)
+        read = {_layer(model, name) for name in reads}
+        self.depth = min([self.depth, *(layer for layer, inside in read if inside)])
         if not model.layout.starts_in_the_middle:
             raise ConfigError(f"protocol.keep_prefix: {model.name} passes more than hidden states from layer to layer")
         if self.depth == 0:
             raise ConfigError("protocol.keep_prefix: the method may change the first layer, so nothing can be kept")
         self._layers = list(layers[: self.depth])
-        self._embeddings = [model.module.get_submodule(path) for path in model.layout.kinds["embeddings"]]
+        self._embeddings = model.embeddings()
+        # of which layers the output is kept; -1: what goes into the first
+        self._points = sorted({self.depth - 1, *(layer for layer, _ in read if layer < self.depth)})
 
     def run(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """What the prefix gives for a batch: (rows, width, hidden)."""
+        """What the prefix gives for a batch, at every point that is kept: (points, rows, width, hidden)."""
+        found: list[torch.Tensor] = []
 
-        def stop(_: nn.Module, __: Any, output: torch.Tensor) -> None:
-            raise Reached(output)
+        def entered(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            found.append(inputs[0])
 
-        hook = self._layers[-1].register_forward_hook(stop)
+        def left(module: nn.Module, _: Any, output: torch.Tensor) -> None:
+            found.append(output)
+            if module is self._layers[-1]:
+                raise Reached
+
+        inner = [self._layers[point] for point in self._points if point >= 0]
+        hooks = [layer.register_forward_hook(left, prepend=True) for layer in inner]  # before the method's own
+        if self._points[0] < 0:
+            hooks.append(self._layers[0].register_forward_pre_hook(entered))
         try:
             self._model.forward(batch)
-        except Reached as reached:
-            return reached.hidden
+        except Reached:
+            return torch.stack(found)
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
         raise AssertionError("the forward pass did not come by the last layer of the prefix")
 
     def keep(self, batches: Iterable[Batch]) -> None:
@@ -73,11 +85,11 @@ class Prefix:
         for batch in batches:
             inside = batch.inputs["attention_mask"].bool()
             with torch.no_grad():
-                hidden = self.run(batch.inputs)[inside]
+                hidden = self.run(batch.inputs)[:, inside]
             name = batch.split.name
             if name not in self._kept:
-                self._kept[name] = hidden.new_empty(len(batch.split.ids), hidden.shape[-1])
-            self._kept[name][_places(batch.split, batch.rows, inside)] = hidden
+                self._kept[name] = hidden.new_empty(len(self._points), len(batch.split.ids), hidden.shape[-1])
+            self._kept[name][:, _places(batch.split, batch.rows, inside)] = hidden
 
     @contextmanager
     def standing_in(self, batch: Batch) -> Iterator[None]:
@@ -86,16 +98,23 @@ class Prefix:
             yield
             return
         kept, inside = self._kept[batch.split.name], batch.inputs["attention_mask"].bool()
-        hidden = kept.new_zeros(*inside.shape, kept.shape[-1])
-        hidden[inside] = kept[_places(batch.split, batch.rows, inside)]
+        hidden = kept.new_zeros(len(kept), *inside.shape, kept.shape[-1])
+        hidden[:, inside] = kept[:, _places(batch.split, batch.rows, inside)]
         replaced: list[Any] = [*self._embeddings, *self._layers]
         try:
-            for module in replaced:  # an attribute of the instance goes before the method of its class
-                module.forward = lambda *_, **__: hidden
+            for module in self._embeddings:
+                _stand_in(module, hidden[0])
+            for number, layer in enumerate(self._layers):  # a layer that is not kept gives what nobody looks at
+                _stand_in(layer, hidden[bisect_left(self._points, number)])
             yield
         finally:
             for module in replaced:
                 del module.forward
+
+
+def _stand_in(module: Any, hidden: torch.Tensor) -> None:
+    """Let a module give this, whatever it is given: an attribute of the instance goes before a method of its class."""
+    module.forward = lambda *_, **__: hidden
 
 
 def _places(tokens: Tokens, rows: np.ndarray, inside: torch.Tensor) -> torch.Tensor:
@@ -104,17 +123,23 @@ def _places(tokens: Tokens, rows: np.ndarray, inside: torch.Tensor) -> torch.Ten
     return (starts[:, None] + torch.arange(inside.shape[1], device=inside.device))[inside]
 
 
-def _depth(model: Model, names: Iterable[str], more: int) -> int:
-    """How many layers may be kept below the lowest that is named, `more` of its own included; none below embeddings.
+def _depth(model: Model, touched: Iterable[str]) -> int:
+    """How many layers lie below the lowest that is named; none below embeddings.
 
     Raises:
         ConfigError: a name has no place in the model.
     """
+    return min([model.depth, *(max(0, layer) for layer, _ in (_layer(model, name) for name in touched))])
+
+
+def _layer(model: Model, name: str) -> tuple[int, bool]:
+    """The layer in which a module or parameter lies, and whether it lies inside; -1 embeddings, depth what is above.
+
+    Raises:
+        ConfigError: the name has no place in the model.
+    """
     layers = model.layout.layers + "."
-    lowest = model.depth
-    for name in names:
-        if name.startswith(layers):
-            lowest = min(lowest, int(name.removeprefix(layers).partition(".")[0]) + more)
-        elif "embeddings" in model.place(name).kinds:
-            lowest = 0
-    return lowest
+    if name.startswith(layers):
+        number, _, inside = name.removeprefix(layers).partition(".")
+        return int(number), inside != ""
+    return (-1 if "embeddings" in model.place(name).kinds else model.depth), False

@@ -19,12 +19,13 @@ class Training:
     Attributes:
         steps: optimizer steps at most.
         passes: passes(n) runs n batches forward and backward, without dropout, and yields after each: whatever
-            requires a gradient has it then.
+            requires a gradient has it then. passes(n, size): batches of so many rows, not of the protocol's. Of several
+            processes each has the gradient of its own rows.
         total: sums a tensor over the processes that train together.
     """
 
     steps: int
-    passes: Callable[[int], Iterator[None]]
+    passes: Callable[..., Iterator[None]]
     total: Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -44,7 +45,7 @@ class Tuner(Protocol):
         ...
 
     def reads(self) -> Iterable[str]:
-        """Names of modules whose output this method looks at: kept hidden states must not stand in for them."""
+        """Names of modules whose output this method looks at: where hidden states are kept, theirs are kept, too."""
         ...
 
     def decays(self, name: str) -> bool:
@@ -146,7 +147,7 @@ class Method(Protocol):
 
     A budget turns the key that `dial` names (rank, width); what it trains must grow linearly with it. None: the method
     takes no budget, or chooses whole groups within one by a method `within(model, scope, entries)` of its own, which
-    returns the same recipe held to so many entries.
+    returns the same recipe held to so many entries. A class attribute `alone` that is true keeps it out of strata.
     """
 
     dial: ClassVar[str | None]

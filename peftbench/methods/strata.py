@@ -62,6 +62,8 @@ class Strata:
             parts += [(self._made(raw), narrowed(scope, self.elsewhere_kinds)) for raw in self.elsewhere]
         if not parts:
             raise ConfigError("scope: every stratum in it is frozen")
+        if alone := [type(method).__name__ for method, _ in parts if getattr(method, "alone", False)]:
+            raise ConfigError(f"method.strata: {alone[0]} trains alone, no gradient passes it")
         return parts
 
     def _made(self, raw: Mapping[str, Any]) -> Any:

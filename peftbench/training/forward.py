@@ -1,6 +1,7 @@
 """Rows of a split to logits: batches on the device, the run's precision, kept hidden states for frozen layers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -36,6 +37,15 @@ class Forward:
                 return self.model.forward(batch.inputs)
             with self.prefix.standing_in(batch):
                 return self.model.forward(batch.inputs)
+
+    @contextmanager
+    def from_tokens(self) -> Iterator[None]:
+        """Within, all layers run: what lies in the prefix may be asked for its gradients."""
+        prefix, self.prefix = self.prefix, None
+        try:
+            yield
+        finally:
+            self.prefix = prefix
 
     def run_prefix(self, splits: Iterable[Tokens], batch_size: int) -> None:
         """Run the frozen first layers on every row of these splits, where they are to be kept."""

@@ -270,15 +270,16 @@ class Trainer:
             self._meter.saw(batch)
         return self._objective.loss(self.forward.logits(batch), batch.labels, rows)
 
-    def _passes(self, count: int) -> Iterator[None]:
+    def _passes(self, count: int, size: int | None = None) -> Iterator[None]:
         """Run batches of training rows forward and backward without dropout; yields after each."""
         assert self.train is not None
         self.model.module.eval()
-        order = epoch_order(self.train.lengths, self.protocol.batch_size, False, self.seed, epoch=0)
+        order = epoch_order(self.train.lengths, size or self.protocol.batch_size, False, self.seed, epoch=0)
         for i in range(count):
             rows = order[i % len(order)]
             for part in list(cut(rows, self.state.num_processes))[self.state.process_index :: self.state.num_processes]:
-                (self.loss(part) / len(rows)).backward()
+                with self.forward.from_tokens():
+                    (self.loss(part) / len(rows)).backward()
             yield
             self.model.module.zero_grad(set_to_none=True)
 

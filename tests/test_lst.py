@@ -1,0 +1,276 @@
+"""LST: the ladder is the formula, no activation of the backbone is kept for the way back, layers start as its own."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import checkpoint
+from support import assemble, losses, values
+from test_architectures import MODELS, done, labelled, words_of, written
+from torch import nn
+from transformers.models.bert.modeling_bert import BertLayer
+
+from peftbench.backbone.model import Model, build, load_model
+from peftbench.config import compose
+from peftbench.config.spec import Cell, Scope
+from peftbench.ground.errors import ConfigError
+from peftbench.methods.base import Training, Tuner
+from peftbench.methods.lst import Ladder
+from peftbench.methods.narrow_start import Importance, best, fisher
+from peftbench.methods.strata import Strata, Stratum
+from peftbench.runner import apply
+from peftbench.runner.counts import plan
+from peftbench.runner.run import Outcome
+from peftbench.training.trainer import Trainer
+
+Make = Callable[..., Cell]
+Run = Callable[..., Outcome]
+LST = ("method=lst", "method.init=random", "protocol.precision=fp32")
+MODERNBERT = (
+    "model=modernbert_base",
+    *(f"model.config.{key}_token_id=0" for key in ("pad", "bos", "eos", "cls", "sep")),
+)
+LAYERS = "model.config.num_hidden_layers=4"
+
+
+def ladder_of(model: Model) -> Ladder:
+    ladder = model.module.get_submodule("ladder")
+    assert isinstance(ladder, Ladder)
+    return ladder
+
+
+def first_batch(trainer: Trainer) -> Any:
+    assert trainer.train is not None
+    return trainer.forward.batch(trainer.train, trainer.order(0)[0])
+
+
+def by_formula(plain: nn.Module, tuner: Tuner, rungs: list[int], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The logits from a plain BERT's hidden states, narrow layers of the library, and the ladder's weights."""
+    module: Any = plain
+    hidden = module.bert(**inputs, output_hidden_states=True).hidden_states
+    w = {name.removeprefix("ladder."): p.detach() for name, p in tuner.trainables().items()}
+    config = copy.deepcopy(module.config)
+    config.hidden_size, config.intermediate_size, config._attn_implementation = 16, 64, "eager"
+    mask = (1.0 - inputs["attention_mask"][:, None, None, :].float()) * torch.finfo(torch.float32).min
+    z = nn.functional.linear(hidden[0], w["downs.0.weight"], w["downs.0.bias"])
+    for i, rung in enumerate(rungs):
+        layer, start = BertLayer(config).eval(), f"side.encoder.encoder.layer.{i}."
+        layer.load_state_dict({name.removeprefix(start): p for name, p in w.items() if name.startswith(start)})
+        mu = torch.sigmoid(w["gates"][i] / 0.1)
+        down = nn.functional.linear(hidden[rung + 1], w[f"downs.{i + 1}.weight"], w[f"downs.{i + 1}.bias"])
+        z = layer(mu * z + (1 - mu) * down, mask)
+    y = nn.functional.linear(z, w["up.weight"], w["up.bias"])
+    logits: torch.Tensor = module.classifier(module.bert.pooler(y))
+    return logits
+
+
+@pytest.mark.parametrize(("words", "rungs"), [((), [0, 1, 2, 3]), (("method.every=2", "scope.layers=[0,1,2]"), [0, 2])])
+def test_the_logits_are_the_formulas(tiny: Make, words: tuple[str, ...], rungs: list[int]) -> None:
+    cell = tiny(*LST, LAYERS, *words, "protocol.lr=0.01")
+    model, tuner, trainer = assemble(cell)
+    assert all(mu == 0.5 for mu in tuner.facts()["mu"])
+    trainer.run()
+    assert tuner.facts()["rungs"] == rungs
+    assert all(mu != 0.5 for mu in tuner.facts()["mu"])
+    batch = first_batch(trainer)
+    plain = load_model(cell.model, 2, cell.seed)[0].module.eval()
+    plain.get_submodule("classifier").load_state_dict(model.module.get_submodule("classifier").state_dict())
+    model.module.eval()
+    with torch.no_grad():
+        expected = by_formula(plain, tuner, rungs, {k: v for k, v in batch.inputs.items() if k != "labels"})
+        torch.testing.assert_close(trainer.forward.logits(batch), expected, atol=1e-5, rtol=1e-5)
+        for gates, below in ((-100.0, False), (100.0, True)):  # every rung forgets what is below it, or all but that
+            ladder_of(model).gates.fill_(gates)
+            before = trainer.forward.logits(batch)
+            ladder_of(model).downs[0].weight.add_(1.0)
+            assert torch.equal(before, trainer.forward.logits(batch)) != below
+
+
+def saved(model: Model, trainer: Trainer) -> tuple[int, list[str]]:
+    """Bytes that a training step keeps for the way back, and the backbone's modules whose output is among them."""
+    outputs: dict[int, tuple[str, torch.Tensor]] = {}  # by their storage; held, so that none is used again
+    kept: dict[int, int] = {}
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            tensor = output if isinstance(output, torch.Tensor) else output[0]
+            outputs.setdefault(tensor.untyped_storage().data_ptr(), (name, tensor))
+
+        return hook
+
+    inside = [(n, m) for n, m in model.module.named_modules() if n.startswith(("bert.embeddings", "bert.encoder"))]
+    hooks = [module.register_forward_hook(note(name), prepend=True) for name, module in inside]
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    batch = first_batch(trainer)
+    model.module.train()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        trainer.forward.logits(batch).sum().backward()
+    for handle in hooks:
+        handle.remove()
+    own = {p.untyped_storage().data_ptr() for p in model.module.parameters()}
+    return sum(size for at, size in kept.items() if at not in own), [outputs[at][0] for at in kept if at in outputs]
+
+
+def test_nothing_of_the_backbone_is_kept_but_what_the_rungs_read(tiny: Make) -> None:
+    found = {}
+    for method in (LST, ("method=full",), ("method=bitfit",), ("method=lora",)):
+        model, tuner, trainer = assemble(tiny(*method, LAYERS, "protocol.precision=fp32", "protocol.batch_size=16"))
+        found[method[0]], kept = saved(model, trainer)
+        if method is LST:
+            assert kept == [f"bert.encoder.layer.{rung}.output.LayerNorm" for rung in range(4)]  # h_0 is dropped first
+            assert all(p.grad is not None for p in tuner.trainables().values())
+            assert not [n for n, p in model.backbone() if p.grad is not None and not n.startswith("ladder.")]
+            assert not [
+                m for n, m in model.module.named_modules() if n.startswith("bert.encoder.layer.") and m.training
+            ]
+            model.module.get_parameter("bert.encoder.layer.0.output.dense.bias").requires_grad_(True)
+            assert len(saved(model, trainer)[1]) > 2 * len(kept), "this test can fail"
+        else:
+            assert len(kept) >= 8
+    assert found["method=lst"] < 0.6 * min(size for name, size in found.items() if name != "method=lst")
+
+
+@pytest.mark.parametrize("words", [(), ("method.every=2", "protocol.selection=held_out"), ("method.init=fisher",)])
+def test_the_backbone_runs_once_per_row_and_all_else_is_as_before(run_tiny: Run, words: tuple[str, ...]) -> None:
+    """With dropout, too: the ladder has some, the backbone none."""
+    common = (*LST, LAYERS, "method.examples=3", *words)
+    plain, kept = run_tiny(*common), run_tiny(*common, "protocol.keep_prefix=true")
+    assert kept.record.status == "done"
+    assert losses(kept.path.parent) == pytest.approx(losses(plain.path.parent), rel=1e-5)
+
+
+def test_with_kept_hidden_states_no_layer_of_the_backbone_runs(tiny: Make) -> None:
+    model, _, trainer = assemble(tiny(*LST, LAYERS, "protocol.keep_prefix=true"))
+    trainer.begin(total=2)
+    calls: list[str] = []
+    for name, module in model.module.named_modules():
+        if name.endswith("attention.self"):
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))  # type: ignore[misc]
+    trainer.step(0, trainer.order(0)[0])
+    assert len(calls) == 4
+    assert all(name.startswith("ladder.") for name in calls)
+
+
+@pytest.mark.parametrize(
+    ("model", "all_rungs", "every_second"),
+    [
+        ("bert_base_cased", 2_376_300, 1_262_310),
+        ("bert_large_cased", 8_170_648, 4_216_972),
+        ("minilm_l6", 317_814, 177_555),
+    ],
+)
+def test_counts_are_the_closed_forms(model: str, all_rungs: int, every_second: int) -> None:
+    for every, entries in ((1, all_rungs), (2, every_second)):
+        assert plan(compose.cell_from([f"model={model}", "method=lst", f"method.every={every}"])).backbone == entries
+
+
+def test_a_budget_takes_the_widest_ladder_then_fewer_rungs(tiny: Make) -> None:
+    found = [plan(tiny("method=lst", f"budget={entries}")).backbone for entries in (14_930, 14_929, 3_000, 1_000)]
+    assert found == [14_930, *(plan(tiny("method=lst", *words)).backbone for words in _narrower())]
+    with pytest.raises(ConfigError, match=r"budget: 500 entries; LST here needs at least \d+ \(reduction 64, the last"):
+        plan(tiny("method=lst", "budget=500"))
+
+
+def _narrower() -> list[list[str]]:
+    return [["method.reduction=16"], ["method.reduction=32"], ["method.reduction=64", "method.every=2"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["method.reduction=128"], "no multiple of 2 heads; 1, 2, 4, 8, 16, 32, 64 are possible"),
+        (["method.reduction=7"], r"^method\.reduction=7: the hidden size 128 over it is no multiple of 2 heads"),
+        (["scope.kinds=[query]"], r"^scope\.kinds=\['query'\]: LST trains whole layers"),
+        (
+            [*MODERNBERT, "model.config.hidden_size=72", "method.reduction=2"],
+            r"^method\.reduction=2: modernbert_base cannot be made so",
+        ),
+        (["model=mpnet_base", "method.reduction=8", "protocol.keep_prefix=true"], "passes more than hidden states"),
+    ],
+)
+def test_bad_input_is_one_line(tiny: Make, words: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        plan(tiny("method=lst", *words))
+    assert len(caught.value.every) == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_beside_another_method_it_is_refused(tiny: Make) -> None:
+    part = {"_target_": "peftbench.methods.lst.LST"}
+    with pytest.raises(ConfigError, match="LST trains alone"):
+        Strata({"all": Stratum(None, {"side": part})}).attach(build(tiny().model, 2, "meta"), Scope())
+    with pytest.raises(ConfigError, match="must train alone"):
+        plan(tiny("method=random_masking", "budget=50", "method.inner={_target_: peftbench.methods.lst.LST}"), steps=4)
+    model, tuner, _ = assemble(tiny(*LST))
+    model.module.get_parameter("bert.encoder.layer.0.output.dense.bias").requires_grad_(True)
+    with pytest.raises(ConfigError, match="lets no gradient into the backbone"):
+        tuner.check_steps(4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture_trains_and_predicts(name: str, tmp_path: Path, run_tiny: Run) -> None:
+    words = words_of(checkpoint(name, tmp_path / "encoder"), "method=lst", "method.reduction=2", "method.examples=2")
+    run = done(run_tiny(*words))
+    assert labelled(run, tmp_path) == pytest.approx(written(run), abs=1e-4)
+    with pytest.raises(ConfigError, match="LST cannot be merged into the backbone's weights"):
+        apply.apply(run, tmp_path / "plain")
+
+
+@pytest.mark.parametrize("name", ["bert_base_cased", "deberta_v3_base", "modernbert_base", "mpnet_base"])
+@pytest.mark.parametrize("init", ["fisher", "log_fisher", "magnitude"])
+def test_pruned_to_its_own_width_a_layer_is_the_backbones(name: str, init: str, tmp_path: Path, tiny: Make) -> None:
+    words = checkpoint(name, tmp_path / "encoder")
+    model, _, trainer = assemble(tiny(*LST, *words, f"method.init={init}", "method.reduction=1", "method.examples=1"))
+    trainer.begin(total=1)
+    prefix, side = f"{model.module.base_model_prefix}.", ladder_of(model).side.encoder  # type: ignore[attr-defined]
+    compared = 0
+    for inside, parameter in side.named_parameters():  # type: ignore[union-attr]
+        assert torch.equal(parameter, model.module.get_parameter(prefix + inside)), inside
+        compared += parameter.numel()
+    assert compared > 2 * (4 * 16 * 16 + 2 * 16 * 24)
+
+
+def test_a_pruned_head_comes_from_one_of_the_backbones(tiny: Make) -> None:
+    scores = torch.tensor([5.0, 4.0, 3.0, 0.0, 9.0, 2.0, 2.0, 1.0])
+    assert best(scores, 4).tolist() == [0, 1, 2, 4]
+    assert best(scores, 4, groups=2).tolist() == [0, 1, 4, 5], "ties go to the first"
+
+
+def test_released_scores_keep_the_least_important_rows() -> None:
+    parts = [torch.rand(6, 4) * 1e-4 + 1e-6]
+    parts[0][2] *= 1e-3
+    parts[0][4] = 0.0
+    columns = torch.tensor([0, 3])
+    ours, released = (Importance(score, {}, parts[0][0]).rows(parts, columns) for score in ("fisher", "log_fisher"))
+    assert sorted(ours.argsort()[:2].tolist()) == [2, 4]
+    assert released.argsort(descending=True)[:2].tolist() == [4, 2]
+    many = Importance("fisher", {}, parts[0][0]).rows([parts[0], parts[0] * 1e-20], columns)
+    torch.testing.assert_close(many, 2 * ours, msg="every matrix counts alike")
+
+
+def test_fisher_is_the_sum_of_squared_gradients_of_single_rows(tiny: Make) -> None:
+    model, _, trainer = assemble(tiny(*LST, "protocol.keep_prefix=true"))
+    trainer.begin(total=1)
+    before, ladder = values(model), ladder_of(model)
+    ladder.aside = True
+    training = Training(1, trainer._passes, trainer._total_over_processes)
+    found = fisher(model, [1], 3, training, "fisher")
+    name, words = "bert.encoder.layer.1.output.dense.weight", "bert.embeddings.word_embeddings.weight"
+    watched = {key: model.module.get_parameter(key).requires_grad_(True) for key in (name, words)}
+    expected = dict.fromkeys(watched, torch.zeros(()))
+    for _ in training.passes(3, 1):
+        for key, parameter in watched.items():
+            assert parameter.grad is not None
+            expected[key] = expected[key] + parameter.grad.square()
+    torch.testing.assert_close(found.weights[name], expected[name])
+    torch.testing.assert_close(found.columns, expected[words].sum(0))
+    assert float(found.columns.min()) > 0
+    assert all(torch.equal(before[key], value) for key, value in values(model).items())
