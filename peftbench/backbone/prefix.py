@@ -56,13 +56,13 @@ class Prefix:
 
     def run(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What the prefix gives for a batch, at every point that is kept: (points, rows, width, hidden)."""
-        found: list[torch.Tensor] = []
+        hidden: list[torch.Tensor] = []
 
         def entered(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            found.append(inputs[0])
+            hidden.append(inputs[0])
 
         def left(module: nn.Module, _: Any, output: torch.Tensor) -> None:
-            found.append(output)
+            hidden.append(output)
             if module is self._layers[-1]:
                 raise Reached
 
@@ -73,7 +73,7 @@ class Prefix:
         try:
             self._model.forward(batch)
         except Reached:
-            return torch.stack(found)
+            return torch.stack(hidden)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -9,11 +9,10 @@ from pydantic import Field
 from torch import nn
 
 from peftbench.backbone.dropout import Dropout
-from peftbench.backbone.model import Model
+from peftbench.backbone.model import Model, empty_copy
 from peftbench.config.spec import Count, Scope
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, Training, decays_by_name, require
-from peftbench.methods.dial import trained_entries
 from peftbench.methods.narrow import Narrow, reductions
 from peftbench.methods.narrow_start import Heads, check_known, fisher, magnitude, prune
 
@@ -110,8 +109,8 @@ def _at_rest(module: nn.Module, _: Any) -> None:
 
 def _hidden(output: Any) -> torch.Tensor:
     """What a layer hands on: some architectures' give a tuple."""
-    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+    hidden: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def _embeddings_dropout(model: Model) -> float:
@@ -225,18 +224,23 @@ class LST:
         Raises:
             ConfigError: even that one trains more.
         """
-        rungs = len(self._rungs(model, scope))
+        possible, empty = reductions(model.module.config), empty_copy(model)
         least = 0
-        for every in dict.fromkeys((self.every, *(self.every * further for further in range(2, rungs + 1)))):
-            for reduction in reductions(model.module.config):
-                tried = replace(self, reduction=reduction, every=every)
-                least = trained_entries(tried, model, scope)
-                if least <= entries:
-                    return tried
-        most = reductions(model.module.config)[-1]
+        for further in range(1, len(self._rungs(model, scope)) + 1):
+            thinned = replace(self, every=self.every * further)
+            sizes = ((size, thinned._entries(empty, scope, size)) for size in possible)
+            least = thinned._entries(empty, scope, possible[-1])
+            if least <= entries:
+                return replace(thinned, reduction=next(size for size, trained in sizes if trained <= entries))
         raise ConfigError(
-            f"budget: {entries:,} entries; LST here needs at least {least:,} (reduction {most}, the last rung alone)"
+            f"budget: {entries:,} entries; LST here needs at least {least:,} (reduction {possible[-1]}, the last rung "
+            "alone)"
         )
+
+    def _entries(self, empty: Model, scope: Scope, reduction: int) -> int:
+        """How many would train at a reduction; on a model without values."""
+        ladder = Ladder(empty, self._rungs(empty, scope), reduction, self.temperature)
+        return sum(parameter.numel() for parameter in ladder.parameters() if parameter.requires_grad)
 
     def attach(self, model: Model, scope: Scope) -> LSTTuner:
         """See `Method`.

@@ -61,9 +61,9 @@ class Narrow(nn.Module):
     @property
     def layers(self) -> nn.ModuleList:
         """Those of the encoder."""
-        found = self.encoder.get_submodule(self._path)
-        assert isinstance(found, nn.ModuleList)
-        return found
+        layers = self.encoder.get_submodule(self._path)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
 
     def _strip(self, model: Model, numbers: Sequence[int]) -> None:
         prefix = f"{model.module.base_model_prefix}."
@@ -82,14 +82,14 @@ class Narrow(nn.Module):
         start: Any = self.encoder.get_submodule(self._start)
         start.hidden = hidden
         try:
-            found: torch.Tensor = self.encoder(inputs_embeds=hidden, attention_mask=mask)[0]
+            left: torch.Tensor = self.encoder(inputs_embeds=hidden, attention_mask=mask)[0]
         finally:
             start.hidden = None
-        return found
+        return left
 
 
 def _run_through(narrow: Narrow) -> None:
-    """Two tokens, where nothing has values: some shapes are found wrong only so."""
+    """Two tokens, where nothing has values: some wrong shapes show only so."""
     narrow.eval()
     narrow(torch.zeros(1, 2, narrow.width))
 
@@ -149,4 +149,4 @@ def reductions(config: Any) -> list[int]:
 
 def _name_of(module: nn.Module, inside: Any) -> str:
     """The dotted name of a module inside another."""
-    return next(name for name, found in module.named_modules() if found is inside)
+    return next(name for name, other in module.named_modules() if other is inside)
