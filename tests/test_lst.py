@@ -22,7 +22,7 @@ from peftbench.methods.lst import Ladder
 from peftbench.methods.narrow_start import Importance, best, fisher
 from peftbench.methods.strata import Strata, Stratum
 from peftbench.runner import apply
-from peftbench.runner.counts import plan
+from peftbench.runner.counts import count_cell
 from peftbench.runner.run import Outcome
 from peftbench.training.trainer import Trainer
 
@@ -168,14 +168,16 @@ def test_with_kept_hidden_states_no_layer_of_the_backbone_runs(tiny: Make) -> No
 )
 def test_counts_are_the_closed_forms(model: str, all_rungs: int, every_second: int) -> None:
     for every, entries in ((1, all_rungs), (2, every_second)):
-        assert plan(compose.cell_from([f"model={model}", "method=lst", f"method.every={every}"])).backbone == entries
+        assert (
+            count_cell(compose.cell_from([f"model={model}", "method=lst", f"method.every={every}"])).backbone == entries
+        )
 
 
 def test_a_budget_takes_the_widest_ladder_then_fewer_rungs(tiny: Make) -> None:
-    found = [plan(tiny("method=lst", f"budget={entries}")).backbone for entries in (14_930, 14_929, 3_000, 1_000)]
-    assert found == [14_930, *(plan(tiny("method=lst", *words)).backbone for words in _narrower())]
+    found = [count_cell(tiny("method=lst", f"budget={entries}")).backbone for entries in (14_930, 14_929, 3_000, 1_000)]
+    assert found == [14_930, *(count_cell(tiny("method=lst", *words)).backbone for words in _narrower())]
     with pytest.raises(ConfigError, match=r"budget: 500 entries; LST here needs at least \d+ \(reduction 64, the last"):
-        plan(tiny("method=lst", "budget=500"))
+        count_cell(tiny("method=lst", "budget=500"))
 
 
 def _narrower() -> list[list[str]]:
@@ -197,7 +199,7 @@ def _narrower() -> list[list[str]]:
 )
 def test_bad_input_is_one_line(tiny: Make, words: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        plan(tiny("method=lst", *words))
+        count_cell(tiny("method=lst", *words))
     assert len(caught.value.every) == 1
     assert "\n" not in str(caught.value)
 
@@ -207,7 +209,9 @@ def test_beside_another_method_it_is_refused(tiny: Make) -> None:
     with pytest.raises(ConfigError, match="LST trains alone"):
         Strata({"all": Stratum(None, {"side": part})}).attach(build(tiny().model, 2, "meta"), Scope())
     with pytest.raises(ConfigError, match="must train alone"):
-        plan(tiny("method=random_masking", "budget=50", "method.inner={_target_: peftbench.methods.lst.LST}"), steps=4)
+        count_cell(
+            tiny("method=random_masking", "budget=50", "method.inner={_target_: peftbench.methods.lst.LST}"), steps=4
+        )
     model, tuner, _ = assemble(tiny(*LST))
     model.module.get_parameter("bert.encoder.layer.0.output.dense.bias").requires_grad_(True)
     with pytest.raises(ConfigError, match="lets no gradient into the backbone"):
