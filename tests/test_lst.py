@@ -18,7 +18,7 @@ from peftbench.config import compose
 from peftbench.config.spec import Cell, Scope
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import Training, Tuner
-from peftbench.methods.lst import Ladder
+from peftbench.methods.lst import LST, Ladder
 from peftbench.methods.narrow_start import Importance, best, fisher
 from peftbench.methods.strata import Strata, Stratum
 from peftbench.runner import apply
@@ -28,7 +28,7 @@ from peftbench.training.trainer import Trainer
 
 Make = Callable[..., Cell]
 Run = Callable[..., Outcome]
-LST = ("method=lst", "method.init=random", "protocol.precision=fp32")
+WORDS = ("method=lst", "method.init=random", "protocol.precision=fp32")
 MODERNBERT = (
     "model=modernbert_base",
     *(f"model.config.{key}_token_id=0" for key in ("pad", "bos", "eos", "cls", "sep")),
@@ -69,7 +69,7 @@ def by_formula(plain: nn.Module, tuner: Tuner, rungs: list[int], inputs: dict[st
 
 @pytest.mark.parametrize(("words", "rungs"), [((), [0, 1, 2, 3]), (("method.every=2", "scope.layers=[0,1,2]"), [0, 2])])
 def test_the_logits_are_the_formulas(tiny: Make, words: tuple[str, ...], rungs: list[int]) -> None:
-    cell = tiny(*LST, LAYERS, *words, "protocol.lr=0.01")
+    cell = tiny(*WORDS, LAYERS, *words, "protocol.lr=0.01")
     model, tuner, trainer = assemble(cell)
     assert all(mu == 0.5 for mu in tuner.facts()["mu"])
     trainer.run()
@@ -121,10 +121,10 @@ def saved(model: Model, trainer: Trainer) -> tuple[int, list[str]]:
 
 def test_nothing_of_the_backbone_is_kept_but_what_the_rungs_read(tiny: Make) -> None:
     found = {}
-    for method in (LST, ("method=full",), ("method=bitfit",), ("method=lora",)):
+    for method in (WORDS, ("method=full",), ("method=bitfit",), ("method=lora",)):
         model, tuner, trainer = assemble(tiny(*method, LAYERS, "protocol.precision=fp32", "protocol.batch_size=16"))
         found[method[0]], kept = saved(model, trainer)
-        if method is LST:
+        if method is WORDS:
             assert kept == [f"bert.encoder.layer.{rung}.output.LayerNorm" for rung in range(4)]  # h_0 is dropped first
             assert all(p.grad is not None for p in tuner.trainables().values())
             assert not [n for n, p in model.backbone() if p.grad is not None and not n.startswith("ladder.")]
@@ -141,19 +141,19 @@ def test_nothing_of_the_backbone_is_kept_but_what_the_rungs_read(tiny: Make) -> 
 @pytest.mark.parametrize("words", [("method.every=2",), ("method.init=fisher", "protocol.selection=held_out")])
 def test_the_backbone_runs_once_per_row_and_all_else_is_as_before(run_tiny: Run, words: tuple[str, ...]) -> None:
     """With dropout, too: the ladder has some, the backbone none."""
-    common = (*LST, LAYERS, "method.examples=3", *words)
+    common = (*WORDS, LAYERS, "method.examples=3", *words)
     plain, kept = run_tiny(*common), run_tiny(*common, "protocol.keep_prefix=true")
     assert kept.record.status == "done"
     assert losses(kept.path.parent) == pytest.approx(losses(plain.path.parent), rel=1e-5)
 
 
 def test_with_kept_hidden_states_no_layer_of_the_backbone_runs(tiny: Make) -> None:
-    model, _, trainer = assemble(tiny(*LST, LAYERS, "protocol.keep_prefix=true"))
+    model, _, trainer = assemble(tiny(*WORDS, LAYERS, "protocol.keep_prefix=true"))
     trainer.begin(total=2)
     calls: list[str] = []
     for name, module in model.module.named_modules():
         if name.endswith("attention.self"):
-            module.register_forward_hook(lambda *_, name=name: calls.append(name))  # type: ignore[misc]
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
     trainer.step(0, trainer.order(0)[0])
     assert len(calls) == 4
     assert all(name.startswith("ladder.") for name in calls)
@@ -174,14 +174,12 @@ def test_counts_are_the_closed_forms(model: str, all_rungs: int, every_second: i
 
 
 def test_a_budget_takes_the_widest_ladder_then_fewer_rungs(tiny: Make) -> None:
-    found = [count_cell(tiny("method=lst", f"budget={entries}")).backbone for entries in (14_930, 14_929, 3_000, 1_000)]
-    assert found == [14_930, *(count_cell(tiny("method=lst", *words)).backbone for words in _narrower())]
-    with pytest.raises(ConfigError, match=r"budget: 500 entries; LST here needs at least \d+ \(reduction 64, the last"):
-        count_cell(tiny("method=lst", "budget=500"))
-
-
-def _narrower() -> list[list[str]]:
-    return [["method.reduction=16"], ["method.reduction=32"], ["method.reduction=64", "method.every=2"]]
+    model = build(tiny().model, 2, "meta")
+    chosen = [LST().within(model, Scope(), entries) for entries in (14_930, 14_929, 3_000, 1_000)]
+    assert [(method.reduction, method.every) for method in chosen] == [(8, 1), (16, 1), (32, 1), (64, 2)]
+    assert count_cell(tiny("method=lst", "budget=14930")).backbone == 14_930
+    with pytest.raises(ConfigError, match=r"budget: 500 entries; LST here needs at least 975 \(reduction 64, the last"):
+        LST().within(model, Scope(), 500)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +210,7 @@ def test_beside_another_method_it_is_refused(tiny: Make) -> None:
         count_cell(
             tiny("method=random_masking", "budget=50", "method.inner={_target_: peftbench.methods.lst.LST}"), steps=4
         )
-    model, tuner, _ = assemble(tiny(*LST))
+    model, tuner, _ = assemble(tiny(*WORDS))
     model.module.get_parameter("bert.encoder.layer.0.output.dense.bias").requires_grad_(True)
     with pytest.raises(ConfigError, match="lets no gradient into the backbone"):
         tuner.check_steps(4)
@@ -224,18 +222,18 @@ def test_every_architecture_trains_and_predicts(name: str, tmp_path: Path, run_t
     run = done(run_tiny(*words))
     assert labelled(run, tmp_path) == pytest.approx(written(run), abs=1e-4)
     with pytest.raises(ConfigError, match="LST cannot be merged into the backbone's weights"):
-        apply.apply(run, tmp_path / "plain")
+        apply.write_model(run, tmp_path / "plain")
 
 
 @pytest.mark.parametrize("name", ["bert_base_cased", "deberta_v3_base", "modernbert_base", "mpnet_base"])
 @pytest.mark.parametrize("init", ["fisher", "log_fisher", "magnitude"])
 def test_pruned_to_its_own_width_a_layer_is_the_backbones(name: str, init: str, tmp_path: Path, tiny: Make) -> None:
     words = checkpoint(name, tmp_path / "encoder")
-    model, _, trainer = assemble(tiny(*LST, *words, f"method.init={init}", "method.reduction=1", "method.examples=1"))
+    model, _, trainer = assemble(tiny(*WORDS, *words, f"method.init={init}", "method.reduction=1", "method.examples=1"))
     trainer.begin(total=1)
-    prefix, side = f"{model.module.base_model_prefix}.", ladder_of(model).side.encoder  # type: ignore[attr-defined]
+    prefix, side = f"{model.module.base_model_prefix}.", ladder_of(model).side.encoder
     compared = 0
-    for inside, parameter in side.named_parameters():  # type: ignore[union-attr]
+    for inside, parameter in side.named_parameters():
         assert torch.equal(parameter, model.module.get_parameter(prefix + inside)), inside
         compared += parameter.numel()
     assert compared > 2 * (4 * 16 * 16 + 2 * 16 * 24)
@@ -260,7 +258,7 @@ def test_released_scores_keep_the_least_important_rows() -> None:
 
 
 def test_fisher_is_the_sum_of_squared_gradients_of_single_rows(tiny: Make) -> None:
-    model, _, trainer = assemble(tiny(*LST, "protocol.keep_prefix=true"))
+    model, _, trainer = assemble(tiny(*WORDS, "protocol.keep_prefix=true"))
     trainer.begin(total=1)
     before, ladder = values(model), ladder_of(model)
     ladder.aside = True
