@@ -222,10 +222,10 @@ def test_yaml_that_grows_without_end_is_refused(tmp_path: Path, text: str, namin
 
 def plain(overrides: Sequence[str]) -> dict[str, object]:
     """What is composed, unresolved."""
-    found = OmegaConf.to_container(words.composed(overrides))
-    assert isinstance(found, dict)
-    found["hydra"]["job"].pop("override_dirname")
-    return found
+    config = OmegaConf.to_container(words.composed(overrides))
+    assert isinstance(config, dict)
+    config["hydra"]["job"].pop("override_dirname")
+    return config
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 import torch
 from checkpoints import checkpoint
 from support import assemble, losses, values
-from test_architectures import MODELS, done, labelled, words_of, written
 from torch import nn
 from transformers.models.bert.modeling_bert import BertLayer
+from uses import MODELS, done, labelled, words_of, written
 
 from peftbench.backbone.model import Model, build, load_model
 from peftbench.config import compose
@@ -120,10 +120,10 @@ def saved(model: Model, trainer: Trainer) -> tuple[int, list[str]]:
 
 
 def test_nothing_of_the_backbone_is_kept_but_what_the_rungs_read(tiny: Make) -> None:
-    found = {}
+    sizes = {}
     for method in (WORDS, ("method=full",), ("method=bitfit",), ("method=lora",)):
         model, tuner, trainer = assemble(tiny(*method, LAYERS, "protocol.precision=fp32", "protocol.batch_size=16"))
-        found[method[0]], kept = saved(model, trainer)
+        sizes[method[0]], kept = saved(model, trainer)
         if method is WORDS:
             assert kept == [f"bert.encoder.layer.{rung}.output.LayerNorm" for rung in range(4)]  # h_0 is dropped first
             assert all(p.grad is not None for p in tuner.trainables().values())
@@ -135,7 +135,7 @@ def test_nothing_of_the_backbone_is_kept_but_what_the_rungs_read(tiny: Make) -> 
             assert len(saved(model, trainer)[1]) > 2 * len(kept), "this test can fail"
         else:
             assert len(kept) >= 8
-    assert found["method=lst"] < 0.6 * min(size for name, size in found.items() if name != "method=lst")
+    assert sizes["method=lst"] < 0.6 * min(size for name, size in sizes.items() if name != "method=lst")
 
 
 @pytest.mark.parametrize("words", [("method.every=2",), ("method.init=fisher", "protocol.selection=held_out")])
@@ -263,7 +263,7 @@ def test_fisher_is_the_sum_of_squared_gradients_of_single_rows(tiny: Make) -> No
     before, ladder = values(model), ladder_of(model)
     ladder.aside = True
     training = Training(1, trainer._passes, trainer._total_over_processes)
-    found = fisher(model, [1], 3, training, "fisher")
+    importance = fisher(model, [1], 3, training, "fisher")
     name, words = "bert.encoder.layer.1.output.dense.weight", "bert.embeddings.word_embeddings.weight"
     watched = {key: model.module.get_parameter(key).requires_grad_(True) for key in (name, words)}
     expected = dict.fromkeys(watched, torch.zeros(()))
@@ -271,7 +271,7 @@ def test_fisher_is_the_sum_of_squared_gradients_of_single_rows(tiny: Make) -> No
         for key, parameter in watched.items():
             assert parameter.grad is not None
             expected[key] = expected[key] + parameter.grad.square()
-    torch.testing.assert_close(found.weights[name], expected[name])
-    torch.testing.assert_close(found.columns, expected[words].sum(0))
-    assert float(found.columns.min()) > 0
+    torch.testing.assert_close(importance.weights[name], expected[name])
+    torch.testing.assert_close(importance.columns, expected[words].sum(0))
+    assert float(importance.columns.min()) > 0
     assert all(torch.equal(before[key], value) for key, value in values(model).items())

@@ -80,9 +80,9 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     Hydra needs a tenth of a second for the choices of words, and most cells of a sweep differ in values alone: what a
     choice makes is kept, and values are put on top, as Hydra does, too.
     """
-    found = _with_values(overrides)
-    if found is not None:
-        return found
+    config = _with_values(overrides)
+    if config is not None:
+        return config
     with _hydra():
         return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
 

@@ -53,13 +53,13 @@ def magnitude(model: Model, numbers: Sequence[int]) -> Importance:
 
 def fisher(model: Model, numbers: Sequence[int], examples: int, training: Training, score: Score) -> Importance:
     """By the squared gradients of the loss of so many training rows, one at a time, on the backbone as it is."""
-    wanted = matrices(model, numbers)
-    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in wanted.items()}
+    chosen = matrices(model, numbers)
+    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in chosen.items()}
     config: Any = model.module.config
     columns = torch.zeros(int(config.hidden_size), device=next(iter(sums.values())).device)
-    with _asked(model, wanted) as of_columns:
+    with _asked(model, chosen) as of_columns:
         for _ in training.passes(examples, 1):
-            for name, parameter in wanted.items():
+            for name, parameter in chosen.items():
                 if parameter.grad is not None:  # another process has this row
                     sums[name].addcmul_(parameter.grad.float(), parameter.grad.float())
             columns += of_columns()
@@ -67,7 +67,7 @@ def fisher(model: Model, numbers: Sequence[int], examples: int, training: Traini
 
 
 @contextmanager
-def _asked(model: Model, wanted: Mapping[str, nn.Parameter]) -> Iterator[Callable[[], torch.Tensor | float]]:
+def _asked(model: Model, chosen: Mapping[str, nn.Parameter]) -> Iterator[Callable[[], torch.Tensor | float]]:
     """Let a backward pass make the gradients of matrices; yields what gives the columns' squared ones after it.
 
     Of the embeddings' weight only the rows of the tokens have a gradient, and these are made from the output's.
@@ -95,7 +95,7 @@ def _asked(model: Model, wanted: Mapping[str, nn.Parameter]) -> Iterator[Callabl
 
     linear = isinstance(words, nn.Linear)
     hook = None if linear else words.register_forward_hook(embedded)
-    asked = [*wanted.values(), *([words.weight] if linear else [])]
+    asked = [*chosen.values(), *([words.weight] if linear else [])]
     for parameter in asked:
         parameter.requires_grad_(True)
     try:
