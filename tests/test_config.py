@@ -2,17 +2,20 @@
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
+from pydantic import TypeAdapter
 
 from peftbench import papers
-from peftbench.config import compose, words
+from peftbench.config import compose, spec, words
 from peftbench.config.spec import canonical, digest
+from peftbench.config.validate import method_class
 from peftbench.ground.errors import ConfigError
 
 ROOT = compose.conf_dir()
@@ -196,6 +199,45 @@ def test_numbers_of_which_no_model_can_be_made_are_named() -> None:
     with pytest.raises(ConfigError, match=r"model.model_type=nope: ") as caught:
         count_cell(compose.cell_from(["model.model_type=nope"]))
     assert max(map(len, caught.value.problems)) <= 200
+
+
+def _unbounded(schema: Any, path: str) -> Iterator[str]:
+    """The numbers of a JSON schema that have no least or no greatest value."""
+    if isinstance(schema, dict):
+        bounds = {key.removeprefix("exclusive").lower() for key in schema if key.lower().endswith("imum")}
+        if schema.get("type") in ("integer", "number") and bounds != {"minimum", "maximum"}:
+            yield path
+    for key, inner in (
+        schema.items() if isinstance(schema, dict) else enumerate(schema) if isinstance(schema, list) else ()
+    ):
+        yield from _unbounded(inner, f"{path}.{key}")
+
+
+def test_every_number_of_a_cell_has_bounds_on_both_sides() -> None:
+    methods = {path.stem for path in YAMLS if path.parent.name == "method"} - {"peft"}
+    classes = {
+        method_class(compose.cell_from(["model.weights=random", f"method={word}"]).method.target) for word in methods
+    }
+    parts = [
+        spec.ModelSpec,
+        spec.TaskSpec,
+        spec.DataSpec,
+        spec.Scope,
+        spec.Budget,
+        spec.Protocol,
+        spec.Select,
+        spec.TrackerSpec,
+    ]
+    numbers = [
+        path for kind in [*classes, *parts] for path in _unbounded(TypeAdapter(kind).json_schema(), kind.__name__)
+    ]
+    assert not numbers
+
+
+def test_numbers_of_a_bridged_method_are_bounded_before_anything_is_built() -> None:
+    for key, value in (("r", -7), ("r", 10**26), ("vera_dropout", -1e300), ("d_initial", "1e26")):
+        with pytest.raises(ConfigError, match=rf"method\.config\.{key}=.*must be"):
+            compose.cell_from(["model.weights=random", "method=vera", f"method.config.{key}={value}"])
 
 
 def test_more_than_six_problems_are_counted() -> None:

@@ -10,9 +10,12 @@ from peftbench.commands import hydras, screen
 from peftbench.config import compose
 from peftbench.config.words import CONFIG_NAME, conf_dir
 from peftbench.ground import environment
+from peftbench.ground.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from peftbench.study.sweep import Sweep
+
+REFUSED = (ConfigError.exit_code, DataError.exit_code)
 
 
 class OutputLost(BaseException):
@@ -27,7 +30,7 @@ def run(arguments: Sequence[str]) -> int:
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))  # wherever it was typed
     options = get_args_parser().parse_args(list(arguments))
     if options.help or options.hydra_help or options.cfg or options.info or options.shell_completion:
-        hydra_job(arguments)
+        hydra_jobs(arguments, [])
         return 0
     prefixes = ("hydra.", "hydra/")  # of Hydra's own settings only this one says what a cell is
     hydra_s = [item for item in options.overrides if item.lstrip("+~").startswith(prefixes)]
@@ -36,12 +39,17 @@ def run(arguments: Sequence[str]) -> int:
     if options.multirun:
         return run_sweep(arguments, own)
     compose.cell_from(own)
-    return hydra_job(arguments) or 0
+    codes: list[int] = []
+    hydra_jobs(arguments, codes)
+    return codes[-1] if codes else 0
 
 
 def run_sweep(arguments: Sequence[str], overrides: Sequence[str]) -> int:
-    """Run what is left of a sweep; the exit code is 0, 1 where cells could not be run, or 100 and the number of those
-    that failed (199 at most)."""
+    """Run what is left of a sweep.
+
+    The exit code is 0; 100 and the number of cells that failed, 199 at most; 2 or 3 where input was refused that only
+    a run could see (a worker's refusals are not known here); 1 where cells are left for any other reason.
+    """
     from peftbench.study import sweep
 
     return run_cells(sweep.prepare(sweep.cells_of(overrides), rerun_word(overrides)), arguments)
@@ -51,9 +59,10 @@ def run_cells(prepared: "Sweep", arguments: Sequence[str] = ("-m",)) -> int:
     """Let Hydra run what is left of a sweep, and say how all of it stands; `arguments` are the command line's."""
     from peftbench.study import sweep
 
+    codes: list[int] = []
     if prepared.left:
         sweep.left[:] = [cell.overrides for cell in prepared.left]
-        _launch(arguments)
+        codes = _launch(arguments)
     tally = sweep.tally(prepared)
     notes = [
         f"{tally[key]} {text}" for key, text in (("elsewhere", "with another runner"), ("left", "left")) if tally[key]
@@ -62,23 +71,29 @@ def run_cells(prepared: "Sweep", arguments: Sequence[str] = ("-m",)) -> int:
     print(
         ", ".join([f"{len(prepared.cells)} cells: {tally['done']} done{before}", f"{tally['failed']} failed", *notes])
     )
-    return 100 + min(99, tally["failed"]) if tally["failed"] else int(tally["left"] > 0)
+    if tally["failed"]:
+        return 100 + min(99, tally["failed"])
+    return max((code for code in codes if code in REFUSED), default=1) if tally["left"] else 0
 
 
-def _launch(arguments: Sequence[str]) -> None:
-    """Let Hydra run the sweep; a launcher whose own jobs died ends it, and what they had done counts."""
+def _launch(arguments: Sequence[str]) -> list[int]:
+    """Let Hydra run the sweep, and give the exit codes of cells that ran in this process.
+
+    A launcher whose own jobs died ends it, and what they had done counts.
+    """
     environment.leave_threads_to_workers()
+    codes: list[int] = []
     try:
-        hydra_job(arguments)
+        hydra_jobs(arguments, codes)
     except Exception as error:
         print(f"the launcher gave up: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+    return codes
 
 
-def hydra_job(arguments: Sequence[str]) -> int | None:
-    """Hand a command line to Hydra; gives the exit code where it was one cell."""
+def hydra_jobs(arguments: Sequence[str], codes: list[int]) -> None:
+    """Hand a command line to Hydra; `codes` gets the exit code of every cell that ran in this process."""
     from hydra import main as hydra_main
 
-    codes: list[int] = []
     sys.argv = [sys.argv[0], *arguments]
 
     def task(config: DictConfig) -> int:
@@ -99,7 +114,6 @@ def hydra_job(arguments: Sequence[str]) -> int | None:
         hydra_main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")(task)()
     except OutputLost as lost:
         raise (lost.__cause__ or lost) from None
-    return codes[-1] if codes else None
 
 
 def rerun_word(overrides: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from pydantic_core import PydanticCustomError
 Items = TypeVar("Items", bound=tuple[str, ...])
 
 MOST = 2**31 - 1  # that a whole number may be
+LARGEST = 1e9  # that any other number may be: 32 bits hold it with its squares
 MOST_SPLITS = 20
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
@@ -38,6 +39,13 @@ def _split_name(text: str) -> str:
     return text if re.fullmatch(r"\w{1,60}", text, re.ASCII) else refuse("must be letters, digits and _")
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+InnerShare = Annotated[float, Field(gt=0, lt=1)]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, le=LARGEST, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=LARGEST, allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0, le=MOST)]
+Whole = Annotated[int, Field(ge=0, le=MOST)]
 Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable)]
 PathText = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_printable)]
 SplitName = Annotated[str, AfterValidator(_split_name)]

@@ -14,13 +14,20 @@ from pydantic import AfterValidator, Field
 
 from peftbench.config.bounds import (
     MOST,
+    Count,
+    InnerShare,
     Labels,
     Name,
+    NotNegative,
+    Number,
     PathText,
+    Positive,
+    Share,
     SplitColumns,
     SplitFiles,
     Splits,
     Texts,
+    Whole,
     distinct,
     refuse,
 )
@@ -40,10 +47,6 @@ Kind = Literal[
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
 Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman"]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(gt=0, le=MOST)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 METRICS: frozenset[str] = frozenset(get_args(Metric))
 OF_SCORES = frozenset({"pearson", "spearman"})  # the metrics of regressions
 
@@ -66,7 +69,7 @@ class Layout:
     kinds: dict[Kind, tuple[str, ...]]
     head: tuple[str, ...]
     depth: str = "num_hidden_layers"
-    positions_from: Annotated[int, Field(ge=0, le=MOST)] | Literal["padding"] = 0
+    positions_from: Whole | Literal["padding"] = 0
     attention: Literal["bench", "eager", "sdpa"] = "bench"
     starts_in_the_middle: bool = True
 
@@ -135,7 +138,7 @@ class TaskSpec:
     """A GLUE task: labels, metrics, splits, and its two layouts."""
 
     name: str
-    version: int
+    version: Whole
     labels: Labels | None
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1, max_length=len(METRICS)), AfterValidator(distinct)]
     headline: Name
@@ -144,7 +147,7 @@ class TaskSpec:
     test: Splits
     hub: HubLayout
     folder: FolderLayout
-    score_range: tuple[Finite, Finite] | None = None
+    score_range: tuple[Number, Number] | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be true together."""
@@ -207,7 +210,7 @@ class DataSpec:
 class Scope:
     """Where a method may act. `None` means everywhere."""
 
-    layers: tuple[int, ...] | None = None
+    layers: tuple[Whole, ...] | None = None
     kinds: tuple[Kind, ...] | None = None
 
 
@@ -256,7 +259,7 @@ class Protocol:
     accumulation: Count = 1
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Share = 0.06
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    weight_decay: NotNegative = 0.0
     betas: tuple[Share, Share] = (0.9, 0.999)
     eps: Positive = 1e-8
     clip: Positive | None = 1.0
@@ -266,7 +269,7 @@ class Protocol:
     evaluate_every: Literal["epoch"] | Count = "epoch"
     patience: Count | None = None
     selection: Literal["last", "best_dev", "held_out"] = "last"
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    held_out: InnerShare = 0.1
     eval_batch_size: Count = 128
     keep_prefix: bool = False
 
@@ -288,7 +291,7 @@ class Select:
 
     factors: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
     rows: Literal["held_out", "dev"] = "held_out"
-    seed: Annotated[int, Field(ge=0, le=MOST)] = 0
+    seed: Whole = 0
     max_steps: Count | None = None
 
 
@@ -324,7 +327,7 @@ class Cell:
     init_sha256: str | None = None
     predict_test: bool = False
     progress: bool = True
-    checkpoint_every: float | None = None
+    checkpoint_every: NotNegative | None = None
 
     @property
     def fingerprint(self) -> str:

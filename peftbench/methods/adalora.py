@@ -2,25 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from peftbench.backbone.dropout import Dropout
 from peftbench.backbone.model import Model
-from peftbench.config.bounds import MOST
-from peftbench.config.spec import Count, Kind, Scope, Share
+from peftbench.config.bounds import Count, InnerShare, NotNegative, Positive, Share, Whole
+from peftbench.config.spec import Kind, Scope
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.methods.base import Training, narrowed, same_names
 from peftbench.methods.dial import trained_entries, turned
 from peftbench.methods.lora import LoRALinear, LoRATuner
 from peftbench.methods.maps import packed, unpacked, wrap
 
-PartOfAll = Annotated[float, Field(gt=0, lt=1)]
-Steps = Annotated[int, Field(ge=0, le=MOST)] | PartOfAll
-Decay = Annotated[float, Field(gt=0, lt=1)]
+Steps = Whole | InnerShare
 KEPT = "kept"  # of every matrix, which triplets are there: one bit each, the first in the highest place
 
 
@@ -288,15 +285,15 @@ class AdaLoRA:
 
     rank: Count = 12
     target_rank: Count | None = None
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16
+    alpha: Positive = 16
     dropout: Share = 0.0
     kinds: tuple[Kind, ...] | None = ("query", "key", "value", "attention_output", "intermediate", "output")
-    orthogonality: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
-    beta1: Decay = 0.85
-    beta2: Decay = 0.85
+    orthogonality: NotNegative = 0.1
+    beta1: InnerShare = 0.85
+    beta2: InnerShare = 0.85
     initial: Steps = 0.15
     final: Steps = 0.45
-    every: Count | PartOfAll = 0.002
+    every: Count | InnerShare = 0.002
     dial: ClassVar[str | None] = "rank"
 
     def attach(self, model: Model, scope: Scope) -> AdaLoRATuner:

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn import functional
 
 from peftbench.backbone.model import Model
-from peftbench.config.spec import Count, Kind, Scope
+from peftbench.config.bounds import Count
+from peftbench.config.spec import Kind, Scope
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, narrowed, require
 

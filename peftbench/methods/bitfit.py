@@ -6,7 +6,8 @@ from typing import ClassVar
 from torch import nn
 
 from peftbench.backbone.model import Model
-from peftbench.config.spec import Count, Kind, Scope
+from peftbench.config.bounds import Count
+from peftbench.config.spec import Kind, Scope
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, narrowed, require
 

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from torch import nn
 
 from peftbench.backbone.model import Model
-from peftbench.config.spec import Count, Scope
+from peftbench.config.bounds import Count
+from peftbench.config.spec import Scope
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, Training, require
 

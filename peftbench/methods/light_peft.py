@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 
 from peftbench.backbone.dropout import Dropout
 from peftbench.backbone.model import Model, empty_copy
-from peftbench.config.spec import Count, Scope, Share
+from peftbench.config.bounds import Count, InnerShare, NotNegative, Positive, Share
+from peftbench.config.spec import Scope
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.methods.base import Training, copy_into, narrowed, require
 from peftbench.methods.dial import largest
@@ -285,15 +285,15 @@ class LightPEFT:
         masks: fold: what is left is multiplied by its mask; drop: it is as it was in the backbone.
     """
 
-    estimation: Count | Annotated[float, Field(gt=0, lt=1)] = 0.25
+    estimation: Count | InnerShare = 0.25
     prune_heads: Share = 0.333333333
     prune_neurons: Share = 0.333333333
     prune_modules: Share = 0.75
     prune_ranks: Share = 0.5
-    penalty: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    penalty: NotNegative = 1e-4
     masks: Literal["fold", "drop"] = "fold"
     rank: Count = 8
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16
+    alpha: Positive = 16
     dropout: Share = 0.05
     kinds: tuple[Prunable, ...] = PRUNABLE
     dial: ClassVar[str | None] = "rank"

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.nn import functional
 
 from peftbench.backbone.model import Model
-from peftbench.config.spec import Count, Kind, Scope
+from peftbench.config.bounds import Count, Positive
+from peftbench.config.spec import Kind, Scope
 from peftbench.methods.base import narrowed
 from peftbench.methods.maps import AdaptedLinear, MapsTuner, wrap
 
@@ -62,7 +62,7 @@ class LinearAdapter:
     """Linear bottlenecks after the projections of the named kinds; they can be merged, as other adapters cannot."""
 
     width: Count = 128
-    std: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 2e-4
+    std: Positive = 2e-4
     kinds: tuple[Kind, ...] | None = ("attention_output", "output")
     dial: ClassVar[str | None] = "width"
 

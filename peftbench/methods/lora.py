@@ -5,17 +5,17 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from safetensors.torch import save
 from torch import nn
 from torch.nn import functional
 
 from peftbench.backbone.dropout import Dropout
 from peftbench.backbone.model import Model
-from peftbench.config.spec import Count, Kind, Scope, Share
+from peftbench.config.bounds import Count, Positive, Share
+from peftbench.config.spec import Kind, Scope
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import write_atomically
 from peftbench.methods.base import narrowed
@@ -82,7 +82,7 @@ class LoRA:
     """Low-rank terms beside frozen linear maps."""
 
     rank: Count = 8
-    alpha: Annotated[float, Field(gt=0)] = 16
+    alpha: Positive = 16
     dropout: Share = 0.1
     kinds: tuple[Kind, ...] | None = ("query", "value")
     dial: ClassVar[str | None] = "rank"

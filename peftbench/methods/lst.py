@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 
 from peftbench.backbone.dropout import Dropout
 from peftbench.backbone.model import Model, empty_copy
-from peftbench.config.spec import Count, Scope
+from peftbench.config.bounds import Count, Positive
+from peftbench.config.spec import Scope
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, Training, decays_by_name, require
 from peftbench.methods.narrow import Narrow, reductions
@@ -211,7 +211,7 @@ class LST:
 
     reduction: Count = 8
     every: Count = 1
-    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 0.1
+    temperature: Positive = 0.1
     init: Literal["fisher", "log_fisher", "magnitude", "random"] = "fisher"
     examples: Count = 1024
     heads: Heads = "within"

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
+from peftbench.config.bounds import LARGEST, MOST
 from peftbench.ground.errors import ConfigError, near, shown
 
 CONFIG_FILE = "adapter_config.json"
@@ -131,6 +132,8 @@ def check(kind: str, config: Mapping[str, Any]) -> None:
             problems.append(f"method.config.{key}={shown(json.dumps(value))}: {reason}")
         elif key == TYPES[kind].dial and value < 1:
             problems.append(f"method.config.{key}={value}: must be at least 1")
+        elif (reason := _outside(value, least=-1 if _defaults(kind)[key] == -1 else 0)) is not None:
+            problems.append(f"method.config.{key}={shown(json.dumps(value))}: {reason}")
     if problems:
         raise ConfigError(problems)
 
@@ -218,6 +221,18 @@ def _adapter(hint: Any) -> TypeAdapter[Any] | None:
         return TypeAdapter(hint)
     except PydanticSchemaGenerationError:
         return None  # a class of peft's own: peft checks it
+
+
+def _outside(value: Any, least: int) -> str | None:
+    """Why a number, or one of those within, is none that a configuration may hold, if so; peft has hardly a bound."""
+    if isinstance(value, (list, tuple, dict)):
+        inner = value.values() if isinstance(value, dict) else value
+        return next((reason for item in inner if (reason := _outside(item, least)) is not None), None)
+    if type(value) is int and not least <= value <= MOST:
+        return f"must be at least {least} and at most {MOST}"
+    if type(value) is float and not abs(value) <= LARGEST:
+        return f"must be between -{LARGEST:g} and {LARGEST:g}"
+    return None
 
 
 def _wrong(hint: Any, value: Any) -> str | None:

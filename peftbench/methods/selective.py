@@ -7,16 +7,15 @@ ID3 (Agarwal et al. 2024, arXiv 2408.14470), and the same on the factors of anot
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from peftbench.backbone.model import Model
-from peftbench.config.bounds import Within
-from peftbench.config.spec import Count, Kind, MethodSpec, Scope
+from peftbench.config.bounds import Count, Number, Positive, Within
+from peftbench.config.spec import Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import Training, Tuner, decays_by_name, narrowed, require
@@ -51,8 +50,8 @@ class Selective:
     schedule: Shape = "uniform"
     every: Count = 1
     steps: Count | None = None
-    eps: Annotated[float, Field(gt=0)] = 0.1
-    exp: float = 1.0
+    eps: Positive = 0.1
+    exp: Number = 1.0
     batches: Count = 16
     per_tensor: bool = True
     structured: bool = False

@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import Field
 
 from peftbench.backbone.model import Model
-from peftbench.config.bounds import Name, Within
-from peftbench.config.spec import Count, Kind, MethodSpec, Scope
+from peftbench.config.bounds import MOST, Count, InnerShare, Name, Within
+from peftbench.config.spec import Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import Method, narrowed
@@ -23,11 +23,12 @@ class Stratum:
     """Layers up to `last` (from zero, included; the layer after the stratum below is the first) and what trains there.
 
     Attributes:
-        last: a layer number; a share of the depth in (0, 1), rounded to whole layers; None: up to the top.
+        last: a layer number, or -1 for an empty stratum at the bottom; a share of the depth in (0, 1), rounded to
+            whole layers; None: up to the top.
         methods: methods with their keys, `_target_` first, each under a name (or in a list); none: frozen.
     """
 
-    last: int | Annotated[float, Field(gt=0, lt=1)] | None
+    last: Annotated[int, Field(ge=-1, le=MOST)] | InnerShare | None
     methods: dict[Name, Within] | tuple[Within, ...] = ()
 
 

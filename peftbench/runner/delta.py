@@ -14,7 +14,7 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from peftbench.config.bounds import MOST
+from peftbench.config.bounds import Whole
 from peftbench.config.spec import Budget, MethodSpec, Scope
 from peftbench.config.validate import parse
 from peftbench.ground import strangers
@@ -26,7 +26,6 @@ MOST_BYTES = 16 << 30  # of a file; the largest backbone here, trained whole aft
 START = "start."  # the delta of another method that was merged in before this one's was attached
 
 Word = Annotated[str, Field(min_length=1, max_length=200)]
-Seed = Annotated[int, Field(ge=0, le=MOST)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class DeltaFacts:
     model: LearnedOn
     task: LearnedFor
     fingerprint: Word
-    seed: Seed
+    seed: Whole
     start: "DeltaFacts | None" = None
 
 
