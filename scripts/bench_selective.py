@@ -114,18 +114,24 @@ def peer_stepper(matrices_alone: bool) -> Callable[[], None]:
     return step
 
 
-def alternating(steppers: Mapping[str, Callable[[], None]], rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
-    """Median, least and greatest milliseconds of a step, the steppers taking turns; a GPU's work is waited for."""
+def alternating(
+    steppers: Mapping[str, Callable[[], None]], rounds: int = ROUNDS, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, dict[str, float]]:
+    """Median, least and greatest milliseconds of a step, the steppers taking turns; a GPU's work is waited for.
+
+    Args:
+        clock: gives seconds: of the wall, or this process's own (`time.process_time`) beside other work.
+    """
     settle = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times: dict[str, list[float]] = {name: [] for name in steppers}
     for round_ in range(rounds + WARM):
         for name, step in steppers.items():
             settle()
-            start = time.perf_counter()
+            start = clock()
             step()
             settle()
             if round_ >= WARM:
-                times[name].append(1000 * (time.perf_counter() - start))
+                times[name].append(1000 * (clock() - start))
     return {
         name: {"median_ms": round(statistics.median(t), 1), "min_ms": round(min(t), 1), "max_ms": round(max(t), 1)}
         for name, t in times.items()

@@ -170,14 +170,16 @@ ACCELERATE += ("--mixed_precision", "no", "--dynamo_backend", "no")
 
 @pytest.mark.parametrize(
     ("method", "launcher"),
-    [("lora", TORCHRUN), ("id3", ACCELERATE), ("random_masking", TORCHRUN), ("adalora", TORCHRUN)],
+    [("lora", TORCHRUN), ("id3", ACCELERATE), ("random_masking", TORCHRUN), ("adalora", TORCHRUN), ("lst", TORCHRUN)],
 )
 def test_two_processes_train_as_one(tmp_path: Path, method: str, launcher: tuple[str, ...]) -> None:
     """Data parallelism through accelerate: the same losses, and the same chosen entries, as one process."""
     # batches of 9 rows: unequal parts, and a last batch of 3 rows
     words = [*TINY, f"method={method}", "protocol.precision=fp32", "protocol.batch_size=9", "protocol.lr=0.01"]
     words += ["+model.config.hidden_dropout_prob=0", "+model.config.attention_probs_dropout_prob=0"]
-    words += ["method.dropout=0"] if "lora" in method else ["budget=103"]
+    words += {"lst": ["method.examples=3"], "lora": ["method.dropout=0"], "adalora": ["method.dropout=0"]}.get(
+        method, ["budget=103"]
+    )
     alone = call("run", *words, "outputs=alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     both = subprocess.run(
