@@ -49,8 +49,7 @@ class Narrow(nn.Module):
             with torch.device(weight.device):
                 self.encoder = _encoder(smaller, config, weight.is_meta)
             self._strip(model, numbers)
-            with torch.device("meta"):
-                _run_through(copy.deepcopy(self).to("meta"))
+            _run_through(copy.deepcopy(self))
         except Exception as error:  # whatever the library raises: the architecture is one that we may not know
             reason = f"{type(error).__name__}: {first_line(error)}"
             raise ConfigError(
@@ -89,9 +88,12 @@ class Narrow(nn.Module):
 
 
 def _run_through(narrow: Narrow) -> None:
-    """Two tokens, where nothing has values: some wrong shapes show only so."""
-    narrow.eval()
-    narrow(torch.zeros(1, 2, narrow.width))
+    """Two tokens, whatever the values: some wrong shapes show only so."""
+    narrow.eval().to_empty(device="cpu")
+    for buffer in narrow.buffers():
+        buffer.zero_()  # numbers of rows may be among them
+    with torch.no_grad():
+        narrow(torch.zeros(1, 2, narrow.width), torch.ones(1, 2, dtype=torch.long))
 
 
 def _encoder(smaller: Any, config: Any, empty: bool) -> Any:

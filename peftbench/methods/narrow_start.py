@@ -227,7 +227,8 @@ def _copy_outside(model: Model, narrow: Narrow, first: torch.Tensor, last: torch
     wide = dict(model.module.named_parameters())
     for name, target in narrow.encoder.named_parameters():
         source = wide.get(prefix + name)
-        if source is None or (prefix + name).startswith(model.layout.layers + "."):
+        fixed = not target.requires_grad  # a table that is a formula of its width
+        if source is None or fixed or (prefix + name).startswith(model.layout.layers + "."):
             continue
         columns = last if "layer_norm" in model.place(prefix + name).kinds else first
         target.copy_(source if source.shape == target.shape else source[..., columns])
