@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from peftbench import papers
 from peftbench.config import compose, spec, words
-from peftbench.config.spec import canonical, digest
+from peftbench.config.fingerprint import canonical, digest
 from peftbench.config.validate import method_class
 from peftbench.ground.errors import ConfigError
 

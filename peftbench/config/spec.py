@@ -4,8 +4,6 @@ Nothing here knows Hydra or torch: `compose.py` makes these from yaml, everythin
 arguments.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal, get_args
@@ -31,6 +29,7 @@ from peftbench.config.bounds import (
     distinct,
     refuse,
 )
+from peftbench.config.fingerprint import digest, without_added, without_addresses
 
 Kind = Literal[
     "query",
@@ -49,9 +48,6 @@ KINDS: tuple[str, ...] = get_args(Kind)
 Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman"]
 METRICS: frozenset[str] = frozenset(get_args(Metric))
 OF_SCORES = frozenset({"pearson", "spearman"})  # the metrics of regressions
-
-# Keys that came after the first fingerprints -> the value at which they change nothing, and are left out.
-ADDED: dict[str, Any] = {"protocol.keep_prefix": False}
 
 
 @dataclass(frozen=True)
@@ -231,7 +227,8 @@ class MethodSpec:
     @property
     def meaning(self) -> dict[str, Any]:
         """What a fingerprint holds of it: a class of this package by its name, wherever it lies; others by address."""
-        return {"name": self.name, **_without_addresses({"_target_": self.target, **self.arguments})}
+        meant = without_added("method", {"_target_": self.target, **self.arguments})
+        return {"name": self.name, **without_addresses(meant)}
 
 
 @dataclass(frozen=True)
@@ -334,7 +331,7 @@ class Cell:
         """16 hexadecimal digits that change with whatever decides the score, the seed apart.
 
         Paths are left out (the same rows may lie elsewhere; the record holds the hash of what was read), and so is
-        what only says how a run is watched. A key of `ADDED` is left out while it has its added value.
+        what only says how a run is watched, and a key that was added and changes nothing.
         """
         model = asdict(self.model)
         del model["layout"], model["pickle_sha256"]
@@ -352,15 +349,11 @@ class Cell:
                 "fraction": self.budget.fraction,
                 "like": None if self.budget.like is None else self.budget.like.meaning,
             },
-            "protocol": asdict(self.protocol),
+            "protocol": without_added("protocol", asdict(self.protocol)),
             "init": self.init_sha256,
         }
         if self.select.factors is not None:
             decides["select"] = asdict(self.select)
-        for key, added in ADDED.items():
-            part, _, name = key.partition(".")
-            if decides.get(part, {}).get(name) == added:
-                del decides[part][name]
         return digest(decides)[:16]
 
     @property
@@ -370,30 +363,3 @@ class Cell:
         if self.budget.name != "none":
             words.insert(2, self.budget.name)
         return f"{self.study}/{'-'.join(words)}-{self.fingerprint[:8]}/seed{self.seed}"
-
-
-def _without_addresses(value: Any) -> Any:
-    """The same with every `_target_` in this package cut down to the class's own name."""
-    if isinstance(value, Mapping):
-        cut = {key: _without_addresses(item) for key, item in value.items()}
-        if str(cut.get("_target_", "")).startswith("peftbench.methods."):
-            cut["_target_"] = str(cut["_target_"]).rpartition(".")[2]
-        return cut
-    return [_without_addresses(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def canonical(value: Any) -> Any:
-    """The same value for every way of writing it: whole floats become integers, tuples lists, keys strings."""
-    if isinstance(value, Mapping):
-        return {str(key): canonical(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [canonical(item) for item in value]
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    return value
-
-
-def digest(value: Any) -> str:
-    """SHA-256 of a JSON-like value, as hexadecimal digits."""
-    text = json.dumps(canonical(value), sort_keys=True, ensure_ascii=False, allow_nan=True)
-    return hashlib.sha256(text.encode()).hexdigest()

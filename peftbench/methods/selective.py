@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from peftbench.backbone.model import Model
-from peftbench.config.bounds import Count, Number, Positive, Within
+from peftbench.config.bounds import Count, NotNegative, Number, Positive, Within
 from peftbench.config.spec import Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
 from peftbench.ground.errors import ConfigError
@@ -37,6 +37,8 @@ class Selective:
         when: "start", or "steps": after step t of T exactly round(budget t / T) entries are unmasked, for good.
         schedule, every, steps: how they are unmasked (see `sparse.schedule`); steps None: all of training.
         eps, exp: of the score (d3).
+        threshold: only entries whose score exceeds so many times the mean score of the candidates that do not train
+            yet; the budget, or the schedule's share of it, is then a ceiling. None: the budget is met exactly.
         batches: batches whose gradients a score looks at before training.
         per_tensor, structured: of random (see `sparse.select.random_ids`).
         adam: "shared": one step counter, as the published code; "entry": every entry from its own unmasking on.
@@ -52,6 +54,7 @@ class Selective:
     steps: Count | None = None
     eps: Positive = 0.1
     exp: Number = 1.0
+    threshold: NotNegative | None = None
     batches: Count = 16
     per_tensor: bool = True
     structured: bool = False
@@ -64,6 +67,8 @@ class Selective:
     def __post_init__(self) -> None:
         if self.when == "steps" and self._gradient != "mean":
             raise ValueError("when=steps needs a score of gradients, as d3 is one")
+        if self.threshold is not None and self.score == RANDOM:
+            raise ValueError(f"threshold={self.threshold:g} needs a score, and random has none")
 
     @property
     def _gradient(self) -> str:
@@ -97,7 +102,7 @@ class Selective:
             if self.score == RANDOM:
                 store.add(random_ids(store, self.per_tensor, self.structured))
             elif self._gradient == "none":
-                store.add(weight_ids(store, self.rank))
+                store.add(weight_ids(store, self.rank, self.threshold))
         return SelectiveTuner(self, model, store, inner)
 
     def _inner(self, raw: Mapping[str, Any], model: Model, scope: Scope) -> Tuner:
@@ -176,16 +181,21 @@ class SelectiveTuner(WrapperTuner):
         if self._growing:
             goal = unmasked(self.store.budget, self._total, step + 1, self._method.schedule, self._method.every)
             if self._best.count == 0 and self._staged.numel() == 0:
-                self._best = Best(goal - self.store.used)
+                self._best = Best(goal - self.store.used, self._method.threshold)
                 self._staged = torch.zeros_like(self.store.values)
         elif self.store.values.grad is None:
             self.store.values.grad = torch.zeros_like(self.store.values)
 
     def after_backward(self, step: int) -> None:
-        """While growing: unmask the best of this step, and hand the gradients to the optimizer."""
+        """While growing: unmask the best of this step, and hand the gradients to the optimizer.
+
+        Raises:
+            ConfigError: no score exceeds the threshold when the first entries are due.
+        """
         super().after_backward(step)
         if not self._growing:
             return
+        self._best.cut(required=self.store.used == 0)
         ids, gradients = self._filled(self._best)
         if ids.numel():
             places = self.store.add(ids.int())
@@ -230,12 +240,13 @@ class SelectiveTuner(WrapperTuner):
             yield name, tensor.detach().float() - before[name].to(tensor.device).float()
 
     def kept(self) -> int:
-        """The budget: every chosen entry stays."""
-        return self.store.budget
+        """The budget: every chosen entry stays. Under a threshold, what was chosen; before training the budget."""
+        began = self._total > 0
+        return self.store.used if began and self._method.threshold is not None else self.store.budget
 
     def kept_bounds(self) -> tuple[int, int]:
-        """The budget."""
-        return self.kept(), self.kept()
+        """The budget; under a threshold at least one entry."""
+        return 1 if self._method.threshold is not None else self.store.budget, self.store.budget
 
     def facts(self) -> dict[str, Any]:
         """Entries by kind and layer, the growth over steps, and what was chosen by when (ten moments)."""
@@ -315,11 +326,14 @@ class SelectiveTuner(WrapperTuner):
         return receive
 
     def _filled(self, best: Best) -> tuple[torch.Tensor, torch.Tensor]:
-        """The best entries; where too few have a gradient (unused tensors), others by rising id with gradient 0."""
+        """The best entries; where too few have a gradient (unused tensors), others by rising id with gradient 0.
+
+        Not so under a threshold: they do not exceed it.
+        """
         device = self.store.values.device
         ids = torch.zeros(0, dtype=torch.int64, device=device) if best.ids is None else best.ids
         gradients = torch.zeros(0, device=device) if best.extra is None else best.extra
-        if (missing := best.count - ids.numel()) > 0:
+        if self._method.threshold is None and (missing := best.count - ids.numel()) > 0:
             free = torch.ones(self.store.total, dtype=torch.bool, device=device)
             free[self.store.ids.long()] = False
             free[ids] = False
@@ -330,4 +344,6 @@ class SelectiveTuner(WrapperTuner):
     def _by_gradients(self) -> torch.Tensor:
         method, training = self._method, self._training
         squared = SCORES[method.score].gradient == "squares"
-        return gradient_ids(self.store, training.passes, method.batches, training.total, squared, method.rank)
+        return gradient_ids(
+            self.store, training.passes, method.batches, training.total, squared, method.rank, method.threshold
+        )

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import torch
 from pydantic import AfterValidator
 
-from peftbench.ground.errors import near
+from peftbench.ground.errors import ConfigError, near
 
 Rank = Callable[[torch.Tensor, torch.Tensor, float, float], torch.Tensor]
 
@@ -75,23 +75,35 @@ class Best:
     """The `count` best entries seen so far: highest score first, equal scores by rising id.
 
     Tensors are offered one at a time, in any order, and nothing of their size is kept.
+
+    Attributes:
+        count: how many at most.
+        threshold: what a score must exceed, as a multiple of the mean of all that are offered (see `cut`).
+        ids, scores, extra: of the best; None: there is none yet.
     """
 
     count: int
+    threshold: float | None = None
     ids: torch.Tensor | None = None
     scores: torch.Tensor | None = None
     extra: torch.Tensor | None = None
+    _sum: float | torch.Tensor = 0.0  # of all scores offered, in fp64
+    _offered: int | torch.Tensor = 0
 
     def offer(self, scores: torch.Tensor, first_id: int, extra: torch.Tensor | None = None) -> None:
         """Offer a tensor's entries.
 
         Args:
-            scores: flat (entries,); entries of -inf are never taken.
+            scores: flat (entries,); entries of -inf are never taken, and are none of those that the mean is of.
             first_id: id of the tensor's first entry.
             extra: something to keep beside each taken entry, flat (entries,), e.g. its gradient.
         """
         if self.count == 0:
             return
+        if self.threshold is not None:
+            free = scores > -torch.inf
+            self._sum = self._sum + torch.where(free, scores, 0).sum(dtype=torch.float64)
+            self._offered = self._offered + free.sum()
         floor: float | torch.Tensor = -torch.inf
         if self.scores is not None and len(self.scores) == self.count:
             floor = self.scores[-1]
@@ -110,3 +122,24 @@ class Best:
         best = by_id[offered[by_id].argsort(descending=True, stable=True)[: self.count]]
         self.ids, self.scores = ids[best], offered[best]
         self.extra = None if kept is None else kept[best]
+
+    def cut(self, required: bool = True) -> None:
+        """Once all were offered: let go of those whose score does not exceed the threshold.
+
+        Args:
+            required: whether one must be left.
+
+        Raises:
+            ConfigError: none is.
+        """
+        if self.threshold is None or self.ids is None or self.scores is None:
+            return
+        least = float(self.threshold * self._sum / self._offered)
+        above = self.scores.double() > least
+        if required and not above.any():
+            raise ConfigError(
+                f"method.threshold={self.threshold:g}: no score exceeds {least:.4g}, so many times the mean; "
+                f"the highest is {float(self.scores[0]):.4g}"
+            )
+        self.ids, self.scores = self.ids[above], self.scores[above]
+        self.extra = None if self.extra is None else self.extra[above]

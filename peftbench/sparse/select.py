@@ -45,17 +45,20 @@ def _columns(random: np.random.Generator, shape: Sequence[int], share: int) -> n
     return inside[:share]
 
 
-def weight_ids(store: SparseStore, rank: Ranking) -> torch.Tensor:
+def weight_ids(store: SparseStore, rank: Ranking, threshold: float | None = None) -> torch.Tensor:
     """Ids of the entries that rank highest by their weights, over all candidates; equal ones by rising id; ids rise.
 
     Args:
         rank: from a zero and a tensor to scores of the same shape.
+        threshold: see `Best`.
+
+    Raises:
+        ConfigError: no score exceeds the threshold.
     """
-    best = Best(store.budget)
+    best = Best(store.budget, threshold)
     for tensor, offset in zip(store.tensors, store.offsets, strict=False):
         best.offer(rank(tensor.new_zeros(()), tensor).view(-1), offset)
-    assert best.ids is not None
-    return best.ids.sort().values.int()
+    return _rising(best)
 
 
 def gradient_ids(
@@ -65,6 +68,7 @@ def gradient_ids(
     gather: Callable[[torch.Tensor], torch.Tensor],
     squared: bool,
     rank: Ranking,
+    threshold: float | None = None,
 ) -> torch.Tensor:
     """Ids of the entries that rank highest by their mean gradients, or mean squares of them; ids rise.
 
@@ -75,8 +79,12 @@ def gradient_ids(
         gather: sums a gradient over processes.
         squared: take squares, as the diagonal Fisher does.
         rank: from the mean of a tensor and the tensor to scores of the same shape.
+        threshold: see `Best`.
+
+    Raises:
+        ConfigError: no score exceeds the threshold.
     """
-    best = Best(store.budget)
+    best = Best(store.budget, threshold)
     for group in _groups(store):
         sums = {i: torch.zeros_like(store.tensors[i], dtype=torch.float32) for i in group}
         for i in group:
@@ -90,6 +98,11 @@ def gradient_ids(
         for i in group:
             store.tensors[i].requires_grad_(False)
             best.offer(rank(sums.pop(i).div_(batches), store.tensors[i]).view(-1), store.offsets[i])
+    return _rising(best)
+
+
+def _rising(best: Best) -> torch.Tensor:
+    best.cut()
     assert best.ids is not None
     return best.ids.sort().values.int()
 

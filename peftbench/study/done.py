@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter
 
-from peftbench.config.spec import Cell, digest
+from peftbench.config.fingerprint import digest
+from peftbench.config.spec import Cell
 from peftbench.data.rows import Rows, rows_of
 from peftbench.ground import strangers
 from peftbench.ground.errors import DataError
