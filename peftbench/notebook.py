@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from peftbench.config import compose, userfiles
 from peftbench.ground import environment
+from peftbench.ground.files import expanded
 from peftbench.record import Counts, Record, Search
 from peftbench.study.cell import settle
 from peftbench.study.lock import Elsewhere
@@ -72,7 +73,7 @@ def load_study(study: str | Path, model: str = "all") -> "Study":
     """
     from peftbench.report import records
 
-    folder = Path(study).expanduser()
+    folder = expanded(study)
     outputs = Path("outputs") if folder.name == str(study) else folder.parent
     return records.read_study(outputs, folder.name, model)
 

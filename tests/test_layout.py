@@ -24,7 +24,7 @@ ALLOWED: dict[str, set[str]] = {
     "report": {*GROUND, "config", "papers"},
     "notebook": {*GROUND, "config", "runner", "study", "report"},
     "commands": {*GROUND, "config", "papers", "training", "runner", "study", "report"},
-    "cli": {"ground", "training", "commands"},
+    "cli": {"commands"},
     "__main__": {"cli"},
 }
 

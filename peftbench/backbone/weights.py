@@ -4,6 +4,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import shlex
 from collections.abc import Hashable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from peftbench.config.spec import ModelSpec
 from peftbench.data.hub import go_offline_unless_reachable
 from peftbench.ground.errors import DataError, shown
-from peftbench.ground.files import stamp
+from peftbench.ground.files import expanded, stamp
 
 WEIGHTS_FILE = "model.safetensors"
 OTHER_FORMS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.safetensors.index.json")
@@ -29,7 +30,7 @@ def weights_folder(spec: ModelSpec) -> Path | None:
     if spec.weights in ("auto", "hub", "package"):
         folder = _find(spec)
     else:
-        folder = Path(spec.weights).expanduser()
+        folder = expanded(spec.weights)
         if not (folder / WEIGHTS_FILE).is_file():
             raise DataError(f"model.weights={spec.weights}: no {WEIGHTS_FILE} in that folder{_other_form(folder)}")
     if spec.sha256 and (sha256 := file_sha256(folder / WEIGHTS_FILE)) != spec.sha256:
@@ -46,7 +47,8 @@ def _other_form(folder: Path) -> str:
     form = next((name for name in OTHER_FORMS if (folder / name).is_file()), None)
     if form is None:
         return ""
-    pickle = f"a pickle, which no run reads; peftbench convert FOLDER writes {WEIGHTS_FILE} beside it"
+    convert = f"peftbench convert {shlex.quote(str(folder))}"
+    pickle = f"a pickle, which no run reads; {convert} writes {WEIGHTS_FILE} beside it"
     reason = pickle if ".bin" in form else "shards, and one file is read"
     return f", only {form}: {reason}"
 
@@ -85,7 +87,7 @@ def _find(spec: ModelSpec) -> Path:
 
 
 def _from_hub(spec: ModelSpec, local: bool, tried: list[str]) -> Path | None:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if not local:
@@ -100,7 +102,8 @@ def _from_hub(spec: ModelSpec, local: bool, tried: list[str]) -> Path | None:
             )
         )
     except (OSError, LocalEntryNotFoundError, HfHubHTTPError) as error:
-        tried.append(f"the Hub gives no {spec.hub}: {type(error).__name__}")
+        reason = "it is not reachable" if constants.HF_HUB_OFFLINE else type(error).__name__
+        tried.append(f"the Hub gives no {spec.hub}: {reason}")
         return None
     if not (folder / WEIGHTS_FILE).is_file():
         tried.append(f"{spec.hub} on the Hub has no {WEIGHTS_FILE}; peftbench convert {spec.hub} makes it of a pickle")

@@ -1,5 +1,7 @@
 """`peftbench run`: one cell, or a sweep over many."""
 
+import functools
+import multiprocessing
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,6 +13,7 @@ from peftbench.config import compose
 from peftbench.config.words import CONFIG_NAME, conf_dir
 from peftbench.ground import environment
 from peftbench.ground.errors import ConfigError, DataError
+from peftbench.training import stopping
 
 if TYPE_CHECKING:
     from peftbench.study.sweep import Sweep
@@ -81,12 +84,16 @@ def _launch(arguments: Sequence[str]) -> list[int]:
 
     A launcher whose own jobs died ends it, and what they had done counts.
     """
+    from peftbench.study import sweep
+
     environment.leave_threads_to_workers()
     codes: list[int] = []
-    try:
-        hydra_jobs(arguments, codes)
-    except Exception as error:
-        print(f"the launcher gave up: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+    with stopping.workers_first(sweep.left.clear):
+        try:
+            hydra_jobs(arguments, codes)
+        except Exception as error:
+            stopping.check()
+            print(f"the launcher gave up: {str(error).strip().splitlines()[0]}", file=sys.stderr)
     return codes
 
 
@@ -102,18 +109,33 @@ def hydra_jobs(arguments: Sequence[str], codes: list[int]) -> None:
         from peftbench.study.cell import run_cell, with_hydra
 
         environment.prepare()  # of a worker, which may run elsewhere
+        in_worker = _is_worker()
         hydra = HydraConfig.get()
         paths = [item for item in hydra.overrides.hydra if item.startswith(compose.SEARCHPATH)]
         try:
+            stopping.check()
             codes.append(run_cell(with_hydra(config, hydra), [*paths, *hydra.overrides.task], screen))
         except OSError as error:
             raise OutputLost from error
+        except stopping.Stopped as stopped:
+            if not in_worker:
+                raise
+            return stopped.exit_code  # the parent waits for all workers, and would kill the others for an exception
         return codes[-1]
 
     try:
         hydra_main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")(task)()
     except OutputLost as lost:
         raise (lost.__cause__ or lost) from None
+
+
+@functools.cache
+def _is_worker() -> bool:
+    """Whether this process is one of a launcher on this machine; it then ends by a signal as the command does."""
+    is_one = multiprocessing.parent_process() is not None
+    if is_one:
+        stopping.leave_on_signals()
+    return is_one
 
 
 def rerun_word(overrides: Sequence[str]) -> str:

@@ -2,10 +2,10 @@
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from pathlib import Path
 
 from peftbench.commands.run import rerun_word, run_cells
 from peftbench.config import compose
+from peftbench.ground.files import expanded
 
 
 def plan(arguments: Sequence[str]) -> int:
@@ -31,7 +31,7 @@ def status(arguments: Sequence[str]) -> int:
     from peftbench.commands import screen
     from peftbench.study import status
 
-    cells = status.cells_of(Path(options.outputs).expanduser(), options.study)
+    cells = status.cells_of(expanded(options.outputs), options.study)
     screen.status(options.study, cells, status.by_state(cells), status.seconds_left(cells))
     return 0
 

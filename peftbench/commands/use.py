@@ -8,7 +8,7 @@ from pathlib import Path
 from peftbench.commands.paths import writable
 from peftbench.config import compose, userfiles
 from peftbench.ground.errors import DataError
-from peftbench.ground.files import DELTA_FILE
+from peftbench.ground.files import DELTA_FILE, cache_folder
 
 
 def apply(arguments: Sequence[str]) -> int:
@@ -39,7 +39,7 @@ def predict(arguments: Sequence[str]) -> int:
     from peftbench.runner.apply import label
 
     cache = compose.resolved(compose.load([]))["cache"]
-    for line in label(run, Path(options.file), Path(str(cache)).expanduser(), _known(options.searchpath)):
+    for line in label(run, Path(options.file), cache_folder(str(cache)), _known(options.searchpath)):
         print(line)
     return 0
 

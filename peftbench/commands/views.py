@@ -6,6 +6,7 @@ from pathlib import Path
 
 from peftbench.commands.paths import writable
 from peftbench.ground.errors import DataError
+from peftbench.ground.files import expanded
 
 
 def table(arguments: Sequence[str]) -> int:
@@ -18,7 +19,7 @@ def table(arguments: Sequence[str]) -> int:
     from peftbench.report import records, render, table
 
     paper = papers.load(options.paper) if options.paper else None
-    study = records.read_study(Path(options.outputs).expanduser(), options.study, options.model)
+    study = records.read_study(expanded(options.outputs), options.study, options.model)
     results = table.build(study, paper)
     if options.format:
         print(render.text(results, options.format), end="")
@@ -40,7 +41,7 @@ def compare(arguments: Sequence[str]) -> int:
     from peftbench.commands.tables import say
     from peftbench.report import records, verdict
 
-    study = records.read_study(Path(options.outputs).expanduser(), options.study, options.model)
+    study = records.read_study(expanded(options.outputs), options.study, options.model)
     for line in verdict.lines(study, options.first, options.second):
         say(line)
     return 0
@@ -53,8 +54,8 @@ def plot(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     from peftbench.report import plots, records
 
-    study = records.read_study(Path(options.outputs).expanduser(), options.study, options.model)
-    for path in plots.save_all(study, Path(options.outputs).expanduser(), writable(Path(options.to))):
+    study = records.read_study(expanded(options.outputs), options.study, options.model)
+    for path in plots.save_all(study, expanded(options.outputs), writable(Path(options.to))):
         print(path)
     return 0
 
@@ -68,7 +69,7 @@ def report(arguments: Sequence[str]) -> int:
     from peftbench import papers
     from peftbench.report import page, records
 
-    outputs = Path(options.outputs).expanduser()
+    outputs = expanded(options.outputs)
     study = records.read_study(outputs, options.study, options.model)
     path = Path(options.to) if options.to else outputs / options.study / "report.html"
     writable(path.parent)
@@ -97,7 +98,7 @@ def submission(arguments: Sequence[str]) -> int:
         return 0
     if not options.study or not options.method:
         parser.error("a study and --method, or --check ZIP")
-    study = records.read_study(Path(options.outputs).expanduser(), options.study, options.model)
+    study = records.read_study(expanded(options.outputs), options.study, options.model)
     writable(Path(options.to).resolve().parent)
     for line in submission.write(study, options.method, Path(options.to), options.fill_majority):
         print(line)
@@ -113,7 +114,7 @@ def sync(arguments: Sequence[str]) -> int:
     from peftbench.report import records, sync
     from peftbench.runner.tracking import mode
 
-    outputs = Path(options.outputs).expanduser()
+    outputs = expanded(options.outputs)
     study = records.read_study(outputs, options.study, options.model)
     runs = sync.offline_runs(study)
     sync.send(runs, mode("auto"))

@@ -21,10 +21,13 @@ def check(overrides: Sequence[str]) -> None:
     """Look at every yaml file of the search paths that these overrides name; one that has not changed is read once.
 
     Raises:
-        ConfigError: a file is too large, nested too deep, no yaml, or has aliases that multiply or contain themselves.
+        ConfigError: a folder is not there, or a file is too large, nested too deep, no yaml, or has aliases that
+            multiply or contain themselves.
     """
     problems = []
     for folder in _folders(overrides):
+        if not folder.is_dir():
+            problems.append(f"{SEARCHPATH}[file://{shown(folder, 100)}]: no such folder")
         for number, path in enumerate(folder.rglob("*.yaml")):
             if number == MOST_FILES:
                 problems.append(f"{SEARCHPATH}{folder}: more than {MOST_FILES:,} yaml files")
@@ -56,7 +59,7 @@ def _folders(overrides: Sequence[str]) -> Iterator[Path]:
         if override.startswith(SEARCHPATH):
             for item in override.removeprefix(SEARCHPATH).strip("[]").split(","):
                 folder = Path(item.strip(" '\"").removeprefix("file://"))
-                if "://" not in item.removeprefix("file://") and folder.is_dir():
+                if item.strip() and "://" not in item.replace("file://", ""):
                     yield folder
 
 

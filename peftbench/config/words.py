@@ -50,10 +50,17 @@ MOST_CHOICES = 64  # configurations kept, of about 0.5 MiB each
 
 
 def conf_dir() -> Path:
-    """Folder of the yaml files: inside the installed package, or beside it in a checkout."""
+    """Folder of the yaml files: inside the installed package, or beside it in a checkout.
+
+    Raises:
+        ConfigError: it is in neither place.
+    """
     package = Path(__file__).resolve().parents[1]
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
+    places = [package / "conf", package.parent / "conf"]
+    for folder in places:
+        if folder.is_dir():
+            return folder
+    raise ConfigError(f"no yaml files: neither {places[0]} nor {places[1]} is there; install peftbench again")
 
 
 def words(group: str) -> list[str]:

@@ -12,7 +12,7 @@ from peftbench.data.hub import read_hub
 from peftbench.data.split import Split, checked_split
 from peftbench.data.tsv import read_table
 from peftbench.ground.errors import ConfigError, DataError, shown
-from peftbench.ground.files import stamp
+from peftbench.ground.files import expanded, stamp
 
 SAMPLE = Path(__file__).resolve().parent / "sample"
 
@@ -59,7 +59,7 @@ def _root(data: DataSpec) -> Path:
     if data.source == "sample":
         return SAMPLE
     try:
-        return Path(str(data.path)).expanduser()
+        return expanded(str(data.path))
     except RuntimeError:
         raise DataError(f"data.path={shown(data.path)}: there is no such home") from None
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from safetensors.numpy import save
 
 from peftbench.config.spec import ModelSpec
 from peftbench.data.split import Split
-from peftbench.ground.errors import DataError
+from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import set_aside, write_atomically
 
 VERSION = "2"  # raised when the layout of the cached file changes
@@ -153,6 +154,9 @@ def tokenize(split: Split, tokenizer: Tokenizer, max_length: int, cache: Path) -
     """The split's token ids, from the cache where the same text was tokenised before.
 
     A damaged cache file is never trusted: it is set aside and written anew.
+
+    Raises:
+        ConfigError: the cache cannot be written.
     """
     key = hashlib.sha256(f"{VERSION}:{split.sha256}:{tokenizer.sha256}:{max_length}".encode()).hexdigest()
     path = cache / "tokens" / f"{key[:32]}.safetensors"
@@ -165,14 +169,19 @@ def tokenize(split: Split, tokenizer: Tokenizer, max_length: int, cache: Path) -
             "starts": np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)]),
             "first": np.asarray(first, dtype=np.int32),
         }
-        write_atomically(path, save(arrays, metadata={KEY: _digest(arrays)}))
+        try:
+            write_atomically(path, save(arrays, metadata={KEY: _digest(arrays)}))
+        except OSError as error:
+            raise ConfigError(
+                f"cache={shown(cache, 100)}: cannot be written ({error.strerror}); cache=... names another folder"
+            ) from None
     return Tokens(
         split.name, arrays["ids"], arrays["starts"], arrays["first"], split.labels, tokenizer.pad_id, tokenizer.sha256
     )
 
 
 def _read(path: Path, rows: int) -> dict[str, np.ndarray] | None:
-    if not path.exists():
+    if not os.path.exists(path):  # of a name that is too long too
         return None
     try:
         with safe_open(path, "np") as file:

@@ -12,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from peftbench.ground.errors import ConfigError, shown
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -57,6 +59,34 @@ def make_folder(folder: Path) -> list[Path]:
     for new in folders:
         _sync(new.parent)
     return folders
+
+
+def expanded(path: str | Path) -> Path:
+    """A path that a person gave, its ~ made the home folder.
+
+    Raises:
+        ConfigError: it begins with ~ and there is no home (no HOME, and the user's number is in no list of users).
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{shown(path, 100)}: this user has no home folder; give the path without ~") from None
+
+
+def cache_folder(path: str) -> Path:
+    """The folder of caches; who has no home has one of their own among the temporary files.
+
+    Raises:
+        ConfigError: that one is somebody else's.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        own = Path(tempfile.gettempdir()) / f"peftbench-{os.geteuid()}"
+    try:
+        return private_folder(own)
+    except OSError as error:
+        raise ConfigError(f"cache={shown(path)}: no home, and {own} cannot be used ({error.strerror})") from None
 
 
 def private_folder(folder: Path) -> Path:

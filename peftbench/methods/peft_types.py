@@ -8,13 +8,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from peftbench.config.bounds import LARGEST, MOST
 from peftbench.ground.errors import ConfigError, near, shown
+from peftbench.ground.files import expanded
 
 CONFIG_FILE = "adapter_config.json"
 LARGEST_CONFIG = 1 << 20  # bytes
@@ -182,7 +182,7 @@ def read(folder: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     Raises:
         ConfigError: it is not there, or not such a file.
     """
-    path = Path(folder).expanduser() / CONFIG_FILE
+    path = expanded(folder) / CONFIG_FILE
     given_as = f"method.adapter_config={shown(folder, 100)}"
     try:
         if path.stat().st_size > LARGEST_CONFIG:

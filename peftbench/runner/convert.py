@@ -19,7 +19,7 @@ from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256
 from peftbench.config import compose
 from peftbench.ground import strangers
 from peftbench.ground.errors import DataError, shown
-from peftbench.ground.files import write_atomically
+from peftbench.ground.files import expanded, write_atomically
 
 PICKLE = "pytorch_model.bin"
 INDEX = "pytorch_model.bin.index.json"
@@ -35,7 +35,7 @@ def convert(source: str) -> Path:
     Raises:
         DataError: there is no pickle, it is not the one that a model's yaml pins, or holds more than named tensors.
     """
-    folder, pinned = Path(source).expanduser(), None
+    folder, pinned = expanded(source), None
     if not folder.is_dir():
         known = _pins(source)
         folder, pinned = _downloaded(source, known.get("revision")), known.get("pickle_sha256")

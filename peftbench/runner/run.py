@@ -16,7 +16,7 @@ from peftbench.data.rows import Rows, rows_of
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens, tokenize, tokenizer_for
 from peftbench.ground.errors import BadInput, Diverged
-from peftbench.ground.files import DELTA_FILE, RECORD_FILE, keep_last, stamp
+from peftbench.ground.files import DELTA_FILE, RECORD_FILE, cache_folder, expanded, keep_last, stamp
 from peftbench.ground.machine import process_state
 from peftbench.record import Record, Search, write_record
 from peftbench.runner import budgets, deltas, provenance
@@ -70,7 +70,7 @@ def run(
     watch, started = Stopwatch(), datetime.now(UTC)
     provenance.reset_peak_memory()
     work = Work(counts=count_cell(cell))
-    folder, fingerprint = Path(cell.outputs).expanduser() / cell.folder, cell.fingerprint
+    folder, fingerprint = expanded(cell.outputs) / cell.folder, cell.fingerprint
     cell = budgets.resolve(cell)
     if search is not None:
         cell = replace(cell, protocol=replace(cell.protocol, lr=search.chosen))
@@ -210,7 +210,7 @@ def _tokens_asked_for(rows: Mapping[str, Split], how: Tokenizing) -> Hashable:
 def tokenize_rows(rows: Mapping[str, Split], how: Tokenizing) -> Mapping[str, Tokens]:
     """Token ids of every split, from the cache where they were made before."""
     tokenizer = tokenizer_for(how.model, how.weights)
-    cache = Path(how.cache).expanduser()
+    cache = cache_folder(how.cache)
     return {name: tokenize(split, tokenizer, how.max_length, cache) for name, split in rows.items()}
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, open_dict
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import BadInput, ConfigError
-from peftbench.ground.files import RECORD_FILE
+from peftbench.ground.files import RECORD_FILE, expanded
 from peftbench.record import Record, Search, finished_record
 from peftbench.study import done, gpus, search
 from peftbench.study.done import InputHashes, Need
@@ -90,7 +90,7 @@ def settle(config: DictConfig, overrides: Sequence[str], screen: Screen) -> int:
 
 def folder_of(cell: Cell) -> Path:
     """The cell's own folder."""
-    return Path(cell.outputs).expanduser() / cell.folder
+    return expanded(cell.outputs) / cell.folder
 
 
 def record_of(cell: Cell) -> Path:

@@ -21,6 +21,8 @@ from peftbench.ground.files import (
     CHECKPOINT_FILE,
     DELTA_FILE,
     RECORD_FILE,
+    cache_folder,
+    expanded,
     set_aside,
     settled,
     stamp,
@@ -115,7 +117,7 @@ def hash_inputs(reads: Reads) -> InputHashes:
     Raises:
         DataError: it cannot be read.
     """
-    rows, cache = reads.rows, Path(reads.cache).expanduser()
+    rows, cache = reads.rows, cache_folder(reads.cache)
     tests = frozenset(rows.task.test if rows.tested and rows.task.train else ())
     sha256 = None if rows.data.source == "hub" else _remembered(cache, repr(rows), rows.stamps(), lambda: _hashes(rows))
     return InputHashes(sha256, None if reads.weights in NAMED else _weights(reads.weights, cache), tests)
@@ -127,7 +129,7 @@ def still_starts_from(reads: Reads) -> bool:
         return True
     path = Path(reads.init_from) / DELTA_FILE
     try:
-        return _file_sha256(path, Path(reads.cache).expanduser()) == reads.init_sha256
+        return _file_sha256(path, cache_folder(reads.cache)) == reads.init_sha256
     except OSError:
         return False
 
@@ -204,7 +206,7 @@ def _hashes(rows: Rows) -> dict[str, str]:
 
 
 def _weights(folder: str, cache: Path) -> str:
-    path = Path(folder).expanduser() / WEIGHTS_FILE
+    path = expanded(folder) / WEIGHTS_FILE
     try:
         return _file_sha256(path, cache)
     except OSError:

@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from peftbench.config import compose
 from peftbench.ground.errors import ConfigError, near
-from peftbench.ground.files import DELTA_FILE
+from peftbench.ground.files import DELTA_FILE, expanded
 from peftbench.papers import Paper, Row
 from peftbench.study.sweep import cells_of
 
@@ -69,7 +68,7 @@ def cells_after_mnli(table: Reproduction) -> list[list[str]]:
     lines, problems = [], {}
     for words, mnli in table.after_mnli:
         cell = compose.cell_from(mnli)
-        folder = Path(cell.outputs).expanduser() / cell.folder
+        folder = expanded(cell.outputs) / cell.folder
         if (folder / DELTA_FILE).is_file():
             lines.append([*words, f"init_from={folder}"])
         else:

@@ -11,7 +11,7 @@ from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.config.words import words_for_globs
 from peftbench.ground.errors import ConfigError
-from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE
+from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, expanded
 from peftbench.record import record_status
 from peftbench.study import done, index, lock, many
 from peftbench.study.done import Reads
@@ -168,7 +168,7 @@ def study_of(overrides: Sequence[str]) -> tuple[Path, str]:
     """The outputs folder and the study that these overrides name."""
     given = dict(item.partition("=")[::2] for item in overrides)
     plain = compose.resolved(compose.load([f"{key}={given[key]}" for key in ("outputs", "study") if key in given]))
-    return Path(str(plain["outputs"])).expanduser(), str(plain["study"])
+    return expanded(str(plain["outputs"])), str(plain["study"])
 
 
 def tally(sweep: Sweep) -> dict[str, int]:

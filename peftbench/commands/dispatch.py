@@ -1,0 +1,147 @@
+"""What the `peftbench` command does with its words. It imports nothing heavy before it knows what is asked."""
+
+import codecs
+import gc
+import importlib
+import os
+import sys
+from collections.abc import Callable
+
+from peftbench.ground import environment
+from peftbench.ground.errors import LONGEST_LINE, BadInput, ConfigError, near, shown
+from peftbench.training import stopping
+
+PLAIN = {"·": "-", "±": "+/-", "–": "-", "…": "..."}  # for terminals that know only ASCII
+
+HELP = """peftbench: parameter-efficient fine-tuning methods compared on GLUE
+
+usage: peftbench COMMAND [...]
+
+  run [OVERRIDES]         run one cell; with -m a sweep (a Hydra application: --help, --cfg job, -m work)
+  plan [OVERRIDES]        what a sweep would run, and about how long it would take, before anything starts
+  status STUDY            how a sweep stands: done, running, failed, stopped, missing, time left
+  count [OVERRIDES]       how many entries would train, without weights; of several cells a table; --json
+  list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
+  count --paper PAPER     every trainable count that a paper states, against ours
+  reproduce PAPER         the sweep that would make a paper's table; --dry-run says what it is
+  table STUDY             a study's results, one row per method; --paper, --format md, latex, html, csv
+  compare STUDY ONE OTHER whether one method beats another, in words and numbers
+  plot STUDY --to DIR     score against entries, time and memory; curves; seeds; as PNG and PDF
+  report STUDY            one HTML file: table, plots, every run
+  submission STUDY        the official GLUE zip of --method; --check ZIP validates any
+  sync STUDY              send what W&B recorded offline, and the study's table and figures as one run
+  apply RUN --output DIR  the run's model, merged, as a plain transformers folder
+  predict RUN FILE.tsv    the run's labels for new rows
+  export RUN --to DIR     the adapter of LoRA, or of a type that peft runs, in PEFT's format
+  convert FOLDER|HUB-NAME model.safetensors of weights that are only a pickle (pytorch_model.bin)
+
+examples:
+  peftbench run                                        LoRA on the built-in sample, offline
+  peftbench run task=mrpc method=bitfit data=folder data.path=GLUE
+  peftbench run -m study=pilot method=full,lora task=rte,mrpc seed=0,1,2
+  peftbench count model=bert_large_cased method=lora method.rank=64
+
+exit codes: 0 done, 1 a run failed or cells of a sweep were left, 2 wrong configuration, 3 wrong or missing data or
+            weights, 4 training diverged, 75 another runner has the cell, 100 + n: n cells of a sweep failed,
+            128 + n stopped by signal n (130 Ctrl-C, 143 SIGTERM)
+shell completion: eval "$(peftbench run -sc install=bash)"
+"""
+
+# Command -> the module of `peftbench.commands` and the function in it.
+COMMANDS = {
+    "run": ("run", "run"),
+    "plan": ("studies", "plan"),
+    "status": ("studies", "status"),
+    "count": ("count", "count"),
+    "list": ("words", "list_words"),
+    "reproduce": ("studies", "reproduce"),
+    "table": ("views", "table"),
+    "compare": ("views", "compare"),
+    "plot": ("views", "plot"),
+    "report": ("views", "report"),
+    "submission": ("views", "submission"),
+    "sync": ("views", "sync"),
+    "apply": ("use", "apply"),
+    "predict": ("use", "predict"),
+    "export": ("use", "export"),
+    "convert": ("use", "convert"),
+}
+
+
+def main() -> None:
+    """Do what the command line asks, and leave the process."""
+    stopping.leave_on_signals()
+    codecs.register_error("plain", _plain)
+    if sys.stdout is not None:  # it is where the shell closed it (>&-)
+        sys.stdout.reconfigure(errors="plain")  # type: ignore[union-attr]
+    code = _guarded(lambda: _answer(sys.argv[1:]))
+    stopping.leave_at_once()
+    gc.freeze()  # garbage is not looked for at the end, another 0.8 s where torch was imported
+    sys.exit(code)
+
+
+def _answer(arguments: list[str]) -> int:
+    """Do what is asked; gives the exit code."""
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from peftbench.ground.version import __version__
+
+        print(__version__)
+        return 0
+    command, rest = arguments[0], arguments[1:]
+    if command in ("-sc", "--shell-completion"):
+        # Hydra's completion script asks the program itself; the word "run" is no override.
+        os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace(" run ", " ", 1)
+        command, rest = "run", arguments
+    if command not in COMMANDS:
+        raise ConfigError(f"peftbench {command}: no such command; {near(command, COMMANDS)}")
+
+    environment.prepare()
+    gc.set_threshold(50_000)  # objects: imports make a million that stay; looking for garbage among them took 0.5 s
+    module, function = COMMANDS[command]
+    return int(getattr(importlib.import_module(f"peftbench.commands.{module}"), function)(rest))
+
+
+def _guarded(answer: Callable[[], int]) -> int | str | None:
+    """The exit code of what `answer` does, also where it ends early; one line says why."""
+    try:
+        try:
+            code: int | str | None = answer()
+        except SystemExit as ended:  # argparse's
+            code = ended.code
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except BaseException as error:
+        # Code that a signal reached may have made another exception of what it raised.
+        stopped = error if isinstance(error, stopping.Stopped) else stopping.stopped()
+        if stopped is not None:
+            print(f"{stopped}; the same command goes on from here", file=sys.stderr)
+            return stopped.exit_code
+        if isinstance(error, BadInput):
+            for problem in error.problems:
+                print(problem, file=sys.stderr)
+            return error.exit_code
+        if isinstance(error, OSError):
+            return _not_written(error)
+        raise
+
+
+def _not_written(error: OSError) -> int:
+    """The exit code where something could not be written: a file, or, where a system's error names none, the output."""
+    place = error.filename or type(error).__name__
+    if error.filename is None and error.errno is not None:
+        place = "output"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed goes nowhere
+    if isinstance(error, BrokenPipeError):  # whoever read our output (head, less) has seen enough
+        return 0
+    print(f"{place}: {shown(error.strerror or error, LONGEST_LINE)}", file=sys.stderr)
+    return 1
+
+
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that the terminal's encoding lacks."""
+    assert isinstance(error, UnicodeEncodeError)
+    return "".join(PLAIN.get(sign, "?") for sign in error.object[error.start : error.end]), error.end
