@@ -18,6 +18,7 @@ IMPOSSIBLE = [
     (["task.dev=[train]"], "'train' cannot be a split"),
     (["method=head", "budget=100"], "budget: Head takes none"),
     (["method=full", "budget.fraction=0.1"], "budget: Full takes none"),
+    (["hydra.searchpath=[file:///nowhere/conf]"], "hydra.searchpath=[file:///nowhere/conf]: no such folder"),
     (["method=lora,lara"], "no method called 'lara'"),
     (["task=rte,rtx"], "no task called 'rtx'"),
 ]

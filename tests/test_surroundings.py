@@ -1,0 +1,112 @@
+"""What the command stands on and may not have: a home, a cache, the Hub, its own yaml files."""
+
+import os
+import pwd
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from support import TINY
+
+from peftbench.cli import main
+from peftbench.data import hub
+
+
+def answer(words: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | None:
+    """The command's exit code, in this process."""
+    monkeypatch.setattr(sys, "argv", ["peftbench", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+@pytest.fixture
+def homeless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A container's user: a number without a name, no HOME, nothing set."""
+
+    def nobody(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("PEFTBENCH_CACHE")
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+
+
+@pytest.mark.usefixtures("homeless")
+def test_who_has_no_home_runs_the_packages_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["run", "data.limit=16", "protocol.max_steps=1", "tracker=none", "progress=false"]
+    assert answer(words, monkeypatch) == 0
+    assert "done" in capsys.readouterr().out
+    cache = tmp_path / "temporary" / f"peftbench-{os.geteuid()}"
+    assert list((cache / "tokens").iterdir())
+    assert cache.stat().st_mode & 0o077 == 0, "nobody else writes or reads it"
+    cache.chmod(0o777)
+    assert answer(["run", *TINY], monkeypatch) == 2
+    line = f"cache=~/.cache/peftbench: no home, and {cache} cannot be used (others may write it)\n"
+    assert capsys.readouterr().err == line
+    assert answer(["run", *TINY, "outputs='~/runs'"], monkeypatch) == 2
+    assert capsys.readouterr().err == "~/runs: this user has no home folder; give the path without ~\n"
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert answer(["run", *TINY, "cache=file/in"], monkeypatch) == 2
+    line = "cache=file/in: cannot be written (Not a directory); cache=... names another folder\n"
+    assert capsys.readouterr().err == line
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["model=bert_base_cased"], ["model=bert_base_cased", "google-bert/bert-base-cased: it is not reachable"]),
+        ([*TINY, "data=hub"], ["data=hub", "nyu-mll/glue", "data=sample need no network"]),
+    ],
+)
+def test_a_hub_that_does_not_answer_is_asked_once(
+    words: list[str],
+    names: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import datasets.config
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(0)
+        for settings in (constants, datasets.config):
+            monkeypatch.setattr(settings, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(hub, "SECONDS", 0.1)
+        hub.go_offline_unless_reachable.cache_clear()
+        monkeypatch.chdir(tmp_path)
+        assert answer(["run", "tracker=none", "progress=false", *words], monkeypatch) == 3
+        silent.accept()
+        with pytest.raises(BlockingIOError):
+            silent.accept()
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) <= 2
+    assert all(name in "\n".join(lines) for name in names), lines
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("words", [["run"], ["list"], ["count"]])
+def test_an_installation_without_its_yaml_files_says_so(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("peftbench.config.words.__file__", str(tmp_path / "peftbench" / "config" / "words.py"))
+    assert answer(words, monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"no yaml files: neither {tmp_path / 'peftbench' / 'conf'} nor ")
