@@ -8,7 +8,7 @@ import pytest
 from support import PYTHON, TINY, start
 
 
-@pytest.mark.parametrize("words", [["list"], ["count", *TINY], ["--help"], ["run", *TINY]])
+@pytest.mark.parametrize("words", [["list"], ["count", *TINY], ["plan", *TINY, "seed=0,1"], ["--help"], ["run", *TINY]])
 def test_a_reader_that_is_gone_ends_the_command_silently(tmp_path: Path, words: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
