@@ -89,7 +89,7 @@ def test_a_regression_is_scored_by_correlation(run_tiny: Run) -> None:
 
 
 def test_divergence_ends_the_run_and_keeps_the_record(run_tiny: Run) -> None:
-    outcome = run_tiny("method=full", "protocol.lr=1e30", "protocol.clip=null", "protocol.schedule=constant")
+    outcome = run_tiny("method=full", "protocol.lr=1e9", "protocol.clip=null", "protocol.schedule=constant")
     assert isinstance(outcome.error, Diverged)
     record = read_record(outcome.path)
     assert record.status == "diverged"

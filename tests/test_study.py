@@ -88,7 +88,7 @@ def test_a_cell_in_a_sweep_is_the_cell_alone(tmp_path: Path) -> None:
 
 def test_status_says_how_every_cell_stands_and_failed_ones_are_taken_up_again(tmp_path: Path) -> None:
     words = ["-m", *TINY, "study=pilot", "method=full", "protocol.clip=null", "protocol.schedule=constant"]
-    sweep = call("run", *words, "protocol.lr=1e30,1e-4", "seed=0,1", cwd=tmp_path)
+    sweep = call("run", *words, "protocol.lr=1e9,1e-4", "seed=0,1", cwd=tmp_path)
     assert sweep.returncode == 102, sweep.stderr
     shown = start("status", "pilot", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
@@ -102,7 +102,7 @@ def test_status_says_how_every_cell_stands_and_failed_ones_are_taken_up_again(tm
             [*PYTHON, *lines[i + 1].split()[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300
         )
         assert again.returncode == 4
-    kept = call("run", *words, "protocol.lr=1e30,1e-4", "seed=0,1", "rerun=failed", cwd=tmp_path)
+    kept = call("run", *words, "protocol.lr=1e9,1e-4", "seed=0,1", "rerun=failed", cwd=tmp_path)
     assert kept.returncode == 102
     assert "4 cells: 2 done (2 of them before), 2 failed" in kept.stdout
     one = next(iter((tmp_path / "outputs" / "pilot").glob("*/seed1/result.json")))
