@@ -12,6 +12,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from peftbench.backbone import low_rank
 from peftbench.backbone.dropout import ATTENTION, Noise, replace_dropout, users
 from peftbench.backbone.readout import Classifier, Readout
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, first_line, weights_folder
@@ -53,6 +54,7 @@ class Model:
         noise: the random numbers of its dropout.
         readout: what its head is.
         drawn: what the weights lacked of the backbone, by parameter, as drawn from the seed (fp32, before training).
+        ranks: of the linear maps that are low-rank, by name.
     """
 
     module: nn.Module
@@ -62,6 +64,7 @@ class Model:
     weights_sha256: str | None = None
     readout: Readout = CLASSIFIER
     drawn: dict[str, torch.Tensor] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
     places: Mapping[str, Place] = field(init=False)
     noise: Noise = field(init=False)
 
@@ -120,6 +123,11 @@ class Model:
             if isinstance(module, nn.Linear) and not self.is_head(name) and self.place(name).within(scope)
         ]
 
+    def projections(self, scope: Scope) -> list[tuple[str, nn.Linear]]:
+        """Those of them whose output a sub-layer sees: of a low-rank map the second factor alone."""
+        first = {f"{name}.down" for name in self.ranks}
+        return [(name, linear) for name, linear in self.linears(scope) if name not in first]
+
     @torch.no_grad()
     def attention(self) -> Attention:
         """How many of the attention modules are this bench's own; two tokens go through the model.
@@ -150,7 +158,9 @@ def build(spec: ModelSpec, num_labels: int, device: str = "cpu", readout: Readou
 
     Raises:
         ConfigError: transformers makes no model of these numbers.
+        DataError: the folder of its weights holds facts of low-rank maps that are not this model's.
     """
+    ranks = low_rank.ranks_of(spec)
     drawn = no_init_weights() if device == "meta" else drawn_from(0, "backbone")
     try:
         if spec.model_type not in CONFIG_MAPPING_NAMES:
@@ -167,7 +177,8 @@ def build(spec: ModelSpec, num_labels: int, device: str = "cpu", readout: Readou
         raise ConfigError(f"model.config: no {spec.model_type} can be made of it ({reason})") from None
     if misfit := _misfit(module):
         raise ConfigError(f"model.config.{misfit}")
-    return Model(module, spec.layout, spec.depth, spec.name, readout=readout)
+    low_rank.put_in(module, ranks)
+    return Model(module, spec.layout, spec.depth, spec.name, readout=readout, ranks=ranks)
 
 
 def empty_copy(model: Model) -> Model:
@@ -177,7 +188,8 @@ def empty_copy(model: Model) -> Model:
         module = model.readout.architecture.from_config(
             config, attn_implementation=getattr(config, "_attn_implementation", None)
         )
-    return Model(module, model.layout, model.depth, model.name, readout=model.readout)
+    low_rank.put_in(module, model.ranks)
+    return Model(module, model.layout, model.depth, model.name, readout=model.readout, ranks=model.ranks)
 
 
 def load_model(spec: ModelSpec, num_labels: int, seed: int, readout: Readout = CLASSIFIER) -> tuple[Model, Path | None]:
@@ -253,11 +265,15 @@ def _from_folder(spec: ModelSpec, folder: Path, num_labels: int, readout: Readou
     except Exception as error:  # whatever its validation raises: the file is a stranger's
         raise DataError(f"model={spec.name}: {folder}/config.json: {first_line(error)}") from None
     _check_numbers(spec, config, folder)
+    ranks, architecture = low_rank.ranks_of(spec), readout.architecture
+    if ranks:
+        with torch.device("meta"), no_init_weights():
+            architecture = low_rank.lowered(type(architecture.from_config(config)), ranks)
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        module, report = readout.architecture.from_pretrained(
+        module, report = architecture.from_pretrained(
             folder,
             config=config,
             use_safetensors=True,
@@ -269,7 +285,8 @@ def _from_folder(spec: ModelSpec, folder: Path, num_labels: int, readout: Readou
         )
     finally:
         transformers_logging.set_verbosity(level)
-    model = Model(module, spec.layout, spec.depth, spec.name, file_sha256(folder / WEIGHTS_FILE), readout)
+    sha256 = file_sha256(folder / WEIGHTS_FILE)
+    model = Model(module, spec.layout, spec.depth, spec.name, sha256, readout, ranks=ranks)
     for name, stored, expected in report["mismatched_keys"]:
         if readout.pretrained or not model.is_head(name):
             raise DataError(

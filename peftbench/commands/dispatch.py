@@ -34,6 +34,7 @@ usage: peftbench COMMAND [...]
   predict RUN FILE.tsv    the run's labels for new rows
   export RUN --to DIR     the adapter of LoRA, or of a type that peft runs, in PEFT's format
   convert FOLDER|HUB-NAME model.safetensors of weights that are only a pickle (pytorch_model.bin)
+  backbone make=lowrank   a smaller backbone: [OVERRIDES] --to DIR, for model.weights=DIR
 
 examples:
   peftbench run                                        LoRA on the built-in sample, offline
@@ -65,6 +66,7 @@ COMMANDS = {
     "predict": ("use", "predict"),
     "export": ("use", "export"),
     "convert": ("use", "convert"),
+    "backbone": ("use", "backbone"),
 }
 
 

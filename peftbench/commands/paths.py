@@ -18,3 +18,14 @@ def writable(folder: Path) -> Path:
             return folder
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def empty(folder: Path) -> Path:
+    """The same of a folder that holds nothing yet.
+
+    Raises:
+        ConfigError: it holds something, or cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder}: is there already, and not an empty folder; it is left as it is")
+    return writable(folder)

@@ -1,12 +1,13 @@
-"""`peftbench apply`, `predict`, `export`: what is done with a finished run; `convert`: weights made ready for one."""
+"""`peftbench apply`, `predict`, `export`: what is done with a finished run; `convert`, `backbone`: weights made
+ready for one."""
 
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
-from peftbench.commands.paths import writable
-from peftbench.config import compose, userfiles
+from peftbench.commands.paths import empty, writable
+from peftbench.config import compose, recipes, userfiles
 from peftbench.ground.errors import DataError
 from peftbench.ground.files import DELTA_FILE, cache_folder
 
@@ -67,6 +68,29 @@ def convert(arguments: Sequence[str]) -> int:
     from peftbench.runner.convert import convert
 
     print(convert(options.source))
+    return 0
+
+
+def backbone(arguments: Sequence[str]) -> int:
+    """`peftbench backbone make=WORD [OVERRIDES] --to DIR`: a smaller backbone; prints the words that use it."""
+    parser = ArgumentParser(prog="peftbench backbone")
+    parser.add_argument(
+        "words", nargs="*", help="make=lowrank, its keys make.KEY=VALUE, and a cell's: model=, text, seed"
+    )
+    parser.add_argument("--to", required=True, help="folder to write; it must be empty, or not there")
+    options = parser.parse_intermixed_args(arguments)
+    recipe, words = recipes.split_words(options.words)
+    cell = compose.cell_from(words)
+    from peftbench.runner.backbone import make_low_rank, plan, words_for
+
+    ranks, folder = plan(cell, recipe), empty(Path(options.to))
+    facts = make_low_rank(cell, recipe, ranks, folder)
+    print(*words_for(cell, folder))
+    before, after = facts.entries
+    print(f"backbone: {after:,} entries of {before:,} ({after / before:.1%})", file=sys.stderr)
+    if facts.distilled:
+        states = f"{facts.distilled.before:.3g} before, {facts.distilled.after:.3g} after"
+        print(f"squared difference of hidden states on held-out text: {states}", file=sys.stderr)
     return 0
 
 

@@ -66,7 +66,7 @@ class Adapter:
     def attach(self, model: Model, scope: Scope) -> AdapterTuner:
         """See `Method`."""
         inside = narrowed(scope, self.kinds)
-        linears = model.linears(inside)
+        linears = model.projections(inside)
         require(linears, "no projection", inside)
         norms = narrowed(scope, ("layer_norm",))
         trained = {n: p for n, p in model.within(norms) if model.place(n).layer is not None} if self.layer_norm else {}

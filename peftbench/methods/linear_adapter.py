@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from peftbench.backbone.model import Model
 from peftbench.config.bounds import Count, Positive
 from peftbench.config.spec import Kind, Scope
 from peftbench.methods.base import narrowed
-from peftbench.methods.maps import AdaptedLinear, MapsTuner, wrap
+from peftbench.methods.maps import AdaptedLinear, MapsTuner, wrap_these
 
 
 class LinearAdapterLinear(AdaptedLinear):
@@ -72,6 +73,5 @@ class LinearAdapter:
         Bottlenecks are named "<linear map>.adapter_down" and "<linear map>.adapter_up".
         """
         inside = narrowed(scope, self.kinds)
-        return LinearAdapterTuner(
-            model, wrap(model, inside, lambda base: LinearAdapterLinear(base, self.width, self.std))
-        )
+        make = partial(LinearAdapterLinear, width=self.width, std=self.std)
+        return LinearAdapterTuner(model, wrap_these(model, model.projections(inside), inside, make))

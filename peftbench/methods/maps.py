@@ -1,6 +1,6 @@
 """Linear maps with a method's own entries beside them: what LoRA, AdaLoRA, HUT and linear adapters share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -49,7 +49,13 @@ def wrap(model: Model, inside: Scope, make: Callable[[nn.Linear], Adapted]) -> d
     Raises:
         ConfigError: the scope covers none.
     """
-    linears = model.linears(inside)
+    return wrap_these(model, model.linears(inside), inside, make)
+
+
+def wrap_these(
+    model: Model, linears: Sequence[tuple[str, nn.Linear]], inside: Scope, make: Callable[[nn.Linear], Adapted]
+) -> dict[str, Adapted]:
+    """The same of some of the linear maps."""
     require(linears, "no linear map", inside)
     wrapped = {name: make(base) for name, base in linears}
     for name, module in wrapped.items():

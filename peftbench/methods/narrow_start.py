@@ -127,8 +127,10 @@ def check_known(model: Model) -> None:
     """See that the rows of every matrix can be told apart.
 
     Raises:
-        ConfigError: query, key and value are fused, in an order that is not known here.
+        ConfigError: query, key and value are fused, in an order that is not known here, or matrices are low-rank.
     """
+    if model.ranks:
+        raise ConfigError(f"method.init: maps of {model.name}'s weights are low-rank, without rows; init=random works")
     config: Any = model.module.config
     fused = model.layout.kinds["query"] == model.layout.kinds["value"]
     if fused and config.model_type not in STACKED:

@@ -220,8 +220,10 @@ def check_architecture(model: Model) -> None:
     """See that heads and neurons of a backbone can be pruned.
 
     Raises:
-        ConfigError: its attention is none of those that are known to go on with fewer heads.
+        ConfigError: its attention is none of those that are known to go on with fewer heads, or of low-rank maps.
     """
+    if model.ranks:
+        raise ConfigError(f"method: light_peft prunes whole maps; those of {model.name}'s weights are low-rank")
     kind = str(model.module.config.model_type)  # type: ignore[union-attr]
     if kind not in ARCHITECTURES:
         known = f"{', '.join(ARCHITECTURES[:-1])} and {ARCHITECTURES[-1]}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from peftbench.backbone import low_rank
 from peftbench.backbone.weights import weights_folder
 from peftbench.config.spec import Protocol as TrainingProtocol
 from peftbench.config.spec import TaskSpec
@@ -39,6 +40,7 @@ def write_model(run: Path, folder: Path, known: Collection[str] = ()) -> str | N
     record = read_record(run / RECORD_FILE)
     model, tuner, _ = reload(run, known)
     note = tuner.merge()
+    low_rank.multiply_out(model.module)
     module: Any = model.module.float()
     labels = record.config["task"]["labels"]
     if labels:

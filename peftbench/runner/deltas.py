@@ -229,6 +229,8 @@ def export_peft(run: Path, folder: Path, known: Collection[str] = ()) -> None:
     model, tuner, method = reload(run, known)
     if not hasattr(method, "export_peft"):
         raise ConfigError(f"{run}: {type(method).__name__} has no PEFT format; LoRA and what peft runs have")
+    if model.ranks:
+        raise ConfigError(f"{run}: its backbone is low-rank, which PEFT's format cannot say; peftbench apply can")
     if _own_delta(run).start:
         raise ConfigError(f"{run}: it started from another method's run, whose change PEFT's format does not hold")
     method.export_peft(tuner, model, folder)
