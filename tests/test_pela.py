@@ -140,6 +140,19 @@ def test_methods_run_on_it_and_their_deltas_give_the_same_logits(svd: list[str],
     assert counts.model < count_cell(compose.cell_from([*words, "model.weights=random"])).model
 
 
+def test_a_table_tells_backbones_of_two_sizes_apart(
+    source: list[str], svd: list[str], run_tiny: Run, command: Command, tmp_path: Path
+) -> None:
+    whole, low = (run_tiny(*words, "method=bitfit", "protocol.max_steps=1").record.counts for words in (source, svd))
+    assert whole is not None
+    assert low is not None
+    _, out, _ = command("table", "default", "--outputs", str(tmp_path / "outputs"), "--format", "md")
+    head, _, *lines = [line.split(" | ") for line in out.splitlines() if line.startswith("|")]
+    column = head.index("model")
+    assert {line[column] for line in lines} == {f"{counts.model - counts.head:,}" for counts in (whole, low)}
+    assert low.model < whole.model
+
+
 def test_apply_multiplies_the_maps_out(svd: list[str], run_tiny: Run, tmp_path: Path) -> None:
     outcome = run_tiny(*svd, "method=lora", "protocol.lr=1e-2")
     write_model(outcome.path.parent, tmp_path / "plain")

@@ -100,6 +100,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
             "score": None if record.headline.value is None else 100 * record.headline.value,
             "standard_error": None if record.headline.standard_error is None else 100 * record.headline.standard_error,
             **{key: getattr(record.counts, key, None) for key in ("backbone", "head", "total", "stored_bytes")},
+            "size": None if record.counts is None else record.counts.model - record.counts.head,
             "seconds": record.time.total_s,
             "train_s": record.time.train_s,
             "search_s": 0.0 if record.search is None else record.search.seconds,

@@ -21,9 +21,12 @@ def text(table: Table, form: str) -> str:
 
 
 def grid(table: Table) -> list[list[str]]:
-    """The head and every row, as a person reads them."""
+    """The head and every row, as a person reads them; the size of backbones where it differs."""
     several = len(table.columns) > 1
-    tail = ["stored", "s / run", "peak MiB"]
+    sizes = (
+        len({line.size for line in table.lines} - {None}) > 1
+    )  # of backbones: one was made smaller, or there are several
+    tail = [*(["model"] if sizes else []), "stored", "s / run", "peak MiB"]
     averages = [f"mean of {len(table.columns)}"] if several else []
     paper = [f"{table.paper} average"] if table.paper else []
     head = ["method", "backbone", "head", *table.columns, *averages, *paper, *tail]
@@ -33,7 +36,7 @@ def grid(table: Table) -> list[list[str]]:
         mean = [number(line.average.value)] if several else []
         printed = [number(line.average.published)] if table.paper else []
         counts = [f"{line.counts[key]:,}" if line.counts[key] is not None else "–" for key in ("backbone", "head")]
-        rows.append([line.name, *counts, *scores, *mean, *printed, *_cost(line)])
+        rows.append([line.name, *counts, *scores, *mean, *printed, *_cost(line, sizes)])
     return [head, *rows]
 
 
@@ -57,9 +60,10 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
 
 
-def _cost(line: Line) -> list[str]:
+def _cost(line: Line, sizes: bool) -> list[str]:
     stored = line.counts["stored_bytes"]
-    return ["–" if stored is None else f"{stored / 1000:,.0f} kB", f"{line.seconds:.0f}", f"{line.peak_mb:,.0f}"]
+    size = ["–" if line.size is None else f"{line.size:,}"] if sizes else []
+    return [*size, "–" if stored is None else f"{stored / 1000:,.0f} kB", f"{line.seconds:.0f}", f"{line.peak_mb:,.0f}"]
 
 
 def _marked(row: Sequence[str], bold: Sequence[bool], form: str) -> list[str]:

@@ -50,6 +50,7 @@ class Line:
         average: mean over all columns; None where one is missing.
         counts: backbone, head, total, stored_bytes; the largest over the tasks, since heads differ.
         seconds, search_s: medians per run; peak_mb: the largest.
+        size: entries of the whole backbone, trained or not.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Line:
     seconds: float
     search_s: float
     peak_mb: float
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ def _line(
         float(rows["seconds"].median()),
         float(rows["search_s"].median()),
         float(rows["peak_mb"].max()),
+        _largest(rows["size"]),
     )
 
 
