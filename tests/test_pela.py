@@ -284,6 +284,8 @@ BAD = {
     "make.ratio=half": "make.ratio=half",
     "make.ratoi=0.5": "make.ratoi: there is no such key",
     "make.variant=qr": "make.variant=qr",
+    "make.text=[a": "not of the form make.key=value",
+    "make.ratio": "not of the form make.key=value",
     "make.steps=0": "make.steps=0",
     "make=lowrnk": "did you mean lowrank",
     "model.weights=random": "random weights",
@@ -313,6 +315,8 @@ def test_bad_places_are_one_line(source: list[str], svd: list[str], command: Com
         ([*source, "model.weights=/nowhere", "--to", str(tmp_path / "b")], 3, "/nowhere"),
         ([*source, "make.text=/nowhere", "--to", str(tmp_path / "c")], 3, "make.text=/nowhere"),
         ([*source, f"make.text={tmp_path / 'latin.txt'}", "--to", str(tmp_path / "d")], 3, "not UTF-8"),
+        ([*source, f"make.text={tmp_path / 'full'}", "--to", str(tmp_path / "e")], 3, "no two rows"),
+        ([*source, "data.limit=1", "--to", str(tmp_path / "f")], 3, "no two rows"),
     ]
     for words, expected, naming in bad:
         code, _, err = command("backbone", "make=lowrank", "make.ratio=0.5", *words)

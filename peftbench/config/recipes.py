@@ -1,21 +1,19 @@
 """How a backbone is made from another: `make=WORD make.KEY=VALUE` among a command's words."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from pydantic import Field
-from yaml import YAMLError
 
 from peftbench.config.bounds import Count, NotNegative, PathText, Positive
 from peftbench.config.validate import parse
-from peftbench.config.words import conf_dir, words
+from peftbench.config.words import COMPOSE_ERRORS, conf_dir, words
 from peftbench.ground.errors import ConfigError, near, shown
 
 GROUP = "make"
-VALUE = re.compile(rf"{GROUP}\.([^=]*)=(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -54,14 +52,12 @@ def split_words(overrides: Sequence[str]) -> tuple[LowRank, list[str]]:
 
 
 def _value(override: str) -> tuple[str, Any]:
-    match = VALUE.fullmatch(override)
-    if match is None:
-        raise ConfigError(f"{shown(override)}: not of the form {GROUP}.key=value")
+    """Key and value, read as Hydra reads those of a cell."""
     try:
-        value = yaml.safe_load(match[2])
-    except (YAMLError, RecursionError, ValueError):
-        raise ConfigError(f"{shown(override)}: no valid yaml") from None
-    number = isinstance(value, str) and re.fullmatch(
-        r"\d+(\.\d*)?e[-+]?\d{1,3}", value, re.ASCII
-    )  # 1e-4 is a text to yaml
-    return match[1], float(value) if number else value
+        parsed = OverridesParser.create().parse_override(override)
+        key, value = parsed.key_or_group.removeprefix(f"{GROUP}."), parsed.value()
+    except COMPOSE_ERRORS:
+        parsed = None
+    if parsed is None or parsed.is_sweep_override() or parsed.is_delete():
+        raise ConfigError(f"{shown(override)}: not of the form {GROUP}.key=value, a text with signs quoted")
+    return key, value

@@ -122,13 +122,13 @@ def _text(cell: Cell, recipe: LowRank) -> Split:
         except (OSError, ValueError) as error:
             raise DataError(f"make.text={one}: {getattr(error, 'strerror', None) or error}") from None
         lines += [line.strip() for line in content.splitlines() if line.strip()]
-    if len(lines) < 2:
-        raise DataError(f"make.text={path}: no two lines of text there")
     return make_split("text", (tuple(lines),), None)
 
 
 def _tokens(cell: Cell, recipe: LowRank, text: Split, source: Path) -> tuple[Tokens, Tokens]:
     """Token ids of as many rows as are needed, chosen by the seed: those to train on, and those held out."""
+    if len(text) < 2:
+        raise DataError(f"make.text={recipe.text or 'null'}: no two rows of text, one to train on and one to hold out")
     order = np.random.default_rng(stream(cell.seed, "held_out")).permutation(len(text))
     kept = max(1, min(HELD_OUT, len(text) // 10))
     needed = order[kept:][: recipe.steps * cell.protocol.batch_size]
