@@ -32,6 +32,7 @@ from peftbench.ground.record_parts import (
     Name,
     Rate,
     Search,
+    Taken,
     Throughput,
     Times,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Moment",
     "Record",
     "Search",
+    "Taken",
     "Throughput",
     "Times",
     "budget_facts",

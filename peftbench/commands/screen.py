@@ -12,6 +12,7 @@ from peftbench.commands.tables import Grid, console, paste, say, show
 from peftbench.config.spec import Cell
 from peftbench.ground import escape
 from peftbench.record import Record, Search
+from peftbench.study.boundaries import in_words
 
 if TYPE_CHECKING:
     from peftbench.papers import Paper
@@ -48,9 +49,10 @@ def ended(outcome: "Outcome") -> None:
 
 
 def searched(search: Search) -> None:
-    """One line: the learning rates tried, their scores, and the chosen one."""
+    """One line: the learning rates (or strata) tried, their scores, and what was chosen."""
     tried = "  ".join(f"{lr}: {'failed' if value is None else f'{value:.4f}'}" for lr, value in search.scores.items())
-    say(f"lr {search.chosen:g} chosen on {search.rows.replace('_', '-')} rows of {tried}")
+    what = in_words(search.strata) if search.strata else f"lr {search.chosen:g}"
+    say(f"{what} chosen on {search.rows.replace('_', '-')} rows of {tried}")
 
 
 def summary(record: Record) -> None:

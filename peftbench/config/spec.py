@@ -277,19 +277,25 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Select:
-    """How the learning rate is chosen before a cell runs; where `factors` is None, protocol.lr is used as it is.
+    """What is chosen before a cell runs: the learning rate, the boundaries of strata, or nothing.
 
     Attributes:
-        factors: the learning rates tried, as multiples of protocol.lr.
+        factors: the learning rates tried, as multiples of protocol.lr; None: it is used as it is.
+        trials: how many strata are tried, boundaries and what trains in each; None: they are used as they are.
         rows: those on which they are scored.
         seed: the seed that all tries run with.
         max_steps: optimizer steps of each try; None: as many as the cell itself takes.
     """
 
     factors: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    trials: Annotated[int, Field(ge=1, le=10_000)] | None = None
     rows: Literal["held_out", "dev"] = "held_out"
     seed: Whole = 0
     max_steps: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.factors is not None and self.trials is not None:
+            refuse("factors and trials cannot both be given: one search chooses one thing")
 
 
 @dataclass(frozen=True)
@@ -352,8 +358,8 @@ class Cell:
             "protocol": without_added("protocol", asdict(self.protocol)),
             "init": self.init_sha256,
         }
-        if self.select.factors is not None:
-            decides["select"] = asdict(self.select)
+        if self.select.factors is not None or self.select.trials is not None:
+            decides["select"] = without_added("select", asdict(self.select))
         return digest(decides)[:16]
 
     @property

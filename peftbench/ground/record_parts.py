@@ -199,15 +199,24 @@ class Hardware:
 
 
 @dataclass(frozen=True)
+class Taken:
+    """What a search chose for a stratum: its last layer (from zero; None: the top), and whose methods train there."""
+
+    last: Annotated[int, Field(ge=-1)] | None
+    like: Name
+
+
+@dataclass(frozen=True)
 class Search:
-    """How the learning rate was chosen.
+    """How the learning rate, or the strata of a method, were chosen.
 
     Attributes:
         chosen: the learning rate with the best score; of equal ones that nearest to protocol.lr.
         rows: where the tries were scored: held_out or dev.
-        scores: score of every learning rate tried; None where that try failed or diverged.
+        scores: score of every learning rate (or strata) tried; None where that try failed or diverged.
         folders: the tries' folders under `outputs`.
         seconds: what the tries cost together.
+        strata: those with the best score, of equal ones the first, by name; empty: they were not searched.
     """
 
     chosen: Rate
@@ -215,3 +224,4 @@ class Search:
     scores: dict[Name, Number | None]
     folders: list[str]
     seconds: Amount
+    strata: dict[Name, Taken] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from peftbench.backbone.model import Model
 from peftbench.config.bounds import MOST, Count, InnerShare, Name, Within
 from peftbench.config.spec import Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
-from peftbench.ground.errors import ConfigError
+from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.methods.base import Method, narrowed
 from peftbench.methods.wrapper import WrapperTuner
 
@@ -26,10 +26,12 @@ class Stratum:
         last: a layer number, or -1 for an empty stratum at the bottom; a share of the depth in (0, 1), rounded to
             whole layers; None: up to the top.
         methods: methods with their keys, `_target_` first, each under a name (or in a list); none: frozen.
+        like: the name of the stratum whose methods train here instead.
     """
 
     last: Annotated[int, Field(ge=-1, le=MOST)] | InnerShare | None
     methods: dict[Name, Within] | tuple[Within, ...] = ()
+    like: Name | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,12 @@ class Strata:
     rank: Count | None = None
     dial: ClassVar[str | None] = "rank"
 
+    def __post_init__(self) -> None:
+        known = list(self.strata) if isinstance(self.strata, Mapping) else []
+        for stratum in _items(self.strata):
+            if stratum.like is not None and stratum.like not in known:
+                raise ValueError(f"like={shown(stratum.like)}: there is no such stratum; {near(stratum.like, known)}")
+
     def attach(self, model: Model, scope: Scope) -> WrapperTuner:
         """See `Method`. A budget goes to the parts that have a rank, which then share one; the others stay."""
         return WrapperTuner([method.attach(model, inside) for method, inside in self._parts(model, scope)])
@@ -58,7 +66,7 @@ class Strata:
             layers = tuple(i for i in range(start, last + 1) if scope.layers is None or i in scope.layers)
             start = last + 1
             if layers:
-                parts += [(self._made(raw), replace(scope, layers=layers)) for raw in _items(stratum.methods)]
+                parts += [(self._made(raw), replace(scope, layers=layers)) for raw in self._methods(stratum)]
         if scope.layers is None:
             parts += [(self._made(raw), narrowed(scope, self.elsewhere_kinds)) for raw in self.elsewhere]
         if not parts:
@@ -66,6 +74,10 @@ class Strata:
         if alone := [type(method).__name__ for method, _ in parts if getattr(method, "alone", False)]:
             raise ConfigError(f"method.strata: {alone[0]} trains alone, no gradient passes it")
         return parts
+
+    def _methods(self, stratum: Stratum) -> list[Within]:
+        taken = stratum if stratum.like is None else dict(self.strata)[stratum.like]  # type: ignore[arg-type]
+        return _items(taken.methods)
 
     def _made(self, raw: Mapping[str, Any]) -> Any:
         method = make_method(MethodSpec.from_keys("part", raw))

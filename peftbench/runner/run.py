@@ -4,13 +4,14 @@ import functools
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from peftbench.backbone.model import compute_precision, load_model
 from peftbench.backbone.weights import weights_folder
+from peftbench.config.fingerprint import digest
 from peftbench.config.spec import Cell, ModelSpec, TaskSpec, TrackerSpec
 from peftbench.data.rows import Rows, rows_of
 from peftbench.data.split import Split
@@ -20,6 +21,7 @@ from peftbench.ground.files import DELTA_FILE, RECORD_FILE, cache_folder, expand
 from peftbench.ground.machine import process_state
 from peftbench.record import Record, Search, write_record
 from peftbench.runner import budgets, deltas, provenance
+from peftbench.runner.chosen import chosen
 from peftbench.runner.counts import count_cell, count_trained, counted_again, entries
 from peftbench.runner.recording import (
     Status,
@@ -60,7 +62,7 @@ def run(
         cell: what to run.
         config: the resolved configuration, as it goes into the record.
         overrides: what the user typed.
-        search: how the learning rate was chosen; None: it is protocol.lr.
+        search: how the learning rate or strata were chosen; None: they are the cell's own.
         check: called before anything is put in its place; what it raises ends the run without a record.
 
     Raises:
@@ -72,8 +74,7 @@ def run(
     work = Work(counts=count_cell(cell))
     folder, fingerprint = expanded(cell.outputs) / cell.folder, cell.fingerprint
     cell = budgets.resolve(cell)
-    if search is not None:
-        cell = replace(cell, protocol=replace(cell.protocol, lr=search.chosen))
+    cell = chosen(cell, search)
     keep = functools.partial(keep_hydra_files, folder, config, overrides)
     status: Status = "done"
     error: Exception | None = None
@@ -135,9 +136,8 @@ def execute(
     main = process_state().is_main_process  # the others compute with it; only the main process writes
     if main:
         keep()
-    work.checkpoints = Checkpoints(
-        folder, identity([fingerprint, cell.seed, cell.protocol.lr], work.hashes), cell.checkpoint_every, check
-    )
+    made_by = [fingerprint, cell.seed, cell.protocol.lr, digest(cell.method.meaning)]  # the last: strata are searched
+    work.checkpoints = Checkpoints(folder, identity(made_by, work.hashes), cell.checkpoint_every, check)
     trainer = Trainer(
         model=model,
         tuner=tuner,

@@ -12,6 +12,7 @@ from peftbench.ground.files import RECORD_FILE
 from peftbench.ground.machine import process_state
 from peftbench.record import Record, read_record, write_record
 from peftbench.runner import budgets, deltas
+from peftbench.runner.chosen import chosen
 from peftbench.runner.recording import keep_predictions
 from peftbench.runner.run import Tokenizing, read_rows, tokenize_rows
 from peftbench.training.evaluation import Evaluator
@@ -35,7 +36,7 @@ def predict(cell: Cell, folder: Path, check: Callable[[], None]) -> Record:
     unseen = tokenize_rows(rows, how)
     if any(split.tokenizer != record.hashes.tokenizer for split in unseen.values()):
         raise DataError(f"{folder}: its run had another tokenizer; rerun=all trains it anew, with predictions")
-    model = deltas.as_learned(budgets.resolve(cell), folder)
+    model = deltas.as_learned(chosen(budgets.resolve(cell), record.search), folder)
     forward = Forward(model, cell.protocol.precision, process_state().device)
     evaluator = Evaluator(forward, cell.task, cell.protocol.eval_batch_size)
     logits = {name: evaluator.predict(split) for name, split in unseen.items()}

@@ -1,4 +1,4 @@
-"""One cell of a study: found finished, left to the runner that has it, or run, its learning rate searched first."""
+"""One cell of a study: found finished, left to the runner that has it, or run, what is searched chosen first."""
 
 import functools
 import gc
@@ -16,7 +16,7 @@ from peftbench.config.spec import Cell
 from peftbench.ground.errors import BadInput, ConfigError
 from peftbench.ground.files import RECORD_FILE, expanded
 from peftbench.record import Record, Search, finished_record
-from peftbench.study import done, gpus, search
+from peftbench.study import boundaries, done, gpus, search
 from peftbench.study.done import InputHashes, Need
 from peftbench.study.lock import Elsewhere, Lock, owner
 
@@ -36,7 +36,7 @@ class Screen(Protocol):
         ...
 
     def searched(self, search: Search) -> None:
-        """The learning rate was chosen."""
+        """The learning rate, or the strata, were chosen."""
         ...
 
     def elsewhere(self, folder: Path, owner: str) -> None:
@@ -169,8 +169,10 @@ def _run(cell: Cell, config: DictConfig, overrides: Sequence[str], screen: Scree
     searched = None
     if cell.select.factors is not None:
         searched = search.try_rates(cell, functools.partial(_run_try, overrides))
-        if _rank() == 0:
-            screen.searched(searched)
+    elif cell.select.trials is not None:
+        searched = boundaries.try_strata(cell, functools.partial(_run_try, overrides))
+    if searched is not None and _rank() == 0:
+        screen.searched(searched)
     outcome = _runner()(cell, compose.resolved(config), overrides, searched, check)
     if _rank() == 0:
         screen.ended(outcome)

@@ -16,8 +16,14 @@ def rates(cell: Cell) -> list[float]:
 
 def tries(cell: Cell) -> list[list[str]]:
     """For every learning rate, the overrides that turn the cell's own into that try's, from the smallest rate on."""
+    return [[*of_every_try(cell), f"protocol.lr={rate}"] for rate in rates(cell)]
+
+
+def of_every_try(cell: Cell) -> list[str]:
+    """The overrides that turn the cell's own into any try's."""
     fixed = [
         "select.factors=null",
+        "select.trials=null",
         f"seed={cell.select.seed}",
         f"study={cell.study}{SEARCH_SUFFIX}",
         f"protocol.selection={'best_dev' if cell.select.rows == 'dev' else 'held_out'}",
@@ -25,7 +31,7 @@ def tries(cell: Cell) -> list[list[str]]:
     ]
     if cell.select.max_steps is not None:
         fixed.append(f"protocol.max_steps={cell.select.max_steps}")
-    return [[*fixed, f"protocol.lr={rate}"] for rate in rates(cell)]
+    return fixed
 
 
 def try_rates(cell: Cell, run_try: Callable[[list[str]], tuple[Record, str] | None]) -> Search:
