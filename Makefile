@@ -18,6 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 # Six methods and the head alone on the built-in sample, real MiniLM weights, no network: a table and a page at the end.
 demo: $(STAMP)
 	$(BIN)/peftbench run -m study=demo experiment=demo
+	$(BIN)/peftbench run -m study=demo experiment=demo_lora
 	$(BIN)/peftbench run -m study=demo experiment=demo_selective
 	$(BIN)/peftbench table demo
 	$(BIN)/peftbench report demo

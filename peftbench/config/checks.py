@@ -1,12 +1,11 @@
 """What pydantic cannot say of a cell: the layers, the keys at the top, what is possible only together."""
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftbench.config.bounds import CONTROL, MOST
+from peftbench.config.bounds import CONTROL, LARGEST, MOST
 from peftbench.config.spec import Cell
 from peftbench.config.validate import method_class, show
 from peftbench.config.words import GROUPS
@@ -37,8 +36,8 @@ def top(keys: Mapping[str, Any], problems: list[str]) -> None:
     if isinstance(keys.get("rerun"), str) and keys["rerun"] not in RERUN:
         problems.append(f"rerun={shown(keys['rerun'])}: must be one of {', '.join(RERUN)}")
     every = keys.get("checkpoint_every")
-    if every is not None and (type(every) not in (int, float) or not 0 <= every < math.inf):
-        problems.append(f"checkpoint_every={shown(show(every))}: must be a number of seconds, or null")
+    if every is not None and (type(every) not in (int, float) or not 0 <= every <= LARGEST):
+        problems.append(f"checkpoint_every={shown(show(every))}: must be seconds up to {LARGEST:g}, or null")
     start = keys.get("init_from")
     if start is not None and not (isinstance(start, str) and (Path(start) / DELTA_FILE).is_file()):
         problems.append(f"init_from={shown(show(start), 100)}: no {DELTA_FILE} there (it must be the folder of a run)")

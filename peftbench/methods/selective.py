@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from peftbench.backbone.model import Model
-from peftbench.config.bounds import Count, NotNegative, Number, Positive, Within
+from peftbench.config.bounds import Count, NotNegative, Positive, Within
 from peftbench.config.spec import Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
 from peftbench.ground.errors import ConfigError
@@ -53,7 +53,7 @@ class Selective:
     every: Count = 1
     steps: Count | None = None
     eps: Positive = 0.1
-    exp: Number = 1.0
+    exp: NotNegative = 1.0
     threshold: NotNegative | None = None
     batches: Count = 16
     per_tensor: bool = True
