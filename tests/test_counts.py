@@ -176,7 +176,7 @@ def test_count_of_several_cells_is_a_table_with_reasons(
         with pytest.raises(SystemExit) as ended:
             main()
         assert ended.value.code == code
-        shown = capsys.readouterr().out
+        shown = "".join(capsys.readouterr())
         if more == ["--json"]:
             counts = json.loads(shown)
             assert counts["method=bitfit"]["total"] == 274_434

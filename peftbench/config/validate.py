@@ -41,15 +41,13 @@ def _validation_lines(error: ValidationError, raw: Any, path: str) -> list[str]:
     phrases_of: dict[str, tuple[Any, list[str]]] = {}
     for item in error.errors():
         value, steps = raw, []
-        for step in item["loc"]:  # past the real keys, pydantic names the members of a union
+        for step in item["loc"]:  # between the real keys, pydantic names the members of a union
             if isinstance(value, Mapping) and step in value:
                 value = value[step]
             elif isinstance(value, list) and isinstance(step, int) and step < len(value):
                 value = value[step]
-            else:
-                if item["type"] == "missing":
-                    steps.append(str(step))
-                break
+            elif item["type"] != "missing" or step != item["loc"][-1]:
+                continue
             steps.append(str(step))
         key = ".".join([path, *steps])
         phrases_of.setdefault(key, (value, []))[1].append(_phrase(item))
@@ -58,6 +56,7 @@ def _validation_lines(error: ValidationError, raw: Any, path: str) -> list[str]:
         if phrases == ["must be given"] or isinstance(value, Mapping)  # a whole part is not shown
         else f"{key}={shown(show(value))}: {' or '.join(dict.fromkeys(phrases))}"
         for key, (value, phrases) in phrases_of.items()
+        if not any(other.startswith(f"{key}.") for other in phrases_of)  # of a union's other form
     ]
 
 

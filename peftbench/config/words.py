@@ -135,7 +135,8 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     try:
         container = OmegaConf.to_container(without_hydra(config), resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(one_line(error)) from None
+        key = getattr(error, "full_key", None)
+        raise ConfigError(f"{key}: {one_line(error)}" if key else one_line(error)) from None
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
