@@ -309,7 +309,7 @@ def architectures() -> Iterator[Input]:
     for key, value in {
         "model.config.hidden_act": "gelo", "model.model_type": "nope", "model.config.num_hidden_layers": "1000000",
         "model.config.num_attention_heads": "7", "model.config.hidden_size": "129",
-        "model.config.vocab_size": "5", "model.config.pad_token_id": "2000", "protocol.epochs": "1000000000",
+        "model.config.vocab_size": "0", "model.config.pad_token_id": "2000", "protocol.epochs": "1000000000",
         "protocol.max_length": "100000", "model.layout.depth": "nope", "model.layout.layers": "nope",
     }.items():  # fmt: skip
         for command in (["run"], ["count"], ["run", "-m"]):
@@ -345,8 +345,9 @@ def commands() -> Iterator[Input]:
             yield Input("run folder", [command, run, *rest], [run[:12]])
         yield Input("run folder", [command], ["run"])
     for words in (["reproduce"], ["reproduce", "nope"], ["count", "--paper", "nope"], ["list", "modls"],
-                  ["submission", "--check", "nope.zip"], ["count", "--jsn"], ["reproduce", "id3", "--as", "nope"],
-                  ["reproduce", "id3", "--only", "nope"], ["table", "nope", "--paper", "nope"]):  # fmt: skip
+                  ["submission", "--check", "nope.zip"], ["count", "--jsn"], ["table", "nope", "--paper", "nope"],
+                  ["reproduce", "lora_roberta_base", "--as", "nope"],
+                  ["reproduce", "lora_roberta_base", "--only", "nope"]):  # fmt: skip
         yield Input("argument", words, [words[-1] if len(words) > 1 else "paper"])
 
 

@@ -199,7 +199,7 @@ def test_digest_does_not_see_how_a_value_is_written(value: object) -> None:
 def test_numbers_of_which_no_model_can_be_made_are_named() -> None:
     from peftbench.runner.counts import count_cell
 
-    with pytest.raises(ConfigError, match=r"model.config: no bert can be made of it .*gelo"):
+    with pytest.raises(ConfigError, match=r"model.config.hidden_act=gelo: no bert can be made of it"):
         count_cell(compose.cell_from(["model.config.hidden_act=gelo"]))
     with pytest.raises(ConfigError, match=r"model.model_type=nope: ") as caught:
         count_cell(compose.cell_from(["model.model_type=nope"]))

@@ -149,6 +149,7 @@ def test_cells_that_could_not_be_run_are_left_and_the_exit_code_says_so(tmp_path
     assert sweep.returncode == 3  # what kept them was refused input
     assert sweep.stdout.splitlines()[-1] == "2 cells: 0 done, 0 failed, 2 left"
     assert sweep.stderr.splitlines() == ["data.path=nowhere: no such folder"] * 2
+    assert not (tmp_path / "outputs").exists()  # a study of refused cells alone is none
 
 
 def test_what_status_and_plan_refuse(tmp_path: Path) -> None:

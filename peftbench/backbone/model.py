@@ -174,9 +174,13 @@ def build(spec: ModelSpec, num_labels: int, device: str = "cpu", readout: Readou
         raise
     except Exception as error:  # whatever the libraries raise: the numbers are a person's
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise ConfigError(f"model.config: no {spec.model_type} can be made of it ({reason})") from None
+        word = error.args[0] if isinstance(error, KeyError) and error.args else None
+        place = next((f".{key}={shown(str(word))}" for key, value in spec.config.items() if value == word), "")
+        raise ConfigError(f"model.config{place}: no {spec.model_type} can be made of it ({reason})") from None
     if misfit := _misfit(module):
         raise ConfigError(f"model.config.{misfit}")
+    if not any(name == spec.layout.layers for name, _ in module.named_modules()):
+        raise ConfigError(f"model.layout.layers={shown(spec.layout.layers)}: {spec.model_type} has no such module")
     low_rank.put_in(module, ranks)
     return Model(module, spec.layout, spec.depth, spec.name, readout=readout, ranks=ranks)
 

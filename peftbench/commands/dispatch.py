@@ -1,6 +1,7 @@
 """What the `peftbench` command does with its words. It imports nothing heavy before it knows what is asked."""
 
 import codecs
+import errno
 import gc
 import importlib
 import os
@@ -139,8 +140,8 @@ def _not_written(error: OSError) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed goes nowhere
     if isinstance(error, BrokenPipeError):  # whoever read our output (head, less) has seen enough
         return 0
-    print(f"{place}: {shown(error.strerror or error, LONGEST_LINE)}", file=sys.stderr)
-    return 1
+    print(f"{shown(str(place))}: {shown(error.strerror or error, LONGEST_LINE)}", file=sys.stderr)
+    return 2 if error.errno == errno.ENAMETOOLONG else 1  # no machine has such a place: it was mistyped
 
 
 def _plain(error: UnicodeError) -> tuple[str, int]:

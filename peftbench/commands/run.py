@@ -76,6 +76,8 @@ def run_cells(prepared: "Sweep", arguments: Sequence[str] = ("-m",)) -> int:
     )
     if tally["failed"]:
         return 100 + min(99, tally["failed"])
+    if codes and all(code in REFUSED for code in codes) and tally["left"] == len(prepared.cells):
+        sweep.forget(prepared)
     return max((code for code in codes if code in REFUSED), default=1) if tally["left"] else 0
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peftbench.config.bounds import CONTROL, LARGEST, MOST
+from peftbench.config.bounds import CONTROL, LARGEST, MOST, TOO_LONG, too_long
 from peftbench.config.spec import Cell
 from peftbench.config.validate import method_class, show
 from peftbench.config.words import GROUPS
@@ -29,8 +29,8 @@ def top(keys: Mapping[str, Any], problems: list[str]) -> None:
             problems.append(f"{key}={shown(show(keys.get(key)))}: must be {kind_name}")
         elif kind is str and CONTROL.search(keys[key]):
             problems.append(f"{key}={shown(keys[key])}: must not hold control codes")
-        elif key in ("outputs", "cache") and (len(keys[key]) > 3000 or max(map(_bytes, keys[key].split("/"))) > 255):
-            problems.append(f"{key}={shown(keys[key])}: longer than a path may be (3,000 letters, 255 bytes a part)")
+        elif key in ("outputs", "cache") and too_long(keys[key]):
+            problems.append(f"{key}={shown(keys[key])}: {TOO_LONG}")
         elif kind is int and not LEAST[key] <= keys[key] <= MOST:
             problems.append(f"{key}={shown(keys[key])}: must be at least {LEAST[key]} and at most {MOST}")
     if isinstance(keys.get("study"), str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", keys["study"]):
@@ -43,10 +43,6 @@ def top(keys: Mapping[str, Any], problems: list[str]) -> None:
     start = keys.get("init_from")
     if start is not None and not (isinstance(start, str) and (Path(start) / DELTA_FILE).is_file()):
         problems.append(f"init_from={shown(show(start), 100)}: no {DELTA_FILE} there (it must be the folder of a run)")
-
-
-def _bytes(part: str) -> int:
-    return len(part.encode())
 
 
 def together(cell: Cell) -> None:

@@ -25,7 +25,9 @@ def check(model: Mapping[str, Any], problems: list[str]) -> None:
         return
     depth = str(layout.get("depth", "num_hidden_layers"))
     before = len(problems)
-    problems.extend(f"model.config.{key}: must be given" for key in (*NEEDED, depth) if key not in config)
+    problems.extend(f"model.config.{key}: must be given" for key in NEEDED if key not in config)
+    if depth not in config:
+        problems.append(f"model.config.{shown(depth)}: must be given, for model.layout.depth names it")
     for key, (least, most) in {**SIZES, depth: LAYERS}.items():
         if key in config and not (type(config[key]) is int and least <= config[key] <= most):
             line = f"model.config.{key}={shown(show(config[key]))}: must be a whole number, at least {least}"

@@ -83,7 +83,7 @@ class ModelSpec:
     package: str | None = None
     sha256: str | None = None
     pickle_sha256: str | None = None
-    weights: str = "auto"
+    weights: PathText = "auto"
 
     @property
     def depth(self) -> int:

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 
 from peftbench.config import compose
 from peftbench.config.spec import Cell
-from peftbench.ground.errors import BadInput, ConfigError
+from peftbench.ground.errors import BadInput, ConfigError, shown
 from peftbench.ground.files import RECORD_FILE, expanded
 from peftbench.record import Record, Search, finished_record
 from peftbench.study import boundaries, done, gpus, search
@@ -60,7 +60,8 @@ def run_cell(config: DictConfig, overrides: Sequence[str], screen: Screen) -> in
         if error.filename is None:  # of the screen
             raise
         print(
-            f"{error.filename}: {error.strerror}; what was computed is lost, or kept as a checkpoint", file=sys.stderr
+            f"{shown(str(error.filename))}: {error.strerror}; what was computed is lost, or kept as a checkpoint",
+            file=sys.stderr,
         )
         return 1
 

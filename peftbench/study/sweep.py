@@ -1,6 +1,7 @@
 """A sweep: which cells a command line means, which of them are left to run, and how they went."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,14 +9,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from peftbench.config import compose
+from peftbench.config.bounds import TOO_LONG, too_long
 from peftbench.config.spec import Cell
 from peftbench.config.words import words_for_globs
-from peftbench.ground.errors import ConfigError
+from peftbench.ground.errors import ConfigError, shown
 from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, expanded
 from peftbench.record import record_status
 from peftbench.study import done, index, lock, many
 from peftbench.study.done import Reads
 from peftbench.study.index import Planned
+from peftbench.study.standing import FILE as STANDINGS_FILE
 from peftbench.study.standing import Standings
 
 OF_ALL_CELLS = ("outputs", "study", "cache", "rerun", "cells_per_gpu")
@@ -165,10 +168,30 @@ def has_to_run(status: str | None, rerun: str) -> bool:
 
 
 def study_of(overrides: Sequence[str]) -> tuple[Path, str]:
-    """The outputs folder and the study that these overrides name."""
+    """The outputs folder and the study that these overrides name.
+
+    Raises:
+        ConfigError: no file system has room for such a path.
+    """
     given = dict(item.partition("=")[::2] for item in overrides)
     plain = compose.resolved(compose.load([f"{key}={given[key]}" for key in ("outputs", "study") if key in given]))
-    return expanded(str(plain["outputs"])), str(plain["study"])
+    if too_long(outputs := str(plain["outputs"])):
+        raise ConfigError(f"outputs={shown(outputs)}: {TOO_LONG}")
+    return expanded(outputs), str(plain["study"])
+
+
+def forget(sweep: Sweep) -> None:
+    """Remove the study's lists where it holds nothing else: every cell that it was ever asked for was refused."""
+    folder = sweep.outputs / sweep.study
+    lists = {index.FILE, f".{index.FILE}.lock", STANDINGS_FILE}
+    if {cell.folder for cell in index.read(folder).values()} != {cell.folder for cell in sweep.left}:
+        return
+    with suppress(OSError):
+        if {path.name for path in folder.iterdir()} <= lists:
+            for name in lists:
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
+            sweep.outputs.rmdir()  # if it is empty now
 
 
 def tally(sweep: Sweep) -> dict[str, int]:
