@@ -1,5 +1,6 @@
 """Sweeps as a person runs them: what is skipped, what is taken up again, what status and plan say."""
 
+import fcntl
 import json
 import os
 import re
@@ -7,12 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 from support import PYTHON, TINY, call, records, start
 
 from peftbench.record import MEASURED, find_records, read_record
-from peftbench.study import status
+from peftbench.study import index, status
 
 STUDY = ["-m", *TINY, "study=pilot", "method=bitfit,head", "seed=0,1"]
 
@@ -164,3 +166,25 @@ def test_what_status_and_plan_refuse(tmp_path: Path) -> None:
         assert done.returncode == 2, words
         assert line in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_a_study_that_is_forgotten_while_another_runner_waits_for_it_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "outputs" / "pilot"
+    cell = index.Planned("pilot/mine/seed0", ["seed=0"])
+    index.add(study, {"refused": index.Planned("pilot/refused/seed0", ["seed=1"])})
+    plain = fcntl.flock
+
+    def flock(file: IO[str], operation: int) -> None:  # the other one forgets the study between our open and our lock
+        monkeypatch.undo()
+        index.forget(study, {"pilot/refused/seed0"}, [])
+        assert not study.parent.exists()
+        plain(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    index.add(study, {"mine": cell})
+    assert list(index.read(study)) == ["mine"]
+    assert (study / index.LOCK).exists()  # what was locked is where the next runner waits
+    index.forget(study, {"pilot/refused/seed0"}, [])  # of a study with other cells nothing is removed
+    assert list(index.read(study)) == ["mine"]

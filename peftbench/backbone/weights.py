@@ -106,7 +106,8 @@ def _from_hub(spec: ModelSpec, local: bool, tried: list[str]) -> Path | None:
         tried.append(f"the Hub gives no {spec.hub}: {reason}")
         return None
     if not (folder / WEIGHTS_FILE).is_file():
-        tried.append(f"{spec.hub} on the Hub has no {WEIGHTS_FILE}; peftbench convert {spec.hub} makes it of a pickle")
+        name = shlex.quote(str(spec.hub))
+        tried.append(f"{spec.hub} on the Hub has no {WEIGHTS_FILE}; peftbench convert {name} makes it of a pickle")
         return None
     return folder
 

@@ -4,6 +4,7 @@ import codecs
 import errno
 import gc
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -75,8 +76,8 @@ def main() -> None:
     """Do what the command line asks, and leave the process."""
     stopping.leave_on_signals()
     codecs.register_error("plain", _plain)
-    if sys.stdout is not None:  # it is where the shell closed it (>&-)
-        sys.stdout.reconfigure(errors="plain")  # type: ignore[union-attr]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # it is None where the shell closed it (>&-)
+        sys.stdout.reconfigure(errors="plain")
     code = _guarded(lambda: _answer(sys.argv[1:]))
     stopping.leave_at_once()
     gc.freeze()  # garbage is not looked for at the end, another 0.8 s where torch was imported

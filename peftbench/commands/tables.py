@@ -8,6 +8,7 @@ import os
 import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions
@@ -63,8 +64,8 @@ def show(title: str, grid: Grid) -> None:
         terminal = Terminal()
         for i, width in _widths(grid, block, console.width).items():
             name = "\n".join(textwrap.wrap(grid.head[i], width, break_long_words=False, break_on_hyphens=False))
-            justify = "left" if grid.head[i] in grid.texts else "right"
-            terminal.add_column(Text(name), justify=justify, width=width, overflow="fold")  # type: ignore[arg-type]
+            justify: Literal["left", "right"] = "left" if grid.head[i] in grid.texts else "right"
+            terminal.add_column(Text(name), justify=justify, width=width, overflow="fold")
         for row in grid.rows:
             terminal.add_row(*(row[i] for i in block))
         console.print(terminal)

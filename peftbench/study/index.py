@@ -3,13 +3,14 @@
 import fcntl
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -22,6 +23,7 @@ from peftbench.study import done
 from peftbench.study.done import Reads
 
 FILE = "study.json"
+LOCK = f".{FILE}.lock"
 SCHEMA = 1
 MOST_BYTES = 64 << 20  # a cell has about 400
 
@@ -176,12 +178,45 @@ def _distinct(cells: Iterable[Planned]) -> list[Reads]:
     return list({id(cell.reads): cell.reads for cell in cells if cell.reads is not None}.values())
 
 
+def forget(study: Path, folders: Collection[str], also: Collection[str]) -> None:
+    """Remove a study whose list names these cells alone and that holds nothing else than it and the files `also`.
+
+    A runner that adds cells at the same moment finds the study gone and makes it anew, or is found in the list.
+    """
+    if not study.is_dir():
+        return
+    with suppress(OSError, DataError), _alone(study):
+        lists = {FILE, LOCK, *also}
+        known = {cell.folder for cell in _planned(_file(study / FILE), study.name).values()}
+        if known != set(folders) or {path.name for path in study.iterdir()} - lists:
+            return
+        for name in lists:
+            (study / name).unlink(missing_ok=True)
+        study.rmdir()
+        study.parent.rmdir()  # if it is empty now
+
+
 @contextmanager
 def _alone(study: Path) -> Iterator[None]:
-    study.mkdir(parents=True, exist_ok=True)
-    with (study / f".{FILE}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    file = None
+    while file is None:
+        study.mkdir(parents=True, exist_ok=True)
+        file = _locked(study / LOCK)
+    with file:
         yield
+
+
+def _locked(path: Path) -> IO[str] | None:
+    """The open file, locked; None: who had it removed it meanwhile, so that others lock another file of its name."""
+    try:
+        file = path.open("w")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()
+    except FileNotFoundError:
+        pass
+    return None
 
 
 @cache

@@ -1,7 +1,6 @@
 """A sweep: which cells a command line means, which of them are left to run, and how they went."""
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -181,17 +180,8 @@ def study_of(overrides: Sequence[str]) -> tuple[Path, str]:
 
 
 def forget(sweep: Sweep) -> None:
-    """Remove the study's lists where it holds nothing else: every cell that it was ever asked for was refused."""
-    folder = sweep.outputs / sweep.study
-    lists = {index.FILE, f".{index.FILE}.lock", STANDINGS_FILE}
-    if {cell.folder for cell in index.read(folder).values()} != {cell.folder for cell in sweep.left}:
-        return
-    with suppress(OSError):
-        if {path.name for path in folder.iterdir()} <= lists:
-            for name in lists:
-                (folder / name).unlink(missing_ok=True)
-            folder.rmdir()
-            sweep.outputs.rmdir()  # if it is empty now
+    """Remove the study where it holds nothing but these cells' names: every one that it was asked for was refused."""
+    index.forget(sweep.outputs / sweep.study, {cell.folder for cell in sweep.left}, [STANDINGS_FILE])
 
 
 def tally(sweep: Sweep) -> dict[str, int]:
