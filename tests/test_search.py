@@ -42,8 +42,8 @@ def test_a_cell_with_a_search_is_another_cell() -> None:
     assert compose.cell_from(SMALL).fingerprint != compose.cell_from([*SMALL, "select.rows=dev"]).fingerprint
 
 
-def record(value: float | None, status: str = "done") -> Record:
-    evaluations = [Evaluation(1, 1.0, {}, False, score) for score in (0.9, value)]
+def record(value: float | None, status: str = "done", loss: float | None = None) -> Record:
+    evaluations = [Evaluation(1, 1.0, {}, False, score, loss) for score in (0.9, value)]
     return Record(
         schema=1, status=status, cell=None, fingerprint="", headline=None, counts=None, budget={}, overrides=[],
         metrics=Metrics(evaluations[0], evaluations, "held_out", False), time=Times(2.0, 1.0, 1.0, 0.0, "", ""),
@@ -55,10 +55,51 @@ def record(value: float | None, status: str = "done") -> Record:
 def test_the_best_rate_is_chosen_of_equals_the_nearest_and_never_a_failed_one() -> None:
     cell = compose.cell_from([*SMALL, "protocol.lr=1e-3", "select.factors=[1,3,10,30]"])
     values = iter([record(0.5), record(0.7), record(0.7), record(0.99, "diverged")])
-    result = search.try_rates(cell, lambda words: (next(values), "folder"))
+    result = search.try_rates(cell, lambda words: (next(values), words[-1]))
     assert result.chosen == 3e-3
     assert result.scores == {"0.001": 0.5, "0.003": 0.7, "0.01": 0.7, "0.03": None}
     assert result.seconds == 8.0
+
+
+def test_where_all_tries_predict_one_class_the_loss_chooses() -> None:
+    cell = compose.cell_from([*SMALL, "protocol.lr=1e-3", "select.factors=[1,3,10]"])
+    values = iter([record(0.0, loss=0.62), record(0.0, loss=0.60), record(0.0, loss=0.61)])
+    result = search.try_rates(cell, lambda words: (next(values), "folder"))
+    assert result.chosen == 3e-3
+    assert result.losses == {"0.001": 0.62, "0.003": 0.60, "0.01": 0.61}
+
+
+def test_the_rate_of_the_head_is_searched_at_the_chosen_learning_rate() -> None:
+    words = [*SMALL, "protocol.lr=1e-3", "protocol.head_lr=0.01", "select.factors=[1,3]", "select.head_factors=[0.1,1]"]
+    asked: list[list[str]] = []
+    values = iter([record(0.5), record(0.7), record(0.8), record(0.75)])
+
+    def run_try(try_words: list[str]) -> tuple[Record, str]:
+        asked.append([word for word in try_words if "lr=" in word])
+        return next(values), f"folder{len(asked)}"
+
+    result = search.try_rates(compose.cell_from(words), run_try)
+    assert (result.chosen, result.chosen_head) == (3e-3, 1e-3)
+    assert result.head_scores == {"0.001": 0.8, "0.01": 0.75}
+    assert asked[:2] == [["protocol.lr=0.001"], ["protocol.lr=0.003"]]
+    assert asked[2:] == [["protocol.lr=0.003", f"protocol.head_lr={rate}"] for rate in (0.001, 0.01)]
+    assert result.seconds == 8.0
+
+
+def test_a_run_uses_both_chosen_rates_and_its_record_says_so(tmp_path: Path) -> None:
+    words = [*SMALL, "study=pilot", f"outputs={tmp_path}", "protocol.head_lr=0.01", "select.factors=[1]"]
+    done = call("run", *words, "select.head_factors=[0.1,1]", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tries = [read_record(path) for path in find_records(tmp_path / "pilot.search")]
+    assert [one.config["protocol"]["head_lr"] for one in tries].count(0.001) == 1
+    assert len(tries) == 2, "the try at the usual rate of the head serves both"
+    (searched,) = (read_record(path).search for path in find_records(tmp_path / "pilot"))
+    assert searched is not None
+    assert searched.head_scores.keys() == {"0.001", "0.01"}
+    assert f"head_lr {searched.chosen_head:g} chosen" in done.stdout
+    final = {one.config["protocol"]["head_lr"]: one.metrics.evaluations[-1] for one in tries}
+    assert searched.head_losses == {f"{lr:g}": one.loss for lr, one in final.items()}
+    assert all(one.loss is not None and 0 < one.loss < 3 for one in final.values())
 
 
 def test_a_try_that_another_runner_has_is_asked_for_again_after_the_others() -> None:
@@ -85,8 +126,8 @@ def test_a_sweep_searches_once_and_every_seed_uses_what_was_chosen(tmp_path: Pat
     best = max(scores.values())
     for one in records:
         assert one.search is not None
-        equals = [lr for lr, value in scores.items() if value == best]
-        assert one.lr == min(equals, key=lambda lr: abs(math.log(lr / 1e-3)))
+        losses = {one.lr: one.metrics.evaluations[-1].loss for one in tries if scores[one.lr] == best}
+        assert one.lr == min(losses, key=lambda lr: losses[lr] or math.inf)
         assert {float(lr): value for lr, value in one.search.scores.items()} == scores
         assert all((tmp_path / folder / "result.json").is_file() for folder in one.search.folders)
     facts = [json.loads(line) for line in next(tmp_path.glob("pilot/*/seed1/metrics.jsonl")).read_text().splitlines()]
@@ -101,6 +142,9 @@ def test_a_sweep_searches_once_and_every_seed_uses_what_was_chosen(tmp_path: Pat
         (["select.factors=[-1]"], "select.factors"),
         (["select.rows=test"], "select.rows"),
         (["select.max_steps=0"], "select.max_steps"),
+        (["select.head_factors=[1]"], "select.head_factors: needs protocol.head_lr"),
+        (["select=none", "select.head_factors=[1]", "protocol.head_lr=1e-3"], "select: head_factors needs factors"),
+        (["select.rule=worst"], "select.rule"),
         (["select=lrr"], "did you mean lr"),
     ],
 )

@@ -49,10 +49,16 @@ def ended(outcome: "Outcome") -> None:
 
 
 def searched(search: Search) -> None:
-    """One line: the learning rates (or strata) tried, their scores, and what was chosen."""
-    tried = "  ".join(f"{lr}: {'failed' if value is None else f'{value:.4f}'}" for lr, value in search.scores.items())
+    """A line for each thing that was searched: what was tried, the scores, and what was chosen."""
+    rows = search.rows.replace("_", "-")
     what = in_words(search.strata) if search.strata else f"lr {search.chosen:g}"
-    say(f"{what} chosen on {search.rows.replace('_', '-')} rows of {tried}")
+    say(f"{what} chosen on {rows} rows of {_tried(search.scores)}")
+    if search.chosen_head is not None:
+        say(f"head_lr {search.chosen_head:g} chosen on {rows} rows of {_tried(search.head_scores)}")
+
+
+def _tried(scores: Mapping[str, float | None]) -> str:
+    return "  ".join(f"{word}: {'failed' if value is None else f'{value:.4f}'}" for word, value in scores.items())
 
 
 def summary(record: Record) -> None:

@@ -62,6 +62,8 @@ def together(cell: Cell) -> None:
             f"protocol.accumulation={cell.protocol.accumulation}: more parts than "
             f"protocol.batch_size={cell.protocol.batch_size} has rows"
         )
+    if cell.select.head_factors is not None and cell.protocol.head_lr is None:
+        problems.append("select.head_factors: needs protocol.head_lr, whose multiples are tried")
     if cell.protocol.max_length > (limit := cell.model.positions):
         problems.append(f"protocol.max_length={cell.protocol.max_length}: {cell.model.name} has {limit} positions")
     if problems:

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 # Keys that came after the first fingerprints -> the value at which they change nothing, and are left out.
-ADDED: dict[str, Any] = {"protocol.keep_prefix": False, "method.threshold": None, "select.trials": None}
+ADDED: dict[str, Any] = {
+    "protocol.keep_prefix": False,
+    "method.threshold": None,
+    "select.trials": None,
+    "select.head_factors": None,
+}
 
 
 def without_added(part: str, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -281,21 +281,28 @@ class Select:
 
     Attributes:
         factors: the learning rates tried, as multiples of protocol.lr; None: it is used as it is.
+        head_factors: the head's rates tried then, as multiples of protocol.head_lr; None: it is used as it is.
         trials: how many strata are tried, boundaries and what trains in each; None: they are used as they are.
         rows: those on which they are scored.
         seed: the seed that all tries run with.
         max_steps: optimizer steps of each try; None: as many as the cell itself takes.
+        rule: how one of the tries is chosen. best: the highest score; of equal ones, as where all predict one class,
+            the least loss.
     """
 
     factors: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    head_factors: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
     trials: Annotated[int, Field(ge=1, le=10_000)] | None = None
     rows: Literal["held_out", "dev"] = "held_out"
     seed: Whole = 0
     max_steps: Count | None = None
+    rule: Literal["best"] = "best"
 
     def __post_init__(self) -> None:
         if self.factors is not None and self.trials is not None:
             refuse("factors and trials cannot both be given: one search chooses one thing")
+        if self.head_factors is not None and self.factors is None:
+            refuse("head_factors needs factors: the head's rate is searched at the rate that these choose")
 
 
 @dataclass(frozen=True)

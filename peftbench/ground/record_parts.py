@@ -47,6 +47,7 @@ class Evaluation:
         metrics: every metric of every scored split, in [-1, 1].
         collapsed: the predictions of a scored split are all the same.
         chosen_by: the number that selection looks at.
+        loss: the task's own loss on the rows of that number, mean over rows; None in records before version 0.4.
     """
 
     step: Whole
@@ -54,6 +55,7 @@ class Evaluation:
     metrics: dict[Name, Score | None]
     collapsed: bool
     chosen_by: Number | None
+    loss: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -211,12 +213,16 @@ class Search:
     """How the learning rate, or the strata of a method, were chosen.
 
     Attributes:
-        chosen: the learning rate with the best score; of equal ones that nearest to protocol.lr.
+        chosen: the learning rate with the best score; of equal ones that of the least loss, then that nearest to
+            protocol.lr.
         rows: where the tries were scored: held_out or dev.
         scores: score of every learning rate (or strata) tried; None where that try failed or diverged.
         folders: the tries' folders under `outputs`.
         seconds: what the tries cost together.
         strata: those with the best score, of equal ones the first, by name; empty: they were not searched.
+        losses: of every learning rate tried, as `scores`.
+        chosen_head: the head's rate, chosen likewise; None: it was not searched.
+        head_scores, head_losses: of every rate of the head tried at the chosen learning rate.
     """
 
     chosen: Rate
@@ -225,3 +231,7 @@ class Search:
     folders: list[str]
     seconds: Amount
     strata: dict[Name, Taken] = field(default_factory=dict)
+    losses: dict[Name, Number | None] = field(default_factory=dict)
+    chosen_head: Rate | None = None
+    head_scores: dict[Name, Number | None] = field(default_factory=dict)
+    head_losses: dict[Name, Number | None] = field(default_factory=dict)

@@ -136,7 +136,8 @@ def execute(
     main = process_state().is_main_process  # the others compute with it; only the main process writes
     if main:
         keep()
-    made_by = [fingerprint, cell.seed, cell.protocol.lr, digest(cell.method.meaning)]  # the last: strata are searched
+    searched = [cell.protocol.lr, cell.protocol.head_lr, digest(cell.method.meaning)]  # the last: of strata
+    made_by = [fingerprint, cell.seed, *searched]
     work.checkpoints = Checkpoints(folder, identity(made_by, work.hashes), cell.checkpoint_every, check)
     trainer = Trainer(
         model=model,

@@ -1,28 +1,50 @@
-"""The learning rate, chosen before a cell runs: the tries are ordinary cells, kept in a study of their own."""
+"""The learning rates, chosen before a cell runs: the tries are ordinary cells, kept in a study of their own."""
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
-from peftbench.record import SEARCH_SUFFIX, Record, Search
+from peftbench.record import SEARCH_SUFFIX, Evaluation, Record, Search
+
+RunTry = Callable[[list[str]], tuple[Record, str] | None]
 
 
-def rates(cell: Cell) -> list[float]:
-    """The learning rates to try, rising; none where nothing is searched."""
-    return sorted({float(f"{cell.protocol.lr * factor:.6g}") for factor in cell.select.factors or ()})
+@dataclass(frozen=True)
+class Tried:
+    """The tries of one rate, the backbone's or the head's.
+
+    Attributes:
+        chosen: the best rate.
+        scores, losses: of every rate tried; None where that try failed or diverged.
+        folders: the tries' folders under `outputs`.
+        seconds: what each took.
+    """
+
+    chosen: float
+    scores: dict[str, float | None]
+    losses: dict[str, float | None]
+    folders: list[str]
+    seconds: list[float]
+
+
+def rates(usual: float, factors: Iterable[float] | None) -> list[float]:
+    """The rates to try, rising; none where nothing is searched."""
+    return sorted({float(f"{usual * factor:.6g}") for factor in factors or ()})
 
 
 def tries(cell: Cell) -> list[list[str]]:
     """For every learning rate, the overrides that turn the cell's own into that try's, from the smallest rate on."""
-    return [[*of_every_try(cell), f"protocol.lr={rate}"] for rate in rates(cell)]
+    return list(_words(cell, "lr", rates(cell.protocol.lr, cell.select.factors)).values())
 
 
 def of_every_try(cell: Cell) -> list[str]:
     """The overrides that turn the cell's own into any try's."""
     fixed = [
         "select.factors=null",
+        "select.head_factors=null",
         "select.trials=null",
         f"seed={cell.select.seed}",
         f"study={cell.study}{SEARCH_SUFFIX}",
@@ -34,43 +56,94 @@ def of_every_try(cell: Cell) -> list[str]:
     return fixed
 
 
-def try_rates(cell: Cell, run_try: Callable[[list[str]], tuple[Record, str] | None]) -> Search:
-    """Run every try that has no record yet, and choose. Those that another runner has are waited for at the end.
+def try_rates(cell: Cell, run_try: RunTry) -> Search:
+    """Try every learning rate, then every rate of the head at the one that was chosen, and choose.
 
     Args:
-        cell: the cell whose learning rate is wanted; `cell.select.factors` is not None.
+        cell: the cell whose rates are wanted; `cell.select.factors` is not None.
         run_try: runs a try by its overrides, or finds its record; gives the record and its folder, or None where
             another runner has it.
 
     Raises:
         ConfigError: no try has a score.
     """
-    left = dict(zip(rates(cell), tries(cell), strict=True))
-    tried: dict[float, tuple[Record, str]] = {}
-    while left:
-        before = len(tried)
-        tried |= {rate: done for rate, words in left.items() if (done := run_try(words)) is not None}
-        left = {rate: words for rate, words in left.items() if rate not in tried}
-        if left and len(tried) == before:
-            time.sleep(1)
-    results = [(rate, *tried[rate]) for rate in rates(cell)]
-    scores = {rate: score(record, last=cell.protocol.selection == "last") for rate, record, _ in results}
-    known = {rate: value for rate, value in scores.items() if value is not None}
-    if not known:
-        raise ConfigError(f"select: none of the learning rates {[rate for rate, _, _ in results]} has a score")
+    usual = cell.protocol
+    of_lr = _try(cell, usual.lr, _words(cell, "lr", rates(usual.lr, cell.select.factors)), run_try)
+    parts, of_head = [of_lr], None
+    if usual.head_lr is not None and cell.select.head_factors is not None:
+        at_lr = [f"protocol.lr={of_lr.chosen}"]
+        words = _words(cell, "head_lr", rates(usual.head_lr, cell.select.head_factors), at_lr)
+        of_head = _try(cell, usual.head_lr, words, run_try)
+        parts.append(of_head)
+    seconds = {folder: took for part in parts for folder, took in zip(part.folders, part.seconds, strict=True)}
     return Search(
-        chosen=max(known, key=lambda rate: (known[rate], -abs(math.log(rate / cell.protocol.lr)))),
+        chosen=of_lr.chosen,
         rows=cell.select.rows,
-        scores={f"{rate:g}": value for rate, value in scores.items()},
-        folders=[folder for _, _, folder in results],
-        seconds=round(math.fsum(record.time.total_s for _, record, _ in results), 3),
+        scores=of_lr.scores,
+        losses=of_lr.losses,
+        folders=list(seconds),
+        seconds=round(math.fsum(seconds.values()), 3),
+        chosen_head=None if of_head is None else of_head.chosen,
+        head_scores={} if of_head is None else of_head.scores,
+        head_losses={} if of_head is None else of_head.losses,
     )
 
 
 def score(record: Record, last: bool) -> float | None:
     """The number that a try is judged by: of its last evaluation, or of the best one where the cell keeps the best."""
+    evaluation = _judged(record, last)
+    return None if evaluation is None else _finite(evaluation.chosen_by)
+
+
+def best(scores: Mapping[float, float | None], losses: Mapping[float, float | None], usual: float) -> float | None:
+    """The rate of the highest score; of equal ones that of the least loss, then that nearest to the usual rate.
+
+    Equal scores are common where they matter most: tries that all predict one class. None: no rate has a score.
+    """
+
+    def merit(rate: float) -> tuple[float, float, float]:
+        score, loss = scores[rate], losses[rate]
+        assert score is not None
+        return score, -math.inf if loss is None else -loss, -abs(math.log(rate / usual))
+
+    known = [rate for rate, score in scores.items() if score is not None]
+    return max(known, key=merit) if known else None
+
+
+def _words(cell: Cell, key: str, tried: Iterable[float], fixed: Iterable[str] = ()) -> dict[float, list[str]]:
+    return {rate: [*of_every_try(cell), *fixed, f"protocol.{key}={rate}"] for rate in tried}
+
+
+def _try(cell: Cell, usual: float, words: Mapping[float, list[str]], run_try: RunTry) -> Tried:
+    """Run every try that has no record yet, and choose. Those that another runner has are waited for at the end."""
+    left, tried = dict(words), dict[float, tuple[Record, str]]()
+    while left:
+        before = len(tried)
+        tried |= {rate: done for rate, try_words in left.items() if (done := run_try(try_words)) is not None}
+        left = {rate: try_words for rate, try_words in left.items() if rate not in tried}
+        if left and len(tried) == before:
+            time.sleep(1)
+    last = cell.protocol.selection == "last"
+    judged = {rate: _judged(tried[rate][0], last) for rate in words}
+    scores = {rate: None if one is None else _finite(one.chosen_by) for rate, one in judged.items()}
+    losses = {rate: None if one is None else _finite(one.loss) for rate, one in judged.items()}
+    chosen = best(scores, losses, usual)
+    if chosen is None:
+        raise ConfigError(f"select: none of the learning rates {list(words)} has a score")
+    return Tried(
+        chosen,
+        {f"{rate:g}": value for rate, value in scores.items()},
+        {f"{rate:g}": value for rate, value in losses.items()},
+        [tried[rate][1] for rate in words],
+        [tried[rate][0].time.total_s for rate in words],
+    )
+
+
+def _judged(record: Record, last: bool) -> Evaluation | None:
     if record.status != "done" or not record.metrics.evaluations:
         return None
-    evaluation = record.metrics.evaluations[-1] if last else record.metrics.selected
-    value = None if evaluation is None else evaluation.chosen_by
+    return record.metrics.evaluations[-1] if last else record.metrics.selected
+
+
+def _finite(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)

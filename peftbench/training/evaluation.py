@@ -14,6 +14,7 @@ from peftbench.ground.machine import process_state
 from peftbench.training.fit import Scores
 from peftbench.training.forward import Forward
 from peftbench.training.metrics import predict, score
+from peftbench.training.objective import TaskLoss
 
 
 class Evaluator:
@@ -29,6 +30,7 @@ class Evaluator:
         check: called between batches; may raise to leave.
         """
         self._forward, self._task, self._batch_size, self._check = forward, task, batch_size, check
+        self._objective = TaskLoss(regression=task.labels is None)
 
     def predict(self, tokens: Tokens) -> np.ndarray:
         """Logits (rows, labels) fp32 of a split, in the order of its rows."""
@@ -60,12 +62,20 @@ class Evaluator:
             choosing: the metric that selection looks at; nan where it is not scored.
         """
         metrics: dict[str, float] = {}
-        collapsed = False
+        collapsed, loss = False, math.nan
         for name, tokens in scored.items():
             if tokens.labels is None:
                 continue
             scores = score(self._task.metrics, predict(logits[name]), tokens.labels)
             collapsed = collapsed or scores.collapsed
             names = {metric: key for key, (split, metric) in self._task.scored().items() if split == name}
-            metrics |= {names.get(metric, f"{metric}_{name}"): value for metric, value in scores.values.items()}
-        return Scores(step, epoch, metrics, collapsed, metrics.get(choosing, math.nan))
+            of_split = {names.get(metric, f"{metric}_{name}"): value for metric, value in scores.values.items()}
+            if choosing in of_split:
+                loss = self._loss(logits[name], tokens.labels)
+            metrics |= of_split
+        return Scores(step, epoch, metrics, collapsed, metrics.get(choosing, math.nan), loss)
+
+    def _loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
+        rows = np.arange(len(labels))
+        summed = self._objective.loss(torch.from_numpy(logits), torch.from_numpy(labels), rows)
+        return float(summed) / len(rows)

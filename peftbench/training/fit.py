@@ -17,6 +17,7 @@ class Scores:
         metrics: every metric of every scored split, in [-1, 1].
         collapsed: the predictions of a scored split are all the same.
         chosen_by: the number that selection looks at.
+        loss: the task's own loss on the rows of that number, mean over rows.
     """
 
     step: int
@@ -24,6 +25,7 @@ class Scores:
     metrics: dict[str, float]
     collapsed: bool
     chosen_by: float
+    loss: float
 
 
 @dataclass
