@@ -73,26 +73,59 @@ def test_the_page_of_types_is_what_the_script_makes(tmp_path: Path, monkeypatch:
     assert named == {kind.value.lower() for kind in peft.PeftType} == {*peft_types.TYPES, *peft_types.REFUSED}
 
 
+def both_losses(ours: Cell, theirs: Cell, copied: Callable[[str], str], steps: int) -> np.ndarray:
+    """Losses (2, steps) of a method of ours and of the bridge's from the same start; the heads must agree at the end.
+
+    Args:
+        copied: the bridge's name of a trainable of ours.
+    """
+    (model, tuner, trainer), (other, bridge, following) = assemble(ours), assemble(theirs)
+    assert {copied(name) for name in tuner.trainables()} == set(bridge.trainables())
+    for name, parameter in tuner.trainables().items():
+        bridge.trainables()[copied(name)].data.copy_(parameter)
+    series: list[list[float]] = []
+    for one in (trainer, following):
+        one.begin(total=steps)
+        series.append([])
+        for step in range(steps):
+            one.model.noise.seed(step)
+            batches = one.order(step // 6)
+            series[-1].append(one.loss(batches[step % 6]).item() / len(batches[step % 6]))
+            one.step(step, batches[step % 6])
+    for (name, p), (_, q) in zip(model.head(), other.head(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4, msg=name)
+    return np.array(series)
+
+
+SAME = ("protocol.precision=fp32", "protocol.lr=0.01", "protocol.weight_decay=0.1")
+
+
 def test_lora_of_ours_and_the_bridges_have_the_same_losses(tiny: Make) -> None:
-    same = ("protocol.precision=fp32", "protocol.lr=0.01", "protocol.weight_decay=0.1")
-    ours, our_tuner, our_trainer = assemble(tiny("method=lora", "method.dropout=0.2", *same))
     words = ("method.config.r=8", "method.config.lora_alpha=16", "method.config.lora_dropout=0.2")
-    theirs, their_tuner, their_trainer = assemble(tiny("method=peft", "method.type=lora", *words, *same))
-    for name, parameter in our_tuner.trainables().items():
-        their_tuner.trainables()[f"{name}.default.weight"].data.copy_(parameter)
-    losses_of: list[list[float]] = []
-    for trainer in (our_trainer, their_trainer):
-        trainer.begin(total=6)
-        series = []
-        for step, rows in enumerate(trainer.order(0)[:6]):
-            trainer.model.noise.seed(step)
-            series.append(trainer.loss(rows).item() / len(rows))
-            trainer.step(step, rows)
-        losses_of.append(series)
-    np.testing.assert_allclose(losses_of[0], losses_of[1], rtol=1e-5)
-    assert len(set(losses_of[0])) == 6
-    for (name, one), (_, other) in zip(ours.head(), theirs.head(), strict=True):
-        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4, msg=name)
+    series = both_losses(
+        tiny("method=lora", "method.dropout=0.2", *SAME),
+        tiny("method=peft", "method.type=lora", *words, *SAME),
+        lambda name: f"{name}.default.weight",
+        steps=6,
+    )
+    np.testing.assert_allclose(*series, rtol=1e-5)
+    assert len(set(series[0])) == 6
+
+
+def test_adalora_of_ours_and_the_bridges_have_the_same_losses(tiny: Make) -> None:
+    """With a mask after every step; the bridge counts steps from 1, so that its schedule comes one step earlier."""
+    kinds = "method.kinds=[query,value,intermediate]"
+    ours = ("method=adalora", "method.rank=6", "method.target_rank=3", "method.alpha=16", kinds, "method.every=1")
+    theirs = {"init_r": 6, "target_r": 3, "lora_alpha": 16, "deltaT": 1, "tinit": 4, "tfinal": 5}
+    theirs |= {"beta1": 0.85, "beta2": 0.85, "orth_reg_weight": 0.1}
+    config = (f"method.config.{key}={value}" for key, value in theirs.items())
+    series = both_losses(
+        tiny(*ours, "method.initial=3", "method.final=6", *SAME),
+        tiny("method=peft", "method.type=adalora", kinds, *config, *SAME),
+        lambda name: f"{name}.default",
+        steps=18,
+    )
+    np.testing.assert_allclose(*series, rtol=0, atol=1e-5)
 
 
 def projections(tiny: Make, *words: str) -> torch.Tensor:

@@ -1,6 +1,8 @@
 """PELA: low-rank maps by truncated SVD, distilled on text without labels, as a folder that model.weights takes."""
 
 import copy
+import csv
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -151,6 +153,15 @@ def test_a_table_tells_backbones_of_two_sizes_apart(
     column = head.index("model")
     assert {line[column] for line in lines} == {f"{counts.model - counts.head:,}" for counts in (whole, low)}
     assert low.model < whole.model
+    _, out, _ = command("table", "default", "--outputs", str(tmp_path / "outputs"), "--format", "csv")
+    read = list(csv.DictReader(io.StringIO(out)))
+    assert {int(row["model_bytes"]) for row in read} == {4 * (c.model - c.head) for c in (whole, low)}
+    for counts, words in ((whole, source), (low, svd)):  # of the file the heads are no part, and names take few bytes
+        weights = weights_folder(compose.cell_from(words).model)
+        assert weights is not None
+        assert 0 < (weights / "model.safetensors").stat().st_size - 4 * (counts.model - counts.head) < 10_000
+    megabytes = {f"{4e-6 * (counts.model - counts.head):.1f} MB" for counts in (whole, low)}
+    assert {line[head.index("model's file")] for line in lines} == megabytes
 
 
 def test_apply_multiplies_the_maps_out(svd: list[str], run_tiny: Run, tmp_path: Path) -> None:

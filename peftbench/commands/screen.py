@@ -183,7 +183,7 @@ def paper_counts(paper: "Paper", checked: Sequence["Checked"]) -> None:
 
 
 # Columns of a study's table that give way, the first first; the scores never do.
-GIVE_WAY = ("peak MiB", "stored", "head", "model", "s / run", "backbone")
+GIVE_WAY = ("peak MiB", "stored", "head", "model's file", "model", "s / run", "backbone")
 
 
 def scores(table: "Table") -> None:

@@ -8,6 +8,9 @@ from peftbench.ground import escape
 from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.report.table import Entry, Line, Table
 
+SIZES = ("model", "model's file")  # of the backbone, trained or not: its entries, and what it takes on disk
+BYTES_OF_AN_ENTRY = 4  # fp32, as every backbone is kept
+
 
 def text(table: Table, form: str) -> str:
     """The table in one of `FORMATS`.
@@ -23,10 +26,8 @@ def text(table: Table, form: str) -> str:
 def grid(table: Table) -> list[list[str]]:
     """The head and every row, as a person reads them; the size of backbones where it differs."""
     several = len(table.columns) > 1
-    sizes = (
-        len({line.size for line in table.lines} - {None}) > 1
-    )  # of backbones: one was made smaller, or there are several
-    tail = [*(["model"] if sizes else []), "stored", "s / run", "peak MiB"]
+    sizes = len({line.size for line in table.lines} - {None}) > 1  # one was made smaller, or there are several
+    tail = [*(SIZES if sizes else []), "stored", "s / run", "peak MiB"]
     averages = [f"mean of {len(table.columns)}"] if several else []
     paper = [f"{table.paper} average"] if table.paper else []
     head = ["method", "backbone", "head", *table.columns, *averages, *paper, *tail]
@@ -62,8 +63,13 @@ def number(value: float | None) -> str:
 
 def _cost(line: Line, sizes: bool) -> list[str]:
     stored = line.counts["stored_bytes"]
-    size = ["–" if line.size is None else f"{line.size:,}"] if sizes else []
-    return [*size, "–" if stored is None else f"{stored / 1000:,.0f} kB", f"{line.seconds:.0f}", f"{line.peak_mb:,.0f}"]
+    size = ["–", "–"] if line.size is None else [f"{line.size:,}", f"{BYTES_OF_AN_ENTRY * line.size / 1e6:,.1f} MB"]
+    return [
+        *(size if sizes else []),
+        "–" if stored is None else f"{stored / 1000:,.0f} kB",
+        f"{line.seconds:.0f}",
+        f"{line.peak_mb:,.0f}",
+    ]
 
 
 def _marked(row: Sequence[str], bold: Sequence[bool], form: str) -> list[str]:
@@ -140,14 +146,15 @@ def csv(table: Table) -> str:
     counts = ("backbone", "head", "total", "stored_bytes")
     writer.writerow(
         ["method", "column", table.statistic, "sd", "seeds", "not_beaten", "collapsed", "published", "difference",
-         *counts, "seconds", "search_seconds", "peak_mb"]
+         *counts, "seconds", "search_seconds", "peak_mb", "model", "model_bytes"]
     )  # fmt: skip
     for line in table.lines:
         for column, cell in line.entries.items():
             writer.writerow(
                 [escape.csv(line.name), escape.csv(column), cell.value, cell.spread, cell.seeds, int(cell.best),
                  cell.collapsed, cell.published, cell.difference, *(line.counts[key] for key in counts),
-                 line.seconds, line.search_s, line.peak_mb]
+                 line.seconds, line.search_s, line.peak_mb, line.size,
+                 None if line.size is None else BYTES_OF_AN_ENTRY * line.size]
             )  # fmt: skip
     return out.getvalue()
 
