@@ -34,15 +34,27 @@ CELLS = 6
 QUIET = "tracker=none"
 PLAIN = (sys.executable, "-m", "peftbench")
 
-# What a process runs whose training is to go wrong: the command itself, with one function replaced.
+# Every phase of a run -> the function that goes wrong in it, and the calls of it among which one is drawn.
+PHASES = {
+    "load": ("peftbench.runner.run", "load_model", 3),
+    "train": ("peftbench.training.trainer", "Trainer.loss", 10),
+    "evaluate": ("peftbench.training.evaluation", "Evaluator.predict", 3),
+    "write": ("peftbench.runner.run", "keep_predictions", 2),
+}
+
+# What a process runs whose training is to go wrong: the command itself, with that function replaced.
 WRAPPER = """
 import sys
-phase, kind, at = sys.argv[1], sys.argv[2], int(sys.argv[3])
-sys.argv = ["peftbench", *sys.argv[4:]]
+module, name, kind, at = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
+sys.argv = ["peftbench", *sys.argv[5:]]
+import importlib
 import torch
-import peftbench.runner.run as run
-from peftbench.training.evaluation import Evaluator
-from peftbench.training.trainer import Trainer
+
+def owner_of(module, path):
+    *names, last = path.split(".")
+    for name in names:
+        module = getattr(module, name)
+    return module, last
 
 def wrong(result):
     if kind == "exception":
@@ -60,14 +72,8 @@ def broken(plain):
         return wrong(result) if seen == at else result
     return call
 
-if phase == "load":
-    run.load = broken(run.load)
-elif phase == "train":
-    Trainer.loss = broken(Trainer.loss)
-elif phase == "evaluate":
-    Evaluator.predict = broken(Evaluator.predict)
-else:
-    run.keep_predictions = broken(run.keep_predictions)
+owner, name = owner_of(importlib.import_module(module), name)
+setattr(owner, name, broken(getattr(owner, name)))
 from peftbench.cli import main
 main()
 """
@@ -221,8 +227,8 @@ class Driver:
 
     def inject(self, phase: str, kind: str) -> None:
         """An exception, NaN or lack of memory inside a run."""
-        at = {"load": 3, "train": 10, "evaluate": 3, "write": 2}[phase]
-        command = [sys.executable, "-c", WRAPPER, phase, kind, str(self.random.randint(1, at))]
+        module, name, calls = PHASES[phase]
+        command = [sys.executable, "-c", WRAPPER, module, name, kind, str(self.random.randint(1, calls))]
         code, screen = self.run("injected", command=command)
         if code != 101 or "Traceback" in screen:
             self.wrong += 1
@@ -304,7 +310,7 @@ def main() -> None:
                 driver.damage(pattern, f"{name} with a flipped bit", driver.flip, stopped=True)
             driver.damage("study.json", "list of cells cut short", driver.cut)
             driver.damage(".records.json", "what was seen of records cut short", driver.cut)
-            for phase in ("load", "train", "evaluate", "write"):
+            for phase in PHASES:
                 driver.inject(phase, "exception")
                 driver.inject(phase, "memory")
             driver.inject("train", "nan")

@@ -1,5 +1,7 @@
 """The bench's own code runs: peers train, processes are measured, a table and a figure come out."""
 
+import importlib
+import operator
 import sys
 from pathlib import Path
 
@@ -33,3 +35,12 @@ def test_ours_and_the_peers_are_measured_side_by_side(tmp_path: Path, monkeypatc
     assert (tmp_path / "bench.png").stat().st_size > 5_000
     with pytest.raises(SystemExit, match="exit 2"):
         bench.process([sys.executable, str(bench.PEERS / "hf_trainer.py"), "--style", "worst"], lambda _: None, {})
+
+
+def test_every_function_that_the_fault_driver_breaks_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    import faults
+
+    for module, name, calls in faults.PHASES.values():
+        assert callable(operator.attrgetter(name)(importlib.import_module(module)))
+        assert calls > 0

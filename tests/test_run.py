@@ -113,6 +113,16 @@ def test_a_crash_is_recorded_as_failed(run_tiny: Run, monkeypatch: pytest.Monkey
     assert "MemoryError: no more room" in record.error
 
 
+def test_a_run_that_ends_in_its_first_step_has_no_speed(run_tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peftbench.methods.base import ParameterTuner
+
+    def explode(self: ParameterTuner, step: int) -> None:
+        raise MemoryError("no more room")
+
+    monkeypatch.setattr(ParameterTuner, "after_step", explode)
+    assert read_record(run_tiny("method=bitfit").path).throughput is None
+
+
 def test_best_dev_keeps_the_best_evaluation(run_tiny: Run) -> None:
     outcome = run_tiny(
         "task=stsb", "method=full", "protocol.lr=0.001", "protocol.schedule=constant", "protocol.max_steps=24",

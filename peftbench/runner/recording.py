@@ -142,13 +142,12 @@ def times_of(fit: Fit, watch: Stopwatch, started: datetime) -> Times:
 
 
 def throughput(fit: Fit) -> Throughput | None:
-    """Training speed, and how much of what was computed was padding; nothing where nothing was trained."""
-    if not fit.tokens:
+    """Training speed, and how much of what was computed was padding; nothing where no step was finished."""
+    if not fit.steps or not fit.train_s:
         return None
-    seconds = max(fit.train_s, 1e-9)
     return Throughput(
-        tokens_per_s=round(fit.tokens / seconds, 1),
-        steps_per_s=round(fit.steps / seconds, 3),
+        tokens_per_s=round(fit.tokens / fit.train_s, 1),
+        steps_per_s=round(fit.steps / fit.train_s, 3),
         padding_share=round(fit.padded / max(1, fit.tokens + fit.padded), 4),
     )
 
