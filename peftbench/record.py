@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,7 @@ from peftbench.ground.record_parts import (
     Taken,
     Throughput,
     Times,
+    Worker,
 )
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "Taken",
     "Throughput",
     "Times",
+    "Worker",
     "budget_facts",
     "damage",
     "find_records",
@@ -74,7 +76,8 @@ __all__ = [
 SCHEMA = 2
 READABLE = (1, SCHEMA)  # 1 had no digest and is otherwise the same
 SEARCH_SUFFIX = ".search"  # the tries of study "pilot" are the study "pilot.search"
-MEASURED = ("time", "memory", "throughput")  # the keys in which two equal runs on a CPU may differ
+# the keys in which two equal runs on a CPU may differ
+MEASURED = ("time", "memory", "throughput", "worker", "failed_on")
 MOST_BYTES = 16 << 20  # of a record; those of long runs have a tenth of a MB
 MOST_VALUES = 400_000  # of a record; a growing selection leaves three for every step
 MOST_ERRORS = 1000  # that are looked at
@@ -142,6 +145,8 @@ class Record:
         search: how the learning rate was chosen, where it was.
         drawn: parameters of the backbone that the weights lacked, drawn from the seed and stored in the delta.
         attention: how many attention modules are this bench's own; None in records of before version 0.3.
+        worker: who computed it; None in records of before version 0.4.
+        failed_on: hosts on which the cell failed, this time and before; empty where it is done.
     """
 
     schema: int
@@ -165,6 +170,8 @@ class Record:
     search: Search | None = None
     drawn: list[Name] = field(default_factory=list)
     attention: Attention | None = None
+    worker: Worker | None = None
+    failed_on: list[Name] = field(default_factory=list)
 
     @property
     def lr(self) -> float:
@@ -183,10 +190,14 @@ class Record:
         return json.dumps(raw, indent=1, ensure_ascii=False)
 
 
-def write_record(record: Record, folder: Path) -> Path:
-    """Write the record into its cell's folder, whole or not at all; returns its path."""
+def write_record(record: Record, folder: Path, check: Callable[[], None] = lambda: None) -> Path:
+    """Write the record into its cell's folder, whole or not at all; returns its path.
+
+    Args:
+        check: as of `write_atomically`.
+    """
     path = folder / RECORD_FILE
-    write_atomically(path, (record.as_json() + "\n").encode())
+    write_atomically(path, (record.as_json() + "\n").encode(), check)
     return path
 
 
@@ -227,12 +238,14 @@ class Glance:
             it is never run over.
         hashes: what the run was made of.
         seconds: what it took; peak_mb: MiB that it took at most. None: it does not say.
+        failed_on: hosts on which the cell failed.
     """
 
     status: str | None = None
     hashes: Hashes = field(default_factory=Hashes)
     seconds: Amount | None = None
     peak_mb: Amount | None = None
+    failed_on: list[Name] = field(default_factory=list)
 
 
 def record_status(path: Path) -> str | None:
@@ -252,6 +265,7 @@ def glance(path: Path) -> Glance:
             return Glance("done")
         fields = {"status": raw.get("status"), "hashes": raw.get("hashes")}
         fields |= {"seconds": raw["time"]["total_s"], "peak_mb": raw["memory"]["peak_mb"]}
+        fields["failed_on"] = raw.get("failed_on", [])
         seen: Glance = _adapter(Glance).validate_python(fields)
     except FileNotFoundError:
         return Glance()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import PYTHON, TINY, call
 
-from peftbench.ground.files import CHECKPOINT_FILE, write_atomically
+from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, write_atomically
 from peftbench.record import find_records
 from peftbench.study import lock
 from peftbench.study.lock import Elsewhere, Lock
@@ -92,6 +92,16 @@ def test_the_folders_clock_counts_not_the_machines(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(time, "time", lambda: ahead)
     with Lock(tmp_path) as refused:
         assert not refused.held
+    assert lock.alive(tmp_path / lock.FILE)
+
+
+def test_a_lock_of_version_0_3_is_read(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    owner = json.loads(path.read_text())
+    del owner["since"]
+    path.write_text(json.dumps(owner))
+    assert lock.alive(path)
+    assert lock.owner(path) == f"process {os.getpid()} on {owner['host']}"
 
 
 @pytest.mark.skipif(
@@ -177,6 +187,24 @@ def test_a_runner_that_lost_its_lock_is_told_and_leaves_the_others_alone(tmp_pat
         with pytest.raises(Elsewhere, match="lost the cell"):
             paused.check()
     assert "other" in (tmp_path / lock.FILE).read_text()
+
+
+def test_what_is_written_while_the_lock_is_lost_is_not_put_in_place(tmp_path: Path) -> None:
+    record = tmp_path / RECORD_FILE
+    with Lock(tmp_path) as paused:
+
+        def check() -> None:
+            paused.check()
+            written(tmp_path / "other", host="elsewhere").rename(paused.path)  # right after the last look
+            os.utime(paused.path, (1, 1))
+            with Lock(tmp_path) as taken:
+                assert taken.held
+                record.write_bytes(b"the other's")
+
+        with pytest.raises(Elsewhere, match="lost the cell"):
+            write_atomically(record, b"late", check)
+    assert record.read_bytes() == b"the other's"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", RECORD_FILE]
 
 
 def test_many_runners_at_a_dead_lock_and_one_gets_it(tmp_path: Path) -> None:

@@ -7,13 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 import pytest
 from support import PYTHON, TINY, call, records, start
 
-from peftbench.record import MEASURED, find_records, read_record
+from peftbench.record import MEASURED, find_records, read_record, write_record
 from peftbench.study import index, status
 
 STUDY = ["-m", *TINY, "study=pilot", "method=bitfit,head", "seed=0,1"]
@@ -110,6 +111,28 @@ def test_status_says_how_every_cell_stands_and_failed_ones_are_taken_up_again(tm
     one = next(iter((tmp_path / "outputs" / "pilot").glob("*/seed1/result.json")))
     one.unlink()
     assert status.by_state(status.cells_of(tmp_path / "outputs", "pilot"))["missing"] == 1
+
+
+def test_a_cell_that_failed_on_two_hosts_is_left_alone_unless_asked(tmp_path: Path) -> None:
+    words = ["-m", *TINY, "study=pilot", "method=full", "protocol.clip=null", "protocol.schedule=constant"]
+    words += ["protocol.lr=1e9", "seed=0"]
+    assert call("run", *words, cwd=tmp_path).returncode == 101
+    (path,) = find_records(tmp_path / "outputs" / "pilot")
+    record = read_record(path)
+    assert record.worker is not None
+    assert record.failed_on == [record.worker.host]
+    write_record(replace(record, failed_on=["other"]), path.parent)
+    assert call("run", *words, cwd=tmp_path).returncode == 101
+    assert read_record(path).failed_on == ["other", record.worker.host]
+    before = path.read_bytes()
+    third = call("run", *words, cwd=tmp_path)
+    assert third.returncode == 101
+    assert third.stdout == "1 cells: 0 done, 1 failed, 1 of these on two hosts (rerun=failed tries them again)\n"
+    assert path.read_bytes() == before
+    (cell,) = status.cells_of(tmp_path / "outputs", "pilot")
+    assert (cell.reason or "").endswith(f"(failed on other, {record.worker.host}; left alone unless asked)")
+    assert call("run", *words, "rerun=failed", cwd=tmp_path).returncode == 101
+    assert path.read_bytes() != before
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])

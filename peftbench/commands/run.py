@@ -67,9 +67,9 @@ def run_cells(prepared: "Sweep", arguments: Sequence[str] = ("-m",)) -> int:
         sweep.left[:] = [cell.overrides for cell in prepared.left]
         codes = _launch(arguments)
     tally = sweep.tally(prepared)
-    notes = [
-        f"{tally[key]} {text}" for key, text in (("elsewhere", "with another runner"), ("left", "left")) if tally[key]
-    ]
+    texts = {"quarantined": "of these on two hosts (rerun=failed tries them again)"}
+    texts |= {"elsewhere": "with another runner", "left": "left"}
+    notes = [f"{tally[key]} {text}" for key, text in texts.items() if tally[key]]
     before = f" ({prepared.before} of them before)" if prepared.before else ""
     print(
         ", ".join([f"{len(prepared.cells)} cells: {tally['done']} done{before}", f"{tally['failed']} failed", *notes])

@@ -23,8 +23,12 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 YOUNG = 2.0  # seconds; clocks of file systems tick in up to this many
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, check: Callable[[], None] = lambda: None) -> None:
     """Write a file in one step: a reader sees the old content or the new, also after a crash or a power loss.
+
+    Args:
+        check: called when the draft is whole, just before it is put in place; what it raises leaves the old content.
+            Where somebody removed the draft after that, it is called again, to say why.
 
     Raises:
         OSError: it cannot be written; `filename` is the path.
@@ -38,7 +42,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp's files are private
-        os.replace(temporary, path)
+        check()
+        try:
+            os.replace(temporary, path)
+        except FileNotFoundError:
+            check()
+            raise
         _sync(path.parent)
     except BaseException as error:
         if temporary is not None:
@@ -46,6 +55,13 @@ def write_atomically(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror or str(error), str(path)) from None
         raise
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what `write_atomically` has not put in place yet: who still wanted to cannot any more."""
+    for path in folder.glob(".*.*"):
+        if any(path.name.startswith(f".{name}.") for name in (RECORD_FILE, DELTA_FILE, CHECKPOINT_FILE)):
+            path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> list[Path]:

@@ -201,6 +201,14 @@ class Hardware:
 
 
 @dataclass(frozen=True)
+class Worker:
+    """Who computed a run: a process of a host."""
+
+    host: Name
+    process: Whole
+
+
+@dataclass(frozen=True)
 class Taken:
     """What a search chose for a stratum: its last layer (from zero; None: the top), and whose methods train there."""
 

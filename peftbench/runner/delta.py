@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -88,12 +88,16 @@ class Delta:
         """The tensors whose names begin so, without that."""
         return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
 
-    def save(self, path: Path) -> str:
-        """Write a safetensors file, whole or not at all; returns the SHA-256 of its bytes."""
+    def save(self, path: Path, check: Callable[[], None] = lambda: None) -> str:
+        """Write a safetensors file, whole or not at all; returns the SHA-256 of its bytes.
+
+        Args:
+            check: as of `write_atomically`.
+        """
         tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in self.tensors.items()}
         # one key alone: safetensors writes several in no fixed order, and equal deltas are to be equal files
         content = save(tensors, metadata={FORMAT: json.dumps(_without_start(asdict(self.facts)))})
-        write_atomically(path, content)
+        write_atomically(path, content, check)
         return hashlib.sha256(content).hexdigest()
 
     @staticmethod

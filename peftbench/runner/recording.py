@@ -1,6 +1,8 @@
 """What a run leaves beside its delta: the record, made of what is known of it, and the files that people read."""
 
-from collections.abc import Mapping, Sequence
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +32,7 @@ from peftbench.record import (
     Search,
     Throughput,
     Times,
+    Worker,
 )
 from peftbench.runner import provenance
 from peftbench.runner.tracking import Stopwatch
@@ -70,12 +73,14 @@ def record_of(
     config: Mapping[str, Any],
     overrides: Sequence[str],
     search: Search | None,
+    failed_on: Sequence[str],
 ) -> Record:
     """The record of a run that ended: everything that is known about it.
 
     Args:
         cell: as it was run, with its budget as a number and the learning rate that was chosen.
         fingerprint: of the cell as it was asked for.
+        failed_on: hosts on which it failed before.
     """
     return Record(
         schema=SCHEMA,
@@ -105,6 +110,8 @@ def record_of(
         search=search,
         drawn=work.drawn,
         attention=work.attention,
+        worker=Worker(host := socket.gethostname(), os.getpid()),
+        failed_on=[] if status == "done" else list(dict.fromkeys([*failed_on, host])),
     )
 
 
@@ -186,6 +193,7 @@ def keep_predictions(
     names: Sequence[str] | None,
     logits: Mapping[str, np.ndarray],
     known: Mapping[str, np.ndarray | None],
+    check: Callable[[], None],
 ) -> None:
     """Write predictions/<split>.tsv: index, prediction, label (empty where not public), one logit per label.
 
@@ -194,6 +202,7 @@ def keep_predictions(
         names: of the classes; None for a regression.
         logits: (rows, labels) of every split.
         known: class ids or scores (rows,) of every split; None where they are not public.
+        check: as of `write_atomically`.
     """
     for split, values in logits.items():
         labels = known[split]
@@ -202,4 +211,4 @@ def keep_predictions(
             shown = names[int(prediction)] if names else f"{prediction:.4f}"
             label = "" if labels is None else names[int(labels[i])] if names else f"{labels[i]:.3f}"
             lines.append("\t".join([str(i), shown, label, *(f"{logit:.5f}" for logit in row)]))
-        write_atomically(folder / "predictions" / f"{split}.tsv", ("\n".join(lines) + "\n").encode())
+        write_atomically(folder / "predictions" / f"{split}.tsv", ("\n".join(lines) + "\n").encode(), check)

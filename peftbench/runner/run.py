@@ -55,6 +55,7 @@ def run(
     overrides: Sequence[str],
     search: Search | None = None,
     check: Callable[[], None] = lambda: None,
+    failed_on: Sequence[str] = (),
 ) -> Outcome:
     """Execute a cell and leave its record, also when training fails or diverges.
 
@@ -64,6 +65,7 @@ def run(
         overrides: what the user typed.
         search: how the learning rate or strata were chosen; None: they are the cell's own.
         check: called before anything is put in its place; what it raises ends the run without a record.
+        failed_on: hosts on which the cell failed before.
 
     Raises:
         ConfigError: the cell is not possible; nothing was written.
@@ -98,10 +100,10 @@ def run(
         config=config,
         overrides=overrides,
         search=search,
+        failed_on=failed_on,
     )
     if process_state().is_main_process:
-        check()
-        write_record(record, folder)
+        write_record(record, folder, check)
         if status != "failed":  # a failure may pass, and the next try goes on from there
             work.checkpoints.remove()
     return Outcome(record, folder / RECORD_FILE, error)
@@ -162,9 +164,8 @@ def execute(
         work.facts = tuner.facts()
         unseen = {name: trainer.evaluator.predict(tokens[name]) for name in tokens if tokens[name].labels is None}
         if main:
-            check()
-            work.hashes["delta"] = delta.save(folder / DELTA_FILE)
-            keep_predictions(folder, cell.task.labels, {**fit.logits, **unseen}, work.labels)
+            work.hashes["delta"] = delta.save(folder / DELTA_FILE, check)
+            keep_predictions(folder, cell.task.labels, {**fit.logits, **unseen}, work.labels, check)
         for watcher in trainer.watchers:
             watcher.end({**work.counts.as_dict(), cell.task.headline: headline(cell.task, fit, work.labels).value})
 

@@ -43,7 +43,6 @@ def predict(cell: Cell, folder: Path, check: Callable[[], None]) -> Record:
     made_of = {**record.hashes.data, **{name: split.sha256 for name, split in rows.items()}}
     record = replace(record, hashes=replace(record.hashes, data=made_of))
     if process_state().is_main_process:
-        check()
-        keep_predictions(folder, cell.task.labels, logits, dict.fromkeys(logits))
-        write_record(record, folder)  # last: until then the predictions count as missing
+        keep_predictions(folder, cell.task.labels, logits, dict.fromkeys(logits), check)
+        write_record(record, folder, check)  # last: until then the predictions count as missing
     return record

@@ -15,7 +15,7 @@ from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import BadInput, ConfigError, shown
 from peftbench.ground.files import RECORD_FILE, expanded
-from peftbench.record import Record, Search, finished_record
+from peftbench.record import Record, Search, finished_record, glance
 from peftbench.study import boundaries, done, gpus, search
 from peftbench.study.done import InputHashes, Need
 from peftbench.study.lock import Elsewhere, Lock, owner
@@ -174,7 +174,7 @@ def _run(cell: Cell, config: DictConfig, overrides: Sequence[str], screen: Scree
         searched = boundaries.try_strata(cell, functools.partial(_run_try, overrides))
     if searched is not None and _rank() == 0:
         screen.searched(searched)
-    outcome = _runner()(cell, compose.resolved(config), overrides, searched, check)
+    outcome = _runner()(cell, compose.resolved(config), overrides, searched, check, glance(record_of(cell)).failed_on)
     if _rank() == 0:
         screen.ended(outcome)
     return 0 if outcome.error is None else getattr(outcome.error, "exit_code", 1)

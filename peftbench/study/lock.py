@@ -8,6 +8,7 @@ import functools
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -18,7 +19,7 @@ from types import TracebackType
 from pydantic import TypeAdapter
 
 from peftbench.ground.errors import BadInput, shown
-from peftbench.ground.files import make_folder, set_aside
+from peftbench.ground.files import make_folder, remove_drafts, set_aside
 from peftbench.ground.strangers import read_json
 
 FILE = "lock.json"
@@ -42,6 +43,7 @@ class Owner:
         boot: names this start of the host.
         namespace: names the set of processes that the number is one of.
         token: names the lock itself.
+        since: when it was taken (s), by the clock of the folder; None in locks of before version 0.4.
     """
 
     pid: int
@@ -50,6 +52,7 @@ class Owner:
     boot: str
     namespace: str
     token: str
+    since: float | None = None
 
     def is_near(self) -> bool:
         """Whether its number means a process that can be seen from here."""
@@ -101,13 +104,14 @@ class Lock:
             raise Elsewhere(f"{self.path.parent}: this runner was paused and lost the cell; it writes nothing more")
 
     def _is_ours(self) -> bool:
-        holder = _owner(self.path)
+        holder = owner_of(self.path)
         return holder is not None and holder.token == self._token
 
     def _take(self) -> None:
         for _ in range(3):
             now = self._create()
             if self.held:
+                remove_drafts(self.path.parent)  # an owner that lost the cell cannot put them in place any more
                 threading.Thread(target=self._beat, daemon=True).start()
                 return
             identity = _identity(self.path)
@@ -116,14 +120,15 @@ class Lock:
 
     def _create(self) -> float:
         """Make the lock where there is none; gives the moment (s) by the folder's own clock."""
-        this_process = Owner(
-            os.getpid(), socket.gethostname(), _started(os.getpid()), _boot(), _namespace(), self._token
-        )
+        pid = os.getpid()
         draft = self.path.with_name(f".{FILE}.{self._token}")
         try:
+            draft.touch()
+            now = draft.stat().st_mtime
+            this_process = Owner(pid, socket.gethostname(), _started(pid), _boot(), _namespace(), self._token, now)
             draft.write_text(json.dumps(asdict(this_process)))
             self.held = _put(draft, self.path)
-            return draft.stat().st_mtime
+            return now
         finally:
             draft.unlink(missing_ok=True)
 
@@ -158,27 +163,41 @@ def alive(path: Path, now: float | None = None) -> bool:
 
     Args:
         path: the lock file.
-        now: the moment (s) by the clock of the folder; None: by this machine's.
+        now: the moment (s) by the clock of the folder; None: it is asked.
     """
-    owner = _owner(path)
+    owner = owner_of(path)
     if owner is not None and owner.is_near():
         started = _started(owner.pid)
         return started is not None and started == owner.started
     if not _is_file(path):
         return False
     try:  # a lock from the future beats no more than one from the past
-        return abs((time.time() if now is None else now) - path.stat().st_mtime) < DEAD
+        return abs((clock_of(path.parent) if now is None else now) - path.stat().st_mtime) < DEAD
     except OSError:
         return False
 
 
+def clock_of(folder: Path) -> float:
+    """The moment (s) by the clock of who keeps a folder: its files are dated by it, and machines' own may differ.
+
+    A folder that cannot be written says nothing; it is this machine's then.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+            file.flush()
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
+
+
 def owner(path: Path) -> str:
     """Who holds a lock, for a person."""
-    holder = _owner(path)
+    holder = owner_of(path)
     return "another runner" if holder is None else f"process {holder.pid} on {shown(holder.host)}"
 
 
-def _owner(path: Path) -> Owner | None:
+def owner_of(path: Path) -> Owner | None:
     """What a lock file says; None: nothing that one of ours would say."""
     try:
         return _adapter().validate_python(read_json(path, LONGEST))

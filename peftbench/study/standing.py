@@ -25,10 +25,12 @@ from peftbench.study.index import Planned
 
 FILE = ".records.json"
 MOST_BYTES = 64 << 20  # of that file: a record has 150
+HOSTS = 2  # on which a cell fails before it is left alone
 ASIDE = re.compile(r"(seed\d+)-[0-9a-f]{8}")
 
 Stamp = tuple[int, int, int, int]
 Place = Annotated[int, Field(ge=0)]
+_Line = tuple[Stamp, str | None, float | None, float | None, list[str], Place]
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,18 @@ class Standing:
     seen: Glance
     need: Need | None
 
+    @property
+    def is_quarantined(self) -> bool:
+        """Whether the cell failed on so many hosts that it is not tried again unless somebody asks."""
+        return self.seen.status in ("failed", "diverged") and len(self.seen.failed_on) >= HOSTS
+
 
 @dataclass(frozen=True)
 class _Kept:
-    """Of every record that was read: its file's stamp, status, seconds, MiB, and the place of its hashes."""
+    """Of every record that was read: its file's stamp, status, seconds, MiB, hosts, and the place of its hashes."""
 
     made_of: list[Hashes] = field(default_factory=list)
-    records: dict[str, tuple[Stamp, str | None, float | None, float | None, Place]] = field(default_factory=dict)
+    records: dict[str, _Line] = field(default_factory=dict)
 
 
 class Standings:
@@ -78,7 +85,7 @@ class Standings:
         return Standing(result, self.glance(result / RECORD_FILE), need)
 
     def status(self, cell: Planned) -> str | None:
-        """How its record stands: "done" only where nothing is to be run for the cell.
+        """How its record stands: "done" only where nothing is to be run for the cell; "quarantined" after failures.
 
         Raises:
             DataError: as `standing`.
@@ -86,6 +93,8 @@ class Standings:
         standing = self.standing(cell)
         if standing.need == "nothing":
             return "done"
+        if standing.is_quarantined:
+            return "quarantined"
         return None if standing.seen.status == "done" else standing.seen.status
 
     def glance(self, path: Path) -> Glance:
@@ -118,7 +127,7 @@ class Standings:
             if (key := repr(seen.hashes)) not in place:
                 place[key] = len(made_of)
                 made_of.append(seen.hashes)
-            records[name] = stamp, seen.status, seen.seconds, seen.peak_mb, place[key]
+            records[name] = stamp, seen.status, seen.seconds, seen.peak_mb, seen.failed_on, place[key]
         with suppress(OSError):
             write_atomically(self._path, _adapter().dump_json(_Kept(made_of, records)))
 
@@ -151,8 +160,8 @@ def _read(path: Path) -> dict[str, tuple[Stamp, Glance]]:
         strangers.check_number(content)
         kept = _adapter().validate_json(content, strict=True)
         return {
-            name: (stamp, Glance(status, kept.made_of[place], seconds, peak_mb))
-            for name, (stamp, status, seconds, peak_mb, place) in kept.records.items()
+            name: (stamp, Glance(status, kept.made_of[place], seconds, peak_mb, hosts))
+            for name, (stamp, status, seconds, peak_mb, hosts, place) in kept.records.items()
         }
     except (OSError, ValueError, IndexError):
         return {}

@@ -90,6 +90,8 @@ def _status(standings: Standings, cell: Planned) -> CellStatus:
     if standing is not None and standing.seen.status not in (None, "done"):
         record = read_record(path)
         reason = f"{record.status}: {record.reason}"
+        if standing.is_quarantined:
+            reason += f" (failed on {', '.join(record.failed_on)}; left alone unless asked)"
         return CellStatus(folder, "failed", None, None, reason, command(cell.overrides or record.overrides))
     stopped = path.with_name(CHECKPOINT_FILE).exists()
     return CellStatus(folder, "stopped" if stopped else "missing", None, None, None, again)

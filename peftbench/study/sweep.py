@@ -163,7 +163,9 @@ def has_to_run(status: str | None, rerun: str) -> bool:
     """Whether a cell with a record of this status (None: it has none) is to be run."""
     if rerun == "all":
         return True
-    return status in ("failed", "diverged") if rerun == "failed" else status != "done"
+    if rerun == "failed":
+        return status in ("failed", "diverged", "quarantined")
+    return status not in ("done", "quarantined")
 
 
 def study_of(overrides: Sequence[str]) -> tuple[Path, str]:
@@ -185,8 +187,8 @@ def forget(sweep: Sweep) -> None:
 
 
 def tally(sweep: Sweep) -> dict[str, int]:
-    """How the sweep's cells stand: done, failed (diverged included), with another runner, left."""
-    numbers = {"done": sweep.before, "failed": 0, "elsewhere": 0, "left": 0}
+    """How the cells stand: done, failed (diverged included), of these quarantined, with another runner, left."""
+    numbers = {"done": sweep.before, "failed": 0, "quarantined": 0, "elsewhere": 0, "left": 0}
     standings = Standings(sweep.outputs, sweep.study)
     for cell in sweep.open:
         status = standings.status(cell)
@@ -196,6 +198,7 @@ def tally(sweep: Sweep) -> dict[str, int]:
             numbers["elsewhere"] += 1
         else:
             numbers["left" if status is None else "failed"] += 1
+            numbers["quarantined"] += status == "quarantined"
     standings.keep()
     return numbers
 

@@ -53,9 +53,8 @@ class Checkpoints:
         tensors: dict[str, torch.Tensor] = {}
         facts = {"identity": self._identity, "state": _pack(state, tensors)}
         facts["sha256"] = _digest(facts, tensors)
-        self._check()
         # one key alone: safetensors writes several in no fixed order
-        write_atomically(self._path, save(tensors, metadata={KEY: json.dumps(facts)}))
+        write_atomically(self._path, save(tensors, metadata={KEY: json.dumps(facts)}), self._check)
         self._last = time.monotonic()
 
     def read(self) -> dict[str, Any] | None:
