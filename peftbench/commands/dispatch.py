@@ -28,6 +28,7 @@ usage: peftbench COMMAND [...]
   reproduce PAPER         the sweep that would make a paper's table; --dry-run says what it is
   table STUDY             a study's results, one row per method; --paper, --format md, latex, html, csv
   compare STUDY ONE OTHER whether one method beats another, in words and numbers
+  flips OLD NEW           rows that an update turns wrong or right, beside what another seed alone does; runs or studies
   plot STUDY --to DIR     score against entries, time and memory; curves; seeds; as PNG and PDF
   report STUDY            one HTML file: table, plots, every run
   submission STUDY        the official GLUE zip of --method; --check ZIP validates any
@@ -60,6 +61,7 @@ COMMANDS = {
     "reproduce": ("studies", "reproduce"),
     "table": ("views", "table"),
     "compare": ("views", "compare"),
+    "flips": ("views", "flips"),
     "plot": ("views", "plot"),
     "report": ("views", "report"),
     "submission": ("views", "submission"),

@@ -16,6 +16,7 @@ from peftbench.study.boundaries import in_words
 
 if TYPE_CHECKING:
     from peftbench.papers import Paper
+    from peftbench.report.flips import Flips
     from peftbench.report.table import Table
     from peftbench.runner.counts import Counts
     from peftbench.runner.run import Outcome
@@ -198,6 +199,17 @@ def scores(table: "Table") -> None:
         rows.append([Text(cell, "bold" if bold else "") for cell, bold in zip(cells, best, strict=True)])
     show(escape.terminal(table.title), Grid(head, rows, head[:1], GIVE_WAY))
     for note in table.notes:
+        say(escape.terminal(note))
+
+
+def flips(compared: Sequence["Flips"], notes: Sequence[str]) -> None:
+    """What flipped between versions, and what had no counterpart."""
+    from peftbench.report.flips import grid
+
+    head, *rows = ([escape.terminal(cell) for cell in row] for row in grid(compared))
+    cells = [[Text(cell, "dim" if not row[0] else "") for cell in row] for row in rows]
+    show("flips from old to new, in percent of the dev rows [95% interval]", Grid(head, cells, head[:2]))
+    for note in notes:
         say(escape.terminal(note))
 
 

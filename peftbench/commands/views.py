@@ -1,4 +1,4 @@
-"""`peftbench table`, `compare`, `plot`, `report`, `submission`, `sync`: views of a study's records."""
+"""`peftbench table`, `compare`, `flips`, `plot`, `report`, `submission`, `sync`: views of a study's records."""
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -47,6 +47,30 @@ def compare(arguments: Sequence[str]) -> int:
     return 0
 
 
+def flips(arguments: Sequence[str]) -> int:
+    """`peftbench flips OLD NEW`: rows that an update turns wrong or right, beside what another seed alone does."""
+    parser = ArgumentParser(prog="peftbench flips")
+    parser.add_argument("old", help="folder of a finished run, or name of a study")
+    parser.add_argument("new", help="likewise")
+    parser.add_argument("--outputs", default="outputs", help="where the records lie")
+    parser.add_argument("--old-row", help="a row of the old study's table; default: every row that both have")
+    parser.add_argument("--new-row", help="a row of the new study's table")
+    parser.add_argument("--csv", action="store_true", help="one line per figure, for a program")
+    options = parser.parse_args(arguments)
+    from peftbench.commands import screen
+    from peftbench.report import flips, versions
+
+    pairs, notes = versions.paired(
+        options.old, options.new, expanded(options.outputs), options.old_row, options.new_row
+    )
+    compared = flips.between(pairs)
+    if options.csv:
+        print(flips.csv(compared), end="")
+    else:
+        screen.flips(compared, notes)
+    return 0
+
+
 def plot(arguments: Sequence[str]) -> int:
     """`peftbench plot STUDY --to DIR`: the study's figures as PNG and PDF."""
     parser = _study_parser("plot")
@@ -65,15 +89,17 @@ def report(arguments: Sequence[str]) -> int:
     parser = _study_parser("report")
     parser.add_argument("--to", help="file to write; default: report.html in the study's folder")
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
+    parser.add_argument("--old", metavar="STUDY", help="an earlier study; the page then shows which rows flipped since")
     options = parser.parse_args(arguments)
     from peftbench import papers
-    from peftbench.report import page, records
+    from peftbench.report import flips, page, records, versions
 
     outputs = expanded(options.outputs)
     study = records.read_study(outputs, options.study, options.model)
+    flipped = flips.between(versions.paired(options.old, options.study, outputs)[0]) if options.old else []
     path = Path(options.to) if options.to else outputs / options.study / "report.html"
     writable(path.parent)
-    page.write(study, path, papers.load(options.paper) if options.paper else None)
+    page.write(study, path, papers.load(options.paper) if options.paper else None, flipped)
     print(path)
     return 0
 

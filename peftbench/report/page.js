@@ -223,6 +223,7 @@ function drawRest() {
     part.append(element("summary", column), table);
     get("wrong").append(part);
   }
+  drawFlips();
   if (!data.failures.length) get("failures").append(element("p", "none", { class: "notes" }));
   for (const failure of data.failures) {
     get("failures").append(element("p", `${failure.status}: ${failure.folder}: ${failure.reason}`));
@@ -231,6 +232,20 @@ function drawRest() {
   get("protocol").append(pairs(data.protocol));
   get("provenance").append(pairs(data.provenance));
   get("notes").append(...data.table.notes.map(note => element("p", note)));
+}
+
+function drawFlips() {
+  const [head, ...lines] = data.flips.grid;
+  get("flips").hidden = !lines.length;
+  get("flip-figures").tHead.append(row(head, "th"));
+  get("flip-figures").tBodies[0].append(...lines.map(cells => row(cells)));
+  for (const task of data.flips.rows) {
+    const table = element("table");
+    table.append(row(["row", "label", "became wrong", "became right"], "th"), ...task.rows.map(cells => row(cells)));
+    const part = element("details");
+    part.append(element("summary", `${task.title}: ${task.all} rows`), table);
+    get("flip-rows").append(part);
+  }
 }
 
 function draw() {

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,24 @@ from peftbench.ground.errors import LONGEST_LINE, DataError, shown
 from peftbench.ground.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
-from peftbench.report import predictions, render
+from peftbench.report import flips, predictions, render
+from peftbench.report.flips import Flips
 from peftbench.report.records import Study, column_of, flat
 from peftbench.report.table import apart, build
 
 MOST_WRONG = 15  # rows per task that are listed
+MOST_FLIPPED = 500
 
 
-def write(study: Study, path: Path, paper: Paper | None = None) -> None:
-    """Write the page."""
+def write(study: Study, path: Path, paper: Paper | None = None, flipped: Sequence[Flips] = ()) -> None:
+    """Write the page; `flipped`: what changed since an older study."""
     here = resources.files("peftbench.report")
     page = (here / "page.html").read_text(encoding="utf-8")
     parts = {
         "STYLE": (here / "page.css").read_text(encoding="utf-8"),
         "PLOTLY": get_plotlyjs(),
         "SCRIPT": (here / "page.js").read_text(encoding="utf-8"),
-        "DATA": embedded(content(study, paper)),
+        "DATA": embedded(content(study, paper, flipped)),
     }
     pieces = page.split("@@")  # text, name, text, name, ...: what is put in is never looked at again
     write_atomically(path, "".join(parts[p] if i % 2 else p for i, p in enumerate(pieces)).encode())
@@ -41,7 +44,7 @@ def embedded(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def content(study: Study, paper: Paper | None = None) -> dict[str, Any]:
+def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] = ()) -> dict[str, Any]:
     """Everything that the page shows, as JSON-like data."""
     rows = apart(study)[0]
     names = {} if rows.empty else dict(zip(rows["record"], rows["name"], strict=True))
@@ -73,6 +76,7 @@ def content(study: Study, paper: Paper | None = None) -> dict[str, Any]:
             if record.status != "done"
         ],
         "wrong": _most_wrong(done, names, pairs),
+        "flips": {"grid": flips.grid(flipped), "rows": [_flipped(one) for one in flipped if one.flipped]},
         "protocol": shared,
         "provenance": _provenance([record for _, record in done]),
     }
@@ -169,6 +173,12 @@ def _most_wrong(
             for row, mistakes in sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:MOST_WRONG]
         ]
     return hardest
+
+
+def _flipped(one: Flips) -> dict[str, Any]:
+    """The rows that flipped most, by number, as a table."""
+    rows = [[str(r.row), r.label, f"{r.negative}/{r.pairs}", f"{r.positive}/{r.pairs}"] for r in one.flipped]
+    return {"title": f"{one.column}: {one.old} → {one.new}", "rows": rows[:MOST_FLIPPED], "all": len(rows)}
 
 
 def _shared(configs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from peftbench.record import SEARCH_SUFFIX, BudgetFacts, Record, budget_facts
+from peftbench.record import SEARCH_SUFFIX, BudgetFacts, Record, budget_facts, find_records
 from peftbench.report.records import Study, column_of, name_of, readable
 from peftbench.report.table import apart
 
@@ -123,7 +123,7 @@ def rates(study: Study, rows: pd.DataFrame, outputs: Path) -> Figure | None:
     """Score of every learning rate that was tried before the runs, on the rows it was chosen on."""
     points = [
         (column_of(record), record.cell.method, record.lr, 100 * score)
-        for _, record in readable(outputs / f"{study.name}{SEARCH_SUFFIX}")
+        for _, record in readable(find_records(outputs / f"{study.name}{SEARCH_SUFFIX}"))
         if record.status == "done" and record.metrics.evaluations
         if (score := record.metrics.evaluations[-1].chosen_by) is not None
     ]

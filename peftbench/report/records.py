@@ -53,7 +53,7 @@ def read_study(outputs: Path, study: str, model: str | None = None) -> Study:
         known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
         hint = near(study, known) if known else f"{outputs} holds none"
         raise ConfigError(f"study {study}: not found in {outputs}; {hint}")
-    runs = list(readable(folder))
+    runs = list(readable(find_records(folder)))
     records, folders = [record for _, record in runs], [path for path, _ in runs]
     if not records:
         raise ConfigError(f"study {study}: no record in {folder}")
@@ -68,9 +68,9 @@ def read_study(outputs: Path, study: str, model: str | None = None) -> Study:
     return Study(study, records, folders)
 
 
-def readable(study: Path) -> Iterator[tuple[Path, Record]]:
-    """Folder and record of every run of a study; a record that is not readable is named on the terminal instead."""
-    for path in find_records(study):
+def readable(paths: Iterable[Path]) -> Iterator[tuple[Path, Record]]:
+    """Folder and record of every run; a record that is not readable is named on the terminal instead."""
+    for path in paths:
         try:
             yield path.parent, read_record(path)
         except DataError as error:

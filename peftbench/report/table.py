@@ -8,6 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from peftbench import papers
+from peftbench.ground.errors import ConfigError, near
 from peftbench.papers import Paper
 from peftbench.record import Record
 from peftbench.report.records import Study, differences, frame, other_inputs
@@ -124,6 +125,18 @@ def apart(study: Study) -> tuple[pd.DataFrame, list[str]]:
             mark = marks.setdefault(text, SUFFIX + (str(len(marks) + 1) if marks else ""))
             rows.loc[places.index, "name"] = [f"{name}{mark}" for name in places["name"]]
     return rows, [f"{mark.strip()}: {text}" for text, mark in marks.items()]
+
+
+def row_named(word: str, names: Sequence[str], study: str) -> str:
+    """The row of a study's table that a word names: by its whole name, or by the method's where one row has it.
+
+    Raises:
+        ConfigError: none, or several.
+    """
+    same = [name for name in names if name.split()[0] == word]
+    if word in names or len(same) == 1:
+        return word if word in names else same[0]
+    raise ConfigError(f"{word}: no row of study {study}; {near(word, names)}")
 
 
 def _line(

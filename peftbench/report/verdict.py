@@ -1,9 +1,9 @@
 """Whether one method beats another, in words and numbers."""
 
-from peftbench.ground.errors import ConfigError, near
+from peftbench.ground.errors import ConfigError
 from peftbench.report.records import Study
 from peftbench.report.statistics import ALPHA, Comparison, compare
-from peftbench.report.table import apart
+from peftbench.report.table import apart, row_named
 
 
 def lines(study: Study, first: str, second: str) -> list[str]:
@@ -19,7 +19,7 @@ def lines(study: Study, first: str, second: str) -> list[str]:
     """
     rows = apart(study)[0]
     names = list(dict.fromkeys(rows["name"])) if len(rows) else []
-    first, second = (_row(word, names, study.name) for word in (first, second))
+    first, second = (row_named(word, names, study.name) for word in (first, second))
     rows = rows.dropna(subset=["score"])
     scores = {
         str(name): {
@@ -32,14 +32,6 @@ def lines(study: Study, first: str, second: str) -> list[str]:
     if not comparisons:
         raise ConfigError(f"{first} and {second}: no task and seed in common in study {study.name}")
     return [sentence(comparisons[-1], first, second), *(figures(item) for item in comparisons)]
-
-
-def _row(word: str, names: list[str], study: str) -> str:
-    """The row that a word names."""
-    same = [name for name in names if name.split()[0] == word]
-    if word in names or len(same) == 1:
-        return word if word in names else same[0]
-    raise ConfigError(f"{word}: no row of study {study}; {near(word, names)}")
 
 
 def sentence(item: Comparison, first: str, second: str) -> str:
