@@ -22,6 +22,7 @@ from peftbench.ground.record_parts import (
     CellName,
     Counts,
     Evaluation,
+    FewLabels,
     Git,
     Hardware,
     Hashes,
@@ -104,6 +105,7 @@ class _Config:
     budget: dict[str, Any]
     protocol: _Protocol
     init_from: str | None = None
+    shots: FewLabels | None = None
 
 
 def _is_config(raw: dict[str, Any]) -> dict[str, Any]:
@@ -177,6 +179,13 @@ class Record:
     def lr(self) -> float:
         """The peak learning rate that was used."""
         return self.search.chosen if self.search else float(self.config["protocol"]["lr"])
+
+    @property
+    def few(self) -> FewLabels | None:
+        """How many rows of train had their labels; None: all of them."""
+        raw = self.config.get("shots")
+        shots: FewLabels | None = None if raw is None else _adapter(FewLabels).validate_python(raw)
+        return shots if shots and shots.words else None
 
     @property
     def reason(self) -> str:

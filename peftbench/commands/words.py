@@ -13,6 +13,7 @@ PLURALS |= {
     "trackers": "tracker",
     "experiments": "experiment",
     "scopes": "scope",
+    "shot": "shots",
 }
 
 

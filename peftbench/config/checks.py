@@ -1,7 +1,7 @@
 """What pydantic cannot say of a cell: the layers, the keys at the top, what is possible only together."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +66,27 @@ def together(cell: Cell) -> None:
         problems.append("select.head_factors: needs protocol.head_lr, whose multiples are tried")
     if cell.protocol.max_length > (limit := cell.model.positions):
         problems.append(f"protocol.max_length={cell.protocol.max_length}: {cell.model.name} has {limit} positions")
+    problems += few_labels(cell)
     if problems:
         raise ConfigError(problems)
+
+
+def few_labels(cell: Cell) -> Iterator[str]:
+    """A line for whatever of the shots the task, or the way of selecting, does not allow."""
+    shots, classes = cell.shots, cell.task.num_labels
+    if not shots.few:
+        return
+    if cell.task.train is None:
+        yield f"shots: task={cell.task.name} has no training rows"
+    if cell.task.labels is None and (shots.per_class is not None or shots.stratified):
+        yield f"shots: task={cell.task.name} is a regression, without classes; give shots.total, not stratified"
+    if shots.total is not None and shots.total < classes:
+        yield f"shots.total={shots.total}: fewer than the {classes} classes of task={cell.task.name}"
+    searched = cell.select.factors is not None or cell.select.trials is not None
+    if shots.dev == "none" and cell.protocol.selection == "held_out":
+        yield "protocol.selection=held_out: of few labelled rows none are held out; give shots.dev=same"
+    elif shots.dev == "none" and searched and cell.select.rows == "held_out":
+        yield "select.rows=held_out: of few labelled rows none are held out; give shots.dev=same"
 
 
 def layers(value: Any, depth: int, problems: list[str]) -> list[int] | None:

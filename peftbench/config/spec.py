@@ -29,6 +29,7 @@ from peftbench.config.bounds import (
     distinct,
     refuse,
 )
+from peftbench.config.few import ALL_LABELS, Shots
 from peftbench.config.fingerprint import digest, without_added, without_addresses
 
 Kind = Literal[
@@ -338,10 +339,11 @@ class Cell:
     predict_test: bool = False
     progress: bool = True
     checkpoint_every: NotNegative | None = None
+    shots: Shots = ALL_LABELS
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with whatever decides the score, the seed apart.
+        """16 hexadecimal digits that change with whatever decides the score, the seed and shots.split apart.
 
         Paths are left out (the same rows may lie elsewhere; the record holds the hash of what was read), and so is
         what only says how a run is watched, and a key that was added and changes nothing.
@@ -367,6 +369,8 @@ class Cell:
         }
         if self.select.factors is not None or self.select.trials is not None:
             decides["select"] = without_added("select", asdict(self.select))
+        if self.shots.few:
+            decides["shots"] = {key: value for key, value in asdict(self.shots).items() if key != "split"}
         return digest(decides)[:16]
 
     @property
@@ -375,4 +379,5 @@ class Cell:
         words = [self.task.name, self.method.name, self.model.name]
         if self.budget.name != "none":
             words.insert(2, self.budget.name)
-        return f"{self.study}/{'-'.join(words)}-{self.fingerprint[:8]}/seed{self.seed}"
+        draw = f"split{self.shots.split}-seed{self.seed}" if self.shots.few else f"seed{self.seed}"
+        return f"{self.study}/{'-'.join(words)}-{self.fingerprint[:8]}/{draw}"

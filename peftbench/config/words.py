@@ -40,6 +40,7 @@ PARTS = (
     "budget",
     "protocol",
     "select",
+    "shots",
     "tracker",
 )  # groups a cell is made of
 GROUPS = (*PARTS, "experiment")

@@ -5,8 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from peftbench.config.few import ALL_LABELS, Shots
 from peftbench.config.spec import Cell, DataSpec, TaskSpec
 from peftbench.data import sources
+from peftbench.data.shots import draw
 from peftbench.data.split import Split
 from peftbench.ground.errors import DataError
 from peftbench.ground.seeds import stream
@@ -19,12 +21,16 @@ class Rows:
     Attributes:
         held_out: the share of train that is scored instead of trained on; None: all of it trains.
         tested: whether the test rows are read, too.
+        shots: how many rows of train have their labels.
+        pool: whether the rows of train without labels are read, too.
     """
 
     data: DataSpec
     task: TaskSpec
     held_out: float | None
     tested: bool
+    shots: Shots = ALL_LABELS
+    pool: bool = False
 
     def splits(self) -> list[str]:
         """The splits by our names."""
@@ -36,12 +42,16 @@ class Rows:
         return sources.stamps(self.data, self.task, self.splits())
 
     def read(self) -> dict[str, Split]:
-        """Every split, and the held-out part of train.
+        """Every split, the held-out part of train, and its part without labels.
 
         Raises:
+            ConfigError: train has too few rows for the shots.
             DataError: as `sources.load`, or nothing would be left to train on.
         """
         rows = sources.load(self.data, self.task, self.splits())
+        if self.task.train and self.shots.few:
+            drawn = draw(rows[self.task.train], self.task.labels, self.shots)
+            return {**rows, **{name: split for name, split in drawn.items() if name != "unlabelled" or self.pool}}
         if self.task.train and self.held_out is not None:
             # One cut for all seeds, so that learning rates are compared on the same rows.
             train = rows[self.task.train]
@@ -56,5 +66,5 @@ class Rows:
 
 def rows_of(cell: Cell) -> Rows:
     """The rows that a cell reads."""
-    held_out = cell.protocol.held_out if cell.protocol.selection == "held_out" else None
-    return Rows(cell.data, cell.task, held_out, cell.predict_test or cell.task.train is None)
+    held_out = cell.protocol.held_out if cell.protocol.selection == "held_out" and not cell.shots.few else None
+    return Rows(cell.data, cell.task, held_out, cell.predict_test or cell.task.train is None, cell.shots)

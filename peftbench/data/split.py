@@ -41,6 +41,10 @@ class Split:
         labels = None if self.labels is None else self.labels[keep]
         return make_split(name, texts, labels)
 
+    def without_labels(self) -> "Split":
+        """The same rows without what is known of them."""
+        return make_split(self.name, self.texts, None)
+
 
 def make_split(name: str, texts: tuple[tuple[str, ...], ...], labels: np.ndarray | None) -> Split:
     """A split with its hash."""

@@ -209,6 +209,22 @@ class Worker:
 
 
 @dataclass(frozen=True)
+class FewLabels:
+    """How many rows of train had their labels, and which split of few this is."""
+
+    split: Whole
+    per_class: Whole | None = None
+    total: Whole | None = None
+
+    @property
+    def words(self) -> str:
+        """The number as a table says it; empty where all rows had theirs."""
+        if self.per_class is not None:
+            return f"{self.per_class}/class"
+        return "" if self.total is None else f"{self.total} rows"
+
+
+@dataclass(frozen=True)
 class Taken:
     """What a search chose for a stratum: its last layer (from zero; None: the top), and whose methods train there."""
 

@@ -14,7 +14,7 @@ from peftbench.record import Record, find_records, read_record
 
 # What two cells may differ in and still be the same cell of a table, beside the seed.
 UNRELATED = {"seed", "study", "outputs", "cache", "tracker", "progress", "predict_test", "checkpoint_every", "rerun"}
-UNRELATED |= {"cells_per_gpu", "data.path", "init_from"}
+UNRELATED |= {"cells_per_gpu", "data.path", "init_from", "shots.split"}
 SHORT = {"matthews_correlation": "MCC", "accuracy": "acc", "accuracy_matched": "acc m", "accuracy_mismatched": "acc mm"}
 
 
@@ -94,6 +94,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
             "name": name_of(record, several),
             "column": column_of(record),
             "seed": record.cell.seed,
+            "split": 0 if record.few is None else record.few.split,
             "fingerprint": record.fingerprint,
             "made_of": made_of(record),
             "lr": record.lr,
@@ -114,7 +115,9 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
 
 def made_of(record: Record) -> str:
     """What a score was made of: the cell's fingerprint, the hashes of rows (test rows apart) and weights."""
-    scored = {split: sha256 for split, sha256 in record.hashes.data.items() if not split.startswith("test")}
+    drawn = ("train", "held_out", "unlabelled") if record.few else ()  # another part of train in every split
+    hashes = record.hashes.data.items()
+    scored = {split: sha256 for split, sha256 in hashes if not split.startswith("test") and split not in drawn}
     return json.dumps([record.fingerprint, scored, record.hashes.weights], sort_keys=True)
 
 
@@ -127,9 +130,10 @@ def other_inputs(one: Record, other: Record) -> list[str]:
 
 
 def name_of(record: Record, several_models: bool = False) -> str:
-    """How a table calls a record's row: method, budget where one was asked for, backbone where there are several."""
+    """How a table calls a record's row: method, budget and shots where there are any, backbone where several are."""
     words = [record.cell.method]
     words += [record.cell.budget] if record.cell.budget != "none" else []
+    words += [record.few.words] if record.few else []
     words += [f"({record.cell.model})"] if several_models else []
     return " ".join(words)
 

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -94,11 +95,11 @@ def seeds_needed(differences: Sequence[float]) -> int | None:
     return max(2, math.ceil(needed)) if math.isfinite(needed) else None
 
 
-def compare(scores: Mapping[str, Mapping[tuple[str, int], float]], first: str, second: str) -> list[Comparison]:
+def compare(scores: Mapping[str, Mapping[tuple[str, Any], float]], first: str, second: str) -> list[Comparison]:
     """Two methods, task by task and over all tasks.
 
     Args:
-        scores: method -> (task, seed) -> percent.
+        scores: method -> (task, seed, with few labels (seed, split)) -> percent.
     """
     both = sorted(scores[first].keys() & scores[second].keys())
     tasks = sorted({task for task, _ in both})

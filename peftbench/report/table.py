@@ -87,7 +87,7 @@ def build(study: Study, paper: Paper | None = None) -> Table:
     rows, notes = apart(study)
     columns = sorted(rows["column"].unique()) if len(rows) else []
     lines = [
-        _line(str(name), group, columns, records, statistic, paper, most=rows["seed"].nunique())
+        _line(str(name), group, columns, records, statistic, paper, most=len(rows[["seed", "split"]].drop_duplicates()))
         for name, group in (rows.groupby("name", sort=False) if len(rows) else [])
     ]
     lines = _with_best(lines, rows, columns)

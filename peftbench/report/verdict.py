@@ -5,6 +5,8 @@ from peftbench.report.records import Study
 from peftbench.report.statistics import ALPHA, Comparison, compare
 from peftbench.report.table import apart, row_named
 
+PAIRED = ("column", "seed", "split")  # what two runs share that are compared
+
 
 def lines(study: Study, first: str, second: str) -> list[str]:
     """The verdict over all tasks, then every task.
@@ -23,8 +25,8 @@ def lines(study: Study, first: str, second: str) -> list[str]:
     rows = rows.dropna(subset=["score"])
     scores = {
         str(name): {
-            (str(task), int(seed)): float(score)
-            for task, seed, score in zip(group["column"], group["seed"], group["score"], strict=True)
+            (str(task), (int(seed), int(split))): float(score)
+            for task, seed, split, score in zip(*(group[key] for key in PAIRED), group["score"], strict=True)
         }
         for name, group in rows.groupby("name")
     }

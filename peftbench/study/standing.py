@@ -16,7 +16,7 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from peftbench.ground import strangers
-from peftbench.ground.errors import DataError
+from peftbench.ground.errors import BadInput
 from peftbench.ground.files import RECORD_FILE, YOUNG, write_atomically
 from peftbench.record import Glance, Hashes, glance
 from peftbench.study import done
@@ -26,7 +26,7 @@ from peftbench.study.index import Planned
 FILE = ".records.json"
 MOST_BYTES = 64 << 20  # of that file: a record has 150
 HOSTS = 2  # on which a cell fails before it is left alone
-ASIDE = re.compile(r"(seed\d+)-[0-9a-f]{8}")
+ASIDE = re.compile(r"((?:split\d+-)?seed\d+)-[0-9a-f]{8}")
 
 Stamp = tuple[int, int, int, int]
 Place = Annotated[int, Field(ge=0)]
@@ -136,7 +136,7 @@ def _inputs(reads: Reads) -> InputHashes | None:
     """The hashes of what a cell would read; None: it cannot be read, which its run will say."""
     try:
         return done.hash_inputs(reads)
-    except DataError:
+    except BadInput:
         return None
 
 

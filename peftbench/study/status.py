@@ -67,7 +67,7 @@ def cells_of(outputs: Path, study: str) -> list[CellStatus]:
     for path in find_records(outputs / study):
         cells.setdefault(folder := str(path.parent.relative_to(outputs)), Planned(folder, []))
     standings = Standings(outputs, study)
-    own = [cell for cell in cells.values() if not re.search(r"/seed\d+-[0-9a-f]{8}$", cell.folder)]
+    own = [cell for cell in cells.values() if not re.search(r"/(split\d+-)?seed\d+-[0-9a-f]{8}$", cell.folder)]
     return [_status(standings, cell) for cell in own]  # others were moved aside
 
 
