@@ -274,3 +274,13 @@ def test_a_class_of_ones_own_is_imported_only_where_ones_own_configuration_names
         run_tiny("method=lora", f"init_from={first}")
     on = run_tiny(f"hydra.searchpath=[file://{conf.parent}]", "method=mine", f"init_from={first}", "protocol.lr=0.02")
     assert on.record.status == "done"
+
+
+def test_a_delta_from_before_starts_were_stored_is_refused_where_the_run_had_one(run_tiny: Run) -> None:
+    first = run_tiny("method=bitfit")
+    second = run_tiny("method=lora", f"init_from={first.path.parent}")
+    for outcome in (first, second):
+        write_record(dataclasses.replace(outcome.record, versions={"peftbench": "0.2.1"}), outcome.path.parent)
+    reload(first.path.parent)
+    with pytest.raises(DataError, match=r"peftbench 0\.2\.1 .* init_from; run it again"):
+        reload(second.path.parent)

@@ -1,5 +1,6 @@
 """Deltas and whole models: what a run learned, put into a file and back into a backbone."""
 
+import re
 from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from peftbench.runner.delta import START, Delta, DeltaFacts, LearnedFor, Learned
 
 HEAD = "head."
 MOST_GROWTH = 4  # times the entries of backbone and delta: what a delta's method may make of them
+WHOLE_SINCE = [0, 3]  # since then a delta holds what the run it started from had learned
 FRESH = "fresh."  # what the weights lacked of the backbone, as it was before training
 
 
@@ -195,10 +197,15 @@ def _own_delta(run: Path) -> Delta:
     """The delta in a run's folder.
 
     Raises:
-        DataError: it cannot be read, or is not the one that the record beside it was made with.
+        DataError: it cannot be read, is not the one that the record beside it was made with, or may be a part alone.
     """
     delta = Delta.load(run / DELTA_FILE)
     record = read_record(run / RECORD_FILE)
+    made_by = record.versions.get("peftbench", "0")
+    if record.config.get("init_from") and [int(part) for part in re.findall(r"[0-9]+", made_by)[:2]] < WHOLE_SINCE:
+        raise DataError(
+            f"{run / DELTA_FILE}: peftbench {made_by} stored what was learned after init_from alone; run it again"
+        )
     if file_sha256(run / DELTA_FILE) != record.hashes.delta:
         raise DataError(f"{run / DELTA_FILE}: not the delta that {RECORD_FILE} beside it was made with; it is refused")
     return delta
