@@ -282,5 +282,5 @@ def test_a_delta_from_before_starts_were_stored_is_refused_where_the_run_had_one
     for outcome in (first, second):
         write_record(dataclasses.replace(outcome.record, versions={"peftbench": "0.2.1"}), outcome.path.parent)
     reload(first.path.parent)
-    with pytest.raises(DataError, match=r"peftbench 0\.2\.1 .* init_from; run it again"):
+    with pytest.raises(DataError, match=r"peftbench 0\.2\.1 .* init_from alone; run it again"):
         reload(second.path.parent)

@@ -15,9 +15,9 @@ from transformers.utils import logging as transformers_logging
 from peftbench.backbone import low_rank
 from peftbench.backbone.dropout import ATTENTION, Noise, replace_dropout, users
 from peftbench.backbone.readout import Classifier, Readout
-from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, first_line, weights_folder
+from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, weights_folder
 from peftbench.config.spec import Layout, ModelSpec, Scope
-from peftbench.ground.errors import ConfigError, DataError, near, shown
+from peftbench.ground.errors import ConfigError, DataError, first_line, near, shown
 from peftbench.ground.seeds import drawn_from
 from peftbench.record import Attention
 

@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import importlib.util
-import json
 import shlex
 from collections.abc import Hashable
 from pathlib import Path
@@ -12,11 +11,13 @@ from safetensors import SafetensorError, safe_open
 
 from peftbench.config.spec import ModelSpec
 from peftbench.data.hub import go_offline_unless_reachable
-from peftbench.ground.errors import DataError, shown
+from peftbench.ground import strangers
+from peftbench.ground.errors import DataError, first_line, shown
 from peftbench.ground.files import expanded, stamp
 
 WEIGHTS_FILE = "model.safetensors"
 OTHER_FORMS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.safetensors.index.json")
+LARGEST_CONFIG = 1 << 20  # bytes of a config.json
 
 
 def weights_folder(spec: ModelSpec) -> Path | None:
@@ -138,8 +139,8 @@ def _check_files(spec: ModelSpec, folder: Path) -> None:
         DataError: a file is missing, damaged, of another architecture, or an adapter that names weights elsewhere.
     """
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        raw = strangers.read_json(folder / "config.json", LARGEST_CONFIG)
+    except (OSError, ValueError) as error:
         raise DataError(f"model={spec.name}: {folder}/config.json cannot be read: {first_line(error)}") from None
     kind = raw.get("model_type") if isinstance(raw, dict) else None
     if kind != spec.model_type:
@@ -151,8 +152,3 @@ def _check_files(spec: ModelSpec, folder: Path) -> None:
             file.keys()
     except (OSError, SafetensorError) as error:
         raise DataError(f"model={spec.name}: {folder / WEIGHTS_FILE} is damaged: {first_line(error)}") from None
-
-
-def first_line(error: BaseException) -> str:
-    """What a library says, shortened."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:120]

@@ -64,6 +64,11 @@ def shown(value: object, limit: int = 60) -> str:
     return _middle_out(printable(_middle_out(str(value), limit)), limit)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, on one short line; the name of its kind where it says nothing."""
+    return shown(next(iter(str(error).strip().splitlines()), "") or type(error).__name__, 120)
+
+
 def printable(text: str) -> str:
     """The same on one line that a terminal obeys nothing of: control codes, and what turns text around, are spelled."""
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

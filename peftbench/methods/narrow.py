@@ -11,8 +11,7 @@ from transformers.initialization import no_init_weights
 
 from peftbench.backbone.dropout import replace_dropout
 from peftbench.backbone.model import Model
-from peftbench.backbone.weights import first_line
-from peftbench.ground.errors import ConfigError
+from peftbench.ground.errors import ConfigError, first_line
 
 
 class Start(nn.Module):

@@ -18,7 +18,7 @@ from peftbench.backbone.dropout import replace_dropout
 from peftbench.backbone.model import NORMS, Model
 from peftbench.config.bounds import MOST, PathText, refuse
 from peftbench.config.spec import Kind, Scope
-from peftbench.ground.errors import ConfigError
+from peftbench.ground.errors import ConfigError, first_line
 from peftbench.ground.files import write_atomically
 from peftbench.methods import dial, peft_types
 from peftbench.methods.base import ParameterTuner, Training, check_fit, narrowed, require
@@ -354,7 +354,7 @@ def _wrap(module: nn.Module, config: Any) -> tuple[Any, dict[str, nn.Parameter]]
         raise
     except Exception as error:  # whatever it raises: the numbers are a person's
         kind = config.peft_type.value.lower()
-        raise ConfigError(f"method.config: peft's {kind} refuses it here: {peft_types.first_line(error)}") from None
+        raise ConfigError(f"method.config: peft's {kind} refuses it here: {first_line(error)}") from None
     new = {
         name: p
         for name, p in module.named_parameters()

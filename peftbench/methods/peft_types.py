@@ -13,7 +13,8 @@ from typing import Any
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from peftbench.config.bounds import LARGEST, MOST
-from peftbench.ground.errors import ConfigError, near, shown
+from peftbench.ground import strangers
+from peftbench.ground.errors import ConfigError, first_line, near, shown
 from peftbench.ground.files import expanded
 
 CONFIG_FILE = "adapter_config.json"
@@ -185,11 +186,11 @@ def read(folder: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     path = expanded(folder) / CONFIG_FILE
     given_as = f"method.adapter_config={shown(folder, 100)}"
     try:
-        if path.stat().st_size > LARGEST_CONFIG:
-            raise ConfigError(f"{given_as}: {CONFIG_FILE} is larger than {LARGEST_CONFIG:,} bytes")
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        raw = strangers.read_json(path, LARGEST_CONFIG)
+    except OSError as error:
         raise ConfigError(f"{given_as}: no readable {CONFIG_FILE} there ({type(error).__name__})") from None
+    except ValueError as error:
+        raise ConfigError(f"{given_as}: {CONFIG_FILE} is {first_line(error)}") from None
     kind = raw.get("peft_type") if isinstance(raw, dict) else None
     if not isinstance(kind, str):
         raise ConfigError(f"{given_as}: {CONFIG_FILE} there names no peft_type")
@@ -208,11 +209,6 @@ def _defaults(kind: str) -> dict[str, Any]:
         value = item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
         defaults[item.name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value  # type: ignore[arg-type]
     return defaults
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, on one short line."""
-    return shown(next(iter(str(error).strip().splitlines()), "") or type(error).__name__, 120)
 
 
 @functools.cache
