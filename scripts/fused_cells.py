@@ -26,7 +26,8 @@ from torch import nn
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from peftbench.backbone.dropout import Drop, Dropout, attention
+from peftbench.backbone.attention import attention
+from peftbench.backbone.dropout import Drop, Dropout
 from peftbench.backbone.model import Model
 from peftbench.methods.lora import LoRALinear
 

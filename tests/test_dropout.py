@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from peftbench.backbone.dropout import DropAndMix, Dropout, Noise, attention, dropped
+from peftbench.backbone.attention import attention
+from peftbench.backbone.dropout import DropAndMix, Dropout, Noise, dropped
 
 
 @settings(deadline=None)  # the first example loads the kernel

@@ -35,6 +35,7 @@ BACKBONES = {
         "model.config.num_hidden_layers=2",
         *(f"model.config.{key}_token_id=0" for key in ("pad", "bos", "eos", "cls", "sep")),
     ),
+    "mpnet": ("model=mpnet_base", "model.config.num_hidden_layers=2", *BERT),
 }
 
 

@@ -1,22 +1,17 @@
-"""Dropout whose random numbers are cheap on a CPU, and attention that uses it.
+"""Dropout whose random numbers are cheap on a CPU.
 
 torch draws one double per element from one thread: over a quarter of a training step of a small backbone on a CPU.
 Here each call draws one key, from which a kernel derives every element's number (`kernels.dropout`).
 On a GPU, where random numbers are cheap, and where nothing is dropped, torch's own functions are used.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-
-ATTENTION = "peftbench"  # the name under which transformers finds `attention`
 
 
 class Noise:
@@ -108,55 +103,3 @@ def replace_dropout(module: nn.Module, noise: Noise) -> None:
         for name, child in list(parent.named_children()):
             if type(child) is nn.Dropout:
                 setattr(parent, name, Dropout(child.p, noise))
-
-
-def attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **others: Any,
-) -> tuple[torch.Tensor, None]:
-    """Attention (batch, heads, tokens, size) -> (batch, tokens, heads, size), with this dropout on its weights.
-
-    torch's fused kernels are used wherever nothing is dropped; on a CPU they cannot drop.
-    """
-    drop = getattr(module, "dropout", None)
-    if dropout == 0 or query.device.type != "cpu" or not isinstance(drop, Dropout):
-        attended: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )
-        return attended
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = (query * scale).contiguous() @ key.contiguous().transpose(-1, -2)  # else matmul copies key transposed
-    if attention_mask is not None:  # added: masking would be gone through again on the way back, where these are 0
-        least = torch.finfo(scores.dtype).min  # not -inf: a token of padding may see no token at all
-        scores += torch.zeros(attention_mask.shape, dtype=scores.dtype).masked_fill_(~attention_mask, least)
-    # not autocast's softmax: it would hand on fp32; the kernel sums in fp32 in any case
-    with torch.autocast(query.device.type, enabled=False):
-        mixed = DropAndMix.apply(scores.softmax(-1), value, drop.noise.key(), drop.p)
-    return mixed.transpose(1, 2).contiguous(), None
-
-
-def users(forward: Callable[[], object]) -> set[nn.Module]:
-    """The modules that ask for this attention in a forward pass, and whose dropout is this one."""
-    modules = set()
-
-    def noting(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
-        if isinstance(getattr(module, "dropout", None), Dropout):
-            modules.add(module)
-        return attention(module, *args, **kwargs)
-
-    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, noting)
-    try:
-        forward()
-    finally:
-        ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
-    return modules
-
-
-ALL_ATTENTION_FUNCTIONS.register(ATTENTION, attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

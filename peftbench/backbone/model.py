@@ -13,7 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from peftbench.backbone import low_rank
-from peftbench.backbone.dropout import ATTENTION, Noise, replace_dropout, users
+from peftbench.backbone.attention import ATTENTION, adopt, users
+from peftbench.backbone.dropout import Noise
 from peftbench.backbone.readout import Classifier, Readout
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, weights_folder
 from peftbench.config.spec import Layout, ModelSpec, Scope
@@ -70,7 +71,7 @@ class Model:
 
     def __post_init__(self) -> None:
         self.noise = Noise()
-        replace_dropout(self.module, self.noise)
+        adopt(self.module, self.noise)
         self.places = {name: self.place(name) for name, _ in self.backbone()}
 
     def is_head(self, name: str) -> bool:

@@ -40,6 +40,7 @@ class Prefix:
             ConfigError: no layer is left below, or the architecture is not one that can start in the middle.
         """
         self._model, self._kept = model, dict[str, torch.Tensor]()
+        self._rest: tuple[Any, ...] | None = None  # what a layer gives beside hidden states; None: these alone
         layers = model.module.get_submodule(model.layout.layers)
         assert isinstance(layers, nn.ModuleList)
         self.depth = _depth(model, touched)
@@ -50,7 +51,10 @@ class Prefix:
         if self.depth == 0:
             raise ConfigError("protocol.keep_prefix: the method may change the first layer, so nothing can be kept")
         self._layers = list(layers[: self.depth])
-        self._embeddings = model.embeddings()
+        # a bare table or norm beside the layers may serve those above the prefix, too (relative positions): it is run
+        self._embeddings = [
+            module for module in model.embeddings() if not isinstance(module, (nn.Embedding, nn.LayerNorm))
+        ]
         # of which layers the output is kept; -1: what goes into the first
         self._points = sorted({self.depth - 1, *(layer for layer, _ in read if layer < self.depth)})
 
@@ -61,8 +65,9 @@ class Prefix:
         def entered(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             hidden.append(inputs[0])
 
-        def left(module: nn.Module, _: Any, output: torch.Tensor) -> None:
-            hidden.append(output)
+        def left(module: nn.Module, _: Any, output: Any) -> None:
+            self._rest = output[1:] if isinstance(output, tuple) else None
+            hidden.append(output if self._rest is None else output[0])
             if module is self._layers[-1]:
                 raise Reached
 
@@ -105,16 +110,17 @@ class Prefix:
             for module in self._embeddings:
                 _stand_in(module, hidden[0])
             for number, layer in enumerate(self._layers):  # a layer that is not kept gives what nobody looks at
-                _stand_in(layer, hidden[bisect_left(self._points, number)])
+                given = hidden[bisect_left(self._points, number)]
+                _stand_in(layer, given if self._rest is None else (given, *self._rest))
             yield
         finally:
             for module in replaced:
                 del module.forward
 
 
-def _stand_in(module: Any, hidden: torch.Tensor) -> None:
+def _stand_in(module: Any, output: Any) -> None:
     """Let a module give this, whatever it is given: an attribute of the instance goes before a method of its class."""
-    module.forward = lambda *_, **__: hidden
+    module.forward = lambda *_, **__: output
 
 
 def _places(tokens: Tokens, rows: np.ndarray, inside: torch.Tensor) -> torch.Tensor:

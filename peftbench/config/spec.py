@@ -30,7 +30,7 @@ from peftbench.config.bounds import (
     refuse,
 )
 from peftbench.config.few import ALL_LABELS, Shots
-from peftbench.config.fingerprint import digest, without_added, without_addresses
+from peftbench.config.fingerprint import STREAMS, digest, without_added, without_addresses
 
 Kind = Literal[
     "query",
@@ -346,10 +346,12 @@ class Cell:
         """16 hexadecimal digits that change with whatever decides the score, the seed and shots.split apart.
 
         Paths are left out (the same rows may lie elsewhere; the record holds the hash of what was read), and so is
-        what only says how a run is watched, and a key that was added and changes nothing.
+        what only says how a run is watched, a key that was added and changes nothing, and where modules lie.
         """
         model = asdict(self.model)
         del model["layout"], model["pickle_sha256"]
+        if self.model.layout.attention == "bench" and self.model.model_type in STREAMS:
+            model["stream"] = STREAMS[self.model.model_type]
         data = {"source": self.data.source, "revision": self.data.revision, "limit": self.data.limit}
         if self.data.source == "hub":
             data["path"] = self.data.path

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers.initialization import no_init_weights
 
-from peftbench.backbone.dropout import replace_dropout
+from peftbench.backbone.attention import adopt
 from peftbench.backbone.model import Model
 from peftbench.ground.errors import ConfigError, first_line
 
@@ -54,7 +54,7 @@ class Narrow(nn.Module):
             raise ConfigError(
                 f"method.reduction={reduction}: {model.name} cannot be made so narrow ({reason})"
             ) from None
-        replace_dropout(self, model.noise)
+        adopt(self.encoder, model.noise)
 
     @property
     def layers(self) -> nn.ModuleList:
