@@ -1,6 +1,7 @@
 """Plots and the page: what they draw is what the records say, and nothing in the records runs."""
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -17,33 +18,37 @@ from studies import full_study, made_study
 from support import TINY, call, start
 
 from peftbench.record import read_record, write_record
-from peftbench.report import page, plots, table
+from peftbench.report import page, plots
+from peftbench.report.figures import scores
+from peftbench.report.figures.every import figures
+from peftbench.report.figures.parts import Material, summary
+from peftbench.report.records import read_study
+from peftbench.report.styles import Style, style
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e6), st.floats(0, 100)), min_size=1, max_size=20))
 def test_a_pareto_front_is_what_nothing_dominates(points: list[tuple[float, float]]) -> None:
-    front = plots.pareto(points)
-    for cost, score in front:
-        assert not any(c <= cost and s > score for c, s in points)
-    for cost, score in points:
-        assert any(c <= cost and s >= score for c, s in front)
+    front = scores.front_of([(cost, summary([score])) for cost, score in points])
+    assert front.x == sorted({cost for cost, _ in points})
+    for cost, *best in zip(front.x, front.y, front.low, front.high, strict=True):
+        assert best == pytest.approx([max(s for c, s in points if c <= cost)] * 3)
 
 
 def test_plots_are_drawn_and_can_be_opened(write_run: Callable[..., Path], tmp_path: Path) -> None:
     full_study(write_run)
-    done = start("plot", "made", "--to", "figures", cwd=tmp_path)
+    done = call("plot", "made", "--to", "figures", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     written = {Path(line).name for line in done.stdout.splitlines()}
-    assert {"entries.png", "seconds.pdf", "memory.png", "curves.png", "seeds.png"} <= written
+    assert {"entries.png", "seconds.pdf", "memory.svg", "curves.png", "seeds.png"} <= written
     for path in (tmp_path / "figures").glob("*.png"):
-        pixels = {tuple(pixel) for pixel in (255 * pyplot.imread(path)[:, :, :3]).round().astype(int).reshape(-1, 3)}
-        for colour in plots.COLOURS[:3]:  # one for each method
-            assert tuple(bytes.fromhex(colour[1:])) in pixels, (path, colour)
-    rows = table.apart(made_study(tmp_path))[0]
-    figure = plots.FIGURES["entries"](made_study(tmp_path), rows, tmp_path / "outputs")
-    assert figure is not None
+        pixels = (255 * pyplot.imread(path)[:, :, :3]).round().astype(int) @ [1 << 16, 1 << 8, 1]
+        for method in ("lora", "bitfit", "id3"):
+            assert (pixels == int(style(method).colour[1:], 16)).any(), (path, method)
+    material = Material(made_study(tmp_path))
+    figure = plots.draw(next(scores.costs(material)), material.methods)
+    assert [axes.get_title() for axes in figure.axes] == ["cola acc", "mrpc acc", "mean of 2 tasks"]
     for axes in figure.axes:
         points = {tuple(np.round(bars.lines[0].get_xydata()[0], 1)) for bars in axes.containers}
         assert points == {(900, 80.2), (100, 70.2), (300, 80.1)}
@@ -52,12 +57,75 @@ def test_plots_are_drawn_and_can_be_opened(write_run: Callable[..., Path], tmp_p
     assert "/proc/figures: cannot be written" in refused.stderr
 
 
-def test_a_growing_selection_has_a_figure_of_its_own(tmp_path: Path) -> None:
-    words = [*TINY, "study=s", "method=id3", "budget=40,80", "protocol.max_steps=12"]
-    assert call("run", "-m", *words, cwd=tmp_path).returncode == 0
-    done = call("plot", "s", "--to", "figures", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "figures/growth.png" in done.stdout.splitlines()
+def test_a_mean_over_tasks_is_relative_to_full_fine_tuning(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    full_study(write_run)
+    write_run("head", "mrpc", 0, 0.3)  # not on every task: it has no mean
+    write_run("vera", "mrpc", 0, 0.71)
+    for task, score in (("mrpc", 0.852), ("cola", 0.802)):
+        write_run("full", task, 0, score, entries=10**6)
+    mean = next(scores.costs(Material(made_study(tmp_path)))).panels[-1]
+    assert (mean.title, mean.y_label) == ("mean of 2 tasks", "points from full fine-tuning")
+    shown = {one.name: one for one in mean.series}
+    assert {name: round(one.y[0], 2) for name, one in shown.items()} == {
+        "lora": -2.5, "bitfit": -12.5, "id3": -2.56, "full": 0.0
+    }  # fmt: skip
+    assert shown["lora"].low[0] < -2.5 < shown["lora"].high[0]
+    assert shown["lora"].dots == [pytest.approx((900, -2.7 + 0.1 * seed)) for seed in range(5)]
+    assert shown["full"].low == []  # one seed
+    assert mean.front is not None
+    assert mean.front.x == [100, 300, 900, 10**6]
+    assert mean.front.y == pytest.approx([-12.5, -2.56, -2.5, 0.0])
+    for low, middle, high in zip(mean.front.low, mean.front.y, mean.front.high, strict=True):
+        assert low - 0.05 <= middle <= high + 0.05
+    mrpc = next(scores.seeds(Material(made_study(tmp_path)))).panels[1]
+    assert mrpc.below == "below: head 30.0"
+    assert mrpc.limits is not None
+    assert 60 < mrpc.limits[0] < 70
+
+
+def test_methods_of_one_cost_stand_side_by_side(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    for name, entries in (("lora", 500), ("id3", 500), ("bitfit", 505), ("full", 10**6)):
+        write_run(name, "mrpc", 0, 0.8, entries=entries)
+    (panel,) = next(scores.costs(Material(made_study(tmp_path)))).panels
+    places = sorted(one.x[0] for one in panel.series)
+    assert all(other > 1.1 * one for one, other in itertools.pairwise(places))
+    assert places[-1] == 10**6
+    assert {"500 trainable" in one.notes[0] for one in panel.series if one.name in ("lora", "id3")} == {True}
+
+
+def test_every_method_has_looks_of_its_own_that_no_other_changes() -> None:
+    words = [path.stem for path in Path("conf/method").glob("[!_]*.yaml")]
+    looks = {(found.colour, found.marker, found.filled) for found in map(style, words)}
+    assert len(looks) == len(words)
+    assert all(style(word).filled for word in words), "a method that is not in METHODS of report/styles.py"
+    assert style("lora") == Style("#CC79A7", "D", True, "solid")
+    assert style("somebody_elses") == style("somebody_elses")
+    assert not style("somebody_elses").filled
+    assert style("id3", "like-bitfit").colour == style("id3").colour
+    assert style("id3", "like-bitfit").dash != style("id3").dash
+
+
+def test_what_id3_and_adalora_chose_over_time_is_drawn_by_layer_and_kind(tmp_path: Path) -> None:
+    words = [*TINY, "study=s", "protocol.max_steps=12"]
+    assert call("run", "-m", *words, "method=id3", "budget=40,80", cwd=tmp_path).returncode == 0
+    assert call("run", *words, "method=adalora", "method.rank=2", cwd=tmp_path).returncode == 0
+    made = {figure.word: figure for figure in figures(Material(read_study(tmp_path / "outputs", "s")))}
+    growing, chosen = made["growth"].panels[0], made["chosen_adalora_sst2_acc_sample"]
+    assert {one.name: one.y[-1] for one in growing.series} == {"id3 40": 40, "id3 80": 80}
+    (joined,) = made["budgets"].panels[0].series
+    assert (joined.name, joined.x) == ("id3", [40, 80])
+    assert [panel.title for panel in chosen.panels] == [f"after {step} steps" for step in (0, 3, 5, 9, 11)]
+    first, last = (panel.map for panel in (chosen.panels[0], chosen.panels[-1]))
+    assert first is not None
+    assert last is not None
+    assert first.rows == ["0", "1"]
+    assert first.columns == ["query", "key", "value", "attention_output", "intermediate", "output"]
+    triplet = [100 * size / (2 * (4 * 257 + 2 * 641)) for size in (257, 257, 257, 257, 641, 641)]
+    assert first.values == [pytest.approx(triplet, abs=0.01)] * 2  # nothing was pruned yet
+    assert last.values != first.values
+    assert sum(map(sum, last.values)) == pytest.approx(100, abs=0.1)
+    drawn = plots.draw(chosen, {})
+    assert np.array_equal(drawn.axes[0].images[0].get_array(), first.values)
 
 
 EVIL = "<img src=x onerror=\"document.title='run'\"></script><script>document.title='run'</script>"

@@ -72,14 +72,14 @@ def flips(arguments: Sequence[str]) -> int:
 
 
 def plot(arguments: Sequence[str]) -> int:
-    """`peftbench plot STUDY --to DIR`: the study's figures as PNG and PDF."""
+    """`peftbench plot STUDY --to DIR`: the study's figures as PNG, SVG and PDF."""
     parser = _study_parser("plot")
     parser.add_argument("--to", required=True, help="folder to write")
     options = parser.parse_args(arguments)
     from peftbench.report import plots, records
 
     study = records.read_study(expanded(options.outputs), options.study, options.model)
-    for path in plots.save_all(study, expanded(options.outputs), writable(Path(options.to))):
+    for path in plots.save_all(study, writable(Path(options.to))):
         print(path)
     return 0
 
@@ -145,7 +145,7 @@ def sync(arguments: Sequence[str]) -> int:
     runs = sync.offline_runs(study)
     sync.send(runs, mode("auto"))
     print(f"{len(runs)} runs sent")
-    print(sync.log_study(study, outputs, writable(outputs / options.study), options.project, mode("auto")))
+    print(sync.log_study(study, writable(outputs / options.study), options.project, mode("auto")))
     return 0
 
 

@@ -109,11 +109,15 @@ class Attention:
 
 @dataclass(frozen=True)
 class Moment:
-    """What a growing selection had chosen at a step: entries by kind and by layer."""
+    """What a selection had chosen at a step: entries by kind, by layer, and by both ("3 query").
+
+    Records of before version 0.4 say nothing by both.
+    """
 
     step: Whole
     by_kind: dict[Name, Whole]
     by_layer: dict[Name, Whole]
+    by_place: dict[Name, Whole] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,7 @@ class BudgetFacts:
     Attributes:
         asked, used: backbone entries asked for, and trained.
         growth: (step, entries chosen by then).
-        by_kind, by_layer: entries chosen at the end.
+        by_kind, by_layer, by_place: entries chosen at the end; see `Moment`.
         over_time: the same at up to ten moments.
     """
 
@@ -134,6 +138,7 @@ class BudgetFacts:
     growth: list[tuple[Whole, Whole]] = field(default_factory=list)
     by_kind: dict[Name, Whole] = field(default_factory=dict)
     by_layer: dict[Name, Whole] = field(default_factory=dict)
+    by_place: dict[Name, Whole] = field(default_factory=dict)
     over_time: list[Moment] = field(default_factory=list)
 
 

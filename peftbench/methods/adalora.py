@@ -12,12 +12,13 @@ from peftbench.backbone.model import Model
 from peftbench.config.bounds import Count, InnerShare, NotNegative, Positive, Share, Whole
 from peftbench.config.spec import Kind, Scope
 from peftbench.ground.errors import ConfigError, DataError
-from peftbench.methods.base import Training, narrowed, same_names
+from peftbench.methods.base import Training, entries_by_place, narrowed, same_names
 from peftbench.methods.dial import trained_entries, turned
 from peftbench.methods.lora import LoRALinear, LoRATuner
 from peftbench.methods.maps import packed, unpacked, wrap
 
 Steps = Whole | InnerShare
+MOMENTS = 10  # of training, at which the ranks are noted for the record
 KEPT = "kept"  # of every matrix, which triplets are there: one bit each, the first in the highest place
 
 
@@ -104,6 +105,7 @@ class AdaLoRATuner(LoRATuner):
         self._sensitivity: list[torch.Tensor] = []  # of every entry, in the order of the trainables
         self._uncertainty: list[torch.Tensor] = []
         self._pruned = False
+        self._moments: list[tuple[int, list[int]]] = []  # (step, rank of every map)
 
     def check_steps(self, steps: int) -> None:
         """See `Tuner`.
@@ -146,10 +148,14 @@ class AdaLoRATuner(LoRATuner):
                 self._update_importance()
             order = self._scores().argsort(descending=True, stable=True)  # ties by position
             self._mark(order[: schedule.target])
+            pattern = self._pattern(order[: schedule.budget(step)])
             if schedule.masks(step):
-                self._mask(self._pattern(order[: schedule.budget(step)]))
+                self._mask(pattern)
         else:
-            self._mask([layer.kept for layer in self.layers.values()])
+            pattern = [layer.kept for layer in self.layers.values()]
+            self._mask(pattern)
+        if step * MOMENTS // schedule.steps != (step - 1) * MOMENTS // schedule.steps:
+            self._moments.append((step, [int(kept.sum()) for kept in pattern]))
         return False
 
     def _update_importance(self) -> None:
@@ -227,12 +233,19 @@ class AdaLoRATuner(LoRATuner):
         return sum(sizes[: self._target]), sum(sizes[-self._target :])
 
     def facts(self) -> dict[str, Any]:
-        """Triplets at the start and at the end, and the rank that each linear map was left with."""
+        """Triplets at the start and at the end, the rank that each linear map was left with, and where the entries of
+        those lay that the schedule left at ten moments."""
         triplets = {"initial": self._triplets, "target": self._target, "kept": sum(self._ranks())}
         return {
             "triplets": triplets,
             "ranks": dict(zip(self.wrapped, self._ranks(), strict=True)),
+            **self._entries(self._ranks()),
+            "over_time": [{"step": step, **self._entries(ranks)} for step, ranks in self._moments],
         }
+
+    def _entries(self, ranks: list[int]) -> dict[str, dict[str, int]]:
+        entries = zip(self.layers.items(), ranks, strict=True)
+        return entries_by_place(self._model, {name: rank * _entries_of_one(layer) for (name, layer), rank in entries})
 
     def _ranks(self) -> list[int]:
         return [int(layer.kept.sum()) for layer in self.layers.values()]
@@ -244,6 +257,7 @@ class AdaLoRATuner(LoRATuner):
             "uncertainty": self._uncertainty,
             "kept": [layer.kept for layer in self.layers.values()],
             "pruned": self._pruned,
+            "moments": list(self._moments),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -254,6 +268,7 @@ class AdaLoRATuner(LoRATuner):
         for layer, kept in zip(self.layers.values(), state["kept"], strict=True):
             layer.kept.copy_(kept)
         self._pruned = bool(state["pruned"])
+        self._moments = [(int(step), list(ranks)) for step, ranks in state["moments"]]
 
 
 def _entries_of_one(layer: AdaLoRALinear) -> int:

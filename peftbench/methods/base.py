@@ -313,3 +313,14 @@ def require(candidates: Sized, what: str, scope: Scope) -> None:
 def decays_by_name(name: str) -> bool:
     """Whether weight decay may touch a parameter: never biases and norms."""
     return not (name.endswith(".bias") or "norm" in name.lower())
+
+
+def entries_by_place(model: Model, counts: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Entries of parameters or modules by kind, by layer and by both ("3 query"), as `BudgetFacts` has them."""
+    sums: dict[str, dict[str, int]] = {"by_kind": {}, "by_layer": {}, "by_place": {}}
+    for name, count in counts.items():
+        place = model.place(name)
+        kind, layer = "+".join(sorted(place.kinds)), "none" if place.layer is None else str(place.layer)
+        for key, word in (("by_kind", kind), ("by_layer", layer), ("by_place", f"{layer} {kind}")):
+            sums[key][word] = sums[key].get(word, 0) + count
+    return sums

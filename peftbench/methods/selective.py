@@ -18,7 +18,7 @@ from peftbench.config.bounds import Count, NotNegative, Positive, Within
 from peftbench.config.spec import Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
 from peftbench.ground.errors import ConfigError
-from peftbench.methods.base import Training, Tuner, decays_by_name, narrowed, require
+from peftbench.methods.base import Training, Tuner, decays_by_name, entries_by_place, narrowed, require
 from peftbench.methods.wrapper import WrapperTuner
 from peftbench.sparse.adam import EntryAdamW, ValuesAdamW
 from peftbench.sparse.gradients import watch_bias, watch_dense, watch_weight
@@ -257,14 +257,8 @@ class SelectiveTuner(WrapperTuner):
         return {**super().facts(), **own}
 
     def _by_place(self, first: int) -> dict[str, dict[str, int]]:
-        """How many of the entries chosen first lie in each kind and layer."""
-        kinds: dict[str, int] = {}
-        layers: dict[str, int] = {}
-        for name, count in zip(self.store.names, self.store.counts(first), strict=True):
-            place = self._model.place(name)
-            kind, layer = "+".join(sorted(place.kinds)), "none" if place.layer is None else str(place.layer)
-            kinds[kind], layers[layer] = kinds.get(kind, 0) + count, layers.get(layer, 0) + count
-        return {"by_kind": kinds, "by_layer": layers}
+        """How many of the entries chosen first lie in each kind, layer, and both."""
+        return entries_by_place(self._model, dict(zip(self.store.names, self.store.counts(first), strict=True)))
 
     def state_dict(self) -> dict[str, Any]:
         """Ids in the order in which they were chosen, and the growth so far."""

@@ -53,14 +53,14 @@ def _check_reachable(server: str) -> None:
         raise ConfigError(f"{server}: W&B cannot be reached ({error})") from None
 
 
-def log_study(study: Study, outputs: Path, folder: Path, project: str, mode: Any) -> str:
+def log_study(study: Study, folder: Path, project: str, mode: Any) -> str:
     """Log the study's table and figures as one W&B run; returns where it is."""
     import wandb
 
     table = build(study)
     head, *rows = render.grid(table)
     with tempfile.TemporaryDirectory() as made:
-        figures = [path for path in plots.save_all(study, outputs, Path(made)) if path.suffix == ".png"]
+        figures = [path for path in plots.save_all(study, Path(made)) if path.suffix == ".png"]
         settings = wandb.Settings(console="off", disable_git=True)
         run = wandb.init(
             project=project, group=study.name, job_type="study", name=f"{study.name} table", dir=str(folder),

@@ -1,0 +1,24 @@
+"""The list of figures. Another one is a function from a study's `Material` to `Figure`s, and its name here."""
+
+from collections.abc import Callable, Iterator
+
+from peftbench.report.figures import scores, training
+from peftbench.report.figures.parts import Figure, Material
+
+FIGURES: list[Callable[[Material], Iterator[Figure]]] = [
+    scores.costs,
+    scores.seeds,
+    training.curves,
+    scores.budgets,
+    training.rates,
+    training.growth,
+    training.chosen,
+]
+
+
+def figures(material: Material) -> Iterator[Figure]:
+    """Every figure that the study has the records for."""
+    if material.rows.empty:
+        return
+    for function in FIGURES:
+        yield from function(material)

@@ -1,0 +1,178 @@
+"""What a figure is made of. It says what is shown; `plots` draws it to files, the page's script in a browser."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+import pandas as pd
+
+from peftbench.record import SEARCH_SUFFIX, Record, find_records
+from peftbench.report.records import Study, readable
+from peftbench.report.statistics import bootstrap
+from peftbench.report.styles import Style, style
+from peftbench.report.table import apart
+
+Kind = Literal["points", "lines", "rows", "map"]
+Pair = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One row of the study's table in one panel; all lists have one value per point.
+
+    Attributes:
+        name: the row, or the method where its budgets are joined.
+        x, y: where the points are.
+        low, high: the interval of y; empty: none is known.
+        notes: what a point says when it is looked at.
+        dots: (x, y) of what lies behind: single seeds; of a search, the rate that was chosen.
+    """
+
+    name: str
+    x: list[float]
+    y: list[float]
+    low: list[float] = field(default_factory=list)
+    high: list[float] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    dots: list[Pair] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Front:
+    """A Pareto front as steps: from x on, the best score that so much can buy, and its interval over seeds."""
+
+    x: list[float]
+    y: list[float]
+    low: list[float]
+    high: list[float]
+
+
+@dataclass(frozen=True)
+class Map:
+    """Numbers by row and column, in percent of `whole`."""
+
+    rows: list[str]
+    columns: list[str]
+    values: list[list[float]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One small plot.
+
+    Attributes:
+        column: the table's column that it belongs to; None: it is over all tasks.
+        limits: of the scores' axis, where a few far below would press the others together; below: what lies there.
+    """
+
+    title: str
+    x_label: str
+    y_label: str
+    column: str | None = None
+    log: bool = False
+    series: list[Series] = field(default_factory=list)
+    front: Front | None = None
+    map: Map | None = None
+    limits: Pair | None = None
+    below: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure.
+
+    Attributes:
+        word: the name of its file.
+        group, choice: figures of one group share a place on the page, where one is chosen.
+        kind: points with intervals; lines with bands; rows of one series each, x being the value; maps.
+        note: what the marks mean.
+    """
+
+    word: str
+    group: str
+    choice: str
+    kind: Kind
+    panels: list[Panel]
+    note: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One row of the table in one column: the mean over seeds, its interval (None below 3 seeds) and the seeds."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    scores: list[float]
+
+    def words(self) -> str:
+        """The figures, as they are read beside a point."""
+        interval = "" if self.low is None else f", 95% interval {self.low:.2f} to {self.high:.2f}"
+        return f"{self.mean:.2f}{interval}, n={len(self.scores)}"
+
+
+def summary(scores: Iterable[float]) -> Summary:
+    """Mean and bootstrap interval over seeds, of at least one score."""
+    values = [float(score) for score in scores]
+    interval = bootstrap(values)
+    mean = sum(values) / len(values)
+    return Summary(mean, interval.low if interval else None, interval.high if interval else None, values)
+
+
+class Material:
+    """A study as figures need it.
+
+    Attributes:
+        study: its records.
+        rows: its scored runs, as `apart` gives them.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.rows: pd.DataFrame = apart(study)[0]
+        if not self.rows.empty:
+            self.rows = self.rows.dropna(subset=["score"])
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """Finished runs; `rows["record"]` is their place."""
+        return self.study.done()
+
+    @cached_property
+    def columns(self) -> list[str]:
+        """The table's columns, in its order."""
+        return sorted(self.rows["column"].unique())
+
+    @cached_property
+    def methods(self) -> dict[str, str]:
+        """The method of every row of the table."""
+        return dict(zip(self.rows["name"], self.rows["method"], strict=True))
+
+    @cached_property
+    def tries(self) -> list[Record]:
+        """Finished runs of the search for learning rates, where there was one."""
+        folder = self.study.folders[0].parents[1]
+        found = readable(find_records(folder.with_name(folder.name + SEARCH_SUFFIX)))
+        return [record for _, record in found if record.status == "done"]
+
+    @cached_property
+    def groups(self) -> dict[tuple[str, str], pd.DataFrame]:
+        """Runs by row and column of the table."""
+        grouped = self.rows.groupby(["name", "column"], sort=False)
+        return {(str(name), str(column)): same for (name, column), same in grouped}
+
+    @cached_property
+    def summaries(self) -> dict[tuple[str, str], Summary]:
+        """The same, summed up."""
+        return {key: summary(same["score"]) for key, same in self.groups.items()}
+
+    def of(self, column: str) -> Iterator[tuple[str, pd.DataFrame]]:
+        """Every row of the table that has runs in a column, and these runs."""
+        yield from ((name, same) for (name, other), same in self.groups.items() if other == column)
+
+
+def style_of(name: str, methods: Mapping[str, str]) -> Style:
+    """The style of a series: of its row's method, or of the method that it is."""
+    method = methods.get(name, name)
+    return style(method, name.removeprefix(method).strip())

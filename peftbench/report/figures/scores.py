@@ -1,0 +1,183 @@
+"""Score against cost, every seed's score, and one method at several budgets."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from peftbench.report.figures.parts import Figure, Front, Material, Pair, Panel, Series, Summary, summary
+from peftbench.report.table import SUFFIX
+
+COSTS = {
+    "entries": ("backbone", "trainable backbone entries", True),
+    "seconds": ("train_s", "seconds of training", False),
+    "memory": ("peak_mb", "peak memory (MiB)", False),
+}
+FAR = 2.0  # times the range of all others: a score so far below is left outside
+LEFT = 5  # rows at least that an axis shows
+BASE = "full"  # what a mean over tasks is relative to
+RESAMPLES = 1000
+SIDE_BY_SIDE = 0.025  # of the axis, between methods of one cost
+SCORE = "dev score (%)"
+INTERVALS = "bars: 95% bootstrap interval of the mean over seeds (from 3 seeds on); small: single seeds"
+
+
+def costs(material: Material) -> Iterator[Figure]:
+    """Score against entries, time and memory: a panel per task, and one of the mean relative to full fine-tuning."""
+    relative, label = relative_scores(material)
+    for word, (key, cost, log) in COSTS.items():
+        panels = []
+        for column in material.columns:
+            points = {name: (_cost(same, key), material.summaries[name, column]) for name, same in material.of(column)}
+            panels.append(_against(column, column, SCORE, points, cost, log))
+        if relative:
+            rows = material.rows
+            points = {name: (_cost(rows[rows["name"] == name], key), found) for name, found in relative.items()}
+            panels.append(_against(f"mean of {len(material.columns)} tasks", None, label, points, cost, log))
+        note = f"{INTERVALS}; line: no cheaper method scores higher, with its 95% interval; equal costs side by side"
+        yield Figure(word, "Score against cost", cost, "points", panels, note)
+
+
+def seeds(material: Material) -> Iterator[Figure]:
+    """Every seed's score by method, the mean and its interval."""
+    panels = []
+    for column in material.columns:
+        found = {name: material.summaries[name, column] for name, _ in material.of(column)}
+        panels.append(_by_row(column, column, SCORE, found))
+    relative, label = relative_scores(material)
+    if relative:
+        panels.append(_by_row(f"mean of {len(material.columns)} tasks", None, label, relative))
+    yield Figure("seeds", "Every seed", "seeds", "rows", panels, INTERVALS)
+
+
+def budgets(material: Material) -> Iterator[Figure]:
+    """Score against entries of methods that have several budgets."""
+    panels = []
+    for column in material.columns:
+        points: dict[str, list[tuple[float, Summary, str]]] = {}
+        for name, same in material.of(column):
+            method, budget = same[["method", "budget"]].iloc[0]
+            if name in (method, f"{method} {budget}"):  # under the main protocol, with all labels
+                point = (_cost(same, "backbone"), material.summaries[name, column], name)
+                points.setdefault(method, []).append(point)
+        several = {method: sorted(found, key=lambda point: point[0]) for method, found in points.items()}
+        series = [_line(method, found) for method, found in several.items() if len({cost for cost, *_ in found}) > 1]
+        if series:
+            panels.append(Panel(column, "trainable backbone entries", SCORE, column, log=True, series=series))
+    if panels:
+        yield Figure("budgets", "Budgets", "budgets", "lines", panels, "band: 95% bootstrap interval over seeds")
+
+
+def relative_scores(material: Material) -> tuple[dict[str, Summary], str]:
+    """Of every row that has all columns, the mean over them less that of full fine-tuning; and what it is called.
+
+    A seed counts where it has all columns. Without full fine-tuning it is the mean itself; with one column there is
+    none.
+    """
+    rows, columns = material.rows, material.columns
+    if len(columns) < 2:
+        return {}, ""
+    full = rows[(rows["method"] == BASE) & ~rows["name"].str.contains(SUFFIX.strip())]
+    base = full.groupby("column")["score"].mean()
+    known = len(base) == len(columns)
+    less = rows["column"].map(base) if known else 0.0
+    table = (
+        rows.assign(relative=rows["score"] - less)
+        .pivot_table(index=["name", "seed", "split"], columns="column", values="relative", sort=False)
+        .dropna()
+    )
+    means = table.mean(axis=1) if len(table.columns) == len(columns) else pd.Series(dtype=float)
+    found = {str(name): summary(same) for name, same in means.groupby(level="name", sort=False)} if len(means) else {}
+    return found, "points from full fine-tuning" if known else "mean dev score (%)"
+
+
+def front_of(points: Sequence[tuple[float, Summary]]) -> Front:
+    """The Pareto front of means over seeds, and at every cost the 95% interval of the best mean when seeds are drawn
+    again; a method with one seed stays where it is."""
+    rng = np.random.default_rng(0)
+    points = sorted(points, key=lambda point: point[0])
+    drawn = np.array([rng.choice(s.scores, (RESAMPLES, len(s.scores))).mean(axis=1) for _, s in points])
+    best = np.maximum.accumulate(drawn, axis=0)  # (points, RESAMPLES)
+    last = {cost: place for place, (cost, _) in enumerate(points)}  # of every cost
+    edges = np.quantile(best[list(last.values())], [0.025, 0.975], axis=1)
+    means = np.maximum.accumulate([s.mean for _, s in points])[list(last.values())]
+    return Front(list(last), [float(mean) for mean in means], *(edge.tolist() for edge in edges))
+
+
+def _against(
+    title: str, column: str | None, label: str, points: dict[str, tuple[float, Summary]], cost: str, log: bool
+) -> Panel:
+    places = _side_by_side({name: x for name, (x, _) in points.items()}, log)
+    series = [
+        Series(
+            name,
+            [places[name]],
+            [found.mean],
+            *_interval([found]),
+            [f"{found.words()}, {x:,.0f} {cost}"],
+            [(places[name], score) for score in found.scores],
+        )
+        for name, (x, found) in points.items()
+    ]
+    limits, below = _limits({name: found for name, (_, found) in points.items()})
+    front = front_of(list(points.values())) if points else None
+    return Panel(title, cost, label, column, log, series, front, limits=limits, below=below)
+
+
+def _by_row(title: str, column: str | None, label: str, rows: dict[str, Summary]) -> Panel:
+    limits, below = _limits(rows)
+    series = [
+        Series(
+            name, [found.mean], [0.0], *_interval([found]), [found.words()], [(score, 0.0) for score in found.scores]
+        )
+        for name, found in rows.items()
+    ]
+    return Panel(title, label, "", column, series=series, limits=limits, below=below)
+
+
+def _limits(rows: dict[str, Summary]) -> tuple[Pair | None, str]:
+    """Limits of an axis of scores without those far below all others, and what these are."""
+    order = sorted(rows, key=lambda name: max(rows[name].scores))
+    for at in range(len(order) - LEFT, 0, -1):
+        upper = [score for name in order[at:] for score in rows[name].scores]
+        width = max(upper) - min(upper)
+        if width and min(upper) - max(rows[order[at - 1]].scores) > FAR * width:
+            words = [f"{name} {rows[name].mean:.1f}" for name in order[:at]]
+            return (min(upper) - 0.1 * width, max(upper) + 0.1 * width), "below: " + ", ".join(words)
+    return None, ""
+
+
+def _side_by_side(costs: dict[str, float], log: bool) -> dict[str, float]:
+    """Where to draw each: those of nearly one cost are moved apart, so that none hides another."""
+    scale = np.log10 if log else float
+    at = {name: float(scale(max(cost, 1.0))) for name, cost in sorted(costs.items(), key=lambda item: item[1])}
+    width = SIDE_BY_SIDE * (max(at.values()) - min(at.values()))
+    places: dict[str, float] = {}
+    group: list[str] = []
+    for name, x in [*at.items(), ("", np.inf)]:
+        if group and x - at[group[0]] > width:
+            for i, one in enumerate(group):
+                moved = at[one] + (i - (len(group) - 1) / 2) * width if len(group) > 1 else at[one]
+                places[one] = 10**moved if log else moved
+            group = []
+        group.append(name)
+    return places
+
+
+def _line(method: str, points: Sequence[tuple[float, Summary, str]]) -> Series:
+    found = [summary for _, summary, _ in points]
+    notes = [f"{name}: {summary.words()}, {cost:,.0f} entries" for cost, summary, name in points]
+    x = [cost for cost, *_ in points]
+    return Series(method, x, [summary.mean for summary in found], *_interval(found), notes)
+
+
+def _interval(found: Sequence[Summary]) -> tuple[list[float], list[float]]:
+    """The interval of every point; the mean itself where none is known, nothing where none has one."""
+    if all(summary.low is None for summary in found):
+        return [], []
+    low = [summary.mean if summary.low is None else summary.low for summary in found]
+    return low, [summary.mean if summary.high is None else summary.high for summary in found]
+
+
+def _cost(rows: pd.DataFrame, key: str) -> float:
+    return float(rows[key].astype(float).median())
