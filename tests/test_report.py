@@ -22,7 +22,7 @@ from peftbench.report import render, table
 LATEX = shutil.which("pdflatex")
 
 
-def test_a_table_shows_means_spread_and_what_is_not_beaten(write_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_table_shows_means_the_best_and_what_is_tied_with_it(write_run: Callable[..., Path], tmp_path: Path) -> None:
     full_study(write_run)
     made = table.build(made_study(tmp_path))
     assert made.columns == ["cola acc", "mrpc acc"]
@@ -32,7 +32,9 @@ def test_a_table_shows_means_spread_and_what_is_not_beaten(write_run: Callable[.
     assert entry.spread == pytest.approx(100 * np.std([0.001 * i for i in range(5)], ddof=1))
     assert (entry.seeds, entry.expected) == (5, 5)
     assert lines["lora"].average.value == pytest.approx(80.2)
-    assert {name for name, line in lines.items() if line.entries["mrpc acc"].best} == {"lora", "id3"}
+    assert {name for name, line in lines.items() if line.entries["mrpc acc"].best} == {"lora"}
+    assert {name for name, line in lines.items() if line.entries["mrpc acc"].tied} == {"id3"}
+    assert any(note.startswith("bold: the best; ≈: not shown to be worse") for note in made.notes)
     assert lines["lora"].counts == {"backbone": 900, "head": 10, "total": 910, "stored_bytes": 3600}
 
 
@@ -73,7 +75,7 @@ def test_several_backbones_are_not_mixed_without_asking(write_run: Callable[...,
     assert call("table", "made", "--model", "bert_min", cwd=tmp_path).returncode == 2
 
 
-FIGURES = {"lora": ("900", "80.2 ± 0.2"), "bitfit": ("100", "70.2 ± 0.2"), "id3": ("300", "80.1 ± 0.2")}
+FIGURES = {"lora": ("900", "80.2 ± 0.2"), "bitfit": ("100", "70.2 ± 0.2"), "id3": ("300", "≈ 80.1 ± 0.2")}
 BOLD = {"md": "**{}**", "latex": "\\textbf{{{}}}", "html": "<b>{}</b>"}
 
 
@@ -82,12 +84,12 @@ def test_every_format_holds_every_figure(write_run: Callable[..., Path], tmp_pat
     full_study(write_run)
     printed = call("table", "made", "--format", form, cwd=tmp_path)
     assert printed.returncode == 0, printed.stderr
-    text = printed.stdout.replace("$\\pm$", "±")
+    text = printed.stdout.replace("$\\pm$", "±").replace("$\\approx$", "≈")
     for method, (entries, score) in FIGURES.items():
         (row,) = (line for line in text.splitlines() if re.search(rf"\b{method}\b", line))
         cells = [cell.strip() for cell in re.split(r"\||&|</?td>|\\\\", row) if cell.strip(" <>/tr")]
-        shown = score if method == "bitfit" else BOLD[form].format(score)
-        mean = score.partition(" ")[0]
+        shown = BOLD[form].format(score) if method == "lora" else score
+        mean = score.removeprefix("≈ ").partition(" ")[0]
         assert cells[:6] == [method, entries, "10", shown, shown, mean]
         assert cells[6].replace("kB", "").strip() == f"{4 * int(entries) / 1000:.0f}"
 
@@ -120,9 +122,9 @@ def test_csv_holds_every_figure_as_a_number(write_run: Callable[..., Path], tmp_
     ]
     for row in rows:
         entries, score = FIGURES[row["method"]]
-        assert f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}" == score
+        assert f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}" == score.removeprefix("≈ ")
         assert (row["backbone"], row["head"], row["seeds"]) == (entries, "10", "5")
-        assert row["not_beaten"] == str(int(row["method"] != "bitfit"))
+        assert (row["best"], row["tied"]) == (str(int(row["method"] == "lora")), str(int(row["method"] == "id3")))
 
 
 @pytest.mark.skipif(LATEX is None, reason="no pdflatex here (texlive-latex-recommended)")

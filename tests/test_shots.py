@@ -163,6 +163,6 @@ def test_tables_and_verdicts_have_splits_for_seeds_and_never_mix_shots(
     assert {"head": "2", "head 4/class": "3", "bitfit 4/class": "3", "head 8 rows": "1"}.items() <= seeds.items(), out
     code, out, _ = command("compare", "k", "head 4/class", "bitfit 4/class", "--outputs", str(tmp_path / "outputs"))
     assert code == 0
-    assert "3 pairs" in out
+    assert "of 3 splits" in out
     assert json.loads(folders[-1].read_text())["config"]["shots"]["split"] == 3
     assert read_record(folders[0]).few is None

@@ -1,4 +1,4 @@
-"""What the tests and intervals of a table say: exact where they can be, silent about noise."""
+"""What the tests, intervals and marks of a study say: right where the truth is known, and silent about noise."""
 
 import itertools
 from collections.abc import Callable
@@ -8,67 +8,232 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.power import TTestPower
 from studies import TASKS, full_study, made_study
 from support import call, start
 
-from peftbench.ground.errors import ConfigError
-from peftbench.report import statistics, verdict
+from peftbench.ground.errors import ConfigError, DataError
+from peftbench.record import read_record
+from peftbench.report import (
+    bootstrap,
+    columns,
+    comparison,
+    over_tasks,
+    predictions,
+    records,
+    statistics,
+    table,
+    verdict,
+)
+from peftbench.report.columns import Column
+from peftbench.report.statistics import Estimate, Paired
+from peftbench.training import metrics
+
+STUDY = Path(__file__).parents[1] / "docs" / "study"
 
 
-def test_a_real_effect_is_found_and_noise_is_not() -> None:
-    random = np.random.default_rng(1)
-    pairs = [(task, seed) for task in "abc" for seed in range(5)]
-    base = {pair: float(random.normal(80, 1)) for pair in pairs}
-    scores = {
-        "base": base,
-        "better": {pair: value + 2 + float(random.normal(0, 0.3)) for pair, value in base.items()},
-        "same": {pair: value + float(random.normal(0, 0.3)) for pair, value in base.items()},
-    }
-    better = statistics.compare(scores, "better", "base")[-1]
-    assert better.task == "all"
-    assert better.pairs == 15
-    assert better.p is not None
-    assert better.p < 0.01
-    assert better.improvement == 1.0
-    assert better.interval is not None
-    assert better.interval.low > 1.5
-    same = statistics.compare(scores, "same", "base")[-1]
-    assert same.p is not None
-    assert same.p > 0.05
-    assert same.seeds_needed is not None
-    assert same.seeds_needed > 15
+def column(scores: dict[str, list[float]]) -> Column:
+    """A column of a table without predictions, seeds numbered from zero."""
+    return Column(
+        "mrpc acc",
+        {name: {(i, 0): value for i, value in enumerate(values)} for name, values in scores.items()},
+        {},
+        None,
+    )
 
 
-def test_the_paired_test_is_exact_where_there_are_few_pairs() -> None:
-    for count in range(2, 7):
-        assert statistics.paired_p([1.0 + i for i in range(count)]) == pytest.approx(2 / 2**count)
-    assert statistics.paired_p([1.0]) is None
+def runs_of(metric: str, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions of four runs on 60 rows that are right more often than not, and the labels."""
+    if metric in ("pearson", "spearman"):
+        labels = random.integers(0, 6, 60) / 1.0
+        return np.round(labels + random.normal(size=(4, 60)), 1), labels
+    labels = random.integers(0, 3 if metric == "matthews_correlation" else 2, 60)
+    return np.where(random.random((4, 60)) < 0.7, labels, random.integers(0, 2, (4, 60))), labels
+
+
+@pytest.mark.parametrize("metric", bootstrap.METRICS)
+def test_scores_of_resampled_rows_are_the_runners_own(metric: str) -> None:
+    predicted, labels = runs_of(metric, np.random.default_rng(3))
+    drawn = bootstrap.of_rows(metric, predicted, labels, resamples=40)
+    rows = np.random.default_rng(0).integers(0, 60, size=(40, 60))
+    for run, resample in itertools.product(range(4), range(40)):
+        same = metrics.score([metric], predicted[run][rows[resample]], labels[rows[resample]]).values[metric]
+        assert drawn[run, resample] == pytest.approx(same, abs=1e-12)
+    assert bootstrap.whole(metric, predicted, labels) == pytest.approx(
+        [metrics.score([metric], run, labels).values[metric] for run in predicted]
+    )
+    assert bootstrap.of_rows(metric, np.ones((1, 60)), labels, 3) == pytest.approx(
+        np.array([[metrics.score([metric], np.ones(60), labels[rows[i]]).values[metric] for i in range(3)]])
+    )
+
+
+def test_random_masking_is_ahead_of_id3_on_cola_in_the_committed_study() -> None:
+    study = records.read_study(STUDY, "glue_small")
+    lines = comparison.lines(study, "random_masking", "id3")
+    assert lines[0].startswith("random_masking like-bitfit against id3 like-bitfit: ahead on cola MCC; not decided on")
+    assert lines[1].startswith("cola MCC: ahead by 10.0 points (95% interval +5")
+    assert "better in 4 of 4 seeds" in lines[1]
+    assert "this design shows" in lines[2]
+    assert lines[4] == "does the difference depend on the task: yes, p < 0.001"
+    assert lines[5].startswith("mean of these 3 tasks: ")
+    assert lines[6].startswith("mean over all tasks like these, 3 of them tried: not decided")
+    assert lines[7].startswith(
+        "tested: paired t-test over seeds and dev rows; two-sided, 5%, corrected by Holm for 3 t"
+    )
+    assert comparison.lines(study, "id3", "random_masking")[1].startswith("cola MCC: behind by 10.0 points")
+
+
+def test_in_the_committed_study_no_marked_row_stands_below_an_unmarked_one() -> None:
+    made = table.build(records.read_study(STUDY, "glue_small"))
+    for name in made.columns:
+        order = sorted((line.entries[name] for line in made.lines), key=lambda entry: -(entry.value or 0))
+        marks = [entry.best or entry.tied for entry in order]
+        assert marks == sorted(marks, reverse=True)
+        assert [entry.best for entry in order] == [True] + [False] * (len(order) - 1)
+    lines = {line.name: line.entries["cola MCC"] for line in made.lines}
+    assert not lines["bitfit"].tied
+    assert lines["random_masking like-bitfit"].tied
+
+
+def test_the_error_of_a_mean_holds_seeds_and_rows_and_counts_neither_twice() -> None:
+    """Rows that all seeds share do not average out over seeds; what the rows do to one seed alone does."""
+    random = np.random.default_rng(0)
+    shared, own = random.normal(0, 2, (1, 4000)), random.normal(0, 1, (5, 4000))
+    paired = Paired(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), shared + own)
+    assert paired.of_seeds == pytest.approx(2.5 / 5)
+    assert paired.of_rows == pytest.approx(4, rel=0.1)
+    assert paired.estimate is not None
+    assert paired.estimate.error == pytest.approx((0.5 + paired.of_rows) ** 0.5)
+    assert paired.estimate.freedom == pytest.approx(4 * ((0.5 + paired.of_rows) / 0.5) ** 2)
+    alone = Paired(paired.differences)
+    assert alone.p() == pytest.approx(stats.ttest_1samp(alone.differences, 0).pvalue)
+    solved = TTestPower().solve_power(nobs=5, alpha=0.05, power=0.8) * 5**0.5
+    assert statistics.detectable(4, 0.05) == pytest.approx(solved, rel=1e-3)
+
+
+def test_signs_are_flipped_only_where_that_can_reach_the_level() -> None:
+    few, many = (Paired(np.random.default_rng(2).normal(1, 1, seeds)) for seeds in (5, 12))
+    assert (few.flips(), many.flips()) == (False, True)
+    assert not Paired(many.differences, np.zeros((12, 10))).flips(), "the rows have no part in flipped signs"
+    assert not Paired(np.random.default_rng(2).normal(1, 1, 10)).flips(tests=28)
+    same = Paired(np.full(4, 3.0))
+    assert same.estimate is None
+    assert same.p() == pytest.approx(2 / 2**4)
+    assert verdict.judge({("a", "b", "c"): same}, "1 task")[0].word == "not decided"
+    assert verdict.judge({("a", "b", "c"): Paired(np.array([9.0]))}, "1 task")[0].word == "not decided"
     assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 
 
-@given(st.lists(st.floats(0, 100), min_size=3, max_size=8))
-def test_the_mean_lies_in_its_interval(values: list[float]) -> None:
-    interval = statistics.bootstrap(values)
-    assert interval is not None
-    assert interval.low - 1e-9 <= interval.mean <= interval.high + 1e-9
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=8), st.floats(0.1, 5))
+def test_a_verdict_says_what_its_numbers_say(values: list[float], margin: float) -> None:
+    (item,) = verdict.judge({("a", "b", "c"): Paired(np.array(values))}, "1 task", margin)
+    (turned,) = verdict.judge({("b", "a", "c"): Paired(-np.array(values))}, "1 task", margin)
+    opposite = {"ahead": "behind", "behind": "ahead"}
+    assert turned.word == opposite.get(item.word, item.word)
+    if item.interval and "t-test" in item.test:
+        assert item.interval.low - 1e-9 <= item.interval.mean <= item.interval.high + 1e-9
+        assert (item.interval.low > 0) == (item.word == "ahead") or abs(item.p - 0.05) < 1e-9
+    if item.word == "tied":
+        assert abs(item.difference) < margin
+
+
+def test_methods_are_tied_only_within_the_margin() -> None:
+    near = Paired(np.array([0.1, -0.2, 0.15, -0.1, 0.05, 0.0, 0.1, -0.1]))
+    assert verdict.judge({("a", "b", "c"): near}, "1 task", 1.0)[0].word == "tied"
+    assert verdict.judge({("a", "b", "c"): near}, "1 task", 0.05)[0].word == "not decided"
+    assert near.p_of_equality(1.0) == pytest.approx(
+        max(
+            stats.ttest_1samp(near.differences, -1.0, alternative="greater").pvalue,
+            stats.ttest_1samp(near.differences, 1.0, alternative="less").pvalue,
+        )
+    )
+
+
+def test_a_row_that_is_shown_to_be_worse_ends_the_marks() -> None:
+    """The noisy last row is not shown to be worse, but one above it is."""
+    random = np.random.default_rng(0)
+    values = [90 + random.normal(0, 0.1, 4), 89.95 + random.normal(0, 0.1, 4), 80 + random.normal(0, 0.1, 4)]
+    noisy = np.array([90.0, 60.0, 85.0, 70.0])
+    made = column({name: list(row) for name, row in zip("abcd", [*values, noisy], strict=True)})
+    verdicts = verdict.against(made, "a")
+    assert [verdicts[name].word for name in "bcd"] == ["tied", "ahead", "not decided"]
+    assert list(table.tied("bcd", verdicts)) == ["b"]
+
+
+def test_with_one_seed_nothing_is_marked(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    for method, score in (("lora", 0.9), ("bitfit", 0.8), ("id3", 0.7)):
+        write_run(method, "mrpc", 0, score)
+    made = table.build(made_study(tmp_path))
+    assert not any(entry.best or entry.tied for line in made.lines for entry in line.entries.values())
+    assert made.notes == []
+
+
+def test_over_tasks_the_two_readings_differ_where_tasks_do() -> None:
+    random = np.random.default_rng(5)
+    pairs = {f"t{i}": Paired(random.normal(mean, 0.5, 5)) for i, mean in enumerate((10, -3, -1))}
+    apart = over_tasks.combine(pairs)
+    assert apart is not None
+    assert apart.interaction is not None
+    assert apart.interaction < 0.001
+    assert apart.fixed is not None
+    assert apart.fixed.p() < 0.05
+    assert apart.random is not None
+    assert apart.random.mean == pytest.approx(apart.fixed.mean)
+    assert apart.random.p() > 0.3
+    means = [
+        paired.mean for paired in pairs.values()
+    ]  # of a balanced design the model is the t-test of the tasks' means
+    assert apart.random.p() == pytest.approx(stats.ttest_1samp(means, 0).pvalue, rel=1e-2)
 
 
 @pytest.mark.filterwarnings("error")
-def test_equal_seeds_are_compared_without_a_warning() -> None:
-    scores = {"head": [4.63559874942472] * 3, "full": [25.6, 28.4, 27.0], "lora": [25.0, 28.0, 26.0]}
-    assert statistics.not_beaten(scores) == {"full", "lora"}
+def test_a_singular_fit_is_said_and_warns_nobody() -> None:
+    base = np.array([1.0, 2.0, 3.0, 2.0])
+    together = over_tasks.combine({"a": Paired(base), "b": Paired(base[::-1] + 0.01)})
+    assert together is not None
+    assert together.between == 0
+    assert together.random is not None
+    assert any("a singular fit" in line for line in comparison.over_all(together, 2, 1.0))
+    assert over_tasks.combine({"a": Paired(base), "b": Paired(np.array([1.0]))}) is None
+    flat = over_tasks.combine({"a": Paired(np.full(3, 2.0)), "b": Paired(np.full(3, 2.0))})
+    assert flat is not None
+    assert (flat.fixed, flat.random, flat.interaction) == (None, None, None)
+
+
+def test_predictions_that_give_another_score_are_left_out_and_named(
+    write_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full_study(write_run)  # whose predictions are made up
+    made = made_study(tmp_path)
+    (one, *_) = columns.read(made, table.apart(made)[0])
+    assert one.rows is None
+    assert "dev.tsv: a row is not of this task; and 29 more files of predictions" in capsys.readouterr().err
+    folder = next(STUDY.glob("glue_small/mrpc-lora-*/seed0"))
+    record = read_record(folder / "result.json")
+    scored = predictions.headline(folder, record)
+    assert scored is not None
+    assert len(scored.labels) == 408
+    copy = tmp_path / "run" / "predictions" / "dev.tsv"
+    copy.parent.mkdir(parents=True)
+    for text in ("index\tprediction\tlabel\n0\tmaybe\tequivalent\n", "index\tprediction\tlabel\n", "x\n", ""):
+        copy.write_text(text)
+        with pytest.raises(DataError):
+            predictions.headline(tmp_path / "run", record)
 
 
 def test_compare_says_no_more_than_the_test_shows(write_run: Callable[..., Path], tmp_path: Path) -> None:
     full_study(write_run)
     lines = start("compare", "made", "lora", "bitfit", cwd=tmp_path).stdout.splitlines()
-    assert lines[0].startswith("lora beats bitfit over all tasks: 10.0 points, 10 pairs")
-    assert len(lines) == 4
-    lines = verdict.lines(made_study(tmp_path), "id3", "lora")
-    assert lines[0].startswith("No difference between id3 and lora over all tasks outside the noise")
+    assert lines[0] == "lora against bitfit: ahead on cola acc, mrpc acc."
+    assert lines[-1].startswith("tested: paired t-test over seeds alone; two-sided, 5%, corrected by Holm for 2 tasks")
+    assert "tied within 1 point on cola acc" in comparison.lines(made_study(tmp_path), "id3", "lora")[0]
+    assert "not decided on cola acc" in comparison.lines(made_study(tmp_path), "id3", "lora", margin=0.1)[0]
     wrong = call("compare", "made", "lora", "bitft", cwd=tmp_path)
     assert wrong.returncode == 2
     assert wrong.stderr == "bitft: no row of study made; did you mean bitfit?\n"
+    wrong = call("compare", "made", "lora", "bitfit", "--margin", "nan", cwd=tmp_path)
+    assert (wrong.returncode, wrong.stderr[:12]) == (2, "--margin nan")
 
 
 def test_a_methods_word_names_its_row_where_there_is_one_alone(write_run: Callable[..., Path], tmp_path: Path) -> None:
@@ -78,6 +243,16 @@ def test_a_methods_word_names_its_row_where_there_is_one_alone(write_run: Callab
             write_run("id3", task, i, 0.7 + 0.001 * i, budget=budget)
         write_run("fish", task, i, 0.6 + 0.001 * i, budget="50")
     made = made_study(tmp_path)
-    assert verdict.lines(made, "fish", "id3 50") == verdict.lines(made, "fish 50", "id3 50")
+    assert comparison.lines(made, "fish", "id3 50") == comparison.lines(made, "fish 50", "id3 50")
     with pytest.raises(ConfigError, match="id3: no row of study made; did you mean id3 50"):
-        verdict.lines(made, "id3", "lora")
+        comparison.lines(made, "id3", "lora")
+
+
+def test_every_pair_of_a_column_is_one_family() -> None:
+    made = column({"a": [90.0, 91.0, 90.5], "b": [80.0, 81.5, 80.0], "c": [70.0, 72.0, 71.0]})
+    items = verdict.matrix([made])
+    assert [(item.first, item.second) for item in items] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert {(item.tests, item.family) for item in items} == {(3, "3 pairs in mrpc acc")}
+    assert [item.word for item in items] == ["ahead"] * 3
+    assert all(isinstance(item.visible, float) for item in items)
+    assert Estimate(1.0, 0.5, 10).visible(3) > Estimate(1.0, 0.5, 10).visible()

@@ -19,10 +19,11 @@ def table(arguments: Sequence[str]) -> int:
     from peftbench.report import records, render, table
 
     paper = papers.load(options.paper) if options.paper else None
+    write = render.writer_of(options.format) if options.format else None
     study = records.read_study(expanded(options.outputs), options.study, options.model)
     results = table.build(study, paper)
-    if options.format:
-        print(render.text(results, options.format), end="")
+    if write:
+        print(write(results), end="")
         return 0
     from peftbench.commands import screen
 
@@ -37,12 +38,13 @@ def compare(arguments: Sequence[str]) -> int:
     parser = _study_parser("compare")
     parser.add_argument("first", help="a row of the study's table, e.g. id3")
     parser.add_argument("second", help="another")
+    parser.add_argument("--margin", type=float, default=1.0, help="points within which two methods count as equal")
     options = parser.parse_args(arguments)
     from peftbench.commands.tables import say
-    from peftbench.report import records, verdict
+    from peftbench.report import comparison, records
 
     study = records.read_study(expanded(options.outputs), options.study, options.model)
-    for line in verdict.lines(study, options.first, options.second):
+    for line in comparison.lines(study, options.first, options.second, options.margin):
         say(line)
     return 0
 

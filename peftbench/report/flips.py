@@ -187,7 +187,7 @@ def answers(folder: Path, record: Record) -> Answers:
     Raises:
         DataError: they cannot be read, there are none, or some have no label.
     """
-    split = scored_split(record)
+    split = predictions.scored_split(record)
     rows = predictions.read(folder, split)
     path = predictions.path_of(folder, split)
     if not rows or not all(label for _, label in rows):
@@ -204,16 +204,10 @@ def answers(folder: Path, record: Record) -> Answers:
     return numbers
 
 
-def scored_split(record: Record) -> str:
-    """The split that a record's headline is of."""
-    ending = record.headline.name.rpartition("_")[2]
-    return f"dev_{ending}" if ending in ("matched", "mismatched") else "dev"
-
-
 def _check_same_rows(runs: Sequence[tuple[Path, Record]], every: Sequence[Answers]) -> None:
     """Refuse runs whose scored rows, labels or label names are not the first one's."""
     (first, record), known = runs[0], every[0]
-    split = scored_split(record)
+    split = predictions.scored_split(record)
     for (folder, other), answered in zip(runs[1:], every[1:], strict=True):
         both = f"{first} and {folder}"
         if other.config["task"]["labels"] != record.config["task"]["labels"]:

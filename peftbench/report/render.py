@@ -6,7 +6,7 @@ from csv import writer as csv_writer
 
 from peftbench.ground import escape
 from peftbench.ground.errors import ConfigError, near, shown
-from peftbench.report.table import Entry, Line, Table
+from peftbench.report.table import TIED, Entry, Line, Table
 
 SIZES = ("model", "model's file")  # of the backbone, trained or not: its entries, and what it takes on disk
 BYTES_OF_AN_ENTRY = 4  # fp32, as every backbone is kept
@@ -18,9 +18,18 @@ def text(table: Table, form: str) -> str:
     Raises:
         ConfigError: there is no such format.
     """
+    return writer_of(form)(table)
+
+
+def writer_of(form: str) -> Callable[[Table], str]:
+    """What makes a text of a table.
+
+    Raises:
+        ConfigError: there is no such format.
+    """
     if form not in FORMATS:
         raise ConfigError(f"--format {shown(form)}: there is no such format; {near(form, FORMATS)}")
-    return FORMATS[form](table)
+    return FORMATS[form]
 
 
 def grid(table: Table) -> list[list[str]]:
@@ -42,8 +51,9 @@ def grid(table: Table) -> list[list[str]]:
 
 
 def entry(cell: Entry) -> str:
-    """85.2 ± 0.3, with n=3/5 where seeds are missing, and the paper's figure where there is one."""
-    parts = []
+    """85.2 ± 0.3, with n=3/5 where seeds are missing, and the paper's figure where there is one; ≈ 85.1 ± 0.4 where it
+    is tied with the best."""
+    parts = [TIED] if cell.tied else []
     if cell.value is not None:
         parts.append(number(cell.value) + ("" if cell.spread is None else f" ± {cell.spread:.1f}"))
         if cell.seeds < cell.expected or cell.expected == 1:
@@ -73,7 +83,7 @@ def _cost(line: Line, sizes: bool) -> list[str]:
 
 
 def _marked(row: Sequence[str], bold: Sequence[bool], form: str) -> list[str]:
-    """The row, its scores in bold where they are not beaten."""
+    """The row, the best scores in bold."""
     return [form.format(cell) if 3 <= i < 3 + len(bold) and bold[i - 3] else cell for i, cell in enumerate(row)]
 
 
@@ -145,14 +155,14 @@ def csv(table: Table) -> str:
     writer = csv_writer(out, lineterminator="\n")
     counts = ("backbone", "head", "total", "stored_bytes")
     writer.writerow(
-        ["method", "column", table.statistic, "sd", "seeds", "not_beaten", "collapsed", "published", "difference",
+        ["method", "column", table.statistic, "sd", "seeds", "best", "tied", "collapsed", "published", "difference",
          *counts, "seconds", "search_seconds", "peak_mb", "model", "model_bytes"]
     )  # fmt: skip
     for line in table.lines:
         for column, cell in line.entries.items():
             writer.writerow(
                 [escape.csv(line.name), escape.csv(column), cell.value, cell.spread, cell.seeds, int(cell.best),
-                 cell.collapsed, cell.published, cell.difference, *(line.counts[key] for key in counts),
+                 int(cell.tied), cell.collapsed, cell.published, cell.difference, *(line.counts[key] for key in counts),
                  line.seconds, line.search_s, line.peak_mb, line.size,
                  None if line.size is None else BYTES_OF_AN_ENTRY * line.size]
             )  # fmt: skip

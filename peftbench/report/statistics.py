@@ -1,23 +1,32 @@
-"""What a difference between methods is worth: intervals, paired tests, how many seeds a claim needs."""
+"""What the difference between two methods is worth: its error from seeds and dev rows, tests, what a design can show.
 
+The runs of a row of a table are its seeds; each pair of runs of one seed gives one difference. Two things would
+come out otherwise another time: the seeds, and the sentences of the dev set, which all seeds share. Their part in the
+error of a mean difference is that of readers and cases in Obuchowski and Rockette 1995 ("Hypothesis testing of
+diagnostic accuracy for multiple readers and multiple tests"), the degrees of freedom are those of Hillis 2007 ("A
+comparison of denominator degrees of freedom methods for multiple observer ROC analysis", eq. 9).
+"""
+
+import bisect
 import math
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, lru_cache
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 ALPHA = 0.05
 POWER = 0.8
+MARGIN = 1.0  # points within which two methods count as equal
+MOST_SEEDS = 1000
+MOST_FREEDOM = 1e6  # degrees; the t distribution is the normal one long before
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its bootstrap interval."""
+    """A mean with its 95% interval, in points."""
 
     mean: float
     low: float
@@ -25,51 +34,129 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Two methods over the same seeds and tasks.
+class Estimate:
+    """A mean difference in points, with its standard error (above 0) and degrees of freedom."""
+
+    mean: float
+    error: float
+    freedom: float
+
+    def p(self) -> float:
+        """Two-sided p of "no difference": a t-test."""
+        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+
+    def p_of_equality(self, margin: float) -> float:
+        """p of "they differ by `margin` points or more": two one-sided t-tests (Schuirmann 1987), the larger p."""
+        above = stats.t.sf((self.mean + margin) / self.error, self.freedom)
+        return float(max(above, stats.t.cdf((self.mean - margin) / self.error, self.freedom)))
+
+    def interval(self, level: float = 1 - ALPHA) -> Interval:
+        """The t interval of the mean."""
+        half = float(stats.t.ppf((1 + level) / 2, self.freedom)) * self.error
+        return Interval(self.mean, self.mean - half, self.mean + half)
+
+    def visible(self, tests: int = 1) -> float:
+        """The smallest true difference that a study like this shows in four of five repetitions, as one of so many
+        tests."""
+        return self.error * detectable(self.freedom, ALPHA / tests)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences between two methods in points, first less second.
 
     Attributes:
-        task: a task, or "all" of them together.
-        pairs: (task, seed) pairs that both have.
-        difference: mean of first less second, in points.
-        interval: bootstrap interval of that mean; None below 3 pairs.
-        p: of the paired permutation test (all sign flips where there are few pairs), Holm-corrected over the tasks.
-        improvement: share of pairs in which the first is better, ties counted half.
-        seeds_needed: pairs at which a difference of this size shows in four of five repetitions; None: not
-            estimable, or beyond any study.
+        differences: of each seed (seeds,).
+        resampled: the same with the dev rows drawn anew (seeds, resamples); None: the predictions are not stored.
+        unit: what each difference is of: seeds, or splits of few labels, which stand in the place of seeds.
     """
 
-    task: str
-    pairs: int
-    difference: float
-    interval: Interval | None
-    p: float | None
-    improvement: float
-    seeds_needed: int | None
+    differences: np.ndarray
+    resampled: np.ndarray | None = None
+    unit: str = "seeds"
+
+    @property
+    def seeds(self) -> int:
+        """How many differences there are."""
+        return len(self.differences)
+
+    @cached_property
+    def mean(self) -> float:
+        """The mean difference."""
+        return float(self.differences.mean())
+
+    @cached_property
+    def of_seeds(self) -> float:
+        """Variance of the mean that the seeds bring in, with what the rows do to each of them by itself."""
+        flat = self.seeds < 2 or np.ptp(self.differences) < 1e-9  # equal scores may differ in their last bit
+        return 0.0 if flat else float(self.differences.var(ddof=1)) / self.seeds
+
+    @cached_property
+    def of_rows(self) -> float:
+        """Variance that the rows bring in for all seeds alike: the covariance of two seeds' differences."""
+        if self.resampled is None or self.seeds < 2:
+            return 0.0
+        of_sum = float(self.resampled.sum(axis=0).var(ddof=1))
+        of_each = float(self.resampled.var(axis=1, ddof=1).sum())
+        return max(0.0, of_sum - of_each) / (self.seeds * (self.seeds - 1))
+
+    @cached_property
+    def estimate(self) -> Estimate | None:
+        """The mean with its error; None where there is no noise to compare with: one seed, or all seeds alike."""
+        error = math.sqrt(self.of_seeds + self.of_rows)
+        return Estimate(self.mean, error, freedom(self.of_seeds, self.of_rows, self.seeds)) if error > 0 else None
+
+    def flips(self, tests: int = 1) -> bool:
+        """Whether signs are flipped instead of a t-test: there is no estimate, or the rows are not known and the seeds
+        are so many that the smallest p, 2 / 2^seeds, is a tenth of the level in a family of so many tests."""
+        return self.estimate is None or (self.resampled is None and 2 / 2**self.seeds * tests <= ALPHA / 10)
+
+    def p(self, tests: int = 1) -> float:
+        """Two-sided p of "no difference", before any correction; 1 for a single seed."""
+        if self.seeds < 2:
+            return 1.0
+        return flip_p(self.differences) if self.estimate is None or self.flips(tests) else self.estimate.p()
+
+    def p_of_equality(self, margin: float) -> float:
+        """p of "they differ by `margin` points or more", before any correction; 1 for a single seed."""
+        if self.estimate is not None:
+            return self.estimate.p_of_equality(margin)
+        return min(1.0, 2 / 2**self.seeds) if abs(self.mean) < margin else 1.0
+
+    def seeds_needed(self, tests: int = 1) -> int | None:
+        """Seeds at which a difference of this size shows in four of five repetitions.
+
+        None: it cannot be said, or no number of seeds would show it on these rows.
+        """
+        if self.estimate is None or self.mean == 0:
+            return None
+        spread = self.of_seeds * self.seeds
+
+        def shows(seeds: int) -> bool:
+            error = math.sqrt(spread / seeds + self.of_rows)
+            degrees = freedom(spread / seeds, self.of_rows, seeds)
+            return abs(self.mean) >= error * detectable(degrees, ALPHA / tests)
+
+        if not shows(MOST_SEEDS):
+            return None
+        return bisect.bisect_left(range(2, MOST_SEEDS), True, key=shows) + 2
 
 
-def bootstrap(values: Sequence[float], level: float = 0.95) -> Interval | None:
-    """The mean over seeds and its percentile bootstrap interval (scipy); None below 3 values."""
-    if len(values) < 3:
-        return None
-    mean = float(np.mean(values))
-    if np.ptp(values) == 0:
-        return Interval(mean, mean, mean)
-    result = stats.bootstrap(
-        (np.asarray(values),), np.mean, confidence_level=level, method="percentile", rng=np.random.default_rng(0)
-    )
-    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
+def freedom(of_seeds: float, of_rows: float, seeds: int) -> float:
+    """Degrees of freedom of a mean over seeds whose error has these two parts (Hillis 2007, eq. 9)."""
+    if of_seeds == 0 and of_rows > 0:
+        return MOST_FREEDOM
+    share = of_seeds / (of_seeds + of_rows) if of_rows else 1.0
+    return min(MOST_FREEDOM, (seeds - 1) / share**2)
 
 
-def paired_p(differences: Sequence[float]) -> float | None:
+def flip_p(differences: np.ndarray) -> float:
     """Two-sided p of a paired permutation test (scipy): how often flipped signs give as large a mean.
 
-    With n pairs it cannot fall below 2 / 2^n; None below 2 pairs.
+    With n seeds it cannot fall below 2 / 2^n.
     """
-    if len(differences) < 2:
-        return None
     result = stats.permutation_test(
-        (np.asarray(differences), np.zeros(len(differences))),
+        (differences, np.zeros(len(differences))),
         lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",
         vectorized=True,
@@ -79,70 +166,24 @@ def paired_p(differences: Sequence[float]) -> float | None:
     return float(result.pvalue)
 
 
+def detectable(degrees: float, alpha: float) -> float:
+    """The true difference, in standard errors, that a two-sided t-test sees with power 80%.
+
+    scipy's noncentral t (and statsmodels' power with it) has no numbers for few degrees and a strict level, so the
+    power is the normal's, averaged over 1000 values of the estimated error.
+    """
+    return _detectable(float(f"{degrees:.2g}"), alpha)
+
+
+@lru_cache(maxsize=10_000)
+def _detectable(degrees: float, alpha: float) -> float:
+    errors = np.sqrt(stats.chi2.ppf((np.arange(1000) + 0.5) / 1000, degrees) / degrees)  # estimated over true
+    needed = stats.t.ppf(1 - alpha / 2, degrees) * errors
+    return float(
+        optimize.brentq(lambda effect: stats.norm.sf(needed - effect).mean() - POWER, 0, 2 * needed.max(), rtol=1e-4)
+    )
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction (statsmodels)."""
     return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
-
-
-def seeds_needed(differences: Sequence[float]) -> int | None:
-    """Pairs at which a paired t-test of level 5% sees a difference of this size with power 80% (statsmodels)."""
-    if len(differences) < 2 or np.ptp(differences) == 0 or np.mean(differences) == 0:
-        return None
-    effect = abs(float(np.mean(differences))) / float(np.std(differences, ddof=1))
-    if effect < 0.01:  # over 78,000 pairs: nobody runs so many
-        return None
-    needed = float(np.max(TTestPower().solve_power(effect_size=min(effect, 5.0), alpha=ALPHA, power=POWER, nobs=None)))
-    return max(2, math.ceil(needed)) if math.isfinite(needed) else None
-
-
-def compare(scores: Mapping[str, Mapping[tuple[str, Any], float]], first: str, second: str) -> list[Comparison]:
-    """Two methods, task by task and over all tasks.
-
-    Args:
-        scores: method -> (task, seed, with few labels (seed, split)) -> percent.
-    """
-    both = sorted(scores[first].keys() & scores[second].keys())
-    tasks = sorted({task for task, _ in both})
-    groups = {task: [pair for pair in both if pair[0] == task] for task in tasks}
-    if len(tasks) > 1:
-        groups["all"] = both
-    differences = {
-        task: [scores[first][pair] - scores[second][pair] for pair in pairs] for task, pairs in groups.items()
-    }
-    raw = {task: paired_p(values) for task, values in differences.items()}
-    tested = [task for task in tasks if raw[task] is not None]
-    corrected = dict(zip(tested, holm([p for task in tested if (p := raw[task]) is not None]), strict=True))
-    return [
-        Comparison(
-            task,
-            len(values),
-            float(np.mean(values)),
-            bootstrap(values),
-            corrected.get(task, raw[task]),
-            float(np.mean([0.5 if value == 0 else float(value > 0) for value in values])),
-            seeds_needed(values),
-        )
-        for task, values in differences.items()
-    ]
-
-
-def not_beaten(scores: Mapping[str, Sequence[float]]) -> set[str]:
-    """Rows of one column that the best row does not beat outside the noise: Welch's t-test at 5%, Holm-corrected.
-
-    Rows with one seed are left out: how noisy they are is not known.
-    """
-    known = {name: values for name, values in scores.items() if len(values) > 1}
-    if not known:
-        return set()
-    best = max(known, key=lambda name: float(np.mean(known[name])))
-    others = [name for name in known if name != best]
-    p_values = holm([_welch(known[best], known[name]) for name in others])
-    return set(known) - {name for name, p in zip(others, p_values, strict=True) if p < ALPHA}
-
-
-def _welch(one: Sequence[float], other: Sequence[float]) -> float:
-    if np.ptp(one) == 0 and np.ptp(other) == 0:
-        return float(np.mean(one) == np.mean(other))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # nearly equal seeds: the p-value is as small as it looks
-        return float(stats.ttest_ind(one, other, equal_var=False).pvalue)

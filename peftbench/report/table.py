@@ -1,7 +1,7 @@
 """A study as a table: methods in rows, tasks in columns; published figures beside ours, protocols never mixed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from statistics import mean, median, stdev
 from typing import Literal
 
@@ -11,10 +11,13 @@ from peftbench import papers
 from peftbench.ground.errors import ConfigError, near
 from peftbench.papers import Paper
 from peftbench.record import Record
+from peftbench.report.columns import Column, read
 from peftbench.report.records import Study, differences, frame, other_inputs
-from peftbench.report.statistics import not_beaten
+from peftbench.report.verdict import Verdict, against
 
 Statistic = Literal["mean", "median"]
+RESAMPLES = 1000  # draws of the dev rows; what is marked does not hang on a percent of an error
+TIED = "≈"
 SUFFIX = " †"  # of rows whose protocol is not that of the method's first row
 
 
@@ -27,7 +30,8 @@ class Entry:
         spread: standard deviation over seeds; None: one seed.
         seeds: how many there are.
         expected: how many there are at most in this table.
-        best: not beaten outside the noise by any other row of this column.
+        best: the first of this column, and more than one seed says so.
+        tied: not shown to be worse than the best, and neither is any row above it.
         collapsed: how many of the runs predict one class.
         published: the paper's figure; difference: ours less the paper's.
     """
@@ -37,6 +41,7 @@ class Entry:
     seeds: int = 0
     expected: int = 0
     best: bool = False
+    tied: bool = False
     collapsed: int = 0
     published: float | None = None
     difference: float | None = None
@@ -80,7 +85,7 @@ def build(study: Study, paper: Paper | None = None) -> Table:
     """The table of a study's finished runs, beside a paper's figures where one is given.
 
     Cells of another fingerprint than the method's first stand in rows of their own, with a footnote that says what
-    differs. Bold (`best`) is what no other row of the column beats outside the noise.
+    differs. What is marked in a column is decided in `_marks`.
     """
     records = study.done()
     statistic: Statistic = paper.statistic if paper else "mean"
@@ -90,7 +95,8 @@ def build(study: Study, paper: Paper | None = None) -> Table:
         _line(str(name), group, columns, records, statistic, paper, most=len(rows[["seed", "split"]].drop_duplicates()))
         for name, group in (rows.groupby("name", sort=False) if len(rows) else [])
     ]
-    lines = _with_best(lines, rows, columns)
+    lines, marked = _with_marks(lines, read(study, rows, RESAMPLES))
+    notes += marked
     if any(record.cell.data == "sample" for record in records):
         notes.append("sample: a few hundred built-in rows; these are no GLUE scores")
     if any(entry.collapsed for line in lines for entry in line.entries.values()):
@@ -201,25 +207,36 @@ def _published(
     return figures[metric], (median(known) if statistic == "median" else mean(known)) if known else None
 
 
-def _with_best(lines: list[Line], rows: pd.DataFrame, columns: Sequence[str]) -> list[Line]:
-    """Mark in every column what no other row beats outside the noise."""
-    marked = []
-    best = {
-        column: not_beaten(
-            {
-                str(name): [float(score) for score in group["score"].dropna()]
-                for name, group in rows[rows["column"] == column].groupby("name")
-            }
-        )
-        for column in columns
-    }
-    for line in lines:
-        entries = {
-            column: Entry(**{**vars(entry), "best": line.name in best[column] and entry.value is not None})
-            for column, entry in line.entries.items()
-        }
-        marked.append(Line(**{**vars(line), "entries": entries}))
-    return marked
+def _with_marks(lines: list[Line], columns: Sequence[Column]) -> tuple[list[Line], list[str]]:
+    """The lines with the best of every column and what is tied with it, and the footnote that explains the signs."""
+    tests, sizes = [], []
+    for column in columns:
+        values = {line.name: value for line in lines if (value := line.entries[column.name].value) is not None}
+        order = sorted(values, key=lambda name: -values[name])
+        if len(order) < 2 or len(column.scores[order[0]]) < 2:
+            continue
+        verdicts = against(column, order[0])
+        beside = set(tied(order[1:], verdicts))
+        for line in lines:
+            entry = line.entries[column.name]
+            line.entries[column.name] = replace(entry, best=line.name == order[0], tied=line.name in beside)
+        tests += [item.test for item in verdicts.values()]
+        visible = [item.visible for item in verdicts.values() if item.visible is not None]
+        sizes += [f"{column.name} {median(visible):.1f}"] if visible else []
+    if not tests:
+        return lines, []
+    note = f"bold: the best; {TIED}: not shown to be worse than it, which is not the same as equal"
+    how = f"({', '.join(dict.fromkeys(tests))}; 5%, Holm over the rows of a column)"
+    shows = f"; a difference shows from about {', '.join(sizes)} points on" if sizes else ""
+    return lines, [f"{note} {how}{shows}"]
+
+
+def tied(order: Sequence[str], verdicts: Mapping[str, Verdict]) -> Iterator[str]:
+    """The rows below the best down to the first that is shown to be worse, or of which one seed says nothing."""
+    for name in order:
+        if name not in verdicts or verdicts[name].word == "ahead":
+            return
+        yield name
 
 
 def _largest(values: pd.Series) -> int | None:

@@ -1,66 +1,137 @@
-"""Whether one method beats another, in words and numbers."""
+"""Whether one method beats another on a task: a word, the numbers behind it, and what the design could have shown."""
 
-from peftbench.ground.errors import ConfigError
-from peftbench.report.records import Study
-from peftbench.report.statistics import ALPHA, Comparison, compare
-from peftbench.report.table import apart, row_named
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-PAIRED = ("column", "seed", "split")  # what two runs share that are compared
+import numpy as np
+
+from peftbench.report import bootstrap
+from peftbench.report.columns import Column
+from peftbench.report.statistics import ALPHA, MARGIN, Interval, Paired, holm
+
+Word = Literal["ahead", "behind", "tied", "not decided"]
 
 
-def lines(study: Study, first: str, second: str) -> list[str]:
-    """The verdict over all tasks, then every task.
+@dataclass(frozen=True)
+class Verdict:
+    """Two methods on one column of a study's table; a difference is first less second, in points.
+
+    Attributes:
+        first, second: rows of the table.
+        column: of the table, or what several of them were combined to.
+        seeds: how many differences there are: one for each seed that both have, or each split of few labels.
+        unit: which of these; better: in how many of them the first is better.
+        rows: dev rows that the test knows of; None: seeds alone.
+        difference: mean over seeds.
+        interval: 95% interval of the test, not corrected for the family; None where the noise is not known.
+        drawn: the crossed bootstrap's, seeds and rows drawn anew; None without predictions or below three seeds.
+        p: of "no difference", corrected by Holm over the family; 1 for a single seed.
+        p_of_equality: of "they differ by the margin or more", likewise.
+        word: ahead or behind: p is below 5%; tied: equal within the margin at 5%; else not decided.
+        margin: points within which two methods count as equal.
+        visible: the smallest difference that this design shows in four of five repetitions, as one of its family;
+            None where the noise is not known.
+        test: what was used.
+        family: what was corrected for, in words; tests: how many that are.
+    """
+
+    first: str
+    second: str
+    column: str
+    seeds: int
+    unit: str
+    better: int
+    rows: int | None
+    difference: float
+    interval: Interval | None
+    drawn: Interval | None
+    p: float
+    p_of_equality: float
+    word: Word
+    margin: float
+    visible: float | None
+    test: str
+    family: str
+    tests: int
+
+
+def judge(
+    pairs: Mapping[tuple[str, str, str], Paired],
+    family: str,
+    margin: float = MARGIN,
+    rows: Mapping[str, int] | None = None,
+) -> list[Verdict]:
+    """The verdict on every pair, all of them one family.
 
     Args:
-        study: its records.
-        first: a row's name, or the method's alone where one row has it.
-        second: likewise.
-
-    Raises:
-        ConfigError: a row is not in the study's table, or the two have no task and seed in common.
+        pairs: (first, second, column) -> differences.
+        family: what the pairs are together, in words.
+        margin: points within which two methods count as equal.
+        rows: column -> how many dev rows it has.
     """
-    rows = apart(study)[0]
-    names = list(dict.fromkeys(rows["name"])) if len(rows) else []
-    first, second = (row_named(word, names, study.name) for word in (first, second))
-    rows = rows.dropna(subset=["score"])
-    scores = {
-        str(name): {
-            (str(task), (int(seed), int(split))): float(score)
-            for task, seed, split, score in zip(*(group[key] for key in PAIRED), group["score"], strict=True)
+    tests = len(pairs)
+    raw = {key: (paired.p(tests), paired.p_of_equality(margin)) for key, paired in pairs.items()}
+    corrected = holm([p for p, _ in raw.values()]), holm([p for _, p in raw.values()])
+    verdicts = []
+    for (first, second, column), p, p_of_equality in zip(pairs, *corrected, strict=True):
+        paired = pairs[first, second, column]
+        estimate, resampled = paired.estimate, paired.resampled
+        drawn = bootstrap.crossed(resampled) if resampled is not None and paired.seeds > 2 else None
+        verdicts.append(
+            Verdict(
+                first, second, column, paired.seeds, paired.unit, int((paired.differences > 0).sum()),
+                None if resampled is None else (rows or {}).get(column),
+                paired.mean,
+                estimate.interval() if estimate else None,
+                Interval(paired.mean, *drawn) if drawn else None,
+                p, p_of_equality, word_of(paired.mean, p, p_of_equality), margin,
+                estimate.visible(tests) if estimate else None,
+                test_of(paired, tests), family, tests,
+            )
+        )  # fmt: skip
+    return verdicts
+
+
+def word_of(difference: float, p: float, p_of_equality: float) -> Word:
+    """The verdict: a difference that is shown counts first, then equality that is shown."""
+    if p < ALPHA and difference:
+        return "ahead" if difference > 0 else "behind"
+    return "tied" if p_of_equality < ALPHA else "not decided"
+
+
+def test_of(paired: Paired, tests: int) -> str:
+    """What p comes from, in words."""
+    if paired.seeds < 2:
+        return "no test"
+    what = "flipped signs" if paired.flips(tests) else "paired t-test"
+    rows = "alone" if paired.resampled is None or paired.flips(tests) else "and dev rows"
+    return f"{what} over {paired.unit} {rows}"
+
+
+def matrix(columns: Sequence[Column], margin: float = MARGIN) -> list[Verdict]:
+    """Every pair of rows in every column, each column one family; the first of a pair has the better mean."""
+    verdicts = []
+    for column in columns:
+        means = {name: float(np.mean(list(seeds.values()))) for name, seeds in column.scores.items()}
+        order = sorted(means, key=lambda name: -means[name])
+        pairs = {
+            (first, second, column.name): paired
+            for first, second in itertools.combinations(order, 2)
+            if (paired := column.paired(first, second)) is not None
         }
-        for name, group in rows.groupby("name")
+        verdicts += judge(pairs, f"{len(pairs)} pairs in {column.name}", margin, {column.name: column.rows or 0})
+    return verdicts
+
+
+def against(column: Column, best: str) -> dict[str, Verdict]:
+    """One row of a column against each of the others, one family: by the other's name, without those that have no two
+    seeds in common with it."""
+    pairs = {
+        (best, name, column.name): paired
+        for name in column.scores
+        if name != best and (paired := column.paired(best, name)) is not None and paired.seeds > 1
     }
-    comparisons = compare(scores, first, second)
-    if not comparisons:
-        raise ConfigError(f"{first} and {second}: no task and seed in common in study {study.name}")
-    return [sentence(comparisons[-1], first, second), *(figures(item) for item in comparisons)]
-
-
-def sentence(item: Comparison, first: str, second: str) -> str:
-    """One sentence that claims no more than the test shows."""
-    tasks = "over all tasks" if item.task == "all" else f"on {item.task}"
-    better, worse = (first, second) if item.difference > 0 else (second, first)
-    size = f"{abs(item.difference):.1f} points, {item.pairs} pairs of task and seed"
-    if item.p is None:
-        return f"{first} and {second} {tasks}: one pair says nothing about the noise ({size})."
-    if item.p < ALPHA:
-        return f"{better} beats {worse} {tasks}: {size}, {_p(item.p)}."
-    if 2 / 2**item.pairs >= ALPHA:
-        return f"{better} is ahead of {worse} {tasks} by {size}; with so few pairs no test can show a difference."
-    return f"No difference between {first} and {second} {tasks} outside the noise: {size}, {_p(item.p)}."
-
-
-def figures(item: Comparison) -> str:
-    """The numbers behind a sentence, on one line."""
-    parts = [f"{item.task}: {item.difference:+.2f} points"]
-    if item.interval:
-        parts.append(f"95% interval {item.interval.low:+.2f} to {item.interval.high:+.2f}")
-    parts.append("no p" if item.p is None else _p(item.p))
-    parts.append(f"better in {100 * item.improvement:.0f}% of {item.pairs} pairs")
-    if item.seeds_needed:
-        parts.append(f"{item.seeds_needed} pairs would show it")
-    return ", ".join(parts)
-
-
-def _p(value: float) -> str:
-    return f"p = {value:.3f}" if value >= 0.001 else "p < 0.001"
+    family = f"{len(pairs)} rows against {best} on {column.name}"
+    return {item.second: item for item in judge(pairs, family, rows={column.name: column.rows or 0})}

@@ -8,8 +8,8 @@ from typing import Literal
 import pandas as pd
 
 from peftbench.record import SEARCH_SUFFIX, Record, find_records
+from peftbench.report import bootstrap
 from peftbench.report.records import Study, readable
-from peftbench.report.statistics import bootstrap
 from peftbench.report.styles import Style, style
 from peftbench.report.table import apart
 
@@ -115,9 +115,9 @@ class Summary:
 def summary(scores: Iterable[float]) -> Summary:
     """Mean and bootstrap interval over seeds, of at least one score."""
     values = [float(score) for score in scores]
-    interval = bootstrap(values)
+    low, high = bootstrap.of_mean(values)
     mean = sum(values) / len(values)
-    return Summary(mean, interval.low if interval else None, interval.high if interval else None, values)
+    return Summary(mean, low, high, values)
 
 
 class Material:

@@ -1,0 +1,107 @@
+"""The columns of a study's table as numbers: scores by method and seed, and those scores on other dev rows."""
+
+import sys
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from peftbench.ground.errors import LONGEST_LINE, DataError, shown
+from peftbench.report import bootstrap, predictions
+from peftbench.report.predictions import Scored
+from peftbench.report.records import Study
+from peftbench.report.statistics import Paired
+
+KEYS = ("name", "seed", "split", "score", "record")  # of a run, in the frame of a table
+Run = tuple[int, int]  # seed, and split of few labels (0 where there is one)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: a task and its metric.
+
+    Attributes:
+        name: as the table's head has it.
+        scores: row of the table -> run -> percent.
+        resampled: row -> run -> percent with the dev rows drawn anew (resamples,), the same draws for all; without
+            the runs whose predictions are not stored.
+        rows: how many dev rows there are; None: no predictions are stored.
+    """
+
+    name: str
+    scores: dict[str, dict[Run, float]]
+    resampled: dict[str, dict[Run, np.ndarray]]
+    rows: int | None
+
+    def paired(self, first: str, second: str) -> Paired | None:
+        """The differences of two rows of the table over the runs that both have; None where there is none.
+
+        One difference for each seed; with several splits of few labels one for each split, the mean over its seeds.
+        """
+        one, other = self.scores.get(first, {}), self.scores.get(second, {})
+        runs = sorted(one.keys() & other.keys())
+        if not runs:
+            return None
+        drawn_one, drawn_other = self.resampled.get(first, {}), self.resampled.get(second, {})
+        stored = all(run in drawn_one and run in drawn_other for run in runs)
+        differences = np.array([one[run] - other[run] for run in runs])
+        resampled = np.stack([drawn_one[run] - drawn_other[run] for run in runs]) if stored else None
+        splits = np.array([split for _, split in runs])
+        if len(set(splits)) == 1:
+            return Paired(differences, resampled)
+        mean_of = np.stack([(splits == split) / (splits == split).sum() for split in dict.fromkeys(splits)])
+        return Paired(mean_of @ differences, None if resampled is None else mean_of @ resampled, "splits")
+
+
+def read(study: Study, rows: pd.DataFrame, resamples: int = bootstrap.RESAMPLES) -> list[Column]:
+    """Every column of a study's table, in the table's order.
+
+    Args:
+        study: gives the folders of predictions; those that cannot be used are named on the terminal.
+        rows: as `table.apart` gives them.
+        resamples: how often the dev rows are drawn.
+    """
+    if rows.empty:
+        return []
+    every = zip(study.folders, study.records, strict=True)
+    done = [(path, record) for path, record in every if record.status == "done"]
+    columns, unusable = [], []
+    for name, same in rows.dropna(subset=["score"]).groupby("column", sort=True):
+        scores: dict[str, dict[Run, float]] = defaultdict(dict)
+        stored: dict[tuple[str, Run], Scored] = {}
+        for row, seed, split, score, place in zip(*(same[key] for key in KEYS), strict=True):
+            where = str(row), (int(seed), int(split))
+            scores[where[0]][where[1]] = float(score)
+            try:
+                scored = predictions.headline(*done[int(place)])
+            except DataError as error:
+                unusable.append(error.every[0])
+                continue
+            if scored is not None:
+                stored[where] = scored
+        columns.append(_column(str(name), dict(scores), stored, resamples))
+    if unusable:
+        others = f"; and {len(unusable) - 1} more files of predictions" if len(unusable) > 1 else ""
+        print(shown(f"left out: {unusable[0]}{others}", LONGEST_LINE), file=sys.stderr)
+    return columns
+
+
+def _column(
+    name: str, scores: dict[str, dict[Run, float]], stored: dict[tuple[str, Run], Scored], resamples: int
+) -> Column:
+    """Runs on other rows than most have no part in the resampling."""
+    by_labels: dict[bytes, list[tuple[str, Run]]] = defaultdict(list)
+    for place, scored in stored.items():
+        by_labels[scored.labels.tobytes()].append(place)
+    runs = max(by_labels.values(), key=len, default=[])
+    if not runs:
+        return Column(name, scores, {}, None)
+    first = stored[runs[0]]
+    drawn = bootstrap.of_rows(
+        first.metric, np.stack([stored[place].predictions for place in runs]), first.labels, resamples
+    )
+    resampled: dict[str, dict[Run, np.ndarray]] = defaultdict(dict)
+    for (row, run), values in zip(runs, 100 * drawn.astype(np.float32), strict=True):
+        resampled[row][run] = values
+    return Column(name, scores, dict(resampled), len(first.labels))

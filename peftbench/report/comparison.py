@@ -1,0 +1,125 @@
+"""Two methods of a study in words: on every task, then over all of them."""
+
+from collections.abc import Sequence
+
+from peftbench.ground.errors import ConfigError
+from peftbench.report import columns, over_tasks, verdict
+from peftbench.report.over_tasks import OverTasks
+from peftbench.report.records import Study
+from peftbench.report.statistics import MARGIN, Estimate, Interval, Paired
+from peftbench.report.table import apart, row_named
+from peftbench.report.verdict import Verdict, Word
+
+
+def lines(study: Study, first: str, second: str, margin: float = MARGIN) -> list[str]:
+    """The verdicts in one sentence, every task with its numbers, the means over tasks, and what was tested how.
+
+    Args:
+        study: its records.
+        first: a row's name, or the method's alone where one row has it.
+        second: likewise.
+        margin: points within which two methods count as equal.
+
+    Raises:
+        ConfigError: a row is not in the study's table, the two have no task and seed in common, or the margin is none.
+    """
+    if not 0 < margin <= 100:
+        raise ConfigError(f"--margin {margin:g}: points within which two methods count as equal; above 0, at most 100")
+    rows = apart(study)[0]
+    names = list(dict.fromkeys(rows["name"])) if len(rows) else []
+    first, second = (row_named(word, names, study.name) for word in (first, second))
+    both = columns.read(study, rows[rows["name"].isin([first, second])])
+    pairs = {column.name: paired for column in both if (paired := column.paired(first, second)) is not None}
+    if not pairs:
+        raise ConfigError(f"{first} and {second}: no task and seed in common in study {study.name}")
+    verdicts = verdict.judge(
+        {(first, second, name): paired for name, paired in pairs.items()},
+        "1 task" if len(pairs) == 1 else f"{len(pairs)} tasks",
+        margin,
+        {column.name: column.rows or 0 for column in both},
+    )
+    said = [summary(verdicts, first, second), *(sentence(item, pairs[item.column]) for item in verdicts)]
+    if (together := over_tasks.combine(pairs)) is not None:
+        said += over_all(together, len(pairs), margin)
+    return [*said, how(verdicts)]
+
+
+def summary(verdicts: Sequence[Verdict], first: str, second: str) -> str:
+    """id3 against lora: ahead on mrpc acc; not decided on cola MCC."""
+    order: tuple[Word, ...] = ("ahead", "behind", "tied", "not decided")
+    on = {word: [item.column for item in verdicts if item.word == word] for word in order}
+    parts = [f"{in_words(word, verdicts[0].margin)} on {', '.join(tasks)}" for word, tasks in on.items() if tasks]
+    return f"{first} against {second}: {'; '.join(parts)}."
+
+
+def in_words(word: Word, margin: float) -> str:
+    """A verdict with the margin that it depends on."""
+    return f"tied within {margin:g} point{'' if margin == 1 else 's'}" if word == "tied" else word
+
+
+def sentence(item: Verdict, paired: Paired) -> str:
+    """One task: the verdict, the numbers behind it, and, where nothing is decided, what the design could have shown."""
+    word = in_words(item.word, item.margin)
+    if item.seeds == 1:
+        return f"{item.column}: {word}: {item.difference:+.1f} points in a single pair of runs, which tells no noise"
+    decided = item.word in ("ahead", "behind")
+    size = f" by {abs(item.difference):.1f} points" if decided else f": {item.difference:+.1f} points"
+    larger = f"p {p_in_words(item.p_of_equality)} for a larger difference"
+    p = larger if item.word == "tied" else f"p {p_in_words(item.p)}"
+    drawn = f"; seeds and rows drawn anew: {_range(item.drawn)}" if item.drawn else ""
+    interval = f" (95% interval {_range(item.interval)}{drawn})" if item.interval else ""
+    parts = [f"{item.column}: {word}{size}{interval}", p]
+    parts.append(f"better in {item.better} of {item.seeds} {item.unit}")
+    text = ", ".join(parts)
+    if item.word != "not decided":
+        return text
+    return f"{text}; {_what_it_takes(item, paired.seeds_needed(item.tests))}"
+
+
+def _what_it_takes(item: Verdict, needed: int | None) -> str:
+    if item.visible is None:
+        return f"the difference is the same in all {item.seeds} {item.unit}, too few to show that this is no accident"
+    shows = f"this design shows {item.visible:.1f} points or more"
+    more = f"; {needed} {item.unit} would show a difference of this size"
+    return shows if needed is None or needed <= item.seeds else shows + more
+
+
+def over_all(together: OverTasks, tasks: int, margin: float) -> list[str]:
+    """Whether the difference depends on the task, and its mean in both readings, each a test of its own."""
+    said = []
+    if together.interaction is not None:
+        depends = "yes" if together.interaction < 0.05 else "not shown"
+        said.append(f"does the difference depend on the task: {depends}, p {p_in_words(together.interaction)}")
+    if together.fixed:
+        said.append(f"mean of these {tasks} tasks: {_mean(together.fixed, margin)}")
+    if together.random:
+        single = "; a singular fit: the tasks differ no more than their seeds" if together.between == 0 else ""
+        said.append(f"mean over all tasks like these, {tasks} of them tried: {_mean(together.random, margin)}{single}")
+    return said
+
+
+def _mean(estimate: Estimate, margin: float) -> str:
+    word = verdict.word_of(estimate.mean, estimate.p(), estimate.p_of_equality(margin))
+    text = (
+        f"{in_words(word, margin)}: {estimate.mean:+.1f} points (95% interval {_range(estimate.interval())}), "
+        f"p {p_in_words(estimate.p())}"
+    )
+    return f"{text}; this design shows {estimate.visible():.1f} points or more" if word == "not decided" else text
+
+
+def how(verdicts: Sequence[Verdict]) -> str:
+    """What was tested how, for how many tests it was corrected, and what is taken for granted."""
+    tests = list(dict.fromkeys(item.test for item in verdicts))
+    one = verdicts[0]
+    corrected = f"corrected by Holm for {one.family}" if one.tests > 1 else "one test, so nothing is corrected"
+    normal = "; a t-test takes these differences for normal" if any("t-test" in test for test in tests) else ""
+    return f"tested: {', '.join(tests)}; two-sided, 5%, {corrected}{normal}"
+
+
+def p_in_words(p: float) -> str:
+    """= 0.032, or < 0.001."""
+    return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
+
+
+def _range(interval: Interval) -> str:
+    return f"{interval.low:+.1f} to {interval.high:+.1f}"

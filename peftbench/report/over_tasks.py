@@ -1,0 +1,89 @@
+"""A comparison over several tasks: whether the difference depends on the task, then its mean, in two readings.
+
+Fixed tasks: the mean of these very tasks; its error is that of their differences. Random tasks: the mean over all
+tasks of which these are a sample; how much tasks differ is part of its error, and two or three tasks say little.
+"""
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from statsmodels.regression.mixed_linear_model import MixedLM
+from statsmodels.stats.oneway import anova_generic
+
+from peftbench.report.statistics import MOST_FREEDOM, Estimate, Paired
+
+SINGULAR = 0.01  # of the seeds' variance: below it, that between tasks is none; the optimizer seldom ends at zero
+
+
+@dataclass(frozen=True)
+class OverTasks:
+    """The mean difference of two methods over tasks, in points.
+
+    Attributes:
+        fixed: over these tasks.
+        random: over all tasks like these: a mixed model with a random part for each task; t with tasks less one
+            degrees of freedom, and no smaller an error than that of `fixed`. None: it could not be fitted.
+        between: standard deviation of the true difference between tasks, as the model estimates it; 0: the fit is
+            singular, the tasks differ no more than their seeds do.
+        interaction: p of "the difference is the same in all tasks" (Welch's analysis of variance, each task with its
+            own error); None where a task's noise is not known.
+    """
+
+    fixed: Estimate | None
+    random: Estimate | None
+    between: float | None
+    interaction: float | None
+
+
+def combine(pairs: Mapping[str, Paired]) -> OverTasks | None:
+    """The tasks of one comparison together; None below two tasks or where one of them has a single seed."""
+    if len(pairs) < 2 or any(paired.seeds < 2 for paired in pairs.values()):
+        return None
+    estimates = [paired.estimate for paired in pairs.values()]
+    known = [estimate for estimate in estimates if estimate is not None]
+    fixed = _fixed_tasks(pairs, known)
+    random, between = _random_tasks(pairs)
+    if random and fixed:  # the model does not know of the rows, which all seeds of a task share
+        random = replace(random, error=max(random.error, fixed.error))
+    interaction = _interaction(known) if len(known) == len(estimates) else None
+    return OverTasks(fixed, random, between, interaction)
+
+
+def _fixed_tasks(pairs: Mapping[str, Paired], known: list[Estimate]) -> Estimate | None:
+    """The mean of the tasks' means; degrees of freedom of Satterthwaite 1946. Tasks without noise add none."""
+    if not known:
+        return None
+    variances = np.array([estimate.error**2 for estimate in known])
+    degrees = variances.sum() ** 2 / (variances**2 / [estimate.freedom for estimate in known]).sum()
+    mean = float(np.mean([paired.mean for paired in pairs.values()]))
+    return Estimate(mean, math.sqrt(variances.sum()) / len(pairs), min(MOST_FREEDOM, float(degrees)))
+
+
+def _random_tasks(pairs: Mapping[str, Paired]) -> tuple[Estimate | None, float | None]:
+    """Difference = mean + of the task + of the seed, by restricted maximum likelihood (statsmodels)."""
+    differences = np.concatenate([paired.differences for paired in pairs.values()])
+    tasks = np.repeat(np.arange(len(pairs)), [paired.seeds for paired in pairs.values()])
+    if np.ptp(differences) < 1e-9:
+        return None, None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a singular fit, which `between` tells
+        try:
+            fit = MixedLM(differences, np.ones((len(differences), 1)), groups=tasks).fit(reml=True)
+        except np.linalg.LinAlgError:
+            return None, None
+    mean, error, between = float(fit.params[0]), float(fit.bse[0]), float(np.asarray(fit.cov_re)[0, 0])
+    if not (math.isfinite(error) and error > 0):
+        return None, None
+    singular = between <= SINGULAR * fit.scale
+    return Estimate(mean, error, len(pairs) - 1), 0.0 if singular else math.sqrt(between)
+
+
+def _interaction(estimates: list[Estimate]) -> float:
+    """Welch's analysis of variance from each task's mean, error and degrees of freedom (statsmodels)."""
+    numbers = np.array([estimate.freedom + 1 for estimate in estimates])
+    variances = np.array([estimate.error**2 for estimate in estimates]) * numbers
+    means = np.array([estimate.mean for estimate in estimates])
+    return float(anova_generic(means, variances, numbers, use_var="unequal").pvalue)
