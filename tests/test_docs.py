@@ -1,9 +1,12 @@
 """Pages link to what is there, and a newcomer's first page stays short."""
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from support import call
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -19,6 +22,25 @@ def anchors(page: Path) -> set[str]:
     """What a link may name in a page: its headings, as GitHub writes them."""
     headings = re.findall(r"^#+ (.*)$", text_of(page), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every `peftbench` command in a page's blocks for the shell, their variables put in."""
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+        variables: dict[str, str] = {}
+        for line in block.replace("\\\n", " ").splitlines():
+            if given := re.fullmatch(r'([A-Z]+)="([^"$]*)"', line.strip()):
+                variables[given[1]] = given[2]
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value)
+            if line.startswith("peftbench ") and "$" not in line:
+                yield shlex.split(line, comments=True)[1:]
+
+
+SHOWN = [words for page in PAGES for words in commands(page)]
+RUNS = [words for words in SHOWN if words[0] in ("run", "plan")]
+OPTIONS = {(words[0], *sorted(word for word in words if word.startswith("--"))) for words in SHOWN if words not in RUNS}
+IN_SAMPLE = {"task=sst2", "task=rte", "task=stsb"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -43,3 +65,19 @@ def test_the_readme_is_short_and_shows_a_result_first() -> None:
     first_screen = "\n".join(lines[:20])
     assert "![" in first_screen
     assert "|---|" in first_screen
+
+
+@pytest.mark.parametrize("words", sorted(OPTIONS), ids=" ".join)
+def test_every_command_shown_exists_with_its_options(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = call(words[0], "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in words[1:]), done.stdout
+
+
+@pytest.mark.parametrize("words", RUNS, ids=" ".join)
+def test_every_run_shown_is_one_that_can_be_asked_for(words: list[str], tmp_path: Path) -> None:
+    done = call("plan", *(word for word in words[1:] if word != "-m"), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "refused" not in done.stdout
+    tasks = {word for word in words if word.startswith("task=")}
+    assert any(word.startswith("data=") for word in words) or tasks <= IN_SAMPLE, "the sample has no such task"

@@ -73,6 +73,8 @@ COMMANDS = {
     "backbone": ("use", "backbone"),
 }
 
+BY_WORDS = ("plan", "count", "list")  # take words of the configuration, and have no parser that would explain them
+
 
 def main() -> None:
     """Do what the command line asks, and leave the process."""
@@ -103,11 +105,23 @@ def _answer(arguments: list[str]) -> int:
         command, rest = "run", arguments
     if command not in COMMANDS:
         raise ConfigError(f"peftbench {command}: no such command; {near(command, COMMANDS)}")
+    if command in BY_WORDS and {"-h", "--help"} & set(rest):
+        print(usage(command))
+        return 0
 
     environment.prepare()
     gc.set_threshold(50_000)  # objects: imports make a million that stay; looking for garbage among them took 0.5 s
     module, function = COMMANDS[command]
     return int(getattr(importlib.import_module(f"peftbench.commands.{module}"), function)(rest))
+
+
+def usage(command: str) -> str:
+    """What the help says of a command, and what its words are."""
+    lines = [line.strip() for line in HELP.splitlines() if line.startswith(f"  {command} ")]
+    words = "GROUP: a group of words, as model or method; without one, all are listed."
+    if command != "list":
+        words = "OVERRIDES: words as of `peftbench run`, group=word or key=value; `peftbench list` shows the groups."
+    return "\n".join(["usage: peftbench", *(f"  {line}" for line in lines), words])
 
 
 def _guarded(answer: Callable[[], int]) -> int | str | None:
