@@ -12,9 +12,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-COMMANDS = ("count", "run", "studies", "use", "views", "words")
+COMMANDS = ("count", "run", "studies", "use", "views", "words", "work")
 HEAVY = ("report.page", "report.plots", "report.submission", "report.sync", "runner.apply", "runner.run")
-HEAVY += ("study.reproduce", "study.sweep")
+HEAVY += ("study.reproduce", "study.sweep", "study.work")
 TIMEOUT = 300.0  # seconds
 
 _forks = multiprocessing.get_context("forkserver")

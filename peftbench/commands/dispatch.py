@@ -20,7 +20,9 @@ HELP = """peftbench: parameter-efficient fine-tuning methods compared on GLUE
 usage: peftbench COMMAND [...]
 
   run [OVERRIDES]         run one cell; with -m a sweep (a Hydra application: --help, --cfg job, -m work)
-  plan [OVERRIDES]        what a sweep would run, and about how long it would take, before anything starts
+  plan [OVERRIDES]        what a sweep would run, and about how long it would take; --save keeps the list for workers
+  work STUDY              take the open cells of a study that plan --save listed; on as many machines as there are
+  stop STUDY              ask all its workers to leave after their step
   status STUDY            how a sweep stands: done, running, failed, stopped, missing, time left
   count [OVERRIDES]       how many entries would train, without weights; of several cells a table; --json
   list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
@@ -56,6 +58,8 @@ COMMANDS = {
     "run": ("run", "run"),
     "plan": ("studies", "plan"),
     "status": ("studies", "status"),
+    "work": ("work", "work"),
+    "stop": ("work", "stop"),
     "count": ("count", "count"),
     "list": ("words", "list_words"),
     "reproduce": ("studies", "reproduce"),

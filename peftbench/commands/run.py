@@ -66,6 +66,13 @@ def run_cells(prepared: "Sweep", arguments: Sequence[str] = ("-m",)) -> int:
     if prepared.left:
         sweep.left[:] = [cell.overrides for cell in prepared.left]
         codes = _launch(arguments)
+    return summed_up(prepared, codes)
+
+
+def summed_up(prepared: "Sweep", codes: Sequence[int]) -> int:
+    """Say how all of a sweep's cells stand, and give its exit code; `codes` are those of cells of this process."""
+    from peftbench.study import sweep
+
     tally = sweep.tally(prepared)
     texts = {"quarantined": "of these on two hosts (rerun=failed tries them again)"}
     texts |= {"elsewhere": "with another runner", "left": "left"}

@@ -9,16 +9,22 @@ from peftbench.ground.files import expanded
 
 
 def plan(arguments: Sequence[str]) -> int:
-    """`peftbench plan OVERRIDES`: the cells that `run -m` with these overrides would run, and what they would take."""
+    """`peftbench plan OVERRIDES`: the cells that `run -m` with these overrides would run, and what they would take.
+
+    With `--save` the study keeps the list, for `peftbench work`.
+    """
     from peftbench.commands import screen
     from peftbench.study import status, sweep
 
-    rerun, overrides = rerun_word(arguments), [compose.longhand(argument) for argument in arguments if argument != "-m"]
-    survey = sweep.survey(sweep.cells_of(overrides), rerun)
+    saved, words = "--save" in arguments, [argument for argument in arguments if argument != "--save"]
+    rerun, overrides = rerun_word(arguments), [compose.longhand(argument) for argument in words if argument != "-m"]
+    survey = (sweep.prepare if saved else sweep.survey)(sweep.cells_of(overrides), rerun)
     same_study = status.cells_if_any(survey.outputs, survey.study)
     left = [cell.folder for cell in survey.left]
     seconds = status.sum_of_guesses(left, status.known_seconds(same_study))
     screen.plan(survey, seconds, status.peak_of(left, same_study))
+    if saved:
+        print(f"saved; peftbench work {survey.study}")
     return 0
 
 

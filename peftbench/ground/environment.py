@@ -39,6 +39,12 @@ def leave_threads_to_workers() -> None:
         del os.environ["OMP_NUM_THREADS"]
 
 
+def share_threads(processes: int) -> None:
+    """Give each of so many processes of this machine its part of the cores, unless somebody set a number."""
+    if _threads and os.environ.get("OMP_NUM_THREADS") == _threads[0]:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // processes))
+
+
 def cores() -> int:
     """How many threads can run at a time: cores that this process may use, or its control group's quota if less."""
     number = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

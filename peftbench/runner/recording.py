@@ -80,7 +80,7 @@ def record_of(
     Args:
         cell: as it was run, with its budget as a number and the learning rate that was chosen.
         fingerprint: of the cell as it was asked for.
-        failed_on: hosts on which it failed before.
+        failed_on: hosts on which it failed, this time included.
     """
     return Record(
         schema=SCHEMA,
@@ -110,8 +110,8 @@ def record_of(
         search=search,
         drawn=work.drawn,
         attention=work.attention,
-        worker=Worker(host := socket.gethostname(), os.getpid()),
-        failed_on=[] if status == "done" else list(dict.fromkeys([*failed_on, host])),
+        worker=Worker(socket.gethostname(), os.getpid()),
+        failed_on=list(dict.fromkeys(failed_on)),
     )
 
 

@@ -1,6 +1,7 @@
 """One cell, end to end: plan, read the rows, load the backbone, attach the method, train, record."""
 
 import functools
+import socket
 import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -100,13 +101,18 @@ def run(
         config=config,
         overrides=overrides,
         search=search,
-        failed_on=failed_on,
+        failed_on=[] if error is None else [*failed_on, *_host_of_failure(error)],
     )
     if process_state().is_main_process:
         write_record(record, folder, check)
         if status != "failed":  # a failure may pass, and the next try goes on from there
             work.checkpoints.remove()
     return Outcome(record, folder / RECORD_FILE, error)
+
+
+def _host_of_failure(error: Exception) -> list[str]:
+    """This host, unless a disk or the network failed, which is not the cell's fault."""
+    return [] if isinstance(error, OSError) else [socket.gethostname()]
 
 
 def execute(

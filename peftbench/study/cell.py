@@ -66,21 +66,24 @@ def run_cell(config: DictConfig, overrides: Sequence[str], screen: Screen) -> in
         return 1
 
 
-def settle(config: DictConfig, overrides: Sequence[str], screen: Screen) -> int:
+def settle(config: DictConfig, overrides: Sequence[str], screen: Screen, claimed: Lock | None = None) -> int:
     """Run one composed cell unless its finished record is there; returns its exit code.
 
     Args:
         config: the cell's, Hydra's own part included.
         overrides: what the user typed.
         screen: told how it goes.
+        claimed: the lock of the cell's folder, where it is held already.
 
     Raises:
-        ConfigError: the cell is not possible, or its folder cannot be written.
+        ConfigError: the cell is not possible, its folder cannot be written, or is not the one that was claimed.
         DataError: rows or weights cannot be read.
         OSError: something could not be written.
     """
     cell = compose.build(config)
-    with Lock(folder_of(cell)) if _rank() == 0 else nullcontext() as lock:
+    if claimed is not None and claimed.path.parent != folder_of(cell):
+        raise ConfigError(f"{claimed.path.parent}: its words mean {cell.folder} now; peftbench plan ... --save")
+    with nullcontext(claimed) if claimed or _rank() else Lock(folder_of(cell)) as lock:
         decision = _agreed(functools.partial(_settled, cell, lock, config.rerun == "all", screen))
         if isinstance(decision, int):
             return decision

@@ -36,11 +36,18 @@ class Planned:
         folder: under `outputs`.
         overrides: those that describe it.
         reads: what it reads, by its place in the file's table; None: not known (a file of an earlier version).
+        searches: whether rates or strata are searched before it runs, once for all its seeds.
     """
 
     folder: str
     overrides: list[str]
     reads: Reads | None = None
+    searches: bool = False
+
+
+def kind_of(folder: str) -> str:
+    """Task, method, model and fingerprint of a folder study/words-fingerprint/seedN: all but the seed."""
+    return folder.split("/")[1] if folder.count("/") >= 2 else folder
 
 
 def key(overrides: Sequence[str]) -> str:
@@ -57,6 +64,7 @@ class _Cell:
     folder: str
     overrides: list[str]
     reads: int | None = None
+    searches: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +124,7 @@ def _adapter() -> TypeAdapter[_File]:
 def _planned(file: _File, study: str) -> dict[str, Planned]:
     reads = dict(enumerate(map(_reads, file.reads)))
     return {
-        name: Planned(cell.folder, cell.overrides, None if cell.reads is None else reads.get(cell.reads))
+        name: Planned(cell.folder, cell.overrides, None if cell.reads is None else reads.get(cell.reads), cell.searches)
         for name, cell in file.cells.items()
         if _is_inside(cell.folder, study)
     }
@@ -157,6 +165,7 @@ def add(study: Path, cells: Mapping[str, Planned]) -> None:
                     "folder": cell.folder,
                     "overrides": cell.overrides,
                     "reads": None if cell.reads is None else place[id(cell.reads)],
+                    **({"searches": True} if cell.searches else {}),
                 }
                 for name, cell in cells.items()
             }

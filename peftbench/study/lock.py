@@ -60,7 +60,7 @@ class Owner:
 
 
 class Lock:
-    """The lock of one cell's folder; use it as a context manager, and ask `held` within.
+    """The lock of one cell's folder; use it as a context manager, or `take` and `release` it, and ask `held`.
 
     Attributes:
         held: whether this process has it.
@@ -76,14 +76,22 @@ class Lock:
         self._made: list[Path] = []  # folders made for the lock alone
 
     def __enter__(self) -> "Lock":
+        return self.take()
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.release()
+
+    def take(self) -> "Lock":
+        """Try to have it; who does must `release` it."""
         try:
             self._made = make_folder(self.path.parent)
-            self._take()
+            self._try()
         except OSError as error:
             self.refused = error.strerror or str(error)
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def release(self) -> None:
+        """Let it go; nothing happens where it was not held."""
         self._end.set()
         if self.held and self._is_ours():
             self.path.unlink(missing_ok=True)
@@ -107,7 +115,7 @@ class Lock:
         holder = owner_of(self.path)
         return holder is not None and holder.token == self._token
 
-    def _take(self) -> None:
+    def _try(self) -> None:
         for _ in range(3):
             now = self._create()
             if self.held:

@@ -46,6 +46,15 @@ class Standing:
     need: Need | None
 
     @property
+    def status(self) -> str | None:
+        """How its record stands: "done" only where nothing is to be run for the cell; "quarantined" after failures."""
+        if self.need == "nothing":
+            return "done"
+        if self.is_quarantined:
+            return "quarantined"
+        return None if self.seen.status == "done" else self.seen.status
+
+    @property
     def is_quarantined(self) -> bool:
         """Whether the cell failed on so many hosts that it is not tried again unless somebody asks."""
         return self.seen.status in ("failed", "diverged") and len(self.seen.failed_on) >= HOSTS
@@ -85,17 +94,12 @@ class Standings:
         return Standing(result, self.glance(result / RECORD_FILE), need)
 
     def status(self, cell: Planned) -> str | None:
-        """How its record stands: "done" only where nothing is to be run for the cell; "quarantined" after failures.
+        """Its standing's.
 
         Raises:
             DataError: as `standing`.
         """
-        standing = self.standing(cell)
-        if standing.need == "nothing":
-            return "done"
-        if standing.is_quarantined:
-            return "quarantined"
-        return None if standing.seen.status == "done" else standing.seen.status
+        return self.standing(cell).status
 
     def glance(self, path: Path) -> Glance:
         """As `record.glance`, without reading what has not changed since it was read.

@@ -16,7 +16,7 @@ from peftbench.ground.errors import ConfigError, DataError, near
 from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE
 from peftbench.record import damage, find_records, read_record
 from peftbench.study import index, lock
-from peftbench.study.index import Planned
+from peftbench.study.index import Planned, kind_of
 from peftbench.study.standing import Standing, Standings
 
 State = Literal["done", "running", "failed", "stopped", "missing"]
@@ -151,7 +151,7 @@ def known_seconds(cells: Iterable[CellStatus]) -> dict[str, list[float]]:
     known: dict[str, list[float]] = {}
     for cell in cells:
         if cell.seconds is not None:
-            known.setdefault(_kind(cell.folder), []).append(cell.seconds)
+            known.setdefault(kind_of(cell.folder), []).append(cell.seconds)
     return known
 
 
@@ -160,7 +160,7 @@ def sum_of_guesses(folders: Sequence[str], known: Mapping[str, Sequence[float]])
     all_seconds = [value for values in known.values() for value in values]
     if not all_seconds:
         return None if folders else 0.0
-    return sum(statistics.median(known.get(_kind(folder)) or all_seconds) for folder in folders)
+    return sum(statistics.median(known.get(kind_of(folder)) or all_seconds) for folder in folders)
 
 
 def peak_of(folders: Sequence[str], cells: Iterable[CellStatus]) -> float | None:
@@ -168,11 +168,6 @@ def peak_of(folders: Sequence[str], cells: Iterable[CellStatus]) -> float | None
     known: dict[str, float] = {}
     for cell in cells:
         if cell.peak_mb is not None:
-            known[_kind(cell.folder)] = max(cell.peak_mb, known.get(_kind(cell.folder), 0.0))
-    guesses = [known.get(_kind(folder), max(known.values())) for folder in folders] if known else []
+            known[kind_of(cell.folder)] = max(cell.peak_mb, known.get(kind_of(cell.folder), 0.0))
+    guesses = [known.get(kind_of(folder), max(known.values())) for folder in folders] if known else []
     return max(guesses, default=None)
-
-
-def _kind(folder: str) -> str:
-    """Task, method, model and fingerprint of a folder study/words-fingerprint/seedN."""
-    return folder.split("/")[1] if folder.count("/") >= 2 else folder

@@ -218,7 +218,9 @@ def _compose(lines: dict[str, list[str]]) -> dict[str, Planned]:
         assert isinstance(cell, Cell)
         seed = seeds[name]
         folder = replace(cell, seed=cell.seed if seed is None else int(seed)).folder
-        planned[name] = Planned(folder, words, shared.setdefault(repr(reads := done.reads_of(cell)), reads))
+        reads = done.reads_of(cell)
+        searches = cell.select.factors is not None or cell.select.trials is not None
+        planned[name] = Planned(folder, words, shared.setdefault(repr(reads), reads), searches)
     return planned
 
 

@@ -1,0 +1,149 @@
+"""`peftbench work`, `stop`: workers that take a study's open cells, on this machine or many."""
+
+import multiprocessing
+import re
+import sys
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peftbench.commands import run
+from peftbench.ground import environment
+from peftbench.ground.errors import BadInput
+from peftbench.ground.files import expanded
+from peftbench.record import Record, Search
+from peftbench.training import stopping
+
+if TYPE_CHECKING:
+    from peftbench.runner.run import Outcome
+    from peftbench.study.queue import Queue
+
+UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+MOST_WORKERS = 1000
+
+
+def work(arguments: Sequence[str]) -> int:
+    """`peftbench work STUDY`: take open cells, the longest first, until none is left; the exit code of a sweep."""
+    parser = ArgumentParser(prog="peftbench work")
+    parser.add_argument("study", help="name of the study, a folder under the outputs; plan ... --save lists its cells")
+    parser.add_argument("--outputs", default="outputs", help="where the records lie, a folder that all workers share")
+    parser.add_argument("--until", type=_seconds, help="leave after so long, e.g. 3h50m; what runs keeps a checkpoint")
+    parser.add_argument("--cells", type=_count, help="leave after so many cells")
+    parser.add_argument("--workers", type=_count, default=1, help="processes on this machine, which share its cores")
+    options = parser.parse_args(arguments)
+    from peftbench.study.queue import Queue
+
+    outputs = expanded(options.outputs)
+    queue = Queue(outputs, options.study)  # what is wrong with the study is said once
+    codes = _share(options) if options.workers > 1 else _work(options, queue)
+    return run.summed_up(queue.sweep(), codes)
+
+
+def stop(arguments: Sequence[str]) -> int:
+    """`peftbench stop STUDY`: every worker leaves after its step; the same `work` goes on from there."""
+    parser = ArgumentParser(prog="peftbench stop")
+    parser.add_argument("study", help="name of the study, a folder under the outputs")
+    parser.add_argument("--outputs", default="outputs", help="where the records lie")
+    options = parser.parse_args(arguments)
+    from peftbench.study import status, work
+
+    outputs = expanded(options.outputs)
+    running = [cell for cell in status.cells_of(outputs, options.study) if cell.state == "running"]
+    work.stop(outputs / options.study)
+    print(f"{options.study}: workers are asked to leave; {len(running)} cells are running")
+    return 0
+
+
+def _work(options: Namespace, queue: "Queue") -> list[int]:
+    """Be one worker; gives the exit codes of cells that were refused.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    from peftbench.study import work
+
+    leaving = work.Leaving(queue.outputs / queue.study, options.until)
+    try:
+        with leaving:
+            return work.work([work.Cells(queue, Brief(queue.outputs))], options.cells)
+    except stopping.Stopped:
+        if leaving.reason is None:
+            raise
+        stopping.leave_on_signals()
+        print(f"left: {leaving.reason}")
+        return []
+
+
+def _share(options: Namespace) -> list[int]:
+    """Be as many workers as were asked for, each a process with its share of the cores; gives those that did not end
+    well, by their exit codes."""
+    environment.share_threads(options.workers)
+    processes = multiprocessing.get_context("spawn")
+    workers = [processes.Process(target=_as_worker, args=(options,)) for _ in range(options.workers)]
+    with stopping.workers_first(lambda: None):
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    for worker in workers:
+        if worker.exitcode and worker.exitcode < 0:
+            print(f"a worker was ended by signal {-worker.exitcode}", file=sys.stderr)
+    return [worker.exitcode or 0 for worker in workers]
+
+
+def _as_worker(options: Namespace) -> None:
+    from peftbench.study.queue import Queue
+
+    stopping.leave_on_signals()
+    environment.prepare()
+    try:
+        sys.exit(max(_work(options, Queue(expanded(options.outputs), options.study)), default=0))
+    except BadInput as error:
+        print(*error.problems, sep="\n", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except stopping.Stopped as stopped:
+        sys.exit(stopped.exit_code)
+
+
+class Brief:
+    """A line for every cell that ends."""
+
+    def __init__(self, outputs: Path) -> None:
+        self._outputs = outputs
+
+    def already_done(self, record: Record, path: Path) -> None:
+        """Another worker was faster."""
+
+    def elsewhere(self, folder: Path, owner: str) -> None:
+        """As well."""
+
+    def searched(self, search: Search) -> None:
+        """See `cell.Screen`."""
+        from peftbench.commands import screen
+
+        screen.searched(search)
+
+    def predicted(self, record: Record, path: Path) -> None:
+        """See `cell.Screen`."""
+        print(f"predicted: {path.parent.relative_to(self._outputs)}", flush=True)
+
+    def ended(self, outcome: "Outcome") -> None:
+        """See `cell.Screen`."""
+        record = outcome.record
+        said = f"{record.headline.name} {record.headline.value}" if outcome.error is None else record.reason
+        folder = outcome.path.parent.relative_to(self._outputs)
+        print(f"{record.status}: {folder}: {said}, {record.time.total_s:.1f} s", flush=True)
+
+
+def _seconds(word: str) -> float:
+    """A duration such as 3h50m, 90m or 45s."""
+    if not re.fullmatch(r"(\d{1,6}[dhms])+", word):
+        raise ArgumentTypeError(f"{word[:40]!r} is no duration such as 3h50m, 90m or 45s")
+    return float(sum(int(number) * UNITS[unit] for number, unit in re.findall(r"(\d+)([dhms])", word)))
+
+
+def _count(word: str) -> int:
+    if not (word.isascii() and word.isdecimal() and 1 <= int(word[:9]) <= MOST_WORKERS * 1000):
+        raise ArgumentTypeError(f"{word[:40]!r} is no whole number, at least 1")
+    return int(word)

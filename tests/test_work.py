@@ -1,0 +1,191 @@
+"""Workers: they share a study's cells through its folder, the longest first, and leave when they are asked to."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import PYTHON, TINY, call, start, what_is_left
+
+from peftbench.config.spec import Cell
+from peftbench.ground.errors import ConfigError
+from peftbench.record import find_records, read_record, write_record
+from peftbench.runner.run import Outcome
+from peftbench.study import index, lock
+from peftbench.study.done import reads_of
+from peftbench.study.index import Planned
+from peftbench.study.lock import Lock
+from peftbench.study.queue import MOST_TRIES, Queue
+from peftbench.study.work import MOST_REFUSED, work
+
+STUDY = [*TINY, "study=pilot"]
+
+
+def test_workers_share_a_study_and_each_cell_is_the_cell_alone(
+    tmp_path: Path, run_tiny: Callable[..., Outcome]
+) -> None:
+    planned = call("plan", *STUDY, "method=bitfit,head", "seed=0,1", "--save", cwd=tmp_path)
+    assert planned.stdout.splitlines()[-1] == "saved; peftbench work pilot"
+    assert not list(find_records(tmp_path / "outputs" / "pilot"))
+    worked = start("work", "pilot", "--workers", "2", cwd=tmp_path)
+    assert worked.returncode == 0, worked.stderr
+    lines = worked.stdout.splitlines()
+    assert lines.pop() == "4 cells: 4 done, 0 failed"
+    paths = list(find_records(tmp_path / "outputs" / "pilot"))
+    assert sorted(line.split(": ")[1] for line in lines) == [
+        str(path.parent.relative_to(tmp_path / "outputs")) for path in paths
+    ], "each cell was run once"
+    alone = run_tiny("study=pilot", "method=bitfit", "seed=1", f"outputs={tmp_path / 'alone'}")
+    (path,) = (path for path in paths if path.parts[-3:] == alone.path.parts[-3:])
+    assert what_is_left(Outcome(read_record(path), path)) == what_is_left(alone)
+    swept = call("run", "-m", *STUDY, "method=bitfit,head", "seed=0,1", cwd=tmp_path)
+    assert swept.stdout == "4 cells: 4 done (4 of them before), 0 failed\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "environment"), [(["--until", "0s"], {}), ([], {"SLURM_JOB_END_TIME": "1"})], ids=["until", "slurm"]
+)
+def test_a_worker_whose_time_is_up_leaves_its_cell_to_others(
+    tmp_path: Path, words: list[str], environment: dict[str, str]
+) -> None:
+    call("plan", *STUDY, "protocol.max_steps=100000", "--save", cwd=tmp_path)
+    left = call("work", "pilot", *words, cwd=tmp_path, **environment)
+    assert left.returncode == 1, left.stderr
+    assert left.stdout == "left: its time is up\n1 cells: 0 done, 0 failed, 1 left\n"
+    assert not list(tmp_path.rglob(lock.FILE))
+
+
+def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path) -> None:
+    call("plan", *STUDY, "protocol.max_steps=100000", "--save", cwd=tmp_path)
+    worker = subprocess.Popen([*PYTHON, "work", "pilot"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    while not any(path.stat().st_size > 200 for path in tmp_path.rglob("metrics.jsonl")):
+        assert worker.poll() is None
+        os.sched_yield()
+    stopped = start("stop", "pilot", cwd=tmp_path)
+    assert stopped.stdout == "pilot: workers are asked to leave; 1 cells are running\n"
+    assert worker.communicate(timeout=60)[0].splitlines()[0] == "left: the study's workers are stopped"
+    assert worker.returncode == 1
+    (kept,) = tmp_path.rglob("checkpoint.safetensors")
+    assert not (kept.parent / lock.FILE).exists()
+    assert not (kept.parent / "result.json").exists()
+    with Lock(kept.parent):  # those that begin after the stop are not meant
+        later = call("work", "pilot", cwd=tmp_path)
+    assert (later.returncode, later.stdout) == (0, "1 cells: 0 done, 0 failed, 1 with another runner\n")
+
+
+def test_a_worker_leaves_after_so_many_cells_and_tries_none_twice(tmp_path: Path) -> None:
+    words = [*STUDY, "method=full", "protocol.clip=null", "protocol.schedule=constant", "protocol.lr=1e9,1e-4"]
+    call("plan", *words, "--save", cwd=tmp_path)
+    one = call("work", "pilot", "--cells", "1", cwd=tmp_path)
+    assert one.stdout.count("pilot/sst2-full") == 1
+    assert one.returncode in (1, 101)
+    rest = call("work", "pilot", cwd=tmp_path)
+    assert rest.returncode == 101
+    assert rest.stdout.count("diverged: pilot/") == 1
+    assert rest.stdout.splitlines()[-1].endswith("1 failed")
+
+
+def test_cells_that_are_refused_are_named_and_left(tmp_path: Path) -> None:
+    call("plan", *STUDY, "data=folder", "data.path=nowhere", "seed=0,1", "--save", cwd=tmp_path)
+    refused = call("work", "pilot", cwd=tmp_path)
+    assert refused.returncode == 3
+    assert refused.stdout == "2 cells: 0 done, 0 failed, 2 left\n"
+    assert "nowhere" in refused.stderr
+
+
+class Refusing:
+    """A source of work that cannot be done here."""
+
+    asked = 0
+
+    def take(self) -> Callable[[], int]:
+        self.asked += 1
+        return self.refuse
+
+    def refuse(self) -> int:
+        raise ConfigError("model.weights=/missing: there is no such folder")
+
+
+def test_a_worker_on_a_machine_that_can_run_nothing_leaves(capsys: pytest.CaptureFixture[str]) -> None:
+    source = Refusing()
+    with pytest.raises(ConfigError, match="cannot be run here; this worker leaves"):
+        work([source], None)
+    assert source.asked == MOST_REFUSED
+    assert "model.weights=/missing" in capsys.readouterr().err
+
+
+def listed(outputs: Path, *cells: Planned) -> Queue:
+    """The queue of a study of these cells."""
+    index.add(outputs / "made", {cell.folder: cell for cell in cells})
+    return Queue(outputs, "made")
+
+
+def taken(queue: Queue) -> list[str]:
+    """Folders of the cells that are taken one after the other, all of them held."""
+    folders = []
+    while (one := queue.take()) is not None:
+        folders.append(one[0].folder)
+    return folders
+
+
+def test_the_longest_cells_come_first(
+    tmp_path: Path, write_run: Callable[..., Path], tiny: Callable[..., Cell]
+) -> None:
+    outputs, cells, reads = tmp_path / "outputs", [], reads_of(tiny())
+    for method, seconds in (("bitfit", 1.0), ("full", 9.0), ("lora", 5.0)):
+        folder = write_run(method, "mrpc", 0, 0.8)
+        record = read_record(folder / "result.json")
+        write_record(replace(record, time=replace(record.time, total_s=seconds)), folder)
+        cells += [Planned(f"made/{folder.parent.name}/seed{seed}", [], reads) for seed in (0, 1)]
+    order = [folder.split("-")[1] for folder in taken(listed(outputs, *cells)) if folder.endswith("seed1")]
+    assert order == ["full", "lora", "bitfit"]
+
+
+def test_equal_cells_come_in_another_order_for_every_worker(tmp_path: Path) -> None:
+    cells = [Planned(f"made/mrpc-lora-x-{number:08x}/seed0", []) for number in range(30)]
+    index.add(tmp_path / "made", {cell.folder: cell for cell in cells})
+    orders = []
+    for _ in range(2):
+        queue, held = Queue(tmp_path, "made"), []
+        while (one := queue.take()) is not None:
+            held.append(one)
+        for _, claimed in held:
+            claimed.release()
+        orders.append([planned.folder for planned, _ in held])
+    assert sorted(orders[0]) == sorted(orders[1])
+    assert orders[0] != orders[1]
+
+
+def test_seeds_wait_for_the_search_that_another_makes_while_there_is_other_work(tmp_path: Path) -> None:
+    seeds = [Planned(f"made/mrpc-lora-x-00000000/seed{seed}", [], None, searches=True) for seed in range(3)]
+    others = [Planned(f"made/mrpc-head-x-{number:08x}/seed0", []) for number in range(3)]
+    order = [folder.split("-")[1] for folder in taken(listed(tmp_path, *seeds, *others))]
+    assert order[-2:] == ["lora", "lora"], "the first makes the search"
+
+
+def test_a_cell_that_ends_in_nothing_is_given_up(tmp_path: Path) -> None:
+    queue = listed(tmp_path, Planned("made/mrpc-lora-x-00000000/seed0", []))
+    for _ in range(MOST_TRIES):
+        one = queue.take()
+        assert one is not None
+        assert queue.take() is None, "it is held"
+        one[1].release()
+    assert queue.take() is None
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["work", "nope"], "study nope: no list of cells under outputs; peftbench plan ... --save makes it"),
+        (["work", "pilot", "--until", "soon"], "'soon' is no duration such as 3h50m, 90m or 45s"),
+        (["work", "pilot", "--workers", "0"], "'0' is no whole number, at least 1"),
+        (["stop", "nope"], "study nope: there is none under outputs"),
+    ],
+)
+def test_what_is_refused(tmp_path: Path, words: list[str], line: str) -> None:
+    refused = call(*words, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert line in refused.stderr
+    assert not (tmp_path / "outputs").exists()
