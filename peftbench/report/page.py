@@ -4,10 +4,12 @@ import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from peftbench.ground import escape
@@ -16,6 +18,8 @@ from peftbench.ground.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
 from peftbench.report import flips, predictions, render
+from peftbench.report.figures.every import figures
+from peftbench.report.figures.parts import Material, style_of
 from peftbench.report.flips import Flips
 from peftbench.report.records import Study, column_of, flat
 from peftbench.report.table import apart, build
@@ -24,18 +28,30 @@ MOST_WRONG = 15  # rows per task that are listed
 MOST_FLIPPED = 500
 
 
+SCRIPTS = ("tools.js", "figures.js", "main.js")
+DIGITS = 6  # of a figure's numbers
+
+
 def write(study: Study, path: Path, paper: Paper | None = None, flipped: Sequence[Flips] = ()) -> None:
     """Write the page; `flipped`: what changed since an older study."""
-    here = resources.files("peftbench.report")
-    page = (here / "page.html").read_text(encoding="utf-8")
+    write_atomically(path, html(content(study, paper, flipped)).encode())
+
+
+def html(shown: dict[str, Any], live: bool = False) -> str:
+    """The page of a study's `content`; a live one asks its server for newer content."""
+    here = resources.files("peftbench.report") / "web"
+    texts = {name: (here / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS)}
+    first = {key: value for key, value in shown.items() if key != "details"}
     parts = {
-        "STYLE": (here / "page.css").read_text(encoding="utf-8"),
+        "STYLE": texts["page.css"],
+        "LIVE": "live" if live else "",
         "PLOTLY": get_plotlyjs(),
-        "SCRIPT": (here / "page.js").read_text(encoding="utf-8"),
-        "DATA": embedded(content(study, paper, flipped)),
+        "SCRIPT": "\n".join(texts[name] for name in SCRIPTS),
+        "DATA": embedded(first),
+        "DETAILS": embedded(shown["details"]),
     }
-    pieces = page.split("@@")  # text, name, text, name, ...: what is put in is never looked at again
-    write_atomically(path, "".join(parts[p] if i % 2 else p for i, p in enumerate(pieces)).encode())
+    pieces = texts["page.html"].split("@@")  # text, name, text, name, ...: what is put in is never looked at again
+    return "".join(parts[piece] if i % 2 else piece for i, piece in enumerate(pieces))
 
 
 def embedded(value: Any) -> str:
@@ -52,6 +68,7 @@ def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] =
     shared = _shared([record.config for _, record in done])
     pairs = [_predictions(folder, record) for folder, record in done]
     table = build(study, paper)
+    material = Material(study)
     return {
         "study": study.name,
         "table": {
@@ -62,9 +79,12 @@ def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] =
             "methods": [line.name for line in table.lines],
             "notes": table.notes,
         },
-        "runs": [
-            _run(folder, record, names[place], shared, pairs[place]) for place, (folder, record) in enumerate(done)
-        ],
+        "rows": _rows(rows),
+        "styles": _styles(rows),
+        "notes": _notes(material),
+        "figures": [_rounded(asdict(figure)) for figure in figures(material)],
+        "runs": [_run(record, names[place]) for place, (_, record) in enumerate(done)],
+        "details": [_details(folder, record, shared, pairs[place]) for place, (folder, record) in enumerate(done)],
         "failures": [
             {
                 "folder": f"{folder.parent.name}/{folder.name}",
@@ -82,38 +102,65 @@ def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] =
     }
 
 
-def _run(
-    folder: Path, record: Record, name: str, shared: dict[str, Any], pairs: list[tuple[str, str]]
-) -> dict[str, Any]:
-    config = {key: value for key, value in flat(record.config).items() if key not in shared}
+def _rows(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Method and budget of every row of the table."""
+    if rows.empty:
+        return {}
+    first = rows.drop_duplicates("name").set_index("name")[["method", "budget"]]
+    return {str(name): {"method": one["method"], "budget": one["budget"]} for name, one in first.iterrows()}
+
+
+def _styles(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """How every row of the table, and every method, is drawn."""
+    methods = {name: one["method"] for name, one in _rows(rows).items()}
+    looks = {name: style_of(name, methods) for name in [*methods, *methods.values()]}
+    return {name: {"colour": one.colour, "symbol": one.symbol, "dash": one.dash} for name, one in looks.items()}
+
+
+def _notes(material: Material) -> dict[str, dict[str, str]]:
+    """Mean and interval of every cell of the table, in words."""
+    notes: dict[str, dict[str, str]] = defaultdict(dict)
+    if not material.rows.empty:
+        for (name, column), found in material.summaries.items():
+            notes[name][column] = found.words()
+    return notes
+
+
+def _rounded(value: Any) -> Any:
+    """The same with numbers of `DIGITS` digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def _run(record: Record, name: str) -> dict[str, Any]:
+    """What the list of runs shows of one."""
     headline = record.headline
     return {
         "name": name,
-        "task": record.cell.task,
         "column": column_of(record),
-        "method": record.cell.method,
-        "budget": record.cell.budget,
-        "model": record.cell.model,
         "seed": record.cell.seed,
         "score": None if headline.value is None else round(100 * headline.value, 3),
         "error": None if headline.standard_error is None else round(100 * headline.standard_error, 3),
         "lr": record.lr,
-        "counts": {} if record.counts is None else record.counts.as_dict(),
+        "backbone": None if record.counts is None else record.counts.backbone,
         "train_s": record.time.train_s,
-        "total_s": record.time.total_s,
         "peak_mb": record.memory.peak_mb,
-        "collapsed": record.metrics.collapsed,
-        "curve": [
-            [item.step, round(100 * score, 3)]
-            for item in record.metrics.evaluations
-            if (score := item.metrics.get(headline.name)) is not None
-        ],
+    }
+
+
+def _details(folder: Path, record: Record, shared: dict[str, Any], pairs: list[tuple[str, str]]) -> dict[str, Any]:
+    """What is shown of a run that is opened."""
+    return {
+        "counts": {} if record.counts is None else record.counts.as_dict(),
         "metrics": record.metrics.chosen,
         "confusion": _confusion(pairs),
         "search": None if record.search is None else record.search.scores,
         "fingerprint": record.fingerprint,
         "folder": f"{folder.parent.name}/{folder.name}",
-        "config": config,
+        "config": {key: value for key, value in flat(record.config).items() if key not in shared},
         "command": _command(record),
     }
 

@@ -87,6 +87,7 @@ class Figure:
         group, choice: figures of one group share a place on the page, where one is chosen.
         kind: points with intervals; lines with bands; rows of one series each, x being the value; maps.
         note: what the marks mean.
+        row: the row of the table that a map is of.
     """
 
     word: str
@@ -95,6 +96,7 @@ class Figure:
     kind: Kind
     panels: list[Panel]
     note: str
+    row: str | None = None
 
 
 @dataclass(frozen=True)

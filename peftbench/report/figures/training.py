@@ -87,7 +87,7 @@ def chosen(material: Material) -> Iterator[Figure]:
             if panels:
                 word = "chosen_" + re.sub(r"[^a-z0-9.-]+", "_", f"{name} {column}".lower()).strip("_")[:LONGEST_WORD]
                 note = "percent of the entries chosen by then, mean over seeds"
-                yield Figure(word, "What was chosen over time", f"{name}, {column}", "map", panels, note)
+                yield Figure(word, "What was chosen over time", f"{name}, {column}", "map", panels, note, name)
 
 
 def _maps_over_time(facts: Sequence[BudgetFacts], column: str) -> Iterator[Panel]:

@@ -1,0 +1,215 @@
+"use strict";
+// The page: what is chosen, the tables, every run; a live page asks for newer data now and then.
+const ALL = "all";
+const POLL = 5000; // milliseconds
+let data = JSON.parse(get("data").textContent);
+let details = null;
+const hidden = new Set(); // names of rows that are not shown
+const places = new Map();
+
+const chosen = id => get(id).value;
+const shown = name => !hidden.has(name) && (chosen("budget") === ALL || data.rows[name]?.budget === chosen("budget"));
+const rowsOf = name => (data.rows[name] ? [name] : Object.keys(data.rows).filter(other => data.rows[other].method === name));
+const onTask = column => chosen("task") === ALL || column === chosen("task");
+
+const results = new View(get("table"), "results");
+const runs = new View(get("runs"), "runs", open);
+
+function drawTable() {
+  const [head, ...lines] = data.table.grid;
+  const first = 3; // method, backbone, head; then one column per task
+  const last = first + data.table.columns.length;
+  const kept = head.map((_, at) => at).filter(at => at < first || at >= last || onTask(data.table.columns[at - first]));
+  const rows = lines.flatMap((cells, line) => {
+    const name = data.table.methods[line];
+    return shown(name) ? [kept.map(at => ({
+      text: cells[at], best: at >= first && at < last && data.table.best[line][at - first] === true,
+      title: data.notes[name]?.[data.table.columns[at - first]],
+    }))] : [];
+  });
+  results.show(data.table.title, kept.map(at => head[at]), rows);
+  get("notes").replaceChildren(...data.table.notes.map(note => element("p", note)));
+}
+
+function drawFigures() {
+  const groups = new Map([...places.keys()].map(group => [group, []]));
+  for (const figure of data.figures) {
+    const panels = figure.panels.filter(panel => panel.column === null || onTask(panel.column))
+      .map(panel => ({ ...panel, series: panel.series.filter(one => rowsOf(one.name).some(shown)) }))
+      .filter(panel => panel.map || panel.series.length);
+    if (!groups.has(figure.group)) groups.set(figure.group, []);
+    if (panels.length && (figure.row === null || shown(figure.row))) groups.get(figure.group).push({ ...figure, panels });
+  }
+  for (const [group, figures] of groups) {
+    if (!places.has(group)) {
+      places.set(group, new Place(group));
+      get("figures").append(places.get(group).section);
+    }
+    places.get(group).show(figures);
+  }
+}
+
+const RUNS = ["method", "task", "seed", "score (%)", "± rows", "lr", "backbone", "training (s)", "MiB"];
+
+function drawRuns() {
+  const kept = data.runs.map((run, at) => at).filter(at => shown(data.runs[at].name) && onTask(data.runs[at].column));
+  const lines = kept.map(at => data.runs[at]).map(run => [
+    run.name, run.column, String(run.seed), number(run.score, 2), number(run.error, 2), String(run.lr),
+    number(run.backbone, 0), number(run.train_s, 1), number(run.peak_mb, 0),
+  ]);
+  runs.show(`${kept.length.toLocaleString("en")} runs`, RUNS, lines, kept);
+}
+
+function open(at, line) {
+  details ??= JSON.parse(get("details").textContent);
+  const run = data.runs[at], more = details[at];
+  document.querySelectorAll("tr.open").forEach(other => other.classList.remove("open"));
+  line.classList.add("open");
+  const part = (title, content) => {
+    const made = element("div");
+    made.append(element("h3", title), content);
+    return made;
+  };
+  const all = element("div", null, { class: "pair" });
+  all.append(part("scores", pairs(more.metrics)), part("entries", pairs(more.counts)));
+  if (more.confusion) {
+    const table = element("table", null, { class: "confusion" });
+    table.append(row(["label \\ prediction", ...more.confusion.labels], "th"));
+    more.confusion.labels.forEach((label, i) => table.append(row([label, ...more.confusion.counts[i].map(String)])));
+    all.append(part("confusion", table));
+  }
+  if (more.search) all.append(part("learning rates tried", pairs(more.search)));
+  all.append(part("settings of its own", pairs(more.config)));
+  get("run").replaceChildren(
+    element("h3", `${run.name}, ${run.column}, seed ${run.seed}`), element("p", `${more.folder}, ${more.fingerprint}`),
+    element("code", more.command), all,
+  );
+  get("run").hidden = false;
+  get("run").scrollIntoView({ block: "nearest" });
+}
+
+function inside(place, title, name, head, rows) {
+  const part = element("details"), held = element("div");
+  part.append(element("summary", title), held);
+  place.append(part);
+  part.addEventListener("toggle", () => { if (!held.hasChildNodes()) new View(held, name).show(title, head, rows); });
+}
+
+function drawRest() {
+  for (const id of ["wrong", "flip-rows", "failures", "protocol", "provenance"]) get(id).replaceChildren();
+  for (const [column, rows] of Object.entries(data.wrong)) {
+    const methods = Object.keys(rows[0]?.methods ?? {});
+    const lines = rows.map(item => [String(item.row), item.label, `${item.wrong}/${item.of}`, ...methods.map(name => item.methods[name])]);
+    inside(get("wrong"), column, `most often wrong, ${column}`, ["row", "label", "wrong", ...methods], lines);
+  }
+  const [head, ...lines] = data.flips.grid;
+  get("flips").hidden = !lines.length;
+  if (lines.length) new View(get("flip-figures"), "flips").show("flips", head, lines);
+  for (const task of data.flips.rows) {
+    inside(get("flip-rows"), `${task.title}: ${task.all} rows`, task.title, ["row", "label", "became wrong", "became right"], task.rows);
+  }
+  if (!data.failures.length) get("failures").append(element("p", "none", { class: "notes" }));
+  for (const failure of data.failures) {
+    get("failures").append(element("p", `${failure.status}: ${failure.folder}: ${failure.reason}`), element("code", failure.command));
+  }
+  get("protocol").append(pairs(data.protocol));
+  get("provenance").append(pairs(data.provenance));
+}
+
+// The list of methods: one line per row of the table; rows of one method together under a line of its own.
+function drawLegend() {
+  const groups = new Map();
+  for (const [name, one] of Object.entries(data.rows)) groups.set(one.method, [...(groups.get(one.method) ?? []), name]);
+  const lines = [];
+  for (const [method, names] of groups) {
+    if (names.length > 1) lines.push(box(`${method} (${names.length})`, method, names));
+    lines.push(...names.map(name => box(name, name, [name], names.length > 1)));
+  }
+  get("legend").replaceChildren(...lines);
+}
+
+function box(text, looks, names, within = false) {
+  const label = element("label", null, within ? { class: "inside" } : {});
+  const tick = element("input", null, { type: "checkbox" });
+  const off = names.filter(name => hidden.has(name)).length;
+  tick.checked = off === 0;
+  tick.indeterminate = off > 0 && off < names.length;
+  tick.addEventListener("change", () => {
+    const at = [...get("legend").children].indexOf(label);
+    names.forEach(name => (tick.checked ? hidden.delete(name) : hidden.add(name)));
+    draw();
+    get("legend").children[at].querySelector("input").focus();
+  });
+  label.dataset.names = JSON.stringify(names);
+  label.append(tick, glyph(looks), element("span", text));
+  label.hidden = !names.some(found);
+  return label;
+}
+
+const found = name => name.toLowerCase().includes(chosen("search").toLowerCase());
+
+function hideAllBut(keep) {
+  Object.keys(data.rows).forEach(name => (keep(name) ? hidden.delete(name) : hidden.add(name)));
+  draw();
+}
+
+function draw() {
+  const every = Object.keys(data.rows);
+  get("shown-methods").textContent = `${every.filter(shown).length} of ${every.length} shown`;
+  drawLegend();
+  drawTable();
+  drawFigures();
+  drawRuns();
+}
+
+function options(id, words) {
+  const before = chosen(id);
+  get(id).replaceChildren(...[ALL, ...words].map(word => element("option", word, { value: word })));
+  if (words.includes(before)) get(id).value = before;
+}
+
+function take(newer) {
+  data = newer;
+  document.title = `${data.study}, peftbench`;
+  get("study").textContent = data.study;
+  get("summary").textContent = `${data.runs.length.toLocaleString("en")} runs, ${data.failures.length} failed`;
+  options("task", data.table.columns);
+  options("budget", [...new Set(Object.values(data.rows).map(one => one.budget))]);
+  drawRest();
+  draw();
+}
+
+// Ask for what is there now; the server says when it is still the same.
+async function poll() {
+  try {
+    const answer = await fetch("data.json", { cache: "no-cache" });
+    if (answer.ok) {
+      const newer = await answer.text();
+      if (newer !== poll.last) {
+        poll.last = newer;
+        const { details: more, ...rest } = JSON.parse(newer);
+        details = more;
+        take(rest);
+      }
+    }
+    get("summary").classList.remove("lost");
+  } catch {
+    get("summary").textContent = "the server does not answer; this is the last state";
+  }
+  setTimeout(poll, POLL);
+}
+
+if (matchMedia("(prefers-color-scheme: dark)").matches) document.documentElement.classList.add("dark");
+get("theme").addEventListener("click", () => { document.documentElement.classList.toggle("dark"); drawFigures(); });
+for (const id of ["task", "budget"]) get(id).addEventListener("change", draw);
+get("search").addEventListener("input", drawLegend);
+get("show-all").addEventListener("click", () => hideAllBut(() => true));
+get("show-none").addEventListener("click", () => hideAllBut(() => false));
+get("show-found").addEventListener("click", () => hideAllBut(found));
+get("copy").addEventListener("click", () => {
+  get("text").querySelector("textarea").select();
+  navigator.clipboard?.writeText(get("text").querySelector("textarea").value);
+});
+addEventListener("resize", () => { clearTimeout(draw.later); draw.later = setTimeout(drawFigures, 200); });
+take(data);
+if (document.body.dataset.live) setTimeout(poll, POLL);
