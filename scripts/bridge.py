@@ -25,6 +25,7 @@ from peftbench.config.validate import make_method
 from peftbench.data.rows import rows_of
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import ParameterTuner, Tuner
+from peftbench.methods.peft_prompts import Through
 from peftbench.methods.peft_types import REFUSED, TYPES
 from peftbench.runner import deltas
 from peftbench.runner.counts import count_cell
@@ -53,10 +54,14 @@ RUN = [
     "progress=false", "protocol.precision=fp32", "protocol.lr=0.01", "protocol.max_length=16", "protocol.batch_size=8",
     "protocol.max_steps=3",
 ]  # fmt: skip
+PROMPT = ["method.config.num_virtual_tokens=4"]
 # What a type needs beside its name to act on maps of this size, and where it acts if not on linear maps.
 NEEDS = {
     "c3a": ["method.config.block_size=32"],
     "ln_tuning": ["method.kinds=[layer_norm]"],
+    "p_tuning": [*PROMPT, "method.kinds=[embeddings]", "method.config.encoder_hidden_size=32"],
+    "prefix_tuning": [*PROMPT, "method.kinds=[key,value]"],
+    "prompt_tuning": [*PROMPT, "method.kinds=[embeddings]"],
     "tinylora": ["method.config.u=16"],
     "vblora": ["method.config.vector_length=32", "method.config.num_vectors=16"],
 }
@@ -69,6 +74,11 @@ fp32.
 A type *works* if all of this holds: the count without weights is what trains; all of its own parameters train, and
 nothing else does; its delta restores it bit for bit; if it can be merged, the logits stay equal; and peft loads the
 export with logits equal to 1e-5. Differences between architectures are listed below the table.
+
+Prompts (`prompt_tuning`, `p_tuning`, `prefix_tuning`) act on the row and not on the backbone: scope and kinds can only
+take them whole. Their tokens take positions of the backbone. A head that reads the first position reads the first token
+of a prompt, in peft as here. A delta holds what makes the prompt, so that training can go on; an export holds the
+prompt alone, as peft's own files do.
 
 | column | meaning |
 |---|---|
@@ -173,10 +183,10 @@ def _export(small: Cell, model: Model, tuner: Tuner, expected: np.ndarray, folde
     base, _ = load_model(small.model, 2, small.seed)
     try:
         with warnings.catch_warnings(action="ignore"):
-            PeftModel.from_pretrained(base.module, folder / "adapter")
+            loaded = PeftModel.from_pretrained(base.module, folder / "adapter")
     except Exception as error:  # whatever peft raises is the answer
         raise AssertionError(f"peft does not load what was exported ({type(error).__name__}: {error})"[:200]) from None
-    base.module.eval()
+    base.readout = Through(base.readout, loaded.eval())
     away = float(np.abs(logits(base, ParameterTuner({})) - expected).max())
     assert away < 1e-5, f"peft loads what was exported to other logits ({away:.0e})"
 

@@ -126,5 +126,7 @@ ROWS = {
 if find_spec("peft"):  # an extra of its own; tests/test_peft.py says so where it is absent
     ROWS |= {
         "dora": Row(("method=dora",), L * (4 * D * R + 2 * D), lambda name: False),
+        "prompt_tuning": Row(("method=prompt_tuning",), 20 * D, lambda name: False, merges=False),
+        "prefix_tuning": Row(("method=prefix_tuning",), 20 * L * 2 * D, lambda name: False, merges=False),
         "ln_tuning": Row(("method=ln_tuning",), 4 * L * D, lambda name: False),
     }

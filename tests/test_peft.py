@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from support import assemble, bridged, losses, values
 
 from peftbench.backbone.model import load_model
@@ -17,7 +18,7 @@ from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
 from peftbench.methods import peft_types
-from peftbench.methods.peft import AdaLoRATuner, PeftTuner
+from peftbench.methods.peft_tuners import AdaLoRATuner, PeftTuner
 from peftbench.runner import deltas
 from peftbench.runner.counts import count_cell
 from peftbench.runner.run import Outcome
@@ -48,6 +49,9 @@ COUNTS = {
     "shira": L * 2 * 32 * 2 * D,
     "unilora": 256,
     "boft": L * 2 * (D * 4 + D),
+    "prompt_tuning": 20 * D,
+    "p_tuning": 20 * D + 3 * (D * D + D),
+    "prefix_tuning": 20 * L * 2 * D,
 }
 
 
@@ -158,6 +162,7 @@ BUDGETS = [
     ("dora", 5000, L * (4 * D * 4 + 2 * D)),
     ("shira", 3000, 2 * L * 2 * D * 2),
 ]
+BUDGETS += [("prompt_tuning", 1000, 7 * D), ("prefix_tuning", 5000, 9 * 2 * L * D)]
 BUDGETS += [("fourierft", 1001, 1000), ("psoft", 1000, 0), ("unilora", 777, 777), ("vblora", 9000, 0)]
 
 
@@ -231,7 +236,14 @@ def test_peft_takes_part_in_what_other_methods_do(tiny: Make, run_tiny: Run) -> 
 WRONG = [
     (["method=peft"], r"method: type must be given, or adapter_config; the types are adalora"),
     (["method=peft", "method.type=verra"], r"method\.type=verra: .* did you mean vera"),
-    (["method=peft", "method.type=prefix_tuning"], r"prompts are not bridged"),
+    (["method=peft", "method.type=poly"], r"method\.type=poly: wants the number of a task"),
+    (["method=peft", "method.type=prefix_tuning"], r"method\.config\.num_virtual_tokens: must be given"),
+    (["method=prompt_tuning", "method.config.num_virtual_tokens=0"], r"num_virtual_tokens=0: must be at least 1"),
+    (["method=prompt_tuning", "method.config.token_dim=8"], r"method\.config\.token_dim: not to be given here"),
+    (["method=prompt_tuning", "method.config.prompt_tuning_init=TEXT"], r"asks for a tokenizer by name"),
+    (["method=prompt_tuning", "method.config.prompt_tuning_init=RANDM"], r"=\"RANDM\": .*did you mean RANDOM"),
+    (["method=p_tuning", "method.config.encoder_hidden_size=0"], r"encoder_hidden_size=0: must be at least 1"),
+    (["method=prefix_tuning", "protocol.max_length=500"], r"protocol\.max_length=500: .* 512 positions, 20 of them"),
     (vera("method.config.rr=4"), r"method\.config\.rr: peft's vera has no such key; did you mean r"),
     (vera("method.config.r=4.5"), r"method\.config\.r=4\.5: must be a valid integer"),
     (vera("method.config.r=0"), r"method\.config\.r=0: must be at least 1"),
@@ -246,9 +258,19 @@ WRONG_HERE = [
     (["method=c3a", "method.config.block_size=100"], r"peft's c3a refuses it here: .* factor of the input size"),
     (["method=vera", "method.kinds=[layer_norm]"], r"no linear map for peft's vera"),
     (["method=ln_tuning", "method.kinds=[query]"], r"no norm for peft's ln_tuning"),
+    (["method=prompt_tuning", "scope.layers=1"], r"no embeddings for peft's prompt_tuning in layers \[1\]"),
+    (["method=prefix_tuning", "scope.layers=1"], r"acts on the keys and values of every layer, not in layers \[1\]"),
+    (
+        ["method=prompt_tuning", "method.targets=[query]"],
+        r"method\.targets: peft's prompt_tuning is put in no module",
+    ),
     (["method=ia3", "budget=500"], r"budget: peft's ia3 takes none"),
     (["method=vera", "budget=10"], r"budget: 10 entries; peft's vera here needs at least 516 \(r 1\)"),
     (["method=beft", "model=modernbert_base", "model.config.vocab_size=99999"], r"no linear map with a bias"),
+    (
+        ["method=prefix_tuning", "model=distilbert"],
+        r"a distilbert takes no keys and values from outside",
+    ),
 ]
 
 
@@ -277,6 +299,26 @@ def test_without_peft_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
     assert compose.cell_from(["method=lora"]).fingerprint
     monkeypatch.undo()
     peft_types.keys.cache_clear()
+
+
+@pytest.mark.parametrize("word", ["p_tuning", "prefix_tuning"])
+def test_a_prompt_is_exported_as_peft_reads_it_and_its_run_can_go_on(run_tiny: Run, tmp_path: Path, word: str) -> None:
+    """In bf16, where a prompt's keys and values meet the backbone's; peft loads the prompt without its maker."""
+    outcome = run_tiny(f"method={word}", "protocol.lr=0.05")
+    model, _, _ = deltas.reload(outcome.path.parent)
+    deltas.export_peft(outcome.path.parent, tmp_path / "adapter")
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert stored["prompt_embeddings"].numel() == 20 * D * (2 * L if word == "prefix_tuning" else 1)
+    plain, _ = load_model(deltas.model_spec(outcome.record), 2, 7)
+    loaded = peft.PeftModel.from_pretrained(plain.module, tmp_path / "adapter").eval()
+    inputs = {"input_ids": torch.arange(3, 43).reshape(4, 10), "attention_mask": torch.ones(4, 10).long()}
+    model.module.eval()
+    with torch.no_grad():
+        ours, theirs = model.forward(inputs), loaded(**inputs).logits
+        without = model.module(**inputs).logits
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+    assert (without - ours).abs().max() > 1e-3, "the prompt is what the head reads"
+    assert run_tiny(f"method={word}", f"init_from={outcome.path.parent}").record.status == "done"
 
 
 def written(folder: Path, **changes: Any) -> str:

@@ -64,8 +64,10 @@ def together(cell: Cell) -> None:
         )
     if cell.select.head_factors is not None and cell.protocol.head_lr is None:
         problems.append("select.head_factors: needs protocol.head_lr, whose multiples are tried")
-    if cell.protocol.max_length > (limit := cell.model.positions):
-        problems.append(f"protocol.max_length={cell.protocol.max_length}: {cell.model.name} has {limit} positions")
+    own = kind.own_tokens(cell.method.arguments) if hasattr(kind, "own_tokens") else 0
+    if cell.protocol.max_length + own > (limit := cell.model.positions):
+        there = f"{cell.model.name} has {limit} positions" + (f", {own:,} of them for the method's own" if own else "")
+        problems.append(f"protocol.max_length={cell.protocol.max_length}: {there}")
     problems += few_labels(cell)
     if problems:
         raise ConfigError(problems)

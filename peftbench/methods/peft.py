@@ -1,11 +1,8 @@
 """Any method of huggingface/peft that is put inside a backbone, trained by this bench's own loop."""
 
-import copy
 import json
-import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,166 +15,11 @@ from peftbench.backbone.dropout import replace_dropout
 from peftbench.backbone.model import NORMS, Model
 from peftbench.config.bounds import MOST, PathText, refuse
 from peftbench.config.spec import Kind, Scope
-from peftbench.ground.errors import ConfigError, first_line
+from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import write_atomically
-from peftbench.methods import dial, peft_types
-from peftbench.methods.base import ParameterTuner, Training, check_fit, narrowed, require
-
-ADAPTER = "default"  # peft's name for the only adapter
-
-
-class PeftTuner(ParameterTuner):
-    """What peft put into the module; its wrapper around the module is used for saving and merging alone."""
-
-    def __init__(self, model: Model, wrapper: Any, trainables: Mapping[str, nn.Parameter], merges: bool) -> None:
-        super().__init__(trainables)
-        self._model, self._wrapper, self._merges = model, wrapper, merges
-
-    @property
-    def config(self) -> Any:
-        """peft's configuration of what is attached."""
-        return self._wrapper.peft_config[ADAPTER]
-
-    def delta(self) -> Mapping[str, torch.Tensor]:
-        """What peft stores of this type, under peft's names: with projections and indices where it keeps them."""
-        from peft import get_peft_model_state_dict
-
-        stored: dict[str, torch.Tensor] = get_peft_model_state_dict(self._wrapper, save_embedding_layers=False)
-        return {name: tensor.detach() for name, tensor in stored.items()}
-
-    def load_delta(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """See `Tuner`."""
-        from peft import set_peft_model_state_dict
-
-        check_fit(self.delta(), tensors)
-        with warnings.catch_warnings(action="ignore"):
-            set_peft_model_state_dict(self._wrapper, dict(tensors))
-
-    def merge(self) -> None:
-        """Let peft fold everything into the weights and put the plain modules back.
-
-        Raises:
-            ConfigError: peft has no merging for this type.
-        """
-        self._require_merging()
-        self._wrapper.merge_and_unload()
-        self._trainables = {}
-
-    def update(self, before: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The change of every parameter that merging changes.
-
-        Raises:
-            ConfigError: peft has no merging for this type.
-        """
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        self._require_merging()
-        for name, layer in self._model.module.named_modules():
-            if isinstance(layer, BaseTunerLayer):
-                merged = copy.deepcopy(layer)
-                merged.merge()
-                for inside, parameter in merged.get_base_layer().named_parameters():
-                    plain = f"{name}.{inside}"
-                    change = parameter.detach().float() - before[plain].to(parameter.device).float()
-                    if bool(change.any()):
-                        yield plain, change
-
-    def facts(self) -> dict[str, Any]:
-        """The version of peft, which decides what a configuration means."""
-        import peft
-
-        return {"peft": peft.__version__}
-
-    def _require_merging(self) -> None:
-        if not self._merges:
-            raise ConfigError(f"peft's {self.config.peft_type.value.lower()} cannot be merged into the backbone")
-
-
-class AdaLoRATuner(PeftTuner):
-    """peft's AdaLoRA: its penalty and its allocation of ranks are called by the loop's own hooks.
-
-    peft adds the penalty only to a loss that the model computes, and wants its allocator called between two steps.
-    """
-
-    def delta(self) -> Mapping[str, torch.Tensor]:
-        """All modes at their first size, masked ones as zeros: peft's own form fits no freshly attached model."""
-        with self._unpruned():
-            return super().delta()
-
-    def load_delta(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """See `Tuner`."""
-        with self._unpruned():
-            super().load_delta(tensors)
-
-    @contextmanager
-    def _unpruned(self) -> Iterator[None]:
-        ranks, self.config.rank_pattern = self.config.rank_pattern, None
-        yield
-        self.config.rank_pattern = ranks
-
-    def check_steps(self, steps: int) -> None:
-        """Refuse a run in which tinit and tfinal leave no step in between.
-
-        Raises:
-            ConfigError: so it is.
-        """
-        tinit, tfinal = self.config.tinit, self.config.tfinal
-        if tinit + tfinal >= steps:
-            raise ConfigError(f"method.config: tinit={tinit} and tfinal={tfinal} leave nothing of {steps} steps")
-
-    def prepare(self, training: Training) -> None:
-        """Tell the allocator how long training is."""
-        self._allocator.set_total_step(training.steps)
-
-    def penalty(self) -> torch.Tensor:
-        """orth_reg_weight times the mean over factors of |A A^T - I| and |B^T B - I| (Frobenius)."""
-        squares = [p @ p.T if "lora_A" in n else p.T @ p for n, p in self._trainables.items() if "lora_E" not in n]
-        away = [(square - torch.eye(len(square), device=square.device)).norm() for square in squares]
-        weighted: torch.Tensor = self.config.orth_reg_weight * torch.stack(away).mean()
-        return weighted
-
-    def after_step(self, step: int) -> bool:
-        """Allocate ranks; counted from 1, so that the last step is the one that peft ends with."""
-        self._wrapper.base_model.update_and_allocate(step + 1)
-        return False
-
-    def kept(self) -> int:
-        """Entries of the modes that the ranks so far leave."""
-        ranks = self.config.rank_pattern
-        if not ranks:
-            return super().kept()
-        kept = 0
-        for name, rank in ranks.items():
-            a, b = (self._trainables[name.replace("lora_E", factor)] for factor in ("lora_A", "lora_B"))
-            kept += sum(map(int, rank)) * (1 + a.shape[1] + b.shape[0])
-        return kept
-
-    def kept_bounds(self) -> tuple[int, int]:
-        """target_r modes a map, of the narrowest maps or of the widest."""
-        sizes = sorted(
-            1 + a.shape[1] + self._trainables[name.replace("lora_A", "lora_B")].shape[0]
-            for name, a in self._trainables.items()
-            if "lora_A" in name
-            for _ in range(a.shape[0])
-        )
-        left = self.config.target_r * len([name for name in self._trainables if "lora_A" in name])
-        return sum(sizes[:left]), sum(sizes[-left:])
-
-    def state_dict(self) -> dict[str, Any]:
-        """peft's running averages, which lie in plain dicts, and the ranks so far."""
-        ranks = {name: list(map(bool, rank)) for name, rank in (self.config.rank_pattern or {}).items()}
-        averages = {name: dict(getattr(self._allocator, name)) for name in ("ipt", "exp_avg_ipt", "exp_avg_unc")}
-        return {"ranks": ranks, "averages": averages}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up such a state."""
-        self.config.rank_pattern = dict(state["ranks"]) or None
-        for name, average in state["averages"].items():
-            setattr(self._allocator, name, dict(average))
-
-    @property
-    def _allocator(self) -> Any:
-        return self._wrapper.base_model.rankallocator
+from peftbench.methods import dial, peft_prompts, peft_types
+from peftbench.methods.base import ParameterTuner, narrowed, require
+from peftbench.methods.peft_tuners import AdaLoRATuner, PeftTuner, wrapped
 
 
 @dataclass(frozen=True)
@@ -219,6 +61,12 @@ class Peft:
         folder = arguments.get("adapter_config")
         return {**arguments, **(_from_file(folder, arguments) if isinstance(folder, str) else {})}
 
+    @classmethod
+    def own_tokens(cls, arguments: Mapping[str, Any]) -> int:
+        """How many tokens come before those of every row and take positions of the backbone."""
+        facts = peft_types.TYPES.get(str(arguments["type"]))
+        return int(arguments["config"]["num_virtual_tokens"]) if facts is not None and facts.is_prompt else 0
+
     def within(self, model: Model, scope: Scope, entries: int) -> "Peft":
         """The same with the key of its size at the largest that keeps it within a budget.
 
@@ -244,6 +92,8 @@ class Peft:
         Raises:
             ConfigError: nothing to attach to, or peft refuses the configuration for these modules.
         """
+        if self._facts.is_prompt:
+            return self._attach_prompt(model, scope)
         targets = self._targets(model, scope)
         if self._needs_values and next(model.module.parameters()).is_meta:
             return self._counted(targets)
@@ -252,19 +102,24 @@ class Peft:
         tuner = AdaLoRATuner if self.type == "adalora" else PeftTuner
         return tuner(model, wrapper, trainables, self._facts.merges)
 
-    def export_peft(self, tuner: PeftTuner, model: Model, folder: Path) -> None:
+    def _attach_prompt(self, model: Model, scope: Scope) -> ParameterTuner:
+        assert self.type is not None
+        if self.targets is not None:
+            raise ConfigError(f"method.targets: peft's {self.type} is put in no module by name")
+        return peft_prompts.attach(model, self.type, self.config, self._facts, narrowed(scope, self.kinds))
+
+    def export_peft(self, tuner: PeftTuner | peft_prompts.PromptTuner, model: Model, folder: Path) -> None:
         """Write what was learned and the head in peft's format: `PeftModel.from_pretrained` loads the same logits.
 
         Raises:
             ConfigError: a module is adapted that the weights lacked: peft keeps a module whole or adapts it, not both.
         """
-        named = tuner.config.target_modules
+        named = getattr(tuner.config, "target_modules", None) or ()
         if both := [name for name in model.drawn if name.rpartition(".")[0] in named]:
             raise ConfigError(f"{both[0]}: the weights lacked it and peft adapted it; its format cannot hold both")
         saved_whole = dict(model.head()) | model.drawn
-        tensors = dict(tuner.delta()) | {
-            f"base_model.model.{name}": tensor.detach() for name, tensor in saved_whole.items()
-        }
+        tensors = dict(tuner.exported())
+        tensors |= {tuner.exported_whole(name): tensor.detach() for name, tensor in saved_whole.items()}
         config = {
             **tuner.config.to_dict(),
             "task_type": "SEQ_CLS",
@@ -344,24 +199,13 @@ def _wrap(module: nn.Module, config: Any) -> tuple[Any, dict[str, nn.Parameter]]
     Raises:
         ConfigError: peft cannot.
     """
-    from peft import get_peft_model
-
-    trained = {id(parameter): parameter for parameter in module.parameters() if parameter.requires_grad}
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            wrapper = get_peft_model(module, config)
-    except MemoryError:
-        raise
-    except Exception as error:  # whatever it raises: the numbers are a person's
-        kind = config.peft_type.value.lower()
-        raise ConfigError(f"method.config: peft's {kind} refuses it here: {first_line(error)}") from None
+    trained = {id(parameter) for parameter in module.parameters() if parameter.requires_grad}
+    wrapper = wrapped(module, config)
     new = {
         name: p
         for name, p in module.named_parameters()
         if p.requires_grad and id(p) not in trained and ".ranknum." not in name  # a constant, but not so on meta
     }
-    for parameter in trained.values():  # peft freezes whatever is not its own, the head too
-        parameter.requires_grad_(True)
     return wrapper, new
 
 
@@ -393,6 +237,8 @@ def _from_file(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:
         if acts_on.get(key):
             raise ConfigError(f"{path}: {key} is not read; scope.layers and method.targets say where it acts")
     keys: dict[str, Any] = {"type": kind, "config": {**config, **given.get("config", {})}, "adapter_config": None}
-    if targets is not None:
+    if kind in peft_types.TYPES and peft_types.TYPES[kind].is_prompt:
+        keys |= {"kinds": None}
+    elif targets is not None:
         keys |= {"kinds": None, "targets": None if targets == "all-linear" else list(targets)}
     return keys

@@ -1,6 +1,7 @@
 """What is known of each of peft's types, and a configuration checked before anything is loaded."""
 
 import dataclasses
+import enum
 import functools
 import json
 import typing
@@ -22,6 +23,9 @@ LARGEST_CONFIG = 1 << 20  # bytes
 ABSENT = "peft is not installed, and this method is one of its own: pip install 'peftbench[peft]'"
 
 
+EMBEDDINGS, KEYS_AND_VALUES = "embeddings", "keys and values"  # where a prompt goes
+
+
 @dataclass(frozen=True)
 class PeftType:
     """A type of peft that is put inside the backbone.
@@ -29,9 +33,10 @@ class PeftType:
     Attributes:
         dial: the key of its configuration that a budget turns; more of it trains more entries.
         seed: the key from which it draws whatever ignores torch's generator.
-        on: what it is attached to: linear maps, their biases, or norms.
+        on: what it is attached to: linear maps, their biases, norms; of prompts the embeddings, or keys and values.
         merges: whether peft can fold it into the weights.
         needs_values: whether it looks at the weights when it is attached, so that it cannot be counted without any.
+        needs: keys of its configuration that peft has no default for.
     """
 
     dial: str | None = None
@@ -39,8 +44,15 @@ class PeftType:
     on: str = "linear map"
     merges: bool = True
     needs_values: bool = False
+    needs: tuple[str, ...] = ()
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether it puts something before the row, and nothing into the backbone."""
+        return self.on in (EMBEDDINGS, KEYS_AND_VALUES)
 
 
+TOKENS = "num_virtual_tokens"
 TYPES = {
     "adalora": PeftType(),
     "adamss": PeftType(seed="random_seed", needs_values=True),
@@ -65,6 +77,9 @@ TYPES = {
     "oft": PeftType(),
     "osf": PeftType(),
     "peanut": PeftType(dial="r"),
+    "p_tuning": PeftType(dial=TOKENS, on=EMBEDDINGS, merges=False, needs=(TOKENS, "encoder_hidden_size")),
+    "prefix_tuning": PeftType(dial=TOKENS, on=KEYS_AND_VALUES, merges=False, needs=(TOKENS,)),
+    "prompt_tuning": PeftType(dial=TOKENS, on=EMBEDDINGS, merges=False, needs=(TOKENS,)),
     "psoft": PeftType(dial="r", seed="random_seed"),
     "pvera": PeftType(dial="r", seed="projection_prng_key"),
     "randlora": PeftType(seed="projection_prng_key"),
@@ -77,16 +92,12 @@ TYPES = {
     "vera": PeftType(dial="r", seed="projection_prng_key"),
     "waveft": PeftType(dial="n_frequency", seed="random_loc_seed"),
 }
-PROMPTS = "puts tokens of its own before those that the head reads; prompts are not bridged"
 REFUSED = {
     "adaption_prompt": "is made for decoders",
-    "cartridge": PROMPTS,
-    "cpt": PROMPTS,
-    "multitask_prompt_tuning": PROMPTS,
-    "p_tuning": PROMPTS,
+    "cartridge": "is a decoder's cache of a long text; prefix_tuning is the same with a start of its own",
+    "cpt": "is made for decoders: the text of its prompt ends in answers",
+    "multitask_prompt_tuning": "wants the number of a task beside every row; with one task it is prompt_tuning",
     "poly": "wants the number of a task beside every row",
-    "prefix_tuning": PROMPTS,
-    "prompt_tuning": PROMPTS,
     "shadow": "keeps a second network outside the backbone",
     "trainable_tokens": "trains rows of the embeddings that a vocabulary was given anew",
     "xlora": "mixes adapters that were trained before",
@@ -95,7 +106,8 @@ REFUSED = {
 WHERE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters")
 WHOLE = ("modules_to_save", "trainable_token_indices", "layer_replication", "ensure_weight_tying")
 OF_A_FILE = ("task_type", "peft_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping")
-OURS = frozenset((*WHERE, *WHOLE, *OF_A_FILE, "peft_version", "total_step"))
+SIZES = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
+OURS = frozenset((*WHERE, *WHOLE, *OF_A_FILE, *SIZES, "peft_version", "total_step"))
 # Values of a key that would do something else than they say here.
 IMPOSSIBLE = {
     ("bias", "all"): "every bias would train, outside the scope too; take method.strata with bitfit, or a ..._only",
@@ -103,6 +115,7 @@ IMPOSSIBLE = {
     ("init_lora_weights", "eva"): "it wants passes over the data first, which are not bridged",
     ("init_lora_weights", "corda"): "it wants passes over the data first, which are not bridged",
     ("init_lora_weights", "lora_ga"): "it wants passes over the data first, which are not bridged",
+    ("prompt_tuning_init", "TEXT"): "it asks for a tokenizer by name; take SAMPLE_VOCAB or RANDOM",
     ("init_lora_weights", "loftq"): "it wants quantised weights, which this bench does not have",
 }
 
@@ -118,7 +131,8 @@ def check(kind: str, config: Mapping[str, Any]) -> None:
     if kind not in TYPES:
         raise ConfigError(f"method.type={shown(kind)}: not a type of peft that is bridged; {near(kind, TYPES)}")
     hints = keys(kind)
-    problems = []
+    absent = [key for key in TYPES[kind].needs if config.get(key) is None]
+    problems = [f"method.config.{key}: must be given; peft has no default for {kind}" for key in absent]
     for key, value in config.items():
         if key in OURS:
             instead = "method.kinds and scope say where it acts, the protocol how long, and the head trains in any case"
@@ -129,9 +143,11 @@ def check(kind: str, config: Mapping[str, Any]) -> None:
             problems.append(f"method.config.{shown(key)}: peft's {kind} has no such key; {near(key, hints)}")
         elif reason := next((why for (name, wrong), why in IMPOSSIBLE.items() if (name, wrong) == (key, value)), None):
             problems.append(f"method.config.{key}={json.dumps(value)}: {reason}")
+        elif key in absent:
+            continue
         elif (reason := _wrong(hints[key], value)) is not None:
             problems.append(f"method.config.{key}={shown(json.dumps(value))}: {reason}")
-        elif key == TYPES[kind].dial and value < 1:
+        elif (key == TYPES[kind].dial or key in TYPES[kind].needs) and value < 1:
             problems.append(f"method.config.{key}={value}: must be at least 1")
         elif (reason := _outside(value, least=-1 if _defaults(kind)[key] == -1 else 0)) is not None:
             problems.append(f"method.config.{key}={shown(json.dumps(value))}: {reason}")
@@ -233,6 +249,8 @@ def _outside(value: Any, least: int) -> str | None:
 
 def _wrong(hint: Any, value: Any) -> str | None:
     """Why a value is none of the type that peft says, if so."""
+    if words := _words(hint):  # peft takes any text beside them, and does something else then
+        return None if value in words else near(str(value), words)
     adapter = _adapter(hint)
     try:
         if adapter is not None:
@@ -241,3 +259,9 @@ def _wrong(hint: Any, value: Any) -> str | None:
         reasons = [str(item["msg"]).removeprefix("Input ").removeprefix("should").strip() for item in error.errors()]
         return "must " + " or ".join(dict.fromkeys(reasons))
     return None
+
+
+def _words(hint: Any) -> list[str]:
+    """The values of the enumerations that a hint names."""
+    enums = [one for one in typing.get_args(hint) if isinstance(one, type) and issubclass(one, enum.Enum)]
+    return [str(item.value) for one in enums for item in one]
