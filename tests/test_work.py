@@ -1,5 +1,6 @@
 """Workers: they share a study's cells through its folder, the longest first, and leave when they are asked to."""
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
@@ -7,13 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from forgery import Said
 from support import PYTHON, TINY, call, start, what_is_left
 
+from peftbench.commands import tables, watch
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
-from peftbench.record import find_records, read_record, write_record
+from peftbench.record import Search, Worker, find_records, read_record, write_record
+from peftbench.report import cost
 from peftbench.runner.run import Outcome
-from peftbench.study import index, lock
+from peftbench.study import index, lock, status
 from peftbench.study.done import reads_of
 from peftbench.study.index import Planned
 from peftbench.study.lock import Lock
@@ -189,3 +193,36 @@ def test_what_is_refused(tmp_path: Path, words: list[str], line: str) -> None:
     assert refused.returncode == 2
     assert line in refused.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+def test_status_shows_workers_their_cells_and_their_age(finished_study: Path, command: Callable[..., Said]) -> None:
+    outputs, busy = finished_study.parent, finished_study / "mrpc-lora-x-00000000" / "seed0"
+    index.add(finished_study, {"busy": Planned(str(busy.relative_to(outputs)), ["method=lora"])})
+    words = ["status", "s", "--outputs", str(outputs)]
+    with Lock(busy) as held:
+        owner = lock.owner(held.path)
+        said = json.loads(command(*words, "--json")[1])
+        (running,) = (cell for cell in said["cells"] if cell["state"] == "running")
+        assert (running["worker"], running["folder"]) == (owner, "s/mrpc-lora-x-00000000/seed0")
+        assert 0 <= running["age_s"] < lock.DEAD
+        assert f"running: {running['folder']}: {owner}, for " in command(*words)[1]
+        with tables.console.capture() as seen:
+            tables.console.print(watch.view("s", status.cells_of(outputs, "s"), 0, 60.0))
+    assert "s: 2 cells: 1 done  1 running" in seen.get()
+    assert "1.0 cells a minute" in seen.get()
+    assert owner in seen.get()
+    assert command(*words, "--watch")[1] == command(*words)[1], "nothing runs any more"
+
+
+def test_a_table_says_what_the_study_cost(finished_study: Path, command: Callable[..., Said]) -> None:
+    (path,) = find_records(finished_study)
+    one = read_record(path)
+    one = replace(one, time=replace(one.time, total_s=1800.0), hardware=replace(one.hardware, threads=4))
+    write_record(one, path.parent)
+    said = command("table", "s", "--outputs", str(finished_study.parent))
+    assert said[1].splitlines()[-1] == "cost: 2.00 core hours"
+    search = Search(1e-3, "held_out", {"0.001": 0.5}, ["s.search/a/seed0"], 1800.0)
+    seeds = [replace(one, search=search, worker=Worker("a", number)) for number in (1, 2)]
+    assert cost.line(seeds) == "cost: 6.00 core hours on 2 workers of 1 hosts", "a search counts once"
+    fast = replace(one, hardware=replace(one.hardware, device="A GPU", processes=2))
+    assert cost.line([one, fast]) == "cost: 2.00 core hours and 1.00 GPU hours"

@@ -23,7 +23,7 @@ usage: peftbench COMMAND [...]
   plan [OVERRIDES]        what a sweep would run, and about how long it would take; --save keeps the list for workers
   work STUDY              take the open cells of a study that plan --save listed; on as many machines as there are
   stop STUDY              ask all its workers to leave after their step
-  status STUDY            how a sweep stands: done, running, failed, stopped, missing, time left
+  status STUDY            how a sweep stands: done, running, failed, stopped, missing, time left; --watch, --json
   count [OVERRIDES]       how many entries would train, without weights; of several cells a table; --json
   list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
   count --paper PAPER     every trainable count that a paper states, against ours

@@ -138,8 +138,11 @@ def status(study: str, cells: Sequence["CellStatus"], numbers: Mapping["State", 
             paste(f"failed: {cell.folder}: {cell.reason}")
             if cell.command:
                 paste(f"  {cell.command}")
-        elif cell.state in ("running", "stopped"):
-            paste(f"{cell.state}: {cell.folder}")
+        elif cell.state == "running":
+            age = "" if cell.age_s is None else f", for {duration(cell.age_s)}"
+            paste(f"running: {cell.folder}: {cell.worker}{age}")
+        elif cell.state == "stopped":
+            paste(f"stopped: {cell.folder}")
 
 
 def plan(sweep: "Sweep", seconds: float | None, peak_mb: float | None) -> None:

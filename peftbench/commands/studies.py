@@ -1,7 +1,9 @@
 """`peftbench plan`, `status`, `reproduce`: many cells, before and while they run."""
 
+import json
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from peftbench.commands.run import rerun_word, run_cells
 from peftbench.config import compose
@@ -33,12 +35,26 @@ def status(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="peftbench status")
     parser.add_argument("study", help="name of the study, a folder under the outputs")
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--watch", action="store_true", help="show it as it goes, while any cell is running")
+    form.add_argument("--json", action="store_true", help="for scripts")
     options = parser.parse_args(arguments)
     from peftbench.commands import screen
     from peftbench.study import status
 
-    cells = status.cells_of(expanded(options.outputs), options.study)
-    screen.status(options.study, cells, status.by_state(cells), status.seconds_left(cells))
+    outputs = expanded(options.outputs)
+    if options.watch:
+        from peftbench.commands import watch
+
+        cells = watch.watch(outputs, options.study)
+    else:
+        cells = status.cells_of(outputs, options.study)
+    numbers, seconds = status.by_state(cells), status.seconds_left(cells)
+    if options.json:
+        listed = [{key: value for key, value in asdict(cell).items() if value is not None} for cell in cells]
+        print(json.dumps({"study": options.study, "states": numbers, "seconds_left": seconds, "cells": listed}))
+    else:
+        screen.status(options.study, cells, numbers, seconds)
     return 0
 
 

@@ -16,7 +16,7 @@ def table(arguments: Sequence[str]) -> int:
     parser.add_argument("--format", help="md, latex, html or csv: print it so, for a file")
     options = parser.parse_args(arguments)
     from peftbench import papers
-    from peftbench.report import records, render, table
+    from peftbench.report import cost, records, render, table
 
     paper = papers.load(options.paper) if options.paper else None
     write = render.writer_of(options.format) if options.format else None
@@ -25,11 +25,12 @@ def table(arguments: Sequence[str]) -> int:
     if write:
         print(write(results), end="")
         return 0
-    from peftbench.commands import screen
+    from peftbench.commands import screen, tables
 
     if results.lines:
         screen.scores(results)
     screen.failures(study.records)
+    tables.say(cost.line(study.records))
     return 0
 
 

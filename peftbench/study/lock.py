@@ -205,6 +205,12 @@ def owner(path: Path) -> str:
     return "another runner" if holder is None else f"process {holder.pid} on {shown(holder.host)}"
 
 
+def age(path: Path) -> float | None:
+    """For how long (s) a lock has been held; None: it does not say."""
+    holder = owner_of(path)
+    return None if holder is None or holder.since is None else max(0.0, clock_of(path.parent) - holder.since)
+
+
 def owner_of(path: Path) -> Owner | None:
     """What a lock file says; None: nothing that one of ours would say."""
     try:

@@ -40,6 +40,7 @@ class CellStatus:
         reason: the last line of its error, where it failed.
         command: what runs it by itself; empty where nothing says what was typed.
         unknown: rows or weights cannot be read here, so that its record counts without being compared with them.
+        worker: who runs it, and for how long (s), where it is running.
     """
 
     folder: str
@@ -49,6 +50,8 @@ class CellStatus:
     reason: str | None
     command: str
     unknown: bool = False
+    worker: str | None = None
+    age_s: float | None = None
 
 
 def cells_of(outputs: Path, study: str) -> list[CellStatus]:
@@ -83,8 +86,8 @@ def _status(standings: Standings, cell: Planned) -> CellStatus:
     if standing is not None and standing.seen.status == "done" and standing.need in (None, "nothing"):
         unknown = cell.reads is not None and standing.need is None
         return CellStatus(folder, "done", standing.seen.seconds, standing.seen.peak_mb, None, again, unknown)
-    if lock.alive(path.with_name(lock.FILE)):
-        return CellStatus(folder, "running", None, None, None, again)
+    if lock.alive(held := path.with_name(lock.FILE)):
+        return CellStatus(folder, "running", None, None, None, again, worker=lock.owner(held), age_s=lock.age(held))
     if (problem := damage(path)) is not None:
         return CellStatus(folder, "failed", None, None, problem, again if cell.overrides else "")
     if standing is not None and standing.seen.status not in (None, "done"):
