@@ -23,7 +23,6 @@ from peftbench.runner import apply, deltas
 from peftbench.runner.run import Outcome
 
 Run = Callable[..., Outcome]
-THEIR_ATTENTION = {"deberta_v3_base"}  # as their layouts say
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["whole", "without pooler"])
@@ -40,7 +39,7 @@ def test_all_uses_of_a_run_give_its_logits(name: str, whole: bool, tmp_path: Pat
     lacking = POOLERS.get(name) if not whole else None
     assert record.drawn == ([f"{lacking}.dense.bias", f"{lacking}.dense.weight"] if lacking else [])
     assert record.hashes.tokenizer
-    assert record.attention == Attention(2, 0 if name in THEIR_ATTENTION else 2)
+    assert record.attention == Attention(2, 2)
     assert np.ptp(truth, axis=0).min() > 1e-3, "rows are told apart"
     for file in (DELTA_FILE, "predictions/dev.tsv"):
         assert (run / file).read_bytes() == (again / file).read_bytes(), file

@@ -39,6 +39,10 @@ def _own_classes(architecture: str) -> Mapping[type, type]:
         from peftbench.backbone import mpnet
 
         return mpnet.CLASSES
+    if architecture == "deberta-v2":
+        from peftbench.backbone import deberta
+
+        return deberta.CLASSES
     return {}
 
 
