@@ -32,6 +32,7 @@ from peftbench.ground.record_parts import (
     Moment,
     Name,
     Rate,
+    ReadBy,
     Search,
     Taken,
     Throughput,
@@ -106,6 +107,7 @@ class _Config:
     protocol: _Protocol
     init_from: str | None = None
     shots: FewLabels | None = None
+    readout: ReadBy | None = None
 
 
 def _is_config(raw: dict[str, Any]) -> dict[str, Any]:
@@ -186,6 +188,12 @@ class Record:
         raw = self.config.get("shots")
         shots: FewLabels | None = None if raw is None else _adapter(FewLabels).validate_python(raw)
         return shots if shots and shots.words else None
+
+    @property
+    def read_by(self) -> ReadBy:
+        """How it read its logits; before there was a choice, by a classifier."""
+        read_by: ReadBy = _adapter(ReadBy).validate_python(self.config.get("readout") or {})
+        return read_by
 
     @property
     def reason(self) -> str:

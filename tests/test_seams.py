@@ -351,6 +351,13 @@ class MaskedWords:
         """Of BERT."""
         return ("cls",)
 
+    def attach(self, module: nn.Module) -> None:
+        """As it is."""
+
+    def trains(self, name: str) -> bool:
+        """All of it."""
+        return True
+
     def logits(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Readout`."""
         logits: torch.Tensor = module(**inputs).logits[:, 0, list(self.words)]

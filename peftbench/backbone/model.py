@@ -24,6 +24,7 @@ from peftbench.record import Attention
 
 NORMS = ("LayerNorm", "RMSNorm")
 CLASSIFIER = Classifier()
+HOME_MADE = "; peftbench backbone make=mlm trains a head for masked tokens"
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,10 @@ class Model:
 
     def __post_init__(self) -> None:
         self.noise = Noise()
+        self.readout.attach(self.module)
+        for name, parameter in self.module.named_parameters():
+            if self.is_head(name) and not self.readout.trains(name):
+                parameter.requires_grad_(False)
         adopt(self.module, self.noise)
         self.places = {name: self.place(name) for name, _ in self.backbone()}
 
@@ -79,8 +84,9 @@ class Model:
         return any(name == part or name.startswith(part + ".") for part in self.readout.modules(self.layout))
 
     def head(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Named parameters of the head."""
-        return ((name, p) for name, p in self.module.named_parameters() if self.is_head(name))
+        """Named parameters of the head, as far as they train."""
+        named = self.module.named_parameters()
+        return ((name, p) for name, p in named if self.is_head(name) and self.readout.trains(name))
 
     def backbone(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Named parameters of the backbone."""
@@ -307,7 +313,7 @@ def _from_folder(spec: ModelSpec, folder: Path, num_labels: int, readout: Readou
         part = "head" if absent[0] in head else "backbone"
         raise DataError(
             f"model={spec.name}: {folder / WEIGHTS_FILE} lacks {len(absent)} tensors of the {part}, "
-            f"{absent[0]} among them"
+            f"{absent[0]} among them{HOME_MADE if part == 'head' else ''}"
         )
     model.drawn = {name: torch.empty(0) for name in backbone}
     return model

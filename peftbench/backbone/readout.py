@@ -1,12 +1,13 @@
 """How hidden states become logits: the head that a backbone gets, and which of its outputs are the logits."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification
+from torch.nn import functional
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from peftbench.config.spec import Layout
 
@@ -28,6 +29,14 @@ class Readout(Protocol):
         """Dotted names of its modules."""
         ...
 
+    def attach(self, module: nn.Module) -> None:
+        """Make a model of that architecture one that this readout reads."""
+        ...
+
+    def trains(self, name: str) -> bool:
+        """Whether a parameter of its modules trains, by its dotted name."""
+        ...
+
     def logits(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Token ids, masks and types, each (batch, tokens), to logits (batch, labels), or (batch, 1) for a score."""
         ...
@@ -44,7 +53,88 @@ class Classifier:
         """See `Readout`."""
         return layout.head
 
+    def attach(self, module: nn.Module) -> None:
+        """See `Readout`: nothing is to be done."""
+
+    def trains(self, name: str) -> bool:
+        """See `Readout`: all of it."""
+        return True
+
     def logits(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Readout`."""
         logits: torch.Tensor = module(**inputs).logits
         return logits
+
+
+class WordDecoder(nn.Module):
+    """A masked-LM head's last map, at some words of the vocabulary alone: (..., hidden) to (..., words).
+
+    `weight` (vocabulary, hidden) and `bias` (vocabulary,) are the head's own parameters; where the weight is tied to
+    the embeddings it stays so. `rows` (words, hidden) is a change of the words' rows, zero at first, and `row_bias`
+    (words,) one of their biases.
+    """
+
+    words: torch.Tensor
+
+    def __init__(self, whole: nn.Module, words: Sequence[int], head: str) -> None:
+        super().__init__()
+        assert isinstance(whole.weight, nn.Parameter)
+        self.weight, self.bias = whole.weight, whole.bias
+        device = whole.weight.device
+        self.register_buffer("words", torch.tensor(words, device=device), persistent=False)
+        of_rows, of_bias = head in ("rows", "all"), head == "rows"
+        self.rows = nn.Parameter(torch.zeros(len(words), whole.weight.shape[1], device=device)) if of_rows else None
+        self.row_bias = nn.Parameter(torch.zeros(len(words), device=device)) if of_bias else None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits of the words."""
+        assert isinstance(self.bias, nn.Parameter)
+        weight, bias = self.weight[self.words], self.bias[self.words]
+        weight = weight if self.rows is None else weight + self.rows
+        return functional.linear(hidden, weight, bias if self.row_bias is None else bias + self.row_bias)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The masked-LM head of the weights, read at each row's masked token, at the label words.
+
+    Attributes:
+        words: token ids of the label words, in the order of the labels.
+        mask: token id that every row has once.
+        head: which of its parameters train: see conf/readout/prompt.yaml.
+        bounds: lowest and highest score of a regression: its logit is the score between them, by the softmax of the
+            two words. None: classes.
+    """
+
+    words: tuple[int, ...]
+    mask: int
+    head: str = "trains"
+    bounds: tuple[float, float] | None = None
+    architecture: Any = AutoModelForMaskedLM
+    pretrained: bool = True
+
+    def modules(self, layout: Layout) -> tuple[str, ...]:
+        """See `Readout`."""
+        return layout.masked_head
+
+    def attach(self, module: nn.Module) -> None:
+        """See `Readout`: the last map computes the label words alone."""
+        module.tie_weights()  # type: ignore[operator]  # nothing is where nothing is drawn
+        whole = module.get_output_embeddings()  # type: ignore[operator]
+        name = next(name for name, part in module.named_modules() if part is whole)
+        module.set_submodule(name, WordDecoder(whole, self.words, self.head))
+
+    def trains(self, name: str) -> bool:
+        """See `Readout`."""
+        own = not name.endswith((".rows", ".row_bias"))
+        return {"frozen": False, "rows": not own, "trains": own, "all": True}[self.head]
+
+    def logits(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See `Readout`."""
+        place = (inputs["input_ids"] == self.mask).int().argmax(dim=1)
+        every: torch.Tensor = module(**inputs).logits
+        logits = every[torch.arange(len(place), device=place.device), place]
+        if self.bounds is None:
+            return logits
+        low, high = self.bounds
+        return low + (high - low) * logits.float().softmax(dim=1)[:, 1:]

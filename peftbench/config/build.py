@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from peftbench.config import checks, sizes
-from peftbench.config.few import Shots
+from peftbench.config.few import ReadoutSpec, Shots
 from peftbench.config.spec import (
     Budget,
     Cell,
@@ -135,6 +135,7 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
         "protocol": parse(Protocol, raw["protocol"], "protocol", problems),
         "select": parse(Select, raw["select"], "select", problems),
         "shots": parse(Shots, raw["shots"], "shots", problems),
+        "readout": parse(ReadoutSpec, raw["readout"], "readout", problems),
         "tracker": parse(TrackerSpec, raw["tracker"], "tracker", problems),
     }
 

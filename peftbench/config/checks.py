@@ -69,6 +69,10 @@ def together(cell: Cell) -> None:
         there = f"{cell.model.name} has {limit} positions" + (f", {own:,} of them for the method's own" if own else "")
         problems.append(f"protocol.max_length={cell.protocol.max_length}: {there}")
     problems += few_labels(cell)
+    if cell.readout.kind == "prompt" and cell.task.prompt is None:
+        problems.append(f"readout=prompt: task={cell.task.name} has no template; task.prompt gives one")
+    if cell.readout.kind == "prompt" and not cell.model.layout.masked_head:
+        problems.append(f"readout=prompt: the layout of {cell.model.name} names no masked_head")
     if problems:
         raise ConfigError(problems)
 

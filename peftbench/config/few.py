@@ -1,11 +1,16 @@
-"""What a run with few labels is made of: how many rows have their labels."""
+"""What a run with few labels is made of: how many rows have their labels, and how a prompt asks for them."""
 
+import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from peftbench.config.bounds import MOST, Count, refuse
+from peftbench.config.bounds import MOST, Count, Name, refuse
+
+PART = re.compile(
+    r"(?P<space>\+?)sent(?P<lower>l?)(?P<cut>-?)_(?P<text>[01])", re.ASCII
+)  # a text, in LM-BFF's notation
 
 
 @dataclass(frozen=True)
@@ -34,3 +39,50 @@ class Shots:
 
 
 ALL_LABELS = Shots()
+
+
+@dataclass(frozen=True)
+class PromptSpec:
+    """How a row asks for its label.
+
+    Attributes:
+        template: LM-BFF's notation: parts between asterisks, which are cls, mask, sep+, a text (sent_0; sentl_1: with
+            its first letter lowered; sent-_0: without its last character; +sent_1: after a space), or words with _ for
+            a space.
+        words: the label words, in the order of the labels; of a regression those of the lowest and the highest score.
+    """
+
+    template: Name
+    words: Annotated[tuple[Name, ...], Field(min_length=2, max_length=1000)]
+
+    def __post_init__(self) -> None:
+        """Refuse a template that cannot be read."""
+        parts = self.template.split("*")
+        if parts.count("mask") != 1:
+            refuse(f"template has {parts.count('mask')} masks, and the label is read at one")
+        if wrong := [part for part in parts if "sent" in part and not PART.fullmatch(part)]:
+            refuse(f"template: {wrong[0]} is no text; sent_0, sentl_1, sent-_0 or +sent_1 would be")
+
+    def check(self, classes: int, texts: int) -> None:
+        """Refuse a prompt that is not one for so many classes (0: a regression) and texts of a row."""
+        if len(self.words) != (classes or 2):
+            refuse(f"prompt.words names {len(self.words)} words, and there are {classes or 2} labels to tell apart")
+        places = [int(match["text"]) for part in self.template.split("*") if (match := PART.fullmatch(part))]
+        if not places or max(places) >= texts:
+            refuse(f"prompt.template names sent_{max(places, default='?')}, and a row has the texts 0 to {texts - 1}")
+
+
+@dataclass(frozen=True)
+class ReadoutSpec:
+    """How hidden states become logits. Sources stand in conf/readout."""
+
+    kind: Literal["classifier", "prompt"] = "classifier"
+    head: Literal["trains", "rows", "all", "frozen"] = "trains"
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be true together."""
+        if self.kind == "classifier" and self.head != "trains":
+            refuse(f"head={self.head} is for kind=prompt; a classifier is drawn from the seed, and must train")
+
+
+BY_CLASSIFIER = ReadoutSpec()

@@ -29,7 +29,7 @@ from peftbench.config.bounds import (
     distinct,
     refuse,
 )
-from peftbench.config.few import ALL_LABELS, Shots
+from peftbench.config.few import ALL_LABELS, BY_CLASSIFIER, PromptSpec, ReadoutSpec, Shots
 from peftbench.config.fingerprint import STREAMS, digest, without_added, without_addresses
 
 Kind = Literal[
@@ -56,6 +56,7 @@ class Layout:
     """Where the standard module kinds lie in an architecture, and what else sets it apart.
 
     Attributes:
+        head: the classifier; masked_head: the head for masked tokens. Dotted names of modules.
         depth: the configuration's key for the number of layers.
         positions_from: how many of max_position_embeddings no token takes; "padding": those up to the padding id's.
         attention: bench (this bench's own) or a form that transformers names.
@@ -66,6 +67,7 @@ class Layout:
     kinds: dict[Kind, tuple[str, ...]]
     head: tuple[str, ...]
     depth: str = "num_hidden_layers"
+    masked_head: tuple[str, ...] = ()
     positions_from: Whole | Literal["padding"] = 0
     attention: Literal["bench", "eager", "sdpa"] = "bench"
     starts_in_the_middle: bool = True
@@ -145,6 +147,7 @@ class TaskSpec:
     hub: HubLayout
     folder: FolderLayout
     score_range: tuple[Number, Number] | None = None
+    prompt: PromptSpec | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be true together."""
@@ -161,6 +164,8 @@ class TaskSpec:
             refuse(f"metrics names {wrong[0]}, which is for {'classes' if self.labels is None else 'regressions'}")
         if "f1" in self.metrics and self.num_labels != 2:
             refuse(f"metrics names f1, which is for two classes, and labels names {self.num_labels}")
+        if self.prompt:
+            self.prompt.check(len(self.labels or ()), len(self.folder.text))
 
     @property
     def num_labels(self) -> int:
@@ -340,6 +345,7 @@ class Cell:
     progress: bool = True
     checkpoint_every: NotNegative | None = None
     shots: Shots = ALL_LABELS
+    readout: ReadoutSpec = BY_CLASSIFIER
 
     @property
     def fingerprint(self) -> str:
@@ -352,12 +358,14 @@ class Cell:
         del model["layout"], model["pickle_sha256"]
         if self.model.layout.attention == "bench" and self.model.model_type in STREAMS:
             model["stream"] = STREAMS[self.model.model_type]
+        task = asdict(self.task)
+        prompt = task.pop("prompt")
         data = {"source": self.data.source, "revision": self.data.revision, "limit": self.data.limit}
         if self.data.source == "hub":
             data["path"] = self.data.path
         decides: dict[str, Any] = {
             "model": model,
-            "task": asdict(self.task),
+            "task": task,
             "data": data,
             "method": self.method.meaning,
             "scope": asdict(self.scope),
@@ -371,6 +379,8 @@ class Cell:
         }
         if self.select.factors is not None or self.select.trials is not None:
             decides["select"] = without_added("select", asdict(self.select))
+        if self.readout.kind == "prompt":
+            decides["readout"] = {**asdict(self.readout), "prompt": prompt}
         if self.shots.few:
             decides["shots"] = {key: value for key, value in asdict(self.shots).items() if key != "split"}
         return digest(decides)[:16]

@@ -41,6 +41,7 @@ PARTS = (
     "protocol",
     "select",
     "shots",
+    "readout",
     "tracker",
 )  # groups a cell is made of
 GROUPS = (*PARTS, "experiment")

@@ -85,7 +85,7 @@ class PretrainedTokenizer:
             raise DataError(f"{folder}: the tokenizer cannot be read: {reason}") from None
         if problem := _misfit(self._inner, config):
             raise DataError(f"{folder}: the tokenizer is not the model's: {problem}")
-        self.pad_id = int(self._inner.pad_token_id)
+        self._folder, self.pad_id = folder, int(self._inner.pad_token_id)
         self.sha256 = hashlib.sha256(self._inner.backend_tokenizer.to_str().encode()).hexdigest()
 
     def encode(self, texts: Sequence[Sequence[str]], max_length: int) -> tuple[list[list[int]], list[int]]:
@@ -99,6 +99,29 @@ class PretrainedTokenizer:
         )
         first = [len(types) - sum(types) for types in encoded["token_type_ids"]]
         return encoded["input_ids"], first
+
+    def special(self) -> dict[str, int]:
+        """See `prompts.Pieces`."""
+        ids = {name: getattr(self._inner, f"{name}_token_id") for name in ("cls", "sep", "mask")}
+        if absent := [name for name, number in ids.items() if number is None]:
+            raise DataError(f"{self._folder}: the tokenizer has no {absent[0]} token, which a prompt needs")
+        return {name: int(number) for name, number in ids.items()}
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `prompts.Pieces`."""
+        how = {"add_special_tokens": False, "return_attention_mask": False, "split_special_tokens": True}
+        ids: list[list[int]] = self._inner(list(texts), **how)["input_ids"]
+        return ids
+
+    def sign(self, sign: str) -> int | None:
+        """See `prompts.Pieces`."""
+        number = self._inner.get_vocab().get(sign)
+        return None if number is None else int(number)
+
+    def word(self, word: str) -> list[int] | None:
+        """See `prompts.Pieces`; where spaces are parts of tokens, one is part of this."""
+        ids = self.pieces([f" {word}"])[0]
+        return None if not ids or self._inner.unk_token_id in ids else ids
 
 
 def _misfit(tokenizer: Any, config: Mapping[str, Any]) -> str | None:
@@ -139,11 +162,27 @@ class HashTokenizer:
             first.append(1 + len(segments[0]))
         return rows, first
 
+    def special(self) -> dict[str, int]:
+        """See `prompts.Pieces`; the mask is the first of the words, which no piece is."""
+        return {"cls": self._special[0], "sep": self._special[1], "mask": self._first_word}
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `prompts.Pieces`."""
+        return [[max(self._word(word), self._first_word + 1) for word in text.lower().split()] for text in texts]
+
+    def sign(self, sign: str) -> int | None:
+        """See `prompts.Pieces`."""
+        return self.pieces([sign])[0][0]
+
+    def word(self, word: str) -> list[int] | None:
+        """See `prompts.Pieces`."""
+        return self.pieces([word])[0]
+
     def _word(self, word: str) -> int:
         return self._first_word + zlib.crc32(word.encode()) % self._words
 
 
-def tokenizer_for(spec: ModelSpec, folder: Path | None) -> Tokenizer:
+def tokenizer_for(spec: ModelSpec, folder: Path | None) -> PretrainedTokenizer | HashTokenizer:
     """The tokenizer that belongs to the weights in `folder`, or the hashing one where there are none."""
     if folder is None:
         return HashTokenizer(int(spec.config["vocab_size"]), int(spec.config["pad_token_id"]))

@@ -230,6 +230,21 @@ class FewLabels:
 
 
 @dataclass(frozen=True)
+class ReadBy:
+    """How a run read its logits: by a classifier or a prompt, and what of the prompt's head trained."""
+
+    kind: Name = "classifier"
+    head: Name = "trains"
+
+    @property
+    def words(self) -> str:
+        """As a table says it; empty for a classifier."""
+        if self.kind == "classifier":
+            return ""
+        return self.kind if self.head == "trains" else f"{self.kind}-{self.head}"
+
+
+@dataclass(frozen=True)
 class Taken:
     """What a search chose for a stratum: its last layer (from zero; None: the top), and whose methods train there."""
 

@@ -49,6 +49,14 @@ class Through:
         """See `Readout`."""
         return self.inner.modules(layout)
 
+    def attach(self, module: nn.Module) -> None:
+        """See `Readout`."""
+        self.inner.attach(module)
+
+    def trains(self, name: str) -> bool:
+        """See `Readout`."""
+        return self.inner.trains(name)
+
     def logits(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See `Readout`."""
         return self.inner.logits(self.wrapper, inputs)

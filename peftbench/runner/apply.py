@@ -1,6 +1,6 @@
 """Deltas in use: a run as a plain transformers folder, and a run's labels for new rows."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,16 @@ from peftbench.backbone import low_rank
 from peftbench.backbone.weights import weights_folder
 from peftbench.config.spec import Protocol as TrainingProtocol
 from peftbench.config.spec import TaskSpec
-from peftbench.config.validate import parse
 from peftbench.data.split import make_split
-from peftbench.data.tokens import tokenize, tokenizer_for
+from peftbench.data.tokens import tokenize
 from peftbench.data.tsv import read_table
-from peftbench.ground.errors import DataError
+from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import RECORD_FILE
 from peftbench.ground.machine import process_state
-from peftbench.record import Record, read_record
+from peftbench.record import read_record
+from peftbench.runner import readouts
 from peftbench.runner.deltas import model_spec, reload
+from peftbench.runner.readouts import spec_of
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.forward import Forward
 from peftbench.training.metrics import predict
@@ -35,9 +36,11 @@ def write_model(run: Path, folder: Path, known: Collection[str] = ()) -> str | N
 
     Raises:
         DataError: the run cannot be read.
-        ConfigError: its method cannot be merged (adapters).
+        ConfigError: its method cannot be merged (adapters), or its readout is a prompt.
     """
     record = read_record(run / RECORD_FILE)
+    if readouts.readout_spec(record).kind == "prompt":
+        raise ConfigError(f"{run}: its readout is a prompt, and what is written is a classifier")
     model, tuner, _ = reload(run, known)
     note = tuner.merge()
     low_rank.multiply_out(model.module)
@@ -67,13 +70,14 @@ def label(run: Path, file: Path, cache: Path, known: Collection[str] = ()) -> li
         DataError: the run or the file cannot be read, or a column is missing.
     """
     record = read_record(run / RECORD_FILE)
-    task = _spec(record, TaskSpec, "task")
+    task = spec_of(record, TaskSpec, "task")
     table = read_table(file, task.folder.text)
     rows = make_split("new", tuple(table.columns[column] for column in task.folder.text), None)
     model, _, _ = reload(run, known)
     spec = model_spec(record)
-    protocol = _spec(record, TrainingProtocol, "protocol")
-    tokens = tokenize(rows, tokenizer_for(spec, weights_folder(spec)), protocol.max_length, cache)
+    protocol = spec_of(record, TrainingProtocol, "protocol")
+    prompt = readouts.asked(readouts.readout_spec(record), task)
+    tokens = tokenize(rows, readouts.tokenizer(prompt, spec, weights_folder(spec)), protocol.max_length, cache)
     forward = Forward(model, protocol.precision, process_state().device)
     logits = Evaluator(forward, task, protocol.eval_batch_size).predict(tokens)
     return _lines(task, logits)
@@ -85,15 +89,3 @@ def _lines(task: TaskSpec, logits: np.ndarray) -> list[str]:
         shown = task.labels[int(prediction)] if task.labels else f"{prediction:.4f}"
         lines.append("\t".join([str(i), shown, *(f"{logit:.5f}" for logit in row)]))
     return lines
-
-
-def _spec(record: Record, kind: type[Any], part: str) -> Any:
-    """A part of the record's configuration as its dataclass."""
-    raw: Mapping[str, Any] = record.config[part]
-    if kind is TaskSpec:
-        raw = {"name": getattr(record.cell, part), **raw}
-    problems: list[str] = []
-    parsed = parse(kind, raw, part, problems)
-    if parsed is None or problems:
-        raise DataError(f"the record's {part} is not one of this version: {problems[0]}")
-    return parsed

@@ -5,7 +5,7 @@ from dataclasses import replace
 from peftbench.backbone.model import build
 from peftbench.config.spec import Budget, Cell
 from peftbench.ground.errors import ConfigError
-from peftbench.runner import deltas
+from peftbench.runner import deltas, readouts
 
 
 def resolve(cell: Cell) -> Cell:
@@ -26,7 +26,7 @@ def _entries(cell: Cell) -> int:
     budget = cell.budget
     if budget.entries is not None:
         return budget.entries
-    model = build(cell.model, cell.task.num_labels, device="meta")
+    model = build(cell.model, cell.task.num_labels, "meta", readouts.planned(cell.readout, cell.task))
     if budget.fraction is not None:
         whole = sum(parameter.numel() for _, parameter in model.backbone())
         if (entries := round(budget.fraction * whole)) < 1:

@@ -5,9 +5,10 @@ from dataclasses import replace
 from peftbench.backbone.model import Model, build
 from peftbench.backbone.prefix import Prefix
 from peftbench.config.spec import Cell
+from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import Tuner
 from peftbench.record import Counts as Counts
-from peftbench.runner import budgets, deltas
+from peftbench.runner import budgets, deltas, readouts
 
 
 def entries(model: Model) -> int:
@@ -45,7 +46,12 @@ def count_cell(cell: Cell, steps: int | None = None) -> Counts:
         tuner.check_steps(steps)
     if cell.protocol.keep_prefix:
         Prefix(model, tuner.touched(), tuner.reads())  # whether there is one
-    return count_trained(model, tuner, before)
+    counts = count_trained(model, tuner, before)
+    if counts.total == 0 and cell.task.train is not None:
+        raise ConfigError(
+            f"readout.head={cell.readout.head}: nothing would train, for method={cell.method.name} trains none"
+        )
+    return counts
 
 
 def kept_bounds(cell: Cell) -> tuple[int, int]:
@@ -60,6 +66,6 @@ def kept_bounds(cell: Cell) -> tuple[int, int]:
 def _attached(cell: Cell) -> tuple[Model, Tuner, int]:
     """The model without weights, its tuner, and its entries before the method was attached."""
     cell = budgets.resolve(cell)
-    model = build(cell.model, cell.task.num_labels, device="meta")
+    model = build(cell.model, cell.task.num_labels, "meta", readouts.planned(cell.readout, cell.task))
     before = entries(model)
     return model, deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed), before

@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from peftbench.backbone.model import Model, compute_precision, empty_copy, load_model
-from peftbench.backbone.weights import file_sha256
+from peftbench.backbone.weights import file_sha256, weights_folder
 from peftbench.config import compose
 from peftbench.config.spec import Budget, Cell, Layout, MethodSpec, ModelSpec, Scope
 from peftbench.config.validate import classes_of, make_method, parse, unknown_class
@@ -16,6 +16,7 @@ from peftbench.ground.seeds import drawn_from
 from peftbench.methods.base import Method, Tuner, copy_into
 from peftbench.methods.dial import within
 from peftbench.record import Record, read_record
+from peftbench.runner import readouts
 from peftbench.runner.delta import START, Delta, DeltaFacts, LearnedFor, LearnedOn
 
 HEAD = "head."
@@ -155,8 +156,9 @@ def reload(run: Path, known: Collection[str] = ()) -> tuple[Model, Tuner, Method
     Raises:
         DataError: the run's record, delta or weights cannot be read.
     """
-    spec, delta = model_spec(read_record(run / RECORD_FILE)), _own_delta(run)
-    model, _ = load_model(spec, delta.facts.task.labels, delta.facts.seed)
+    record, delta = read_record(run / RECORD_FILE), _own_delta(run)
+    spec = model_spec(record)
+    model, _ = load_model(spec, delta.facts.task.labels, delta.facts.seed, readouts.recorded(record, spec))
     return model, restore(delta, model, known=known), make_method(delta.facts.method)
 
 
@@ -167,7 +169,8 @@ def as_learned(cell: Cell, run: Path) -> Model:
         DataError: the run's record, delta or weights cannot be read.
     """
     delta = _own_delta(run)
-    model, _ = load_model(cell.model, cell.task.num_labels, cell.seed)
+    readout = readouts.made(cell.readout, cell.task, cell.model, weights_folder(cell.model))
+    model, _ = load_model(cell.model, cell.task.num_labels, cell.seed, readout)
     _put_fresh(delta, model)
     tuner = start_from(cell, model, start_of(cell))
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
@@ -236,6 +239,8 @@ def export_peft(run: Path, folder: Path, known: Collection[str] = ()) -> None:
     model, tuner, method = reload(run, known)
     if not hasattr(method, "export_peft"):
         raise ConfigError(f"{run}: {type(method).__name__} has no PEFT format; LoRA and what peft runs have")
+    if model.readout.pretrained:
+        raise ConfigError(f"{run}: its readout is a prompt, which PEFT's format cannot say")
     if model.ranks:
         raise ConfigError(f"{run}: its backbone is low-rank, which PEFT's format cannot say; peftbench apply can")
     if _own_delta(run).start:

@@ -12,16 +12,17 @@ from typing import Any
 
 from peftbench.backbone.model import compute_precision, load_model
 from peftbench.backbone.weights import weights_folder
+from peftbench.config.few import PromptSpec
 from peftbench.config.fingerprint import digest
 from peftbench.config.spec import Cell, ModelSpec, TaskSpec, TrackerSpec
 from peftbench.data.rows import Rows, rows_of
 from peftbench.data.split import Split
-from peftbench.data.tokens import Tokens, tokenize, tokenizer_for
+from peftbench.data.tokens import Tokens, tokenize
 from peftbench.ground.errors import BadInput, Diverged
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE, cache_folder, expanded, keep_last, stamp
 from peftbench.ground.machine import process_state
 from peftbench.record import Record, Search, write_record
-from peftbench.runner import budgets, deltas, provenance
+from peftbench.runner import budgets, deltas, provenance, readouts
 from peftbench.runner.chosen import chosen
 from peftbench.runner.counts import count_cell, count_trained, counted_again, entries
 from peftbench.runner.recording import (
@@ -131,9 +132,10 @@ def execute(
     if "train" in rows:
         count_cell(cell, cell.protocol.steps(len(rows["train"])))
     weights = weights_folder(cell.model)
-    tokenizer = Tokenizing(cell.model, weights, cell.protocol.max_length, cell.cache)
+    tokenizer = tokenizing(cell, weights)
     work.tokens = tokens = tokenize_rows(rows, tokenizer)
-    model, _ = load_model(cell.model, cell.task.num_labels, cell.seed)
+    readout = readouts.made(cell.readout, cell.task, cell.model, weights)
+    model, _ = load_model(cell.model, cell.task.num_labels, cell.seed, readout)
     work.hashes, work.drawn = hashes_of(rows, tokens, model), sorted(model.drawn)
     work.attention = model.attention()
     before = entries(model)
@@ -156,6 +158,7 @@ def execute(
         scored={name: tokens[name] for name in tokens if name != "train" and tokens[name].labels is not None},
         choosing=choosing(cell.task, cell.protocol.selection),
         seed=cell.seed,
+        objective=readouts.objective(cell.readout, cell.task),
         log_every=cell.tracker.log_every,
         checkpoints=work.checkpoints,
         stop=stop,
@@ -201,12 +204,19 @@ def read_rows(rows: Rows) -> Mapping[str, Split]:
 
 @dataclass(frozen=True)
 class Tokenizing:
-    """How rows become token ids: by whose tokenizer, how many at most, and where they are kept."""
+    """How rows become token ids: by whose tokenizer, how many at most, where they are kept, and in which prompt."""
 
     model: ModelSpec
     weights: Path | None
     max_length: int
     cache: str
+    prompt: PromptSpec | None = None
+
+
+def tokenizing(cell: Cell, weights: Path | None) -> Tokenizing:
+    """How a cell's rows become token ids; `weights` is the folder of its backbone's."""
+    prompt = readouts.asked(cell.readout, cell.task)
+    return Tokenizing(cell.model, weights, cell.protocol.max_length, cell.cache, prompt)
 
 
 def _tokens_asked_for(rows: Mapping[str, Split], how: Tokenizing) -> Hashable:
@@ -217,7 +227,7 @@ def _tokens_asked_for(rows: Mapping[str, Split], how: Tokenizing) -> Hashable:
 @keep_last(identity=_tokens_asked_for)
 def tokenize_rows(rows: Mapping[str, Split], how: Tokenizing) -> Mapping[str, Tokens]:
     """Token ids of every split, from the cache where they were made before."""
-    tokenizer = tokenizer_for(how.model, how.weights)
+    tokenizer = readouts.tokenizer(how.prompt, how.model, how.weights)
     cache = cache_folder(how.cache)
     return {name: tokenize(split, tokenizer, how.max_length, cache) for name, split in rows.items()}
 

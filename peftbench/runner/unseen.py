@@ -14,7 +14,7 @@ from peftbench.record import Record, read_record, write_record
 from peftbench.runner import budgets, deltas
 from peftbench.runner.chosen import chosen
 from peftbench.runner.recording import keep_predictions
-from peftbench.runner.run import Tokenizing, read_rows, tokenize_rows
+from peftbench.runner.run import read_rows, tokenize_rows, tokenizing
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.forward import Forward
 
@@ -32,7 +32,7 @@ def predict(cell: Cell, folder: Path, check: Callable[[], None]) -> Record:
     """
     record = read_record(folder / RECORD_FILE)
     rows = {name: split for name, split in read_rows(rows_of(cell)).items() if split.labels is None}
-    how = Tokenizing(cell.model, weights_folder(cell.model), cell.protocol.max_length, cell.cache)
+    how = tokenizing(cell, weights_folder(cell.model))
     unseen = tokenize_rows(rows, how)
     if any(split.tokenizer != record.hashes.tokenizer for split in unseen.values()):
         raise DataError(f"{folder}: its run had another tokenizer; rerun=all trains it anew, with predictions")

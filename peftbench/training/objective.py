@@ -34,3 +34,20 @@ class TaskLoss:
         if self.regression:
             return functional.mse_loss(logits[:, 0], labels, reduction="sum")
         return functional.cross_entropy(logits, labels, reduction="sum")
+
+
+@dataclass(frozen=True)
+class ScoreShare:
+    """The loss of a score between two words (LM-BFF's for STS-B): cross entropy of its share of the way between bounds.
+
+    It is the KL divergence from the label's share, less the label's own entropy.
+    """
+
+    bounds: tuple[float, float]
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor | None, rows: np.ndarray) -> torch.Tensor:
+        """See `Objective`; logits are scores between the bounds."""
+        assert labels is not None, "the task's loss needs labels"
+        low, high = self.bounds
+        share, wanted = ((values - low) / (high - low) for values in (logits[:, 0], labels))
+        return functional.binary_cross_entropy(share.clamp(1e-6, 1 - 1e-6), wanted, reduction="sum")
