@@ -95,6 +95,30 @@ class WordDecoder(nn.Module):
 
 
 @dataclass(frozen=True)
+class WholeHead:
+    """The masked-LM head over the whole vocabulary, as text trains it: of the weights, or drawn from the seed."""
+
+    pretrained: bool
+    architecture: Any = AutoModelForMaskedLM
+
+    def modules(self, layout: Layout) -> tuple[str, ...]:
+        """See `Readout`."""
+        return layout.masked_head
+
+    def attach(self, module: nn.Module) -> None:
+        """See `Readout`: nothing is to be done."""
+
+    def trains(self, name: str) -> bool:
+        """See `Readout`: all of it."""
+        return True
+
+    def logits(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See `Readout`; here of every token, (batch, tokens, vocabulary)."""
+        logits: torch.Tensor = module(**inputs).logits
+        return logits
+
+
+@dataclass(frozen=True)
 class Prompt:
     """The masked-LM head of the weights, read at each row's masked token, at the label words.
 

@@ -41,7 +41,7 @@ usage: peftbench COMMAND [...]
   predict RUN FILE.tsv    the run's labels for new rows
   export RUN --to DIR     the adapter of LoRA, or of a type that peft runs, in PEFT's format
   convert FOLDER|HUB-NAME model.safetensors of weights that are only a pickle (pytorch_model.bin)
-  backbone make=lowrank   a smaller backbone: [OVERRIDES] --to DIR, for model.weights=DIR
+  backbone make=WORD      a backbone made from another (lowrank, mlm): [OVERRIDES] --to DIR, for model.weights=DIR
 
 examples:
   peftbench run                                        LoRA on the built-in sample, offline

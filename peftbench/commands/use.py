@@ -8,6 +8,7 @@ from pathlib import Path
 
 from peftbench.commands.paths import empty, writable
 from peftbench.config import compose, recipes, userfiles
+from peftbench.config.spec import Cell
 from peftbench.ground.errors import DataError
 from peftbench.ground.files import DELTA_FILE, cache_folder
 
@@ -72,26 +73,46 @@ def convert(arguments: Sequence[str]) -> int:
 
 
 def backbone(arguments: Sequence[str]) -> int:
-    """`peftbench backbone make=WORD [OVERRIDES] --to DIR`: a smaller backbone; prints the words that use it."""
+    """`peftbench backbone make=WORD [OVERRIDES] --to DIR`: one made from another; prints the words that use it."""
     parser = ArgumentParser(prog="peftbench backbone")
     parser.add_argument(
-        "words", nargs="*", help="make=lowrank, its keys make.KEY=VALUE, and a cell's: model=, text, seed"
+        "words", nargs="*", help="make=lowrank or mlm, its keys make.KEY=VALUE, and a cell's: model=, text, seed"
     )
     parser.add_argument("--to", required=True, help="folder to write; it must be empty, or not there")
     options = parser.parse_intermixed_args(arguments)
     recipe, words = recipes.split_words(options.words)
     cell = compose.cell_from(words)
-    from peftbench.runner.backbone import make_low_rank, plan, words_for
+    folder = Path(options.to)
+    lines = _masked(cell, recipe, folder) if isinstance(recipe, recipes.MaskedLM) else _low_rank(cell, recipe, folder)
+    from peftbench.runner.backbone import words_for
 
-    ranks, folder = plan(cell, recipe), empty(Path(options.to))
-    facts = make_low_rank(cell, recipe, ranks, folder)
     print(*words_for(cell, folder))
+    for line in lines:
+        print(line, file=sys.stderr)
+    return 0
+
+
+def _low_rank(cell: Cell, recipe: recipes.LowRank, folder: Path) -> list[str]:
+    from peftbench.runner.backbone import make_low_rank, plan
+
+    ranks = plan(cell, recipe)
+    facts = make_low_rank(cell, recipe, ranks, empty(folder))
     before, after = facts.entries
-    print(f"backbone: {after:,} entries of {before:,} ({after / before:.1%})", file=sys.stderr)
+    lines = [f"backbone: {after:,} entries of {before:,} ({after / before:.1%})"]
     if facts.distilled:
         states = f"{facts.distilled.before:.3g} before, {facts.distilled.after:.3g} after"
-        print(f"squared difference of hidden states on held-out text: {states}", file=sys.stderr)
-    return 0
+        lines.append(f"squared difference of hidden states on held-out text: {states}")
+    return lines
+
+
+def _masked(cell: Cell, recipe: recipes.MaskedLM, folder: Path) -> list[str]:
+    from peftbench.runner.masked import check, make_masked
+
+    check(cell)
+    facts = make_masked(cell, recipe, empty(folder))
+    made = "new: drawn, and trained on this text alone" if facts.head == "new" else "the source's own, trained on"
+    loss = f"{facts.before:.3f} before, {facts.after:.3f} after"
+    return [f"masked-LM head: {made}", f"cross entropy of hidden tokens on held-out text: {loss}"]
 
 
 def _add_searchpath(parser: ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from pydantic import Field
 
-from peftbench.config.bounds import Count, NotNegative, PathText, Positive
+from peftbench.config.bounds import Count, InnerShare, NotNegative, PathText, Positive, Share
 from peftbench.config.validate import parse
 from peftbench.config.words import COMPOSE_ERRORS, conf_dir, words
 from peftbench.ground.errors import ConfigError, near, shown
@@ -32,7 +32,24 @@ class LowRank:
     residual_margin: NotNegative
 
 
-def split_words(overrides: Sequence[str]) -> tuple[LowRank, list[str]]:
+@dataclass(frozen=True)
+class MaskedLM:
+    """Masked-LM training that goes on. Units and sources stand in conf/make/mlm.yaml."""
+
+    text: PathText | None
+    steps: Count
+    lr: Positive
+    warmup: Share
+    weight_decay: NotNegative
+    masked: InnerShare
+    head_only: bool
+
+
+Recipe = LowRank | MaskedLM
+RECIPES: dict[str, type[Recipe]] = {"lowrank": LowRank, "mlm": MaskedLM}  # word of conf/make -> what its keys make
+
+
+def split_words(overrides: Sequence[str]) -> tuple[Recipe, list[str]]:
     """The recipe that a command's words describe, and the words that are left: those of a cell.
 
     Raises:
@@ -45,7 +62,7 @@ def split_words(overrides: Sequence[str]) -> tuple[LowRank, list[str]]:
     keys = yaml.safe_load((conf_dir() / GROUP / f"{chosen[0]}.yaml").read_text(encoding="utf-8"))
     keys |= dict(_value(item) for item in own if not item.startswith(f"{GROUP}="))
     problems: list[str] = []
-    recipe = parse(LowRank, keys, GROUP, problems)
+    recipe = parse(RECIPES[chosen[0]], keys, GROUP, problems)
     if recipe is None or problems:
         raise ConfigError(problems)
     return recipe, [item for item in overrides if item not in own]

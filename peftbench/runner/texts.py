@@ -1,0 +1,64 @@
+"""Text without labels, to train a backbone on: read, cut into rows to train on and rows held out, tokenised."""
+
+from pathlib import Path
+
+import numpy as np
+
+from peftbench.config.spec import Cell
+from peftbench.data.rows import Rows
+from peftbench.data.split import Split, make_split
+from peftbench.data.tokens import Tokenizer, Tokens, tokenize
+from peftbench.ground import strangers
+from peftbench.ground.errors import ConfigError, DataError
+from peftbench.ground.seeds import stream
+
+MOST_TEXT = 1 << 30  # bytes of one file
+HELD_OUT = 256  # rows of text at most, and a tenth of all, that measure the training
+
+
+def read(cell: Cell, text: str | None) -> Split:
+    """The rows of a file, or of a folder of *.txt, or of the task's train split, without labels.
+
+    Raises:
+        ConfigError: there is neither a text nor a train split.
+        DataError: the text cannot be read.
+    """
+    if text is None:
+        if cell.task.train is None:
+            raise ConfigError(f"task={cell.task.name}: has no training rows; give make.text")
+        return make_split("text", Rows(cell.data, cell.task, None, False).read()[cell.task.train].texts, None)
+    path = Path(text).expanduser()
+    paths = sorted(path.glob("*.txt")) if path.is_dir() else [path]
+    lines: list[str] = []
+    for one in paths:
+        try:
+            content = strangers.read_bytes(one, MOST_TEXT).decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"make.text={one}: not UTF-8 at byte {error.start}") from None
+        except (OSError, ValueError) as error:
+            raise DataError(f"make.text={one}: {getattr(error, 'strerror', None) or error}") from None
+        lines += [line.strip() for line in content.splitlines() if line.strip()]
+    return make_split("text", (tuple(lines),), None)
+
+
+def tokens(cell: Cell, text: str | None, steps: int, rows: Split, tokenizer: Tokenizer) -> tuple[Tokens, Tokens]:
+    """Token ids of as many rows as so many steps need, chosen by the seed: those to train on, and those held out.
+
+    Raises:
+        DataError: there are no two rows.
+    """
+    if len(rows) < 2:
+        raise DataError(f"make.text={text or 'null'}: no two rows of text, one to train on and one to hold out")
+    order = np.random.default_rng(stream(cell.seed, "held_out")).permutation(len(rows))
+    kept = max(1, min(HELD_OUT, len(rows) // 10))
+    needed = order[kept:][: steps * cell.protocol.batch_size]
+    cache = Path(cell.cache).expanduser()
+    train, held_out = rows.rows(needed, "text"), rows.rows(order[:kept], "held_out")
+    return tuple(tokenize(part, tokenizer, cell.protocol.max_length, cache) for part in (train, held_out))  # type: ignore[return-value]
+
+
+def keep_tokenizer(source: Path, folder: Path) -> None:
+    """Write the tokenizer of a folder into another."""
+    from transformers import AutoTokenizer
+
+    AutoTokenizer.from_pretrained(source, trust_remote_code=False).save_pretrained(folder)
