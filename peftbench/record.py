@@ -27,6 +27,7 @@ from peftbench.ground.record_parts import (
     Hardware,
     Hashes,
     Headline,
+    Made,
     Memory,
     Metrics,
     Moment,
@@ -56,6 +57,7 @@ __all__ = [
     "Hardware",
     "Hashes",
     "Headline",
+    "Made",
     "Memory",
     "Metrics",
     "Moment",
@@ -66,6 +68,7 @@ __all__ = [
     "Times",
     "Worker",
     "budget_facts",
+    "changed_parents",
     "damage",
     "find_records",
     "finished_record",
@@ -151,6 +154,7 @@ class Record:
         attention: how many attention modules are this bench's own; None in records of before version 0.3.
         worker: who computed it; None in records of before version 0.4.
         failed_on: hosts on which the cell failed, this time and before; empty where it is done.
+        made: how it was made of finished runs, where it is an artefact's.
     """
 
     schema: int
@@ -176,6 +180,7 @@ class Record:
     attention: Attention | None = None
     worker: Worker | None = None
     failed_on: list[Name] = field(default_factory=list)
+    made: Made | None = None
 
     @property
     def lr(self) -> float:
@@ -291,6 +296,26 @@ def glance(path: Path) -> Glance:
     except (ValueError, KeyError, TypeError):  # a ValidationError is a ValueError
         return Glance()
     return seen
+
+
+def changed_parents(hashes: Hashes, outputs: Path, glance_at: Callable[[Path], Glance] = glance) -> list[str]:
+    """The runs that an artefact was made of and that have learned something else since.
+
+    One that is gone, or that is being run again, says nothing against what was made of it.
+
+    Args:
+        outputs: where the artefact's study lies.
+        glance_at: how the record at a path is seen.
+    """
+    changed = []
+    for folder, sha256 in hashes.parents.items():
+        try:
+            seen = glance_at(outputs / folder / RECORD_FILE)
+        except DataError:
+            continue
+        if seen.status == "done" and seen.hashes.delta != sha256:
+            changed.append(folder)
+    return changed
 
 
 def damage(path: Path) -> str | None:

@@ -21,9 +21,10 @@ ALLOWED: dict[str, set[str]] = {
     "training": {*GROUND, "config", "data", "backbone", "methods"},
     "runner": {*GROUND, "config", "data", "backbone", "methods", "training"},
     "study": {*GROUND, "config", "papers", "data", "runner"},
+    "lifecycle": {*GROUND, "config", "data", "backbone", "methods", "training", "runner", "study"},
     "report": {*GROUND, "config", "papers"},
     "notebook": {*GROUND, "config", "runner", "study", "report"},
-    "commands": {*GROUND, "config", "papers", "training", "runner", "study", "report"},
+    "commands": {*GROUND, "config", "papers", "training", "runner", "study", "lifecycle", "report"},
     "cli": {"commands"},
     "__main__": {"cli"},
 }

@@ -39,6 +39,7 @@ usage: peftbench COMMAND [...]
   sync STUDY              send what W&B recorded offline, and the study's table and figures as one run
   apply RUN --output DIR  the run's model, merged, as a plain transformers folder
   predict RUN FILE.tsv    the run's labels for new rows
+  score RUN task=WORD     the run on another task of the same labels, as a row of its study's table
   export RUN --to DIR     the adapter of LoRA, or of a type that peft runs, in PEFT's format
   convert FOLDER|HUB-NAME model.safetensors of weights that are only a pickle (pytorch_model.bin)
   backbone make=WORD      a backbone made from another (lowrank, mlm): [OVERRIDES] --to DIR, for model.weights=DIR
@@ -77,6 +78,7 @@ COMMANDS = {
     "apply": ("use", "apply"),
     "predict": ("use", "predict"),
     "export": ("use", "export"),
+    "score": ("artefacts", "score"),
     "convert": ("use", "convert"),
     "backbone": ("use", "backbone"),
 }

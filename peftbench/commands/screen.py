@@ -134,8 +134,8 @@ def status(study: str, cells: Sequence["CellStatus"], numbers: Mapping["State", 
     if unknown := sum(cell.unknown for cell in cells):
         paste(f"{unknown} of them are not compared with the rows and weights that they name: not at hand here")
     for cell in cells:
-        if cell.state == "failed":
-            paste(f"failed: {cell.folder}: {cell.reason}")
+        if cell.reason is not None:
+            paste(f"{cell.state}: {cell.folder}: {cell.reason}")
             if cell.command:
                 paste(f"  {cell.command}")
         elif cell.state == "running":

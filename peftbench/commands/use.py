@@ -18,12 +18,12 @@ def apply(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="peftbench apply")
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--output", required=True, help="folder to write")
-    _add_searchpath(parser)
+    add_searchpath(parser)
     options = parser.parse_args(arguments)
     run = _finished(options.run)
     from peftbench.runner.apply import write_model
 
-    note = write_model(run, writable(Path(options.output)), _known(options.searchpath))
+    note = write_model(run, writable(Path(options.output)), known_classes(options.searchpath))
     print(options.output)
     if note:
         print(note, file=sys.stderr)
@@ -35,13 +35,13 @@ def predict(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="peftbench predict")
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("file", help="tab-separated, with a header line that names the task's text columns")
-    _add_searchpath(parser)
+    add_searchpath(parser)
     options = parser.parse_args(arguments)
     run = _finished(options.run)
     from peftbench.runner.apply import label
 
     cache = compose.resolved(compose.load([]))["cache"]
-    for line in label(run, Path(options.file), cache_folder(str(cache)), _known(options.searchpath)):
+    for line in label(run, Path(options.file), cache_folder(str(cache)), known_classes(options.searchpath)):
         print(line)
     return 0
 
@@ -51,12 +51,12 @@ def export(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="peftbench export")
     parser.add_argument("run", help="folder of a finished run of LoRA, or of a type that peft runs")
     parser.add_argument("--to", required=True, help="folder to write")
-    _add_searchpath(parser)
+    add_searchpath(parser)
     options = parser.parse_args(arguments)
     run = _finished(options.run)
     from peftbench.runner.deltas import export_peft
 
-    export_peft(run, Path(options.to), _known(options.searchpath))
+    export_peft(run, Path(options.to), known_classes(options.searchpath))
     print(options.to)
     return 0
 
@@ -115,13 +115,13 @@ def _masked(cell: Cell, recipe: recipes.MaskedLM, folder: Path) -> list[str]:
     return [f"masked-LM head: {made}", f"cross entropy of hidden tokens on held-out text: {loss}"]
 
 
-def _add_searchpath(parser: ArgumentParser) -> None:
+def add_searchpath(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--searchpath", metavar="DIR", help="your own configuration, where the run's method is none of this package's"
     )
 
 
-def _known(searchpath: str | None) -> set[str]:
+def known_classes(searchpath: str | None) -> set[str]:
     """The classes outside this package that a run's files may name."""
     return set() if searchpath is None else userfiles.classes(Path(searchpath))
 

@@ -24,6 +24,12 @@ def shell(words: Sequence[str]) -> str:
     return shlex.join(printable(word) for word in words)
 
 
+def command(words: Sequence[str]) -> str:
+    """The command line that makes a record again, of the words of a cell, or of all that followed the program."""
+    is_cell = not words or "=" in words[0]
+    return shell(["peftbench", *(["run"] if is_cell else []), *words])
+
+
 def csv(value: Any) -> Any:
     """A cell that no spreadsheet takes for a formula; numbers stay numbers."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -1,7 +1,7 @@
 """What a record holds, part by part: typed and bounded, so that the record of a stranger is checked when read."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -11,6 +11,7 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Score = Annotated[float, Field(ge=-1.001, le=1.001)]  # [-1, 1], and what rounding adds
 Whole = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Place = Annotated[str, Field(min_length=1, max_length=4096)]  # a folder
 
 
 @dataclass(frozen=True)
@@ -179,12 +180,29 @@ class Hashes:
         weights: of the file of weights; None for random ones.
         tokenizer: of the tokenizer (records of version 0.3 on).
         delta: of the delta's file.
+        parents: of the deltas of the runs that an artefact was made of, by their folders, under `outputs` or absolute.
     """
 
     data: dict[Name, Name] = field(default_factory=dict)
     weights: Name | None = None
     tokenizer: Name | None = None
     delta: Name | None = None
+    parents: dict[Place, Name] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Made:
+    """How an artefact was made of finished runs.
+
+    Attributes:
+        by: the command.
+        keys: its settings, by name.
+        facts: what it saw on the way, JSON-like.
+    """
+
+    by: Name
+    keys: dict[Name, Any]
+    facts: dict[Name, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

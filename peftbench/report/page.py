@@ -90,7 +90,7 @@ def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] =
                 "folder": f"{folder.parent.name}/{folder.name}",
                 "status": record.status,
                 "reason": record.reason,
-                "command": _command(record),
+                "command": escape.command(record.overrides),
             }
             for folder, record in zip(study.folders, study.records, strict=True)
             if record.status != "done"
@@ -161,13 +161,8 @@ def _details(folder: Path, record: Record, shared: dict[str, Any], pairs: list[t
         "fingerprint": record.fingerprint,
         "folder": f"{folder.parent.name}/{folder.name}",
         "config": {key: value for key, value in flat(record.config).items() if key not in shared},
-        "command": _command(record),
+        "command": escape.command(record.overrides),
     }
-
-
-def _command(record: Record) -> str:
-    """The command line that makes a run again."""
-    return escape.shell(["peftbench", "run", *record.overrides])
 
 
 def _predictions(folder: Path, record: Record) -> list[tuple[str, str]]:

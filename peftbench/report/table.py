@@ -10,7 +10,7 @@ import pandas as pd
 from peftbench import papers
 from peftbench.ground.errors import ConfigError, near
 from peftbench.papers import Paper
-from peftbench.record import Record
+from peftbench.record import Record, changed_parents
 from peftbench.report.columns import Column, read
 from peftbench.report.records import Study, differences, frame, other_inputs
 from peftbench.report.verdict import Verdict, against
@@ -101,6 +101,7 @@ def build(study: Study, paper: Paper | None = None) -> Table:
         notes.append("sample: a few hundred built-in rows; these are no GLUE scores")
     if any(entry.collapsed for line in lines for entry in line.entries.values()):
         notes.append("c: that many of the runs predict one class for every row")
+    notes += [f"{name}: made of runs that have been run again since" for name in stale(study, rows)]
     if paper:
         notes += [
             f"{paper.work} ({paper.name}): {paper.split}, {paper.selection}",
@@ -109,6 +110,16 @@ def build(study: Study, paper: Paper | None = None) -> Table:
     shown = "median" if statistic == "median" else "mean"
     title = f"{study.name}: dev scores in percent, {shown} ± sd over seeds"
     return Table(title, columns, lines, notes, statistic, paper.name if paper else None)
+
+
+def stale(study: Study, rows: pd.DataFrame) -> list[str]:
+    """The rows that hold an artefact of runs that have learned something else since."""
+    names: dict[str, None] = {}
+    done = [run for run in zip(study.folders, study.records, strict=True) if run[1].status == "done"]
+    for place, (folder, record) in enumerate(done):
+        if record.made and changed_parents(record.hashes, folder.parents[2]):
+            names[str(rows["name"].iloc[place])] = None
+    return list(names)
 
 
 def apart(study: Study) -> tuple[pd.DataFrame, list[str]]:

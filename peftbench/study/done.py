@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -60,11 +60,17 @@ class Reads:
 
 @dataclass(frozen=True)
 class InputHashes:
-    """Hashes of what a cell would read now: of rows by split, and of weights. None: what never changes."""
+    """Hashes of what a cell would read now: of rows by split, and of weights. None: what never changes.
+
+    Attributes:
+        tests: the splits whose predictions may be added later.
+        parents: of the deltas that an artefact is made of, by their folders.
+    """
 
     rows: Mapping[str, str] | None
     weights: str | None
     tests: frozenset[str] = frozenset()
+    parents: Mapping[str, str] = field(default_factory=dict)
 
     def need(self, record: Glance) -> Need:
         """What a cell needs that has this record."""
@@ -72,6 +78,8 @@ class InputHashes:
             return "run"
         made_of = record.hashes.data
         if self.weights is not None and record.hashes.weights != self.weights:
+            return "run"
+        if record.hashes.parents != self.parents:
             return "run"
         if self.rows is None:
             return "predict" if self.tests - made_of.keys() else "nothing"
@@ -175,7 +183,8 @@ def make_way(folder: Path, inputs: InputHashes) -> None:
     _set_aside_damaged(folder)
     seen = glance(folder / RECORD_FILE)
     if seen.status == "done" and inputs.need(seen) == "run":
-        made_of = digest({"data": seen.hashes.data, "weights": seen.hashes.weights})[:8]
+        read = {"data": seen.hashes.data, "weights": seen.hashes.weights}
+        made_of = digest({**read, "parents": seen.hashes.parents} if seen.hashes.parents else read)[:8]
         _move(folder, folder.with_name(f"{folder.name}-{made_of}"))
     if (other := find(folder, inputs)[0]) != folder:
         _move(other, folder)

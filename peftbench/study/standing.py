@@ -7,7 +7,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from pydantic import Field, TypeAdapter
 from peftbench.ground import strangers
 from peftbench.ground.errors import BadInput
 from peftbench.ground.files import RECORD_FILE, YOUNG, write_atomically
-from peftbench.record import Glance, Hashes, glance
+from peftbench.record import Glance, Hashes, changed_parents, glance
 from peftbench.study import done
 from peftbench.study.done import InputHashes, Need, Reads
 from peftbench.study.index import Planned
@@ -39,11 +39,13 @@ class Standing:
 
     Attributes:
         need: None: what the cell reads is not known, or cannot be read.
+        changed: the runs of an artefact that have learned something else since it was made.
     """
 
     folder: Path
     seen: Glance
     need: Need | None
+    changed: Sequence[str] = ()
 
     @property
     def status(self) -> str | None:
@@ -79,6 +81,7 @@ class Standings:
         self._fresh: dict[str, tuple[Stamp, Glance]] = {}
         self._inputs: Callable[[Reads], InputHashes | None] = done.once_each(_inputs)
         self._beside = functools.cache(_beside)
+        self._glance_at_parent = functools.cache(glance)  # what is kept of a record does not say what it learned
 
     def standing(self, cell: Planned) -> Standing:
         """How a cell stands.
@@ -89,7 +92,9 @@ class Standings:
         folder = self.outputs / cell.folder
         inputs = None if cell.reads is None else self._inputs(cell.reads)
         if inputs is None:
-            return Standing(folder, self.glance(folder / RECORD_FILE), None)
+            seen = self.glance(folder / RECORD_FILE)
+            changed = changed_parents(seen.hashes, self.outputs, self._glance_at_parent)
+            return Standing(folder, seen, "run" if changed else None, changed)
         result, need = done.find(folder, inputs, self.glance, lambda one: self._beside(one.parent).get(one.name, []))
         return Standing(result, self.glance(result / RECORD_FILE), need)
 

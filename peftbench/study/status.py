@@ -19,11 +19,11 @@ from peftbench.study import index, lock
 from peftbench.study.index import Planned, kind_of
 from peftbench.study.standing import Standing, Standings
 
-State = Literal["done", "running", "failed", "stopped", "missing"]
+State = Literal["done", "running", "failed", "stopped", "stale", "missing"]
 BEFORE_TYPED = [yaml.StreamStartEvent, yaml.DocumentStartEvent, yaml.SequenceStartEvent]
 AFTER_TYPED = [yaml.DocumentEndEvent, yaml.StreamEndEvent]  # after the end of the list
 MOST_TYPED = 64 << 10  # bytes of the file of what was typed for a cell
-STATES: tuple[State, ...] = ("done", "running", "failed", "stopped", "missing")
+STATES: tuple[State, ...] = ("done", "running", "failed", "stopped", "stale", "missing")
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class CellStatus:
     Attributes:
         folder: under `outputs`.
         state: done; running (a living runner holds it); failed (diverged included); stopped (it goes on from a
-            checkpoint); missing (nothing is there yet, or a result of other rows or weights, or without predictions
-            that were asked for).
+            checkpoint); stale (an artefact of runs that have learned something else since); missing (nothing is there
+            yet, or a result of other rows or weights, or without predictions that were asked for).
         seconds: what it took, where it is done.
         peak_mb: MiB that it took at most, where it is done.
-        reason: the last line of its error, where it failed.
+        reason: the last line of its error, where it failed; which run changed, where it is stale.
         command: what runs it by itself; empty where nothing says what was typed.
         unknown: rows or weights cannot be read here, so that its record counts without being compared with them.
         worker: who runs it, and for how long (s), where it is running.
@@ -80,7 +80,7 @@ def cells_if_any(outputs: Path, study: str) -> list[CellStatus]:
 
 
 def _status(standings: Standings, cell: Planned) -> CellStatus:
-    folder, again = cell.folder, command(cell.overrides)
+    folder, again = cell.folder, escape.command(cell.overrides)
     path = standings.outputs / folder / RECORD_FILE
     standing = _standing(standings, cell)
     if standing is not None and standing.seen.status == "done" and standing.need in (None, "nothing"):
@@ -95,7 +95,10 @@ def _status(standings: Standings, cell: Planned) -> CellStatus:
         reason = f"{record.status}: {record.reason}"
         if standing.is_quarantined:
             reason += f" (failed on {', '.join(record.failed_on)}; left alone unless asked)"
-        return CellStatus(folder, "failed", None, None, reason, command(cell.overrides or record.overrides))
+        return CellStatus(folder, "failed", None, None, reason, escape.command(cell.overrides or record.overrides))
+    if standing is not None and standing.changed:
+        reason = f"{standing.changed[0]} has been run again since"
+        return CellStatus(folder, "stale", None, None, reason, escape.command(read_record(path).overrides))
     stopped = path.with_name(CHECKPOINT_FILE).exists()
     return CellStatus(folder, "stopped" if stopped else "missing", None, None, None, again)
 
@@ -128,11 +131,6 @@ def _typed(path: Path) -> list[str]:
         reason = "not a list of what was typed"
     print(f"{escape.terminal(str(path))}: {reason}", file=sys.stderr)
     return []
-
-
-def command(overrides: Sequence[str]) -> str:
-    """The command line that runs one cell."""
-    return escape.shell(["peftbench", "run", *overrides])
 
 
 def by_state(cells: Iterable[CellStatus]) -> dict[State, int]:

@@ -1,0 +1,259 @@
+"""An artefact: something made of finished runs, and recorded, found again and shown as a run is.
+
+Its cell is the recipe on one task and data, of parents of one seed. Its record names the parents by the hashes of their
+deltas, and counts while parents and rows are what they were; it is moved aside and made anew when they are not. One
+runner makes it, by the lock of a cell. Predictions come first and the record last, so that an end in between loses no
+more than the artefact that was being made.
+"""
+
+import os
+import re
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peftbench.config import compose
+from peftbench.config.fingerprint import digest
+from peftbench.config.spec import Cell, TaskSpec
+from peftbench.data.rows import Rows
+from peftbench.data.split import Split
+from peftbench.data.tokens import Tokens
+from peftbench.ground.errors import ConfigError, DataError, near, shown
+from peftbench.ground.files import RECORD_FILE, expanded
+from peftbench.lifecycle.parents import Parent, one_seed
+from peftbench.record import (
+    SCHEMA,
+    CellName,
+    Counts,
+    Git,
+    Hardware,
+    Hashes,
+    Made,
+    Memory,
+    Record,
+    Worker,
+    changed_parents,
+    finished_record,
+    write_record,
+)
+from peftbench.runner import provenance
+from peftbench.runner.recording import headline, keep_predictions, metrics, times_of
+from peftbench.runner.run import Outcome, read_rows
+from peftbench.runner.tracking import Stopwatch
+from peftbench.study import done
+from peftbench.study.cell import Screen
+from peftbench.study.done import InputHashes
+from peftbench.study.lock import Elsewhere, Lock, owner
+from peftbench.training.fit import Fit, Scores
+
+WORDS = ("task", "data", "study", "outputs", "cache")  # that say where an artefact is scored and kept
+
+
+@dataclass(frozen=True)
+class Where:
+    """The rows that an artefact is scored on, and where it is kept.
+
+    Attributes:
+        cell: gives task, data, cache; its model and protocol are the parents'.
+        outputs: the folder of studies.
+    """
+
+    cell: Cell
+    outputs: Path
+    study: str
+
+    @property
+    def rows(self) -> Rows:
+        """The rows that are scored, or predicted where the task has no others."""
+        task = self.cell.task
+        return Rows(self.cell.data, replace(task, train=None), None, tested=not task.dev)
+
+
+def where_of(words: Sequence[str], run: Parent) -> Where:
+    """Where an artefact of a run is scored and kept: as these words say, and else as the run was.
+
+    Args:
+        words: task=, data=, study=, outputs=, cache= and keys of them.
+
+    Raises:
+        ConfigError: a word is none of these, or not possible.
+    """
+    typed = {word.partition("=")[0].lstrip("+~").partition(".")[0] for word in words}
+    if other := sorted(typed - set(WORDS)):
+        raise ConfigError(f"{shown(other[0])}: not a word of an artefact; {near(other[0], WORDS)}")
+    start = str(run.folder).replace("\\", "\\\\").replace("'", "\\'")  # a task without training rows asks for one
+    cell = compose.cell_from([*words, f"init_from='{start}'"])
+    if "task" not in typed:
+        cell = replace(cell, task=run.task)
+    if "data" not in typed:
+        cell = replace(cell, data=run.data)
+    outputs = expanded(cell.outputs) if "outputs" in typed else run.outputs
+    return Where(cell, outputs, cell.study if "study" in typed else run.record.cell.study)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an artefact is.
+
+    Attributes:
+        by: the command that makes it.
+        name: its row of the table.
+        keys: its settings.
+        parents: in the order in which they matter.
+        words: the command line that makes it.
+    """
+
+    by: str
+    name: str
+    keys: Mapping[str, Any]
+    parents: Sequence[Parent]
+    words: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Result:
+    """An artefact that was made and has predicted.
+
+    Attributes:
+        scores: on every metric; None where labels are not public.
+        logits: (rows, labels) of every split.
+        tokens: of the same splits.
+        counts: entries that were trained for it, or that it changed.
+        facts: what was seen on the way.
+        weights: hash of the backbone's weights.
+    """
+
+    scores: Scores | None
+    logits: Mapping[str, np.ndarray]
+    tokens: Mapping[str, Tokens]
+    counts: Counts | None
+    weights: str | None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def settle(recipe: Recipe, where: Where, make: Callable[[Mapping[str, Split]], Result], screen: Screen) -> int:
+    """Make an artefact unless its record is there; returns the exit code.
+
+    Args:
+        make: makes and scores it, on these rows.
+        screen: told how it goes.
+
+    Raises:
+        ConfigError: it is not possible, or its folder cannot be written.
+        DataError: parents or rows cannot be read, or a parent changed while it was being made.
+    """
+    folder = folder_of(recipe, where)
+    with Lock(folder) as lock:
+        if done.has_result(folder):
+            inputs = _inputs(recipe, where)
+            place, need = done.find(folder, inputs)
+            if need == "nothing" and (record := finished_record(place / RECORD_FILE)) is not None:
+                screen.already_done(record, place / RECORD_FILE)
+                return 0
+        if lock.refused:
+            raise ConfigError(f"outputs={where.outputs}: {folder} cannot be written ({lock.refused})")
+        if not lock.held:
+            screen.elsewhere(folder, owner(lock.path))
+            return Elsewhere.exit_code
+        if done.has_result(folder):
+            done.make_way(folder, inputs)
+        watch, started = Stopwatch(), datetime.now(UTC)
+        provenance.reset_peak_memory()
+        rows = read_rows(where.rows)
+        result = make(rows)
+        record = _record(recipe, where, result, rows, watch, started)
+        if changed := changed_parents(record.hashes, where.outputs):
+            raise DataError(f"{changed[0]}: was run again while an artefact was made of it; the same command goes on")
+        labels = {name: tokens.labels for name, tokens in result.tokens.items()}
+        keep_predictions(folder, where.cell.task.labels, result.logits, labels, lock.check)
+        write_record(record, folder, lock.check)
+    screen.ended(Outcome(record, folder / RECORD_FILE))
+    return 0
+
+
+def folder_of(recipe: Recipe, where: Where) -> Path:
+    """The artefact's own folder, which follows from recipe, task, data and the parents' cells alone."""
+    model = recipe.parents[0].record.cell.model
+    words = [where.cell.task.name, *re.findall(r"[\w.]+", recipe.name), model, fingerprint(recipe, where)[:8]]
+    return where.outputs / where.study / "-".join(words) / f"seed{one_seed(recipe.parents)}"
+
+
+def fingerprint(recipe: Recipe, where: Where) -> str:
+    """16 hexadecimal digits that change with whatever decides the score, the seed apart."""
+    data = where.cell.data
+    source = {"source": data.source, "revision": data.revision, "limit": data.limit}
+    return digest(
+        {
+            "by": recipe.by,
+            "keys": dict(recipe.keys),
+            "parents": [one.record.fingerprint for one in recipe.parents],
+            "task": asdict(where.cell.task),
+            "data": {**source, "path": data.path} if data.source == "hub" else source,
+        }
+    )[:16]
+
+
+def _inputs(recipe: Recipe, where: Where) -> InputHashes:
+    model = recipe.parents[0].model
+    reads = done.Reads(where.rows, model.weights, None, None, where.cell.cache)
+    parents = {one.place(where.outputs): one.delta for one in recipe.parents}
+    return replace(done.hash_inputs(reads), parents=parents)
+
+
+def _record(
+    recipe: Recipe,
+    where: Where,
+    result: Result,
+    rows: Mapping[str, Split],
+    watch: Stopwatch,
+    started: datetime,
+) -> Record:
+    """The record of an artefact: the first parent's configuration on this task and data."""
+    task, first = where.cell.task, recipe.parents[0].record
+    fit = Fit() if result.scores is None else Fit([result.scores], 0, dict(result.logits))
+    labels = {name: tokens.labels for name, tokens in result.tokens.items()}
+    return Record(
+        schema=SCHEMA,
+        status="done",
+        cell=CellName(
+            task.name, recipe.name, first.cell.model, where.cell.data.name, "none", first.cell.seed, where.study
+        ),
+        fingerprint=fingerprint(recipe, where),
+        headline=headline(task, fit, labels),
+        metrics=metrics(fit, "last"),
+        counts=result.counts,
+        budget={"name": "none", "asked": None, "used": result.counts.backbone if result.counts else 0, "left": None},
+        time=times_of(fit, watch, started),
+        memory=Memory(provenance.peak_memory_mb()),
+        throughput=None,
+        hashes=Hashes(
+            data={name: split.sha256 for name, split in rows.items()},
+            weights=result.weights,
+            tokenizer=next((tokens.tokenizer for tokens in result.tokens.values()), None),
+            parents={one.place(where.outputs): one.delta for one in recipe.parents},
+        ),
+        versions=provenance.versions(),
+        git=Git(**provenance.git()),
+        hardware=Hardware(**provenance.hardware()),
+        worker=Worker(socket.gethostname(), os.getpid()),
+        overrides=list(recipe.words),
+        config=_config(first, task, where),
+        made=Made(recipe.by, dict(recipe.keys), result.facts),
+    )
+
+
+def _config(first: Record, task: TaskSpec, where: Where) -> dict[str, Any]:
+    data = {key: value for key, value in asdict(where.cell.data).items() if key != "name"}
+    plain = {key: value for key, value in asdict(task).items() if key != "name"}
+    return {**first.config, "task": _as_json(plain), "data": data, "study": where.study, "init_from": None}
+
+
+def _as_json(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _as_json(item) for key, item in value.items()}
+    return [_as_json(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,92 @@
+"""The runs that an artefact is made of: finished, with what they learned, of one seed and one backbone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftbench.config.spec import DataSpec, ModelSpec, TaskSpec
+from peftbench.config.spec import Protocol as TrainingProtocol
+from peftbench.config.validate import parse
+from peftbench.ground.errors import ConfigError, DataError
+from peftbench.ground.files import RECORD_FILE
+from peftbench.record import Record, read_record
+from peftbench.runner.deltas import model_spec
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A finished run.
+
+    Attributes:
+        folder: where its record and delta lie.
+        delta: the hash of its delta.
+    """
+
+    folder: Path
+    record: Record
+    delta: str
+
+    def place(self, outputs: Path) -> str:
+        """Its folder as an artefact's record names it: under `outputs`, or absolute where it lies elsewhere."""
+        here, there = self.folder.resolve(), outputs.resolve()
+        return str(here.relative_to(there) if here.is_relative_to(there) else here)
+
+    @property
+    def model(self) -> ModelSpec:
+        """Its backbone."""
+        return model_spec(self.record)
+
+    @property
+    def task(self) -> TaskSpec:
+        """The task that it was trained for."""
+        return _part(self.record, TaskSpec, "task", {"name": self.record.cell.task})
+
+    @property
+    def data(self) -> DataSpec:
+        """Where its rows came from."""
+        return _part(self.record, DataSpec, "data", {"name": self.record.cell.data})
+
+    @property
+    def outputs(self) -> Path:
+        """The folder of studies that it lies in."""
+        return self.folder.resolve().parents[2]
+
+    @property
+    def protocol(self) -> TrainingProtocol:
+        """How it was trained."""
+        return _part(self.record, TrainingProtocol, "protocol", {})
+
+
+def parent(folder: Path) -> Parent:
+    """The finished run in a folder.
+
+    Raises:
+        DataError: there is none, it did not end well, or it is an artefact itself.
+    """
+    record = read_record(folder / RECORD_FILE)
+    if record.status != "done":
+        raise DataError(f"{folder}: that run {record.status}; an artefact is made of finished runs")
+    if record.made is not None or record.hashes.delta is None:
+        raise DataError(f"{folder}: holds no delta; an artefact is made of runs that learned one")
+    return Parent(folder, record, record.hashes.delta)
+
+
+def one_seed(parents: Sequence[Parent]) -> int:
+    """The seed of all of them.
+
+    Raises:
+        ConfigError: they have several.
+    """
+    seeds = sorted({one.record.cell.seed for one in parents})
+    if len(seeds) > 1:
+        raise ConfigError(f"seeds {', '.join(map(str, seeds))}: the runs of one artefact are of one seed")
+    return seeds[0]
+
+
+def _part(record: Record, kind: type[Any], part: str, more: dict[str, Any]) -> Any:
+    problems: list[str] = []
+    parsed = parse(kind, {**more, **record.config[part]}, part, problems)
+    if parsed is None or problems:
+        raise DataError(f"the record's {part} is not one of this version: {problems[0]}")
+    return parsed

@@ -1,0 +1,82 @@
+"""A finished run scored on another task of the same labels: out of domain, without training."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from peftbench.backbone.model import compute_precision
+from peftbench.backbone.weights import weights_folder
+from peftbench.config.spec import Cell, TaskSpec
+from peftbench.data.split import Split
+from peftbench.data.tokens import Tokens
+from peftbench.ground.errors import ConfigError
+from peftbench.ground.machine import process_state
+from peftbench.lifecycle.artefact import Recipe, Result, Where, settle
+from peftbench.lifecycle.parents import Parent
+from peftbench.runner.deltas import reload
+from peftbench.runner.run import Tokenizing, tokenize_rows
+from peftbench.study.cell import Screen
+from peftbench.training.evaluation import Evaluator
+from peftbench.training.fit import Scores
+from peftbench.training.forward import Forward
+
+
+def score(run: Parent, where: Where, words: Sequence[str], screen: Screen, known: Collection[str] = ()) -> int:
+    """Score a run on the task of `where`, as an artefact; returns the exit code.
+
+    Args:
+        words: the command line.
+        known: classes outside this package that the run's delta may name.
+
+    Raises:
+        ConfigError: the task has other labels than the run's.
+        DataError: as `artefact.settle`.
+    """
+    task = where.cell.task
+    check_labels(run, task)
+    name = f"{run.record.cell.method} of {run.record.cell.task}"
+    if run.record.cell.budget != "none":
+        name = f"{run.record.cell.method} {run.record.cell.budget} of {run.record.cell.task}"
+
+    def make(rows: Mapping[str, Split]) -> Result:
+        model, tuner, _ = reload(run.folder, known)
+        protocol = run.protocol
+        compute_precision(model, protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
+        tokens = tokens_of(run, rows, where.cell)
+        evaluator = Evaluator(
+            Forward(model, protocol.precision, process_state().device), task, protocol.eval_batch_size
+        )
+        scores, logits = evaluated(evaluator, tokens, task)
+        return Result(scores, logits, tokens, run.record.counts, model.weights_sha256)
+
+    return settle(Recipe("score", name, {}, [run], words), where, make, screen)
+
+
+def check_labels(run: Parent, task: TaskSpec) -> None:
+    """Refuse a task whose labels are not the run's, in the same order.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    own = run.task
+    if (own.labels, own.score_range) != (task.labels, task.score_range):
+        raise ConfigError(f"task={task.name}: its labels are {_labels(task)}; those of {own.name} are {_labels(own)}")
+
+
+def _labels(task: TaskSpec) -> str:
+    return f"scores of {list(task.score_range or ())}" if task.labels is None else ", ".join(task.labels)
+
+
+def tokens_of(run: Parent, rows: Mapping[str, Split], cell: Cell) -> Mapping[str, Tokens]:
+    """Token ids of these rows as the run would read them."""
+    model = run.model
+    return tokenize_rows(rows, Tokenizing(model, weights_folder(model), run.protocol.max_length, cell.cache))
+
+
+def evaluated(
+    evaluator: Evaluator, tokens: Mapping[str, Tokens], task: TaskSpec
+) -> tuple[Scores | None, dict[str, np.ndarray]]:
+    """Logits of every split, and the scores of those that have labels."""
+    logits = {name: evaluator.predict(split) for name, split in tokens.items()}
+    labelled = {name: split for name, split in tokens.items() if split.labels is not None}
+    return evaluator.score(labelled, logits, 0, 0.0, task.headline) if labelled else None, logits
