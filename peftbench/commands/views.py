@@ -3,10 +3,13 @@
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from peftbench.commands.paths import writable
-from peftbench.ground.errors import DataError
+from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import expanded
+
+PORT = 8765  # of a live page, unless another is given
 
 
 def table(arguments: Sequence[str]) -> int:
@@ -88,21 +91,43 @@ def plot(arguments: Sequence[str]) -> int:
 
 
 def report(arguments: Sequence[str]) -> int:
-    """`peftbench report STUDY`: one HTML file with tables, plots and every run."""
+    """`peftbench report STUDY`: one HTML file with tables, plots and every run; with --serve a page that follows it."""
     parser = _study_parser("report")
     parser.add_argument("--to", help="file to write; default: report.html in the study's folder")
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
     parser.add_argument("--old", metavar="STUDY", help="an earlier study; the page then shows which rows flipped since")
+    parser.add_argument(
+        "--serve",
+        metavar="PORT",
+        type=int,
+        nargs="?",
+        const=PORT,
+        help="no file: a page on this machine that follows it",
+    )
     options = parser.parse_args(arguments)
+    if options.serve is not None and options.to:
+        raise ConfigError(f"--to {shown(options.to)}: --serve writes no file; give one of the two")
     from peftbench import papers
-    from peftbench.report import flips, page, records, versions
+    from peftbench.report import flips, page, records, serve, versions
 
     outputs = expanded(options.outputs)
-    study = records.read_study(outputs, options.study, options.model)
-    flipped = flips.between(versions.paired(options.old, options.study, outputs)[0]) if options.old else []
+    paper = papers.load(options.paper) if options.paper else None
+    read = serve.KeptRecords()
+
+    def content() -> dict[str, Any]:
+        study = records.read_study(outputs, options.study, options.model, read)
+        flipped = flips.between(versions.paired(options.old, options.study, outputs)[0]) if options.old else []
+        return page.content(study, paper, flipped)
+
+    if options.serve is not None:
+        with serve.Server(options.serve) as server:
+            live = serve.Live(outputs / options.study, content)
+            print(f"{server.address} (Ctrl-C ends it)", flush=True)
+            server.follow(live)
+        return 0
     path = Path(options.to) if options.to else outputs / options.study / "report.html"
     writable(path.parent)
-    page.write(study, path, papers.load(options.paper) if options.paper else None, flipped)
+    page.write(content(), path)
     print(path)
     return 0
 

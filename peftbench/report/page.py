@@ -32,9 +32,9 @@ SCRIPTS = ("tools.js", "figures.js", "main.js")
 DIGITS = 6  # of a figure's numbers
 
 
-def write(study: Study, path: Path, paper: Paper | None = None, flipped: Sequence[Flips] = ()) -> None:
-    """Write the page; `flipped`: what changed since an older study."""
-    write_atomically(path, html(content(study, paper, flipped)).encode())
+def write(shown: dict[str, Any], path: Path) -> None:
+    """Write the page of a study's `content`."""
+    write_atomically(path, html(shown).encode())
 
 
 def html(shown: dict[str, Any], live: bool = False) -> str:
@@ -61,7 +61,7 @@ def embedded(value: Any) -> str:
 
 
 def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] = ()) -> dict[str, Any]:
-    """Everything that the page shows, as JSON-like data."""
+    """Everything that the page shows, as JSON-like data; `flipped`: what changed since an older study."""
     rows = apart(study)[0]
     names = {} if rows.empty else dict(zip(rows["record"], rows["name"], strict=True))
     done = [(folder, r) for folder, r in zip(study.folders, study.records, strict=True) if r.status == "done"]

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,14 @@ class Study:
         return frame(self.done())
 
 
-def read_study(outputs: Path, study: str, model: str | None = None) -> Study:
+def read_study(
+    outputs: Path, study: str, model: str | None = None, read: Callable[[Path], Record] = read_record
+) -> Study:
     """Every readable record of a study; the unreadable are named on the terminal and left out.
 
     Args:
         model: only this backbone; "all": several are wanted; None: there may be only one.
+        read: gives the record at a path, as `read_record` does.
 
     Raises:
         ConfigError: there is no such study, it has no finished cell, or it has several backbones.
@@ -53,7 +56,7 @@ def read_study(outputs: Path, study: str, model: str | None = None) -> Study:
         known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
         hint = near(study, known) if known else f"{outputs} holds none"
         raise ConfigError(f"study {study}: not found in {outputs}; {hint}")
-    runs = list(readable(find_records(folder)))
+    runs = list(readable(find_records(folder), read))
     records, folders = [record for _, record in runs], [path for path, _ in runs]
     if not records:
         raise ConfigError(f"study {study}: no record in {folder}")
@@ -68,11 +71,11 @@ def read_study(outputs: Path, study: str, model: str | None = None) -> Study:
     return Study(study, records, folders)
 
 
-def readable(paths: Iterable[Path]) -> Iterator[tuple[Path, Record]]:
+def readable(paths: Iterable[Path], read: Callable[[Path], Record] = read_record) -> Iterator[tuple[Path, Record]]:
     """Folder and record of every run; a record that is not readable is named on the terminal instead."""
     for path in paths:
         try:
-            yield path.parent, read_record(path)
+            yield path.parent, read(path)
         except DataError as error:
             print(shown(f"left out: {error.every[0]}", LONGEST_LINE), file=sys.stderr)
 

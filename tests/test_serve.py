@@ -1,0 +1,103 @@
+"""A live page: it follows the records, answers its own name alone, and does nothing but read."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support import PYTHON, call
+
+from peftbench.report import page, serve
+from peftbench.report.records import read_study
+
+Asked = tuple[int, dict[str, str], bytes]
+
+
+@pytest.fixture
+def server(write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[serve.Server]:
+    """A live page of the study "made", with one run, that looks at the records whenever it is asked."""
+    monkeypatch.setattr(serve, "PAUSE", 0.0)
+    write_run("lora", "mrpc", 0, 0.8)
+    read = serve.KeptRecords()
+
+    def content() -> dict[str, Any]:
+        return page.content(read_study(tmp_path / "outputs", "made", read=read))
+
+    with serve.Server(0) as server:
+        thread = threading.Thread(target=server.follow, args=(serve.Live(tmp_path / "outputs" / "made", content),))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def ask(server: serve.Server, path: str, method: str = "GET", **headers: str) -> Asked:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    connection.request(method, path, headers={key.replace("_", "-"): value for key, value in headers.items()})
+    answer = connection.getresponse()
+    return answer.status, dict(answer.getheaders()), answer.read()
+
+
+def runs(server: serve.Server) -> list[tuple[str, int]]:
+    return [(run["name"], run["seed"]) for run in json.loads(ask(server, "/data.json")[2])["runs"]]
+
+
+def test_a_live_page_follows_the_records(server: serve.Server, write_run: Callable[..., Path], tmp_path: Path) -> None:
+    status, headers, text = ask(server, "/")
+    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert b'<body data-live="live">' in text
+    assert runs(server) == [("lora", 0)]
+    _, headers, _ = ask(server, "/data.json")
+    assert ask(server, "/data.json", If_None_Match=headers["ETag"])[::2] == (304, b"")
+    folder = write_run("bitfit", "mrpc", 1, 0.7)
+    assert sorted(runs(server)) == [("bitfit", 1), ("lora", 0)]
+    assert ask(server, "/data.json", If_None_Match=headers["ETag"])[0] == 200
+    (folder / "result.json").write_text("{")
+    assert runs(server) == [("lora", 0)]
+    for path in (tmp_path / "outputs" / "made").rglob("result.json"):
+        path.unlink()
+    assert runs(server) == [("lora", 0)]  # what was there last
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "host", "status"),
+    [
+        ("POST", "/", None, 501),
+        ("DELETE", "/data.json", None, 501),
+        ("HEAD", "/", None, 501),
+        ("GET", "/result.json", None, 404),
+        ("GET", "/../outputs/made", None, 404),
+        ("GET", "/data.json", "somewhere.else:80", 403),
+    ],
+)
+def test_nothing_else_is_answered(server: serve.Server, method: str, path: str, host: str | None, status: int) -> None:
+    own = f"localhost:{server.server_port}"
+    assert ask(server, path, method, Host=host or own)[0] == status
+    assert server.server_address[0] == "127.0.0.1"
+
+
+def test_the_command_says_where_it_is_and_ends_by_a_signal(server: serve.Server, tmp_path: Path) -> None:
+    words = ["report", "made", "--serve"]
+    with subprocess.Popen([*PYTHON, *words, "0"], cwd=tmp_path, stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.startswith("http://127.0.0.1:")
+        port = int(line.split(":")[2].split("/")[0])
+        answer = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        answer.request("GET", "/data.json")
+        assert json.loads(answer.getresponse().read())["study"] == "made"
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(120) == 130
+    taken = call(*words, str(server.server_port), cwd=tmp_path)
+    assert (taken.returncode, taken.stdout) == (2, "")
+    assert taken.stderr == (
+        f"--serve {server.server_port}: the port is in use; choose another, or 0 for any that is free\n"
+    )
+    assert "--serve 70000: must be a port" in call(*words, "70000", cwd=tmp_path).stderr
+    assert "--serve writes no file" in call(*words, "0", "--to", "page.html", cwd=tmp_path).stderr
