@@ -115,6 +115,7 @@ def test_the_error_of_a_mean_holds_seeds_and_rows_and_counts_neither_twice() -> 
 def test_signs_are_flipped_only_where_that_can_reach_the_level() -> None:
     few, many = (Paired(np.random.default_rng(2).normal(1, 1, seeds)) for seeds in (5, 12))
     assert (few.flips(), many.flips()) == (False, True)
+    assert not Paired(np.random.default_rng(2).normal(1, 1, 1000)).flips(), "the t-test is right for so many"
     assert not Paired(many.differences, np.zeros((12, 10))).flips(), "the rows have no part in flipped signs"
     assert not Paired(np.random.default_rng(2).normal(1, 1, 10)).flips(tests=28)
     same = Paired(np.full(4, 3.0))
@@ -156,9 +157,11 @@ def test_a_row_that_is_shown_to_be_worse_ends_the_marks() -> None:
     values = [90 + random.normal(0, 0.1, 4), 89.95 + random.normal(0, 0.1, 4), 80 + random.normal(0, 0.1, 4)]
     noisy = np.array([90.0, 60.0, 85.0, 70.0])
     made = column({name: list(row) for name, row in zip("abcd", [*values, noisy], strict=True)})
-    verdicts = verdict.against(made, "a")
-    assert [verdicts[name].word for name in "bcd"] == ["tied", "ahead", "not decided"]
-    assert list(table.tied("bcd", verdicts)) == ["b"]
+    verdicts = verdict.matrix([made])
+    assert {item.second: item.word for item in verdicts if item.first == "a"} == {
+        "b": "tied", "c": "ahead", "d": "not decided"
+    }  # fmt: skip
+    assert list(table.tied("abcd", verdicts)) == ["b"]
 
 
 def test_with_one_seed_nothing_is_marked(write_run: Callable[..., Path], tmp_path: Path) -> None:

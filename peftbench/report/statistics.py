@@ -21,6 +21,7 @@ ALPHA = 0.05
 POWER = 0.8
 MARGIN = 1.0  # points within which two methods count as equal
 MOST_SEEDS = 1000
+ARRANGEMENTS = 9999  # of signs that are tried
 MOST_FREEDOM = 1e6  # degrees; the t distribution is the normal one long before
 
 
@@ -107,9 +108,12 @@ class Paired:
         return Estimate(self.mean, error, freedom(self.of_seeds, self.of_rows, self.seeds)) if error > 0 else None
 
     def flips(self, tests: int = 1) -> bool:
-        """Whether signs are flipped instead of a t-test: there is no estimate, or the rows are not known and the seeds
-        are so many that the smallest p, 2 / 2^seeds, is a tenth of the level in a family of so many tests."""
-        return self.estimate is None or (self.resampled is None and 2 / 2**self.seeds * tests <= ALPHA / 10)
+        """Whether signs are flipped instead of a t-test: there is no estimate; or the rows are not known, all
+        2^seeds arrangements can be tried, and so many that the smallest p is a tenth of the level in a family of so many
+        tests. With more seeds than that the t-test needs no normal differences either."""
+        if self.estimate is None or self.resampled is not None:
+            return self.estimate is None
+        return 2 / 2**self.seeds * tests <= ALPHA / 10 and 2**self.seeds <= ARRANGEMENTS
 
     def p(self, tests: int = 1) -> float:
         """Two-sided p of "no difference", before any correction; 1 for a single seed."""
@@ -160,7 +164,7 @@ def flip_p(differences: np.ndarray) -> float:
         lambda x, y, axis: np.mean(x - y, axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=9999,
+        n_resamples=ARRANGEMENTS,
         rng=np.random.default_rng(0),
     )
     return float(result.pvalue)

@@ -1,6 +1,6 @@
 """A study as a table: methods in rows, tasks in columns; published figures beside ours, protocols never mixed."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean, median, stdev
 from typing import Literal
@@ -13,7 +13,7 @@ from peftbench.papers import Paper
 from peftbench.record import Record, changed_parents
 from peftbench.report.columns import Column, read
 from peftbench.report.records import Study, differences, frame, other_inputs
-from peftbench.report.verdict import Verdict, against
+from peftbench.report.verdict import Verdict, matrix
 
 Statistic = Literal["mean", "median"]
 RESAMPLES = 1000  # draws of the dev rows; what is marked does not hang on a percent of an error
@@ -226,26 +226,34 @@ def _with_marks(lines: list[Line], columns: Sequence[Column]) -> tuple[list[Line
         order = sorted(values, key=lambda name: -values[name])
         if len(order) < 2 or len(column.scores[order[0]]) < 2:
             continue
-        verdicts = against(column, order[0])
-        beside = set(tied(order[1:], verdicts))
+        verdicts = matrix([column])
+        beside = set(tied(order, verdicts))
         for line in lines:
             entry = line.entries[column.name]
             line.entries[column.name] = replace(entry, best=line.name == order[0], tied=line.name in beside)
-        tests += [item.test for item in verdicts.values()]
-        visible = [item.visible for item in verdicts.values() if item.visible is not None]
+        tests += [item.test for item in verdicts if item.seeds > 1]
+        visible = [item.visible for item in verdicts if order[0] in (item.first, item.second) and item.visible]
         sizes += [f"{column.name} {median(visible):.1f}"] if visible else []
     if not tests:
         return lines, []
     note = f"bold: the best; {TIED}: not shown to be worse than it, which is not the same as equal"
-    how = f"({', '.join(dict.fromkeys(tests))}; 5%, Holm over the rows of a column)"
-    shows = f"; a difference shows from about {', '.join(sizes)} points on" if sizes else ""
+    how = f"({', '.join(dict.fromkeys(tests))}; 5%, Holm over all pairs of a column)"
+    shows = f"; a difference to the best shows from about {', '.join(sizes)} points on" if sizes else ""
     return lines, [f"{note} {how}{shows}"]
 
 
-def tied(order: Sequence[str], verdicts: Mapping[str, Verdict]) -> Iterator[str]:
-    """The rows below the best down to the first that is shown to be worse, or of which one seed says nothing."""
-    for name in order:
-        if name not in verdicts or verdicts[name].word == "ahead":
+def tied(order: Sequence[str], verdicts: Sequence[Verdict]) -> Iterator[str]:
+    """The rows below the best down to the first that is shown to be worse, or of which one seed says nothing.
+
+    Args:
+        order: the rows of a column, the best first.
+        verdicts: on every pair of them.
+    """
+    best, *others = order
+    against = {item.second if item.first == best else item.first: item for item in verdicts
+               if best in (item.first, item.second) and item.seeds > 1}  # fmt: skip
+    for name in others:
+        if name not in against or against[name].winner == best:
             return
         yield name
 

@@ -34,7 +34,7 @@ class Verdict:
         visible: the smallest difference that this design shows in four of five repetitions, as one of its family;
             None where the noise is not known.
         test: what was used.
-        family: what was corrected for, in words; tests: how many that are.
+        family: what was corrected for, in words; tests: how many that are, without pairs of a single seed.
     """
 
     first: str
@@ -56,6 +56,11 @@ class Verdict:
     family: str
     tests: int
 
+    @property
+    def winner(self) -> str | None:
+        """The one that is shown to be better; None where neither is."""
+        return {"ahead": self.first, "behind": self.second}.get(self.word)
+
 
 def judge(
     pairs: Mapping[tuple[str, str, str], Paired],
@@ -71,12 +76,13 @@ def judge(
         margin: points within which two methods count as equal.
         rows: column -> how many dev rows it has.
     """
-    tests = len(pairs)
-    raw = {key: (paired.p(tests), paired.p_of_equality(margin)) for key, paired in pairs.items()}
-    corrected = holm([p for p, _ in raw.values()]), holm([p for _, p in raw.values()])
+    tested = [key for key, paired in pairs.items() if paired.seeds > 1]
+    tests = len(tested)
+    p_values = dict(zip(tested, holm([pairs[key].p(tests) for key in tested]), strict=True))
+    p_of_equal = dict(zip(tested, holm([pairs[key].p_of_equality(margin) for key in tested]), strict=True))
     verdicts = []
-    for (first, second, column), p, p_of_equality in zip(pairs, *corrected, strict=True):
-        paired = pairs[first, second, column]
+    for (first, second, column), paired in pairs.items():
+        p, p_of_equality = (known.get((first, second, column), 1.0) for known in (p_values, p_of_equal))
         estimate, resampled = paired.estimate, paired.resampled
         drawn = bootstrap.crossed(resampled) if resampled is not None and paired.seeds > 2 else None
         verdicts.append(
@@ -123,15 +129,3 @@ def matrix(columns: Sequence[Column], margin: float = MARGIN) -> list[Verdict]:
         }
         verdicts += judge(pairs, f"{len(pairs)} pairs in {column.name}", margin, {column.name: column.rows or 0})
     return verdicts
-
-
-def against(column: Column, best: str) -> dict[str, Verdict]:
-    """One row of a column against each of the others, one family: by the other's name, without those that have no two
-    seeds in common with it."""
-    pairs = {
-        (best, name, column.name): paired
-        for name in column.scores
-        if name != best and (paired := column.paired(best, name)) is not None and paired.seeds > 1
-    }
-    family = f"{len(pairs)} rows against {best} on {column.name}"
-    return {item.second: item for item in judge(pairs, family, rows={column.name: column.rows or 0})}

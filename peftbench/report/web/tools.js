@@ -38,7 +38,7 @@ const plain = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt
 
 // Sorting: numbers by value (the first number in the cell), words by letter, dashes last in both directions.
 function sortKey(text) {
-  const bare = text.replaceAll(",", "");
+  const bare = text.replace(/^≈ /, "").replaceAll(",", "");  // ≈: tied with the best
   return text === "–" || text === "" ? null : /^[-+]?[0-9.]/.test(bare) ? parseFloat(bare) : text;
 }
 
