@@ -108,9 +108,9 @@ class Paired:
         return Estimate(self.mean, error, freedom(self.of_seeds, self.of_rows, self.seeds)) if error > 0 else None
 
     def flips(self, tests: int = 1) -> bool:
-        """Whether signs are flipped instead of a t-test: there is no estimate; or the rows are not known, all
-        2^seeds arrangements can be tried, and so many that the smallest p is a tenth of the level in a family of so many
-        tests. With more seeds than that the t-test needs no normal differences either."""
+        """Whether signs are flipped instead of a t-test: there is no estimate; or the rows are not known, all 2^seeds
+        arrangements can be tried, and the smallest p is a tenth of the level in a family of so many tests. With more
+        seeds than that the t-test needs no normal differences either."""
         if self.estimate is None or self.resampled is not None:
             return self.estimate is None
         return 2 / 2**self.seeds * tests <= ALPHA / 10 and 2**self.seeds <= ARRANGEMENTS
