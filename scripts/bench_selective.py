@@ -45,8 +45,8 @@ METHODS = {
 }
 
 
-def trainer_of(*overrides: str) -> Trainer:
-    """A trainer with random weights and random rows of equal length, ready to step."""
+def trainer_of(*overrides: str, total: int = 200) -> Trainer:
+    """A trainer with random weights and random rows of equal length, ready for the first of `total` steps."""
     words = ["model.weights=random", "task=sst2", f"protocol.batch_size={BATCH}", "tracker=none", *overrides]
     cell: Cell = budgets.resolve(compose.cell_from(words))
     model, _ = load_model(cell.model, 2, cell.seed)
@@ -59,7 +59,7 @@ def trainer_of(*overrides: str) -> Trainer:
     labels = torch.randint(0, 2, (rows,), generator=random).numpy()
     train = Tokens("train", ids, starts, torch.full((rows,), WIDTH, dtype=torch.int32).numpy(), labels, 0)
     trainer = Trainer(model, tuner, cell.protocol, cell.task, train, {}, "accuracy", cell.seed, log_every=10**9)
-    trainer.begin(total=200)
+    trainer.begin(total)
     return trainer
 
 

@@ -1,0 +1,235 @@
+"""What every method costs on one backbone: entries, stored bytes, step time, peak memory; for docs/methods.md.
+
+    python scripts/bench_methods.py [--methods lora,bitfit] [--rounds 3] [--steps 20] [--quick]
+    python scripts/bench_methods.py --write     only the table and the picture, from what is measured already
+
+Random weights of a model's shape, 32 rows of 64 random tokens, bf16, each method as its yaml has it (selective ones
+with BitFit's entries). Methods take turns, every run is a process of its own, and medians over the rounds are shown.
+What is measured is kept in docs/methods.json at once: the same command goes on where it was stopped.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from peftbench.config import compose
+from peftbench.ground.errors import ConfigError
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE, FIGURES, PICTURE = DOCS / "methods.md", DOCS / "methods.json", DOCS / "methods.png"
+BEGIN, END = "<!-- what scripts/bench_methods.py measured -->", "<!-- end -->"
+WARM = 3  # steps at the start that are not counted
+QUICK = {"rounds": 1, "steps": 2}
+REFERENCE = "lora"  # whose step and peak are 1
+OTHERS = ("peft", "spafit_")  # beginnings of words that need a type, or are one yaml's variants for 24 layers
+
+Run = dict[str, Any]
+
+
+def methods() -> list[str]:
+    """Every method that runs by its word alone."""
+    return [word for word in compose.words("method") if not word.startswith(OTHERS)]
+
+
+def measure(method: str, model: str, steps: int) -> Run:
+    """One method in this process: counts, milliseconds of a step (median, the first ones apart), MiB, bytes.
+
+    Returns:
+        That, or {"error": a line} where the backbone cannot have the method.
+    """
+    import torch
+    from bench_selective import BATCH, trainer_of  # type: ignore[import-not-found]
+
+    from peftbench.runner import deltas
+    from peftbench.runner.provenance import peak_memory_mb, reset_peak_memory
+
+    total, rows = WARM + steps, torch.arange(BATCH).numpy()
+    words = [f"method={method}", f"model={model}"]
+    try:
+        try:
+            trainer = trainer_of(*words, total=total)
+        except ConfigError as error:
+            if "needs a budget" not in str(error):
+                raise
+            words.append("budget.like=bitfit")
+            trainer = trainer_of(*words, total=total)
+    except ConfigError as error:
+        return {"error": error.every[0]}
+    times, at_most = [], 0
+    for step in range(total):
+        at_most = max(at_most, sum(p.numel() for p in trainer.tuner.trainables().values()))
+        if step == 1:
+            reset_peak_memory()
+        started = time.perf_counter()
+        trainer.step(step, rows)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - started))
+    peak, kept = peak_memory_mb(), trainer.tuner.kept()
+    head = sum(p.numel() for _, p in trainer.model.head())
+    cell = compose.cell_from([*words, "task=sst2", "tracker=none"])
+    stored = deltas.learned(cell, trainer.model, trainer.tuner).stored_bytes - 4 * head
+    return {
+        "at_most": at_most,
+        "kept": kept,
+        "stored_bytes": stored,
+        "step_ms": round(statistics.median(times[WARM:]), 1),
+        "peak_mb": round(peak, 1),
+        "merges": _merges(trainer),
+        "device": str(trainer.state.device),
+    }
+
+
+def _merges(trainer: Any) -> bool:
+    """Whether the method can be folded into the backbone, so that inference costs what it did before."""
+    try:
+        trainer.tuner.merge()
+    except ConfigError:
+        return False
+    return True
+
+
+def in_process(method: str, model: str, steps: int) -> Run:
+    """The same in a process of its own."""
+    command = [sys.executable, __file__, "--model", model, "--steps", str(steps), "--one", method]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:200]}
+    found: Run = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def go_on(asked: argparse.Namespace, chosen: Sequence[str]) -> Iterator[tuple[str, Run]]:
+    """Every run that is not there yet, method by method and then round by round; each is kept as soon as it is made.
+
+    Raises:
+        SystemExit: what is there was measured with other settings.
+    """
+    settings = {"model": asked.model, "steps": asked.steps, "rows": 32, "tokens": 64, "precision": "bf16"}
+    found = read(asked.figures) if asked.figures.exists() else {"settings": settings, "runs": {}}
+    if found["settings"] != settings:
+        raise SystemExit(f"{asked.figures}: measured with {found['settings']}; give --figures another file")
+    for round_ in range(asked.rounds):
+        for method in chosen:
+            runs = found["runs"].setdefault(method, [])
+            if len(runs) > round_ or (runs and "error" in runs[0]):
+                continue
+            runs.append(in_process(method, asked.model, asked.steps))
+            found["runs"] = dict(sorted(found["runs"].items()))
+            asked.figures.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            yield method, runs[-1]
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What was measured so far."""
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def medians(found: Mapping[str, Any]) -> dict[str, Run]:
+    """One row for every method that ran, fastest first: what does not change, medians, ratios to LoRA's."""
+    rows: dict[str, Run] = {}
+    for method, runs in found["runs"].items():
+        if runs and "error" not in runs[0]:
+            middle = {key: statistics.median(run[key] for run in runs) for key in ("step_ms", "peak_mb")}
+            rows[method] = {**runs[0], **middle, "rounds": len(runs)}
+    if REFERENCE in rows:
+        base = {key: rows[REFERENCE][key] for key in ("step_ms", "peak_mb")}
+        for row in rows.values():
+            row |= {"step": row["step_ms"] / base["step_ms"], "peak": row["peak_mb"] / base["peak_mb"]}
+    return dict(sorted(rows.items(), key=lambda item: float(item[1]["step_ms"])))
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Markdown, and below it a line for every method that this backbone cannot have."""
+    rows, settings = medians(found), found["settings"]
+    rounds = min((row["rounds"] for row in rows.values()), default=0)
+    lines = [
+        f"{settings['model']}'s shape, {settings['rows']} x {settings['tokens']} tokens, {settings['precision']}, "
+        f"{settings['steps']} steps a run, medians of {rounds} rounds; step and peak also as shares of LoRA's.",
+        "",
+        "| method | entries at most | kept | stored kB | step ms | of LoRA's | peak MiB | of LoRA's | merges |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for method, row in rows.items():
+        shares = [f"{row[key]:.2f}" if key in row else "" for key in ("step", "peak")]
+        lines.append(
+            f"| `{method}` | {row['at_most']:,} | {row['kept']:,} | {row['stored_bytes'] / 1000:,.0f} "
+            f"| {row['step_ms']:,.0f} | {shares[0]} | {row['peak_mb']:,.0f} | {shares[1]} "
+            f"| {'yes' if row['merges'] else 'no'} |"
+        )
+    errors = [f"- `{method}`: {runs[0]['error']}" for method, runs in found["runs"].items() if "error" in runs[0]]
+    return "\n".join([*lines, *(["", "Not on this backbone:", "", *errors] if errors else [])])
+
+
+def draw(found: Mapping[str, Any], png: Path) -> None:
+    """Four panels of points, a line for every method, fastest at the top."""
+    import matplotlib.pyplot as plt
+
+    rows = medians(found)
+    panels = {
+        "entries kept": ("kept", 1, True),
+        "stored kB": ("stored_bytes", 1e-3, True),
+        "step, ms": ("step_ms", 1, False),
+        "peak memory, MiB": ("peak_mb", 1, False),
+    }
+    figure, axes = plt.subplots(1, 4, figsize=(11, 0.19 * len(rows) + 1), sharey=True, layout="constrained")
+    colours = ["#0072b2" if row["merges"] else "#d55e00" for row in rows.values()]
+    for axis, (title, (key, scale, log)) in zip(axes, panels.items(), strict=True):
+        values = [max(scale * row[key], 0.5 * scale) for row in rows.values()]
+        axis.scatter(values, list(rows), c=colours, s=18, zorder=2)
+        axis.set(xscale="log" if log else "linear", xlabel=title)
+        axis.grid(alpha=0.3)
+        axis.tick_params(axis="y", labelsize=7)
+    axes[0].invert_yaxis()
+    axes[0].margins(y=0.01)
+    figure.suptitle("blue: can be merged, inference as before; orange: stays beside the backbone", fontsize=9)
+    figure.savefig(png, dpi=110)
+    plt.close(figure)
+
+
+def write(found: Mapping[str, Any], page: Path, png: Path) -> None:
+    """Put the table between the page's two marks, and the picture beside it."""
+    text = page.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    picture = f"![entries, stored bytes, step time and peak memory of every method]({png.name})"
+    page.write_text(f"{before}{BEGIN}\n\n{table(found)}\n\n{picture}\n\n{END}{after}", encoding="utf-8")
+    draw(found, png)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure what is missing, and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--methods", help="which, separated by commas; all unless given")
+    parser.add_argument("--model", default="minilm_l6", help="whose shape")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20, help="that are measured in every run")
+    parser.add_argument("--quick", action="store_true", help="one round of few steps: does everything run?")
+    parser.add_argument("--figures", type=Path, default=FIGURES, help="where what was measured is kept")
+    parser.add_argument("--page", type=Path, default=PAGE, help="where the table goes")
+    parser.add_argument("--png", type=Path, default=PICTURE)
+    parser.add_argument("--write", action="store_true", help="measure nothing")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    asked = parser.parse_args(arguments)
+    if asked.quick:
+        vars(asked).update(QUICK)
+    if asked.one:
+        print(json.dumps(measure(asked.one, asked.model, asked.steps)))
+        return
+    chosen = asked.methods.split(",") if asked.methods else methods()
+    if unknown := sorted(set(chosen) - set(methods())):
+        parser.error(f"no such method: {', '.join(unknown)}")
+    for method, run in go_on(asked, [] if asked.write else chosen):
+        print(method, json.dumps(run), flush=True)
+    write(read(asked.figures), asked.page, asked.png)
+
+
+if __name__ == "__main__":
+    main()
