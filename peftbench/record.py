@@ -35,6 +35,7 @@ from peftbench.ground.record_parts import (
     Rate,
     ReadBy,
     Search,
+    SelfTrained,
     Taken,
     Throughput,
     Times,
@@ -111,6 +112,7 @@ class _Config:
     init_from: str | None = None
     shots: FewLabels | None = None
     readout: ReadBy | None = None
+    selftrain: SelfTrained | None = None
 
 
 def _is_config(raw: dict[str, Any]) -> dict[str, Any]:
@@ -199,6 +201,12 @@ class Record:
         """How it read its logits; before there was a choice, by a classifier."""
         read_by: ReadBy = _adapter(ReadBy).validate_python(self.config.get("readout") or {})
         return read_by
+
+    @property
+    def self_trained(self) -> SelfTrained:
+        """How it used rows without labels."""
+        how: SelfTrained = _adapter(SelfTrained).validate_python(self.config.get("selftrain") or {})
+        return how
 
     @property
     def reason(self) -> str:

@@ -25,6 +25,7 @@ YAMLS = sorted(
     if not path.name.startswith("_") and path.parent != ROOT and path.parent.name != "local"
 )
 NEEDS = {"data/folder.yaml": ["data.path=."], "task/ax.yaml": [], "method/peft.yaml": ["method.type=vera"]}
+NEEDS["selftrain/list.yaml"] = ["shots.total=30"]
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=str)

@@ -88,7 +88,7 @@ class WordDecoder(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits of the words."""
-        assert isinstance(self.bias, nn.Parameter)
+        assert isinstance(self.bias, torch.Tensor)
         weight, bias = self.weight[self.words], self.bias[self.words]
         weight = weight if self.rows is None else weight + self.rows
         return functional.linear(hidden, weight, bias if self.row_bias is None else bias + self.row_bias)

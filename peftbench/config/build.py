@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from peftbench.config import checks, sizes
-from peftbench.config.few import ReadoutSpec, Shots
+from peftbench.config.few import ReadoutSpec, SelfTrain, Shots
 from peftbench.config.spec import (
     Budget,
     Cell,
@@ -136,6 +136,7 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
         "select": parse(Select, raw["select"], "select", problems),
         "shots": parse(Shots, raw["shots"], "shots", problems),
         "readout": parse(ReadoutSpec, raw["readout"], "readout", problems),
+        "selftrain": parse(SelfTrain, raw["selftrain"], "selftrain", problems),
         "tracker": parse(TrackerSpec, raw["tracker"], "tracker", problems),
     }
 

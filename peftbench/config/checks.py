@@ -69,6 +69,13 @@ def together(cell: Cell) -> None:
         there = f"{cell.model.name} has {limit} positions" + (f", {own:,} of them for the method's own" if own else "")
         problems.append(f"protocol.max_length={cell.protocol.max_length}: {there}")
     problems += few_labels(cell)
+    if cell.selftrain.kind == "list":
+        if not cell.shots.few:
+            problems.append("selftrain=list: no row of train is without a label; give shots.total or shots.per_class")
+        if cell.task.labels is None:
+            problems.append(f"selftrain=list: task={cell.task.name} is a regression; a teacher hands on classes")
+        if cell.protocol.accumulation > 1:
+            problems.append(f"protocol.accumulation={cell.protocol.accumulation}: selftrain=list weighs whole batches")
     if cell.readout.kind == "prompt" and cell.task.prompt is None:
         problems.append(f"readout=prompt: task={cell.task.name} has no template; task.prompt gives one")
     if cell.readout.kind == "prompt" and not cell.model.layout.masked_head:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from peftbench.config.bounds import MOST, Count, Name, refuse
+from peftbench.config.bounds import MOST, Count, Name, Positive, Whole, refuse
 
 PART = re.compile(
     r"(?P<space>\+?)sent(?P<lower>l?)(?P<cut>-?)_(?P<text>[01])", re.ASCII
@@ -86,3 +86,28 @@ class ReadoutSpec:
 
 
 BY_CLASSIFIER = ReadoutSpec()
+
+
+@dataclass(frozen=True)
+class SelfTrain:
+    """How rows without labels are used. Units and sources stand in conf/selftrain/none.yaml."""
+
+    kind: Literal["none", "list"] = "none"
+    sessions: Whole = 6
+    steps: Whole = 1000
+    batch_size: Count = 16
+    lr: Positive = 1e-4
+    epochs: Whole = 50
+    labels: Literal["soft", "hard"] = "soft"
+    weights: Literal["uniform", "meta"] = "meta"
+    meta_after: Annotated[float, Field(ge=0, le=1)] = 0.6
+    meta_rows: Count = 4
+    fresh: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a session without a step."""
+        if self.sessions and not (self.steps or self.epochs):
+            refuse("steps=0 and epochs=0: a session would train nothing; sessions=0 is the teacher alone")
+
+
+NOT_SELF_TRAINED = SelfTrain()

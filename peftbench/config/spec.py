@@ -29,7 +29,7 @@ from peftbench.config.bounds import (
     distinct,
     refuse,
 )
-from peftbench.config.few import ALL_LABELS, BY_CLASSIFIER, PromptSpec, ReadoutSpec, Shots
+from peftbench.config.few import ALL_LABELS, BY_CLASSIFIER, NOT_SELF_TRAINED, PromptSpec, ReadoutSpec, SelfTrain, Shots
 from peftbench.config.fingerprint import STREAMS, digest, without_added, without_addresses
 
 Kind = Literal[
@@ -346,6 +346,7 @@ class Cell:
     checkpoint_every: NotNegative | None = None
     shots: Shots = ALL_LABELS
     readout: ReadoutSpec = BY_CLASSIFIER
+    selftrain: SelfTrain = NOT_SELF_TRAINED
 
     @property
     def fingerprint(self) -> str:
@@ -381,6 +382,8 @@ class Cell:
             decides["select"] = without_added("select", asdict(self.select))
         if self.readout.kind == "prompt":
             decides["readout"] = {**asdict(self.readout), "prompt": prompt}
+        if self.selftrain.kind != "none":
+            decides["selftrain"] = asdict(self.selftrain)
         if self.shots.few:
             decides["shots"] = {key: value for key, value in asdict(self.shots).items() if key != "split"}
         return digest(decides)[:16]

@@ -42,6 +42,7 @@ PARTS = (
     "select",
     "shots",
     "readout",
+    "selftrain",
     "tracker",
 )  # groups a cell is made of
 GROUPS = (*PARTS, "experiment")

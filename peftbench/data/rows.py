@@ -10,8 +10,10 @@ from peftbench.config.spec import Cell, DataSpec, TaskSpec
 from peftbench.data import sources
 from peftbench.data.shots import draw
 from peftbench.data.split import Split
-from peftbench.ground.errors import DataError
+from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.seeds import stream
+
+POOL = "unlabelled"  # the split of the rows of train without labels
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,9 @@ class Rows:
         rows = sources.load(self.data, self.task, self.splits())
         if self.task.train and self.shots.few:
             drawn = draw(rows[self.task.train], self.task.labels, self.shots)
-            return {**rows, **{name: split for name, split in drawn.items() if name != "unlabelled" or self.pool}}
+            if self.pool and not len(drawn[POOL]):
+                raise ConfigError(f"selftrain=list: all {len(drawn['train'])} rows of train have labels, none is left")
+            return {**rows, **{name: split for name, split in drawn.items() if name != POOL or self.pool}}
         if self.task.train and self.held_out is not None:
             # One cut for all seeds, so that learning rates are compared on the same rows.
             train = rows[self.task.train]
@@ -67,4 +71,5 @@ class Rows:
 def rows_of(cell: Cell) -> Rows:
     """The rows that a cell reads."""
     held_out = cell.protocol.held_out if cell.protocol.selection == "held_out" and not cell.shots.few else None
-    return Rows(cell.data, cell.task, held_out, cell.predict_test or cell.task.train is None, cell.shots)
+    tested = cell.predict_test or cell.task.train is None
+    return Rows(cell.data, cell.task, held_out, tested, cell.shots, cell.selftrain.kind != "none")

@@ -5,7 +5,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,6 +63,25 @@ class Tokens:
     def lengths(self) -> np.ndarray:
         """Tokens per row (rows,)."""
         return np.diff(self.starts)
+
+    def taken(self, rows: np.ndarray) -> "Tokens":
+        """The rows with these numbers, in this order, a number as often as it comes."""
+        ids = [self.ids[self.starts[row] : self.starts[row + 1]] for row in rows]
+        starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.lengths[rows])])
+        labels = None if self.labels is None else self.labels[rows]
+        joined = np.concatenate([self.ids[:0], *ids])
+        return replace(self, ids=joined, starts=starts, first=self.first[rows], labels=labels)
+
+    def followed_by(self, others: "Tokens") -> "Tokens":
+        """These rows, then others without labels, which have zeros for them here."""
+        assert self.labels is not None
+        return replace(
+            self,
+            ids=np.concatenate([self.ids, others.ids]),
+            starts=np.concatenate([self.starts, self.starts[-1] + others.starts[1:]]),
+            first=np.concatenate([self.first, others.first]),
+            labels=np.concatenate([self.labels, np.zeros(len(others), self.labels.dtype)]),
+        )
 
 
 class PretrainedTokenizer:

@@ -263,6 +263,24 @@ class ReadBy:
 
 
 @dataclass(frozen=True)
+class SelfTrained:
+    """How a run used rows without labels."""
+
+    kind: Name = "none"
+    weights: Name = "meta"
+    labels: Name = "soft"
+    fresh: bool = True
+
+    @property
+    def words(self) -> str:
+        """As a table says it; empty where it did not."""
+        if self.kind == "none":
+            return ""
+        changed = [self.weights != "meta" and self.weights, self.labels != "soft" and self.labels]
+        return "-".join([self.kind, *(word for word in changed if word), *([] if self.fresh else ["kept"])])
+
+
+@dataclass(frozen=True)
 class Taken:
     """What a search chose for a stratum: its last layer (from zero; None: the top), and whose methods train there."""
 

@@ -137,6 +137,7 @@ def name_of(record: Record, several_models: bool = False) -> str:
     words = [record.cell.method]
     words += [record.cell.budget] if record.cell.budget != "none" else []
     words += [record.read_by.words] if record.read_by.words else []
+    words += [record.self_trained.words] if record.self_trained.words else []
     words += [record.few.words] if record.few else []
     words += [f"({record.cell.model})"] if several_models else []
     return " ".join(words)

@@ -8,7 +8,7 @@ from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import Tuner
 from peftbench.record import Counts as Counts
-from peftbench.runner import budgets, deltas, readouts
+from peftbench.runner import budgets, deltas, readouts, selftrain
 
 
 def entries(model: Model) -> int:
@@ -51,6 +51,8 @@ def count_cell(cell: Cell, steps: int | None = None) -> Counts:
         raise ConfigError(
             f"readout.head={cell.readout.head}: nothing would train, for method={cell.method.name} trains none"
         )
+    if cell.selftrain.kind == "list":
+        selftrain.check(cell, model, tuner)
     return counts
 
 

@@ -141,6 +141,17 @@ def start_from(cell: Cell, model: Model, start: Delta | None = None) -> Tuner:
     return attach(cell.method, cell.scope, cell.budget, model, cell.seed)
 
 
+def attached(cell: Cell, model: Model, start: Delta | None = None) -> Tuner:
+    """As `start_from`, with everything in the run's precision.
+
+    Raises:
+        DataError: as there.
+    """
+    tuner = start_from(cell, model, start)
+    compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
+    return tuner
+
+
 def _goes_on(cell: Cell, start: Delta) -> bool:
     """Whether the cell trains this delta further, instead of merging it."""
     facts = start.facts
@@ -172,8 +183,7 @@ def as_learned(cell: Cell, run: Path) -> Model:
     readout = readouts.made(cell.readout, cell.task, cell.model, weights_folder(cell.model))
     model, _ = load_model(cell.model, cell.task.num_labels, cell.seed, readout)
     _put_fresh(delta, model)
-    tuner = start_from(cell, model, start_of(cell))
-    compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
+    tuner = attached(cell, model, start_of(cell))
     _put(delta, tuner, model, head=True)
     return model
 

@@ -10,19 +10,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from peftbench.backbone.model import compute_precision, load_model
+from peftbench.backbone.model import load_model
 from peftbench.backbone.weights import weights_folder
 from peftbench.config.few import PromptSpec
 from peftbench.config.fingerprint import digest
 from peftbench.config.spec import Cell, ModelSpec, TaskSpec, TrackerSpec
-from peftbench.data.rows import Rows, rows_of
+from peftbench.data.rows import POOL, Rows, rows_of
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens, tokenize
 from peftbench.ground.errors import BadInput, Diverged
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE, cache_folder, expanded, keep_last, stamp
 from peftbench.ground.machine import process_state
 from peftbench.record import Record, Search, write_record
-from peftbench.runner import budgets, deltas, provenance, readouts
+from peftbench.runner import budgets, deltas, provenance, readouts, selftrain
 from peftbench.runner.chosen import chosen
 from peftbench.runner.counts import count_cell, count_trained, counted_again, entries
 from peftbench.runner.recording import (
@@ -130,7 +130,8 @@ def execute(
     start = deltas.start_of(cell)  # before any cost: it may be refused
     rows = read_rows(rows_of(cell))
     if "train" in rows:
-        count_cell(cell, cell.protocol.steps(len(rows["train"])))
+        for steps in selftrain.lengths(cell, len(rows["train"])):
+            count_cell(cell, steps)
     weights = weights_folder(cell.model)
     tokenizer = tokenizing(cell, weights)
     work.tokens = tokens = tokenize_rows(rows, tokenizer)
@@ -139,8 +140,7 @@ def execute(
     work.hashes, work.drawn = hashes_of(rows, tokens, model), sorted(model.drawn)
     work.attention = model.attention()
     before = entries(model)
-    tuner = deltas.start_from(cell, model, start)
-    compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
+    tuner = deltas.attached(cell, model, start)
     work.counts = count_trained(model, tuner, before)
 
     main = process_state().is_main_process  # the others compute with it; only the main process writes
@@ -149,33 +149,37 @@ def execute(
     searched = [cell.protocol.lr, cell.protocol.head_lr, digest(cell.method.meaning)]  # the last: of strata
     made_by = [fingerprint, cell.seed, *searched]
     work.checkpoints = Checkpoints(folder, identity(made_by, work.hashes), cell.checkpoint_every, check)
-    trainer = Trainer(
-        model=model,
-        tuner=tuner,
-        protocol=cell.protocol,
+    make = functools.partial(
+        Trainer,
         task=cell.task,
-        train=tokens.get("train"),
         scored={name: tokens[name] for name in tokens if name != "train" and tokens[name].labels is not None},
         choosing=choosing(cell.task, cell.protocol.selection),
         seed=cell.seed,
-        objective=readouts.objective(cell.readout, cell.task),
         log_every=cell.tracker.log_every,
-        checkpoints=work.checkpoints,
         stop=stop,
     )
-    work.fit = trainer.fit
+    objective = readouts.objective(cell.readout, cell.task)
+    trainer = make(model, tuner, cell.protocol, train=tokens.get("train"), objective=objective)
     title = f"{cell.task.name} {cell.method.name} seed {cell.seed}" if cell.progress else None
     described = described_to_wandb(cell, {**config, "fingerprint": fingerprint})
-    with watchers(cell.tracker, folder, title, described) as trainer.watchers:
-        fit = trainer.run()
-        delta = deltas.learned(cell, model, tuner, start)
-        work.counts = counted_again(work.counts, model, tuner, delta.stored_bytes)
-        work.facts = tuner.facts()
-        unseen = {name: trainer.evaluator.predict(tokens[name]) for name in tokens if tokens[name].labels is None}
+    phases: list[dict[str, Any]] = []
+    with watchers(cell.tracker, folder, title, described) as following:
+        if cell.selftrain.kind == "none":
+            trainer.watchers, trainer.checkpoints, work.fit = following, work.checkpoints, trainer.fit
+            fit = trainer.run()
+        else:
+            learners = selftrain.Learners(cell, readout, start, make, trainer)
+            fit, phases = selftrain.train(learners, tokens, work, following)
+            trainer = learners.last
+        delta = deltas.learned(cell, trainer.model, trainer.tuner, start)
+        work.counts = counted_again(work.counts, trainer.model, trainer.tuner, delta.stored_bytes)
+        work.facts = {**trainer.tuner.facts(), **({"phases": phases} if phases else {})}
+        asked = [name for name in tokens if tokens[name].labels is None and name != POOL]
+        unseen = {name: trainer.evaluator.predict(tokens[name]) for name in asked}
         if main:
             work.hashes["delta"] = delta.save(folder / DELTA_FILE, check)
             keep_predictions(folder, cell.task.labels, {**fit.logits, **unseen}, work.labels, check)
-        for watcher in trainer.watchers:
+        for watcher in following:
             watcher.end({**work.counts.as_dict(), cell.task.headline: headline(cell.task, fit, work.labels).value})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from peftbench.backbone.weights import weights_folder
 from peftbench.config.spec import Cell
-from peftbench.data.rows import rows_of
+from peftbench.data.rows import POOL, rows_of
 from peftbench.ground.errors import DataError
 from peftbench.ground.files import RECORD_FILE
 from peftbench.ground.machine import process_state
@@ -31,7 +31,7 @@ def predict(cell: Cell, folder: Path, check: Callable[[], None]) -> Record:
         DataError: rows, weights, record or delta cannot be read, or the tokenizer is not the run's.
     """
     record = read_record(folder / RECORD_FILE)
-    rows = {name: split for name, split in read_rows(rows_of(cell)).items() if split.labels is None}
+    rows = {name: split for name, split in read_rows(rows_of(cell)).items() if split.labels is None and name != POOL}
     how = tokenizing(cell, weights_folder(cell.model))
     unseen = tokenize_rows(rows, how)
     if any(split.tokenizer != record.hashes.tokenizer for split in unseen.values()):

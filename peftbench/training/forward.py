@@ -32,7 +32,7 @@ class Forward:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits (rows, labels) fp32."""
-        with self._autocast():
+        with self.autocast():
             if self.prefix is None:
                 return self.model.forward(batch.inputs)
             with self.prefix.standing_in(batch):
@@ -51,9 +51,10 @@ class Forward:
         """Run the frozen first layers on every row of these splits, where they are to be kept."""
         if self.prefix is None:
             return
-        with self._autocast():
+        with self.autocast():
             for tokens in splits:
                 self.prefix.keep(self.batch(tokens, rows) for rows in evaluation_order(tokens.lengths, batch_size))
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The context of the run's precision."""
         return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._low)

@@ -12,7 +12,7 @@ class Objective(Protocol):
     """A loss of some training rows."""
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor | None, rows: np.ndarray) -> torch.Tensor:
-        """The loss, summed over rows: a scalar that autograd can go back from.
+        """The loss, summed over rows: a scalar that autograd can go back from; else the step changes nothing.
 
         Args:
             logits: (rows, labels) fp32, or (rows, 1) for a regression.

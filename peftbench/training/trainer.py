@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,6 +54,7 @@ class Trainer:
         seed: int,
         *,
         objective: Objective | None = None,
+        batches: Callable[[int], list[np.ndarray]] | None = None,
         watchers: Sequence[Watcher] = (),
         log_every: int = 10,
         checkpoints: Checkpoints | None = None,
@@ -66,6 +67,7 @@ class Trainer:
         choosing: name of the metric that selects.
         seed: of data order and dropout.
         objective: what training makes small; None: the task's loss.
+        batches: numbers of the rows of every batch of an epoch; None: all rows, in the order of the seed's stream.
         watchers: told how it goes.
         log_every: optimizer steps between two calls of `Watcher.step`.
         checkpoints: where the state of training is kept, and taken up from; None: nowhere.
@@ -76,8 +78,8 @@ class Trainer:
         self.model, self.tuner, self.protocol = model, tuner, protocol
         self.train, self.scored, self.seed = train, scored, seed
         self.watchers, self.fit = watchers, Fit()
-        self._choosing, self._log_every, self._checkpoints = choosing, log_every, checkpoints
-        self._stop = Stop() if stop is None else stop
+        self._choosing, self._log_every, self.checkpoints = choosing, log_every, checkpoints
+        self._stop, self._batches = Stop() if stop is None else stop, batches
         self._objective = TaskLoss(task.labels is None) if objective is None else objective
         model.module.to(self.state.device)
         for parameter in tuner.trainables().values():
@@ -99,7 +101,7 @@ class Trainer:
             self._evaluate(step=0, epoch=0.0)
             return self.fit
         self._epoch_steps = len(self.order(0))
-        kept = None if self._checkpoints is None else self._checkpoints.read()
+        kept = None if self.checkpoints is None else self.checkpoints.read()
         self.begin(self.protocol.steps(len(self.train.lengths)), kept)
         with self._stop.deferred():
             self._steps()
@@ -117,7 +119,7 @@ class Trainer:
                 self._evaluate(step, step / self._epoch_steps)
             if step == self._total or self._selection.out_of_patience(self.fit):
                 return
-            checkpoint_due = self._checkpoints is not None and self._checkpoints.due()
+            checkpoint_due = self.checkpoints is not None and self.checkpoints.due()
             if self._stop.asked or (checkpoint_due and self.state.num_processes == 1):
                 self._keep()
                 self._stop.check()
@@ -149,7 +151,7 @@ class Trainer:
 
     def _keep(self) -> None:
         """Write a checkpoint: all that the next step depends on."""
-        if self._checkpoints is None:
+        if self.checkpoints is None:
             return
         on_gpu = self.state.device.type == "cuda"
         mine = [(self.model.noise.state_dict(), torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None)]
@@ -157,7 +159,7 @@ class Trainer:
         noise, random, cuda = zip(*everyones, strict=True)
         if not self.state.is_main_process:
             return
-        self._checkpoints.write(
+        self.checkpoints.write(
             {
                 "parameters": {name: p.detach() for name, p in self.parameters.items()},
                 "optimizer": self.optimizer.state_dict(),
@@ -187,6 +189,8 @@ class Trainer:
     def order(self, epoch: int) -> list[np.ndarray]:
         """Numbers of the training rows of every batch of an epoch (from 0)."""
         assert self.train is not None
+        if self._batches is not None:
+            return self._batches(epoch)
         protocol = self.protocol
         return epoch_order(self.train.lengths, protocol.batch_size, protocol.bucketing, self.seed, epoch)
 
@@ -226,19 +230,9 @@ class Trainer:
         """One optimizer step on a global batch of rows."""
         started = time.perf_counter()
         self.model.module.train()
-        self._backward(step, rows)
-        self._reduce_gradients()
-        self.tuner.after_backward(step)
-        if self.protocol.clip is not None:
-            self._meter.norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.protocol.clip)
         factor = lr_factor(step, self._total, self.protocol.warmup, self.protocol.schedule)
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
-        self.optimizer.step()
-        if self.tuner.after_step(step):
-            self._reshape()
-        self._check_trainables()
-        self.optimizer.zero_grad(set_to_none=True)
+        if self._backward(step, rows):
+            self._move(step, factor)
         self.fit.steps = step + 1
         self.fit.train_s += time.perf_counter() - started
         if (step + 1) % self._log_every == 0 or step + 1 == self._total:
@@ -246,21 +240,40 @@ class Trainer:
             for watcher in self.watchers:
                 watcher.step(step + 1, facts)
 
-    def _backward(self, step: int, rows: np.ndarray) -> None:
-        """Gradients of this process's part of the batch, and of the method's penalty."""
+    def _move(self, step: int, factor: float) -> None:
+        """Step along this process's gradients and the others', at this share of the peak learning rate."""
+        self._reduce_gradients()
+        self.tuner.after_backward(step)
+        if self.protocol.clip is not None:
+            self._meter.norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.protocol.clip)
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        self.optimizer.step()
+        if self.tuner.after_step(step):
+            self._reshape()
+        self._check_trainables()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _backward(self, step: int, rows: np.ndarray) -> bool:
+        """Gradients of this process's part of the batch, and of the method's penalty; whether there are any."""
         parts = list(cut(rows, self.protocol.accumulation * self.state.num_processes))
         mine = parts[self.state.process_index :: self.state.num_processes]
         weight = 1.0 / len(rows)
         if not mine:  # fewer rows than processes: one more look at a row, for nothing, keeps the processes in step
             mine, weight = [rows[:1]], 0.0
+        learned = False
         for i, part in enumerate(mine):
             loss = self.loss(part) * weight
             self.tuner.before_backward(step, last=i + 1 == len(mine))
-            loss.backward()
+            if loss.requires_grad:
+                loss.backward()
+                learned = True
             self._meter.add(loss)
         if (penalty := self.tuner.penalty()) is not None:
             (penalty / self.state.num_processes).backward()
             self._meter.add_penalty(penalty)
+            learned = True
+        return learned
 
     def loss(self, rows: np.ndarray) -> torch.Tensor:
         """The objective of some training rows, summed over them: a scalar."""
