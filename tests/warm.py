@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-COMMANDS = ("count", "run", "studies", "use", "views", "words", "work")
+COMMANDS = ("count", "run", "studies", "use", "views", "words", "work", "trust")
 HEAVY = ("report.page", "report.plots", "report.submission", "report.sync", "runner.apply", "runner.run")
 HEAVY += ("study.reproduce", "study.sweep", "study.work")
 TIMEOUT = 300.0  # seconds

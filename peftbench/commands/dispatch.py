@@ -24,6 +24,8 @@ usage: peftbench COMMAND [...]
   work STUDY              take the open cells of a study that plan --save listed; on as many machines as there are
   stop STUDY              ask all its workers to leave after their step
   status STUDY            how a sweep stands: done, running, failed, stopped, missing, time left; --watch, --json
+  verify STUDY|RECORD     run records again and say what differs, bit for bit on a CPU
+  collect FOLDER...       one study from several machines; records that disagree are refused
   count [OVERRIDES]       how many entries would train, without weights; of several cells a table; --json
   list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
   count --paper PAPER     every trainable count that a paper states, against ours
@@ -61,6 +63,8 @@ COMMANDS = {
     "status": ("studies", "status"),
     "work": ("work", "work"),
     "stop": ("work", "stop"),
+    "verify": ("trust", "verify"),
+    "collect": ("trust", "collect"),
     "count": ("count", "count"),
     "list": ("words", "list_words"),
     "reproduce": ("studies", "reproduce"),

@@ -1,0 +1,56 @@
+"""`peftbench verify`, `collect`: records that others made, or other machines."""
+
+import tempfile
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from peftbench.commands.tables import paste
+from peftbench.ground.errors import BadInput
+from peftbench.ground.files import expanded
+
+MOST_LINES = 12  # of differences that are shown for one record
+
+
+def verify(arguments: Sequence[str]) -> int:
+    """`peftbench verify STUDY|RECORD`: run records again and compare; exit code 1 where one differs."""
+    parser = ArgumentParser(prog="peftbench verify")
+    parser.add_argument("what", help="name of a study under the outputs, or the folder or file of a record")
+    parser.add_argument("--outputs", default="outputs", help="where the records lie")
+    parser.add_argument("--sample", type=int, default=20, help="so many records of a study; default 20")
+    parser.add_argument("--searchpath", help="folder of your own yaml files, where the records were made with some")
+    options = parser.parse_args(arguments)
+    from peftbench.study import verify
+
+    place = expanded(options.what)
+    paths = verify.records_of(
+        place if place.exists() else expanded(options.outputs) / options.what, max(1, options.sample)
+    )
+    compared, refused = [], 0
+    for path in paths:
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                agreement, _ = verify.verify(path, Path(scratch), options.searchpath)
+            except BadInput as error:
+                refused = error.exit_code
+                paste(f"not run: {path.parent}: {error.problems[0]}")
+                continue
+        compared.append(agreement)
+        paste(f"{agreement.verdict}: {path.parent}")
+        for line in [*agreement.made, *agreement.causes][:MOST_LINES] if agreement.made else []:
+            paste(f"  {line}")
+    paste(f"{len(paths)} records run again: {verify.counted(compared) or 'none'}")
+    return 1 if any(one.verdict == "differs" for one in compared) else refused
+
+
+def collect(arguments: Sequence[str]) -> int:
+    """`peftbench collect FOLDER...`: one study from several machines; records that disagree are refused."""
+    parser = ArgumentParser(prog="peftbench collect")
+    parser.add_argument("folders", nargs="+", help="folders of one study, copied from the machines")
+    parser.add_argument("--outputs", default="outputs", help="where the study is put together")
+    options = parser.parse_args(arguments)
+    from peftbench.study import collect
+
+    copied, twice = collect.collect([expanded(folder) for folder in options.folders], expanded(options.outputs))
+    print(f"{copied} cells copied" + (f", {twice} were there before and agree" if twice else ""))
+    return 0
