@@ -17,6 +17,9 @@ from peftbench.data.shots import draw
 from peftbench.data.split import Split, make_split
 from peftbench.ground.errors import ConfigError
 from peftbench.record import read_record
+from peftbench.report.figures.every import figures
+from peftbench.report.figures.parts import Material
+from peftbench.report.records import read_study
 from peftbench.runner.run import Outcome, read_rows
 
 Run = Callable[..., Outcome]
@@ -166,3 +169,8 @@ def test_tables_and_verdicts_have_splits_for_seeds_and_never_mix_shots(
     assert "of 3 splits" in out
     assert json.loads(folders[-1].read_text())["config"]["shots"]["split"] == 3
     assert read_record(folders[0]).few is None
+    drawn = {figure.word: figure for figure in figures(Material(read_study(tmp_path / "outputs", "k")))}
+    (panel,) = drawn["shots_per_class"].panels
+    assert {one.name: one.x for one in panel.series} == {"head": [4.0, 8.0], "bitfit": [4.0]}
+    assert next(one for one in panel.series if one.name == "head").notes[1].startswith("all rows: ")
+    assert [one.x for one in drawn["shots_total"].panels[0].series] == [[8.0, 16.0]]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from peftbench.report.figures import scores, training
+from peftbench.report.figures import few, scores, training
 from peftbench.report.figures.parts import Figure, Material
 
 FIGURES: list[Callable[[Material], Iterator[Figure]]] = [
@@ -10,6 +10,7 @@ FIGURES: list[Callable[[Material], Iterator[Figure]]] = [
     scores.seeds,
     training.curves,
     scores.budgets,
+    few.shots,
     training.rates,
     training.growth,
     training.chosen,

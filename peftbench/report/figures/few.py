@@ -1,0 +1,40 @@
+"""Few labels: score against the number of labelled rows, a figure for each of the two ways of counting them."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from peftbench.report.figures.parts import Figure, Material, Panel, Series, Summary
+
+Convention = Literal["per_class", "total"]
+LABELS: dict[Convention, str] = {"per_class": "labelled rows of each class", "total": "labelled rows in all"}
+
+
+def shots(material: Material) -> Iterator[Figure]:
+    """Score over the shots: mean and interval over splits and seeds; at the right what all rows give."""
+    for convention, label in LABELS.items():
+        panels = [panel for column in material.columns if (panel := _panel(material, column, convention, label)).series]
+        if panels:
+            note = "mean and 95% interval over splits; the rightmost point is all of train, not to scale"
+            yield Figure(f"shots_{convention}", "Few labels", label, "lines", panels, note)
+
+
+def _panel(material: Material, column: str, convention: Convention, label: str) -> Panel:
+    points: dict[str, dict[float, Summary]] = {}
+    whole: dict[str, Summary] = {}
+    for name, same in material.of(column):
+        few = material.records[int(same["record"].iloc[0])].few
+        summed = material.summaries[name, column]
+        if few is None:
+            whole[name] = summed
+        elif (number := few.per_class if convention == "per_class" else few.total) is not None:
+            points.setdefault(name.replace(f" {few.words}", "", 1), {})[float(number)] = summed
+    right = 2 * max((x for by_shots in points.values() for x in by_shots), default=0.0)
+    series = []
+    for name, by_shots in points.items():
+        every = dict(sorted(by_shots.items())) | ({right: whole[name]} if name in whole else {})
+        middle = [one.mean for one in every.values()]
+        low = [one.mean if one.low is None else one.low for one in every.values()]
+        high = [one.mean if one.high is None else one.high for one in every.values()]
+        notes = [f"{'all rows' if x == right else f'{x:g}'}: {one.words()}" for x, one in every.items()]
+        series.append(Series(name, list(every), middle, low, high, notes))
+    return Panel(column, label, "dev score (%)", column, log=True, series=series)
