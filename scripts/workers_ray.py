@@ -1,0 +1,47 @@
+"""Start W workers of a study on an existing Ray cluster, a task for each. Ray is an extra: pip install 'peftbench[ray]'
+
+    python scripts/workers_ray.py big --outputs /shared/outputs --workers 16 --address auto --cores 2 --gpus 1
+
+Ray starts a task again whose process or node died. Where this script itself dies, its workers end with it; give the
+same command again. Either way nothing is lost: the study's folder knows what is done.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import ray
+
+
+def main() -> int:
+    """Run the workers to their end; the largest of their exit codes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs"), help="a folder that all nodes share")
+    parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--address", help="of the cluster; default: what RAY_ADDRESS says, else one of this machine")
+    parser.add_argument("--cores", type=float, default=1, help="of each worker")
+    parser.add_argument("--gpus", type=float, default=0, help="of each worker")
+    parser.add_argument("--python", default=sys.executable, help="the Python of the nodes that has peftbench")
+    asked = parser.parse_args()
+    ray.init(address=asked.address, log_to_driver=True)
+    line = [asked.python, "-m", "peftbench", "work", asked.study, "--outputs", str(asked.outputs.resolve())]
+    task = ray.remote(num_cpus=asked.cores, num_gpus=asked.gpus, max_retries=-1)(work)
+    return max(ray.get([task.remote(line) for _ in range(asked.workers)]))
+
+
+def work(line: list[str]) -> int:
+    """Be one worker: a process of its own, which ends with the task. A worker that was killed is started again."""
+    while True:
+        process = subprocess.Popen(line)
+        try:
+            code = process.wait()
+        finally:
+            process.terminate()
+        if code >= 0:
+            return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

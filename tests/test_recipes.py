@@ -1,0 +1,54 @@
+"""Recipes that start workers: each gives the command that a worker is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from support import TINY, call
+
+from peftbench.record import find_records
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+def test_kubernetes_starts_the_command(tmp_path: Path) -> None:
+    job = yaml.safe_load((SCRIPTS / "workers_kubernetes.yaml").read_text(encoding="utf-8"))
+    spec = job["spec"]
+    assert (job["apiVersion"], job["kind"], spec["completionMode"]) == ("batch/v1", "Job", "Indexed")
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["command"][:2] == ["peftbench", "work"]
+    refused = call(*container["command"][1:-1], str(tmp_path), cwd=tmp_path)
+    assert refused.stderr.startswith("study big: no list of cells under"), "the words are those of the command"
+    names = {mount["name"] for mount in container["volumeMounts"]}
+    assert names == {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
+
+
+def test_ssh_starts_workers_on_every_machine_that_answers(tmp_path: Path) -> None:
+    call("plan", *TINY, "study=pilot", "method=bitfit", "--save", cwd=tmp_path)
+    ssh = tmp_path / "bin" / "ssh"  # answers for one machine: here
+    ssh.parent.mkdir()
+    ssh.write_text('#!/bin/sh\n[ "$3" = here ] || exit 255\nexec sh -c "$4 wait"\n')
+    ssh.chmod(0o755)
+    peftbench = tmp_path / "bin" / "peftbench"
+    peftbench.write_text(f'#!/bin/sh\nexec {sys.executable} -m peftbench "$@"\n')
+    peftbench.chmod(0o755)
+    line = [SCRIPTS / "workers_ssh.sh", "pilot", tmp_path / "outputs", peftbench, "--cells 1", "away", "here"]
+    variables = {**os.environ, "PATH": f"{ssh.parent}:{os.environ['PATH']}"}
+    started = subprocess.run(list(map(str, line)), capture_output=True, text=True, env=variables, timeout=300)
+    assert started.returncode == 0, started.stderr
+    assert started.stderr == "away: not reached\n"
+    assert started.stdout.startswith("here: log ")
+    assert len(list(find_records(tmp_path / "outputs" / "pilot"))) == 1
+    assert "1 cells: 1 done, 0 failed" in (tmp_path / "outputs" / ".ssh" / "here.log").read_text()
+
+
+def test_ray_starts_every_worker_as_a_task(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="an extra: pip install 'peftbench[ray]'")
+    call("plan", *TINY, "study=pilot", "method=bitfit", "--save", cwd=tmp_path)
+    line = [sys.executable, str(SCRIPTS / "workers_ray.py"), "pilot", "--workers", "1", "--cores", "0.1"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(list(find_records(tmp_path / "outputs" / "pilot"))) == 1
