@@ -1,9 +1,10 @@
-"""How long `status`, the check before a sweep and `table` take with thousands of finished cells.
+"""How long `status`, the check before a sweep and `table` take with thousands of finished cells, and how long a worker
+takes to claim one where all are open.
 
     python scripts/scale.py [--cells 1000 3000 10000] [--work DIR]
 
 One real run's record is written again for every cell, with the cell's own words and digest. Prints seconds of whole
-processes (medians of three), milliseconds per cell from each size to the next, and bytes per cell.
+processes (medians of three), milliseconds per cell from each size to the next, per claim, and bytes per cell.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 from peftbench.config import compose
 from peftbench.record import Record, find_records, read_record, write_record
 from peftbench.study import done, index, sweep
+from peftbench.study.queue import Queue
 
 BASE = ["model=bert_tiny", "model.weights=random", "task=sst2", "data=sample", "data.limit=48", "tracker=none"]
 BASE += ["protocol.max_steps=6", "progress=false", "method=bitfit"]
@@ -41,7 +43,10 @@ def measure(work: Path, sizes: Sequence[int]) -> None:
     """Every size, every command."""
     template = real_record(work)
     measured: dict[str, list[float]] = {}
+    claims = []
     for cells in sizes:
+        fill(work, f"open{cells}", cells, None)
+        claims.append(claim_ms(work, f"open{cells}"))
         words = fill(work, f"n{cells}", cells, template)
         for name, line in (
             ("status", ["status", f"n{cells}", "--outputs", str(work)]),
@@ -49,7 +54,7 @@ def measure(work: Path, sizes: Sequence[int]) -> None:
             ("table", ["table", f"n{cells}", "--outputs", str(work)]),
         ):
             measured.setdefault(name, []).append(seconds(line))
-    costs = {"seconds": measured, "ms_per_cell": per_cell(sizes, measured)}
+    costs = {"seconds": measured, "ms_per_cell": per_cell(sizes, measured), "claim_ms": claims}
     print(json.dumps({"cells": list(sizes), **costs, **size_of(work, sizes)}, indent=1))
 
 
@@ -59,16 +64,28 @@ def real_record(work: Path) -> Record:
     return read_record(next(find_records(work / "template")))
 
 
-def fill(work: Path, study: str, cells: int, template: Record) -> list[str]:
-    """Write a study of so many finished cells; returns the overrides that describe it."""
+def claim_ms(work: Path, study: str) -> float:
+    """Milliseconds until a worker has its next cell, with those before it still held: the median of fifty."""
+    queue, taken = Queue(work, study), []
+    for _ in range(50):
+        started = time.perf_counter()
+        if queue.take() is None:
+            raise SystemExit(f"{study}: no cell is open")
+        taken.append(1000 * (time.perf_counter() - started))
+    return round(statistics.median(taken), 2)
+
+
+def fill(work: Path, study: str, cells: int, template: Record | None) -> list[str]:
+    """List a study of so many cells, finished ones where there is a record to write; returns the overrides."""
     words = [*BASE, f"study={study}", f"outputs={work}", f"protocol.lr={rates(10)}", f"seed=range({cells // 10})"]
     planned, reads = {}, done.reads_of(compose.cell_from([*BASE, f"study={study}", f"outputs={work}"]))
     for overrides in sweep.cells_of(words):
         given = dict(word.partition("=")[::2] for word in overrides)
-        cell = dataclasses.replace(template.cell, study=study, seed=int(given["seed"]))
         fingerprint = f"{rates(10).split(',').index(given['protocol.lr']):08x}" + "0" * 8
-        folder = f"{study}/sst2-bitfit-bert_tiny-{fingerprint[:8]}/seed{cell.seed}"
-        write_record(dataclasses.replace(template, cell=cell, fingerprint=fingerprint), work / folder)
+        folder = f"{study}/sst2-bitfit-bert_tiny-{fingerprint[:8]}/seed{given['seed']}"
+        if template is not None:
+            cell = dataclasses.replace(template.cell, study=study, seed=int(given["seed"]))
+            write_record(dataclasses.replace(template, cell=cell, fingerprint=fingerprint), work / folder)
         planned[index.key(overrides)] = index.Planned(folder, overrides, reads)
     index.add(work / study, planned)
     return words
