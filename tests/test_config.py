@@ -17,6 +17,7 @@ from peftbench.config import compose, recipes, spec, words
 from peftbench.config.fingerprint import canonical, digest
 from peftbench.config.validate import method_class
 from peftbench.ground.errors import ConfigError
+from peftbench.lifecycle.merging import METHODS
 
 ROOT = compose.conf_dir()
 YAMLS = sorted(
@@ -37,6 +38,9 @@ def test_every_yaml_composes_and_is_valid(path: Path) -> None:
     if path.parent.name == "make":  # for `peftbench backbone`, not a part of a cell
         assert recipes.split_words([word, "seed=1"])[1] == ["seed=1"]
         return
+    if path.parent.name == "merge":  # likewise for `peftbench merge`
+        assert recipes.recipe("merge", [word, "seed=1"], METHODS.__getitem__)[1] == ["seed=1"]
+        return
     extra = NEEDS.get(str(path), [])
     if str(path) == "task/ax.yaml":
         with pytest.raises(ConfigError, match="init_from"):
@@ -48,7 +52,7 @@ def test_every_yaml_composes_and_is_valid(path: Path) -> None:
 EXPLAINED = [
     path
     for path in YAMLS
-    if path.parent.name in ("protocol", "method", "scope", "budget", "data", "select", "tracker", "make")
+    if path.parent.name in ("protocol", "method", "scope", "budget", "data", "select", "tracker", "make", "merge")
 ]
 
 
@@ -65,7 +69,7 @@ def test_every_key_is_explained(path: Path) -> None:
     known = {"defaults": True, "_target_": True, "source": True}
     for base in re.findall(r"[\w]+", "".join(re.findall(r"^defaults: \[(.*)\]", text, re.MULTILINE))):
         if base != "_self_":
-            known |= keys(ROOT / path.parent / f"{base}.yaml")
+            known = keys(ROOT / path.parent / f"{base}.yaml") | known
     assert [key for key, explained in keys(ROOT / path).items() if not (explained or known.get(key))] == []
 
 

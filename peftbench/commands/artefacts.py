@@ -1,4 +1,4 @@
-"""`peftbench score`: what is made of finished runs, and stands in the same tables."""
+"""`peftbench score`, `merge`: what is made of finished runs, and stands in the same tables."""
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -22,3 +22,24 @@ def score(arguments: Sequence[str]) -> int:
     run = parent(Path(options.run))
     where = where_of(options.words, run)
     return score(run, where, ["score", *arguments], screen, known_classes(options.searchpath))
+
+
+def merge(arguments: Sequence[str]) -> int:
+    """`peftbench merge from=STUDY method=WORD merge=WORD`: one backbone for all tasks, made of runs of one seed."""
+    parser = ArgumentParser(prog="peftbench merge")
+    parser.add_argument("words", nargs="*", help="from=, method=, merge= and its keys, seed=, tasks=[...], study=, ...")
+    parser.add_argument("-m", "--multirun", action="store_true", help="as of run; words with commas are swept anyway")
+    add_searchpath(parser)
+    options = parser.parse_intermixed_args(arguments)
+    from peftbench.commands import screen
+    from peftbench.lifecycle.asked import ask
+    from peftbench.lifecycle.merge import bounds, merge
+
+    codes, bounded = [], set()
+    for asked in ask(options.words, known_classes(options.searchpath)):
+        shown = screen.Artefacts()
+        if (between := (id(asked.group), asked.job.way.heads, asked.job.way.refit_rows)) not in bounded:
+            bounded.add(between)
+            codes.append(bounds(asked.group, asked.job, asked.where, shown))
+        codes.append(merge(asked.group, asked.job, asked.where, shown))
+    return max(codes)

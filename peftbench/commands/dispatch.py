@@ -40,6 +40,7 @@ usage: peftbench COMMAND [...]
   apply RUN --output DIR  the run's model, merged, as a plain transformers folder
   predict RUN FILE.tsv    the run's labels for new rows
   score RUN task=WORD     the run on another task of the same labels, as a row of its study's table
+  merge from=STUDY ...    one backbone of the runs of method= on all tasks, merge=ties,pcb,...: rows of the table
   export RUN --to DIR     the adapter of LoRA, or of a type that peft runs, in PEFT's format
   convert FOLDER|HUB-NAME model.safetensors of weights that are only a pickle (pytorch_model.bin)
   backbone make=WORD      a backbone made from another (lowrank, mlm): [OVERRIDES] --to DIR, for model.weights=DIR
@@ -79,6 +80,7 @@ COMMANDS = {
     "predict": ("use", "predict"),
     "export": ("use", "export"),
     "score": ("artefacts", "score"),
+    "merge": ("artefacts", "merge"),
     "convert": ("use", "convert"),
     "backbone": ("use", "backbone"),
 }

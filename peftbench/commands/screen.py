@@ -3,7 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table as Terminal
 from rich.text import Text
@@ -47,6 +47,59 @@ def ended(outcome: "Outcome") -> None:
     """How a run ended. The last line is its record's path."""
     summary(outcome.record)
     print(outcome.path, flush=True)
+
+
+class Artefacts:
+    """A line for every artefact, and what runs look like beside each other once: there are many of both."""
+
+    def __init__(self) -> None:
+        self._described = False
+
+    def already_done(self, record: Record, path: Path) -> None:
+        """It has a record."""
+        self._line(record, path, "already there: ")
+
+    def ended(self, outcome: "Outcome") -> None:
+        """It was made."""
+        facts = outcome.record.made.facts if outcome.record.made else {}
+        if "norms" in facts and not self._described:
+            self._described = True
+            for line in _geometry(facts):
+                say(line)
+        self._line(outcome.record, outcome.path, "")
+
+    def elsewhere(self, folder: Path, owner: str) -> None:
+        """Another runner makes it."""
+        elsewhere(folder, owner)
+
+    def predicted(self, record: Record, path: Path) -> None:
+        """Not done with artefacts."""
+
+    def searched(self, search: Search) -> None:
+        """Not done with artefacts."""
+
+    def _line(self, record: Record, path: Path, before: str) -> None:
+        cell = record.cell
+        paste(f"{before}{cell.task}, seed {cell.seed}, {cell.method}: {record.headline.name} {_value(record)}")
+        print(path, flush=True)
+
+
+def _geometry(facts: Mapping[str, Any]) -> list[str]:
+    norms = ", ".join(f"{task} {norm:.3g}" for task, norm in facts["norms"].items())
+    pairs = [
+        f"{pair} {cosine:+.3f} ({100 * facts['sign_agreement'][pair]:.0f}%)"
+        for pair, cosine in facts["cosines"].items()
+    ]
+    lines = [f"lengths of the changes: {norms}", f"cosines (equal signs): {'; '.join(pairs)}"]
+    tried = "; ".join(
+        f"{scale}: {sum(by_task.values()) / len(by_task):.4f}" for scale, by_task in facts.get("tried", {}).items()
+    )
+    lines.append(f"scale {facts['scale']:g}" + (f", chosen on held-out rows of {tried}" if tried else ""))
+    if on := facts.get("chosen_on", {}).get("runs_that_trained_on_them"):
+        lines.append(
+            f"these runs trained on the held-out rows, too (protocol.selection is not held_out): {', '.join(on)}"
+        )
+    return lines
 
 
 def searched(search: Search) -> None:

@@ -46,7 +46,7 @@ PARTS = (
     "tracker",
 )  # groups a cell is made of
 GROUPS = (*PARTS, "experiment")
-LISTED = (*GROUPS, "paper", "make")  # what `peftbench list` knows
+LISTED = (*GROUPS, "paper", "make", "merge")  # what `peftbench list` knows
 CHOICE = re.compile(rf"(?:{'|'.join(GROUPS)})=\w+", re.ASCII)  # of a word
 VALUE = re.compile(rf"(?:(?:{'|'.join(PARTS)})\.[\w.]+|seed|study|outputs|progress)=.*", re.ASCII | re.DOTALL)
 MOST_CHOICES = 64  # configurations kept, of about 0.5 MiB each

@@ -1,0 +1,88 @@
+"""What the words of `peftbench merge` ask for: which runs, merged how, kept where."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import yaml
+
+from peftbench.config import compose, recipes
+from peftbench.ground.errors import ConfigError, near, shown
+from peftbench.ground.files import expanded
+from peftbench.lifecycle.artefact import Where, where_of
+from peftbench.lifecycle.merge import Group, Job
+from peftbench.lifecycle.merging import METHODS
+from peftbench.lifecycle.parents import Parent
+from peftbench.lifecycle.runs import by_seed
+
+OWN = ("from", "method", "budget", "seed", "tasks")
+PLACE = ("data", "study", "outputs", "cache")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One way of merging the runs of one seed; `where` by task."""
+
+    group: Group
+    job: Job
+    where: Mapping[str, Where]
+
+
+def ask(words: Sequence[str], known: Collection[str] = ()) -> list[Asked]:
+    """Everything that is asked for, checked before anything is computed; runs of one seed share their group.
+
+    Args:
+        known: classes outside this package that deltas may name.
+
+    Raises:
+        ConfigError: a word is not one of merge, not possible, or asks for runs that are not there.
+        DataError: a run cannot be read.
+    """
+    every = [asked for one in recipes.swept(words) for asked in _of(one)]
+    groups: dict[tuple[str, ...], Group] = {}
+    result = []
+    for key, parents, job, where, cache in sorted(every, key=lambda item: item[0]):  # a group's ways one after another
+        if key not in groups:
+            groups[key] = Group(parents, cache, known)
+        result.append(Asked(groups[key], job, where))
+    return result
+
+
+def _of(words: Sequence[str]) -> list[tuple[tuple[str, ...], list[Parent], Job, dict[str, Where], str]]:
+    way, rest = recipes.recipe("merge", words, METHODS.__getitem__)
+    word = next(item.partition("=")[2] for item in words if item.startswith("merge="))
+    typed = {key: value for key, _, value in (item.partition("=") for item in rest)}
+    for key in typed:
+        if key.partition(".")[0] not in (*OWN, *PLACE):
+            raise ConfigError(f"{shown(key)}: not a word of merge; {near(key, (*OWN, *PLACE, 'merge'))}")
+    for key in ("from", "method"):
+        if key not in typed:
+            raise ConfigError(
+                f"{key}: must be given, {'the study whose' if key == 'from' else 'of the'} runs are merged"
+            )
+    place = [item for item in rest if item.partition("=")[0].partition(".")[0] in PLACE]
+    outputs = expanded(compose.cell_from([item for item in place if item.startswith("outputs=")]).outputs)
+    runs = by_seed(outputs, typed["from"], typed["method"], typed.get("budget"), _tasks(typed), _seeds(typed))
+    asked = []
+    for seed, parents in runs.items():
+        where = {one.record.cell.task: where_of(place, one) for one in parents}
+        group = (typed["from"], typed["method"], str(typed.get("budget")), *where, f"{seed:09d}", str(place))
+        line = ["merge", *(item for item in words if not item.startswith("seed=")), f"seed={seed}"]
+        cache = next(iter(where.values())).cell.cache
+        asked.append((group, parents, Job(word, way, line), where, cache))
+    return asked
+
+
+def _tasks(typed: Mapping[str, str]) -> list[str]:
+    tasks = yaml.safe_load(typed.get("tasks", "[]")) if len(typed.get("tasks", "")) < 1000 else None
+    if not isinstance(tasks, list) or len({str(task) for task in tasks}) < len(tasks):
+        raise ConfigError(f"tasks={shown(typed['tasks'])}: must be a list of different tasks, [cola,mrpc]")
+    return [str(task) for task in tasks]
+
+
+def _seeds(typed: Mapping[str, str]) -> list[int]:
+    seed = typed.get("seed")
+    if seed is None:
+        return []
+    if not (seed.isascii() and seed.isdigit() and len(seed) < 10):
+        raise ConfigError(f"seed={shown(seed)}: must be a whole number")
+    return [int(seed)]

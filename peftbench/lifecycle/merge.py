@@ -1,0 +1,223 @@
+"""One backbone for several tasks: merged from finished runs, scored on each task with kept and with refitted heads."""
+
+import functools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from peftbench.backbone.model import load_model
+from peftbench.data.split import Split
+from peftbench.ground.errors import ConfigError
+from peftbench.lifecycle.artefact import Recipe, Result, Where, settle
+from peftbench.lifecycle.merging import Changes, Merge
+from peftbench.lifecycle.parents import Parent, one_seed
+from peftbench.lifecycle.seat import Seat, backbone_of
+from peftbench.lifecycle.vectors import Vectors, equalized, geometry, vectors
+from peftbench.record import Counts
+from peftbench.study.cell import Screen
+
+Head = Literal["kept", "refitted"]
+FLOOR, CEILING = "backbone", "own run"  # rows of the table between which merges lie
+MOST_TASKS = 100
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A change of the backbone with the scale that it is added with, and how that was chosen."""
+
+    change: torch.Tensor
+    scale: float
+    facts: dict[str, Any]
+
+
+class Group:
+    """Runs of one seed on several tasks; what is computed of them is computed once, and only when it is needed."""
+
+    def __init__(self, parents: Sequence[Parent], cache: str, known: Collection[str] = ()) -> None:
+        """Args:
+        parents: one run for each task.
+        cache: the folder of tokenised rows.
+        known: classes outside this package that deltas may name.
+
+        Raises:
+            ConfigError: there are less than two, or two for one task, of several seeds, or on other backbones.
+        """
+        self.parents, self.seed = parents, one_seed(parents)
+        self.tasks = [one.record.cell.task for one in parents]
+        self._cache, self._known = cache, known
+        if not 2 <= len(parents) <= MOST_TASKS:
+            raise ConfigError(f"{', '.join(self.tasks) or 'no task'}: a merge is of 2 to {MOST_TASKS} tasks")
+        first = parents[0].record
+        for one in parents[1:]:
+            if (one.record.config["model"], one.record.hashes.weights) != (first.config["model"], first.hashes.weights):
+                raise ConfigError(
+                    f"{parents[0].folder} and {one.folder}: other backbones; their changes cannot be added"
+                )
+
+    @functools.cached_property
+    def seats(self) -> dict[str, Seat]:
+        """By task."""
+        every = zip(self.tasks, self.parents, strict=True)
+        return {task: Seat(parent, self._cache, self._known) for task, parent in every}
+
+    @functools.cached_property
+    def before(self) -> dict[str, torch.Tensor]:
+        """The backbone's own weights, what they lack drawn from the runs' seed."""
+        return backbone_of(load_model(self.parents[0].model, 1, self.seed)[0])
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019  # a group lives as long as its command
+    def vectors(self, over: Literal["touched", "weights", "backbone"]) -> Vectors:
+        """What the runs changed."""
+        return vectors(self.before, [seat.own for seat in self.seats.values()], over)
+
+    def chosen(self, way: Merge) -> tuple[Vectors, Chosen]:
+        """The merged change, and its scale: as asked for, or the best of the grid on held-out rows of train."""
+        taus = self.vectors("weights" if way.needs == "inputs" and way.over == "touched" else way.over)
+        facts = {"entries": taus.rows.shape[1], **geometry(taus.rows, self.tasks)}
+        change = way.merged(self._changes(way, taus))
+        if way.scale != "held_out":
+            return taus, Chosen(change, way.scale, facts)
+        tried = {scale: self._held_out(taus.added(change, scale), way.choose_rows) for scale in way.grid}
+        scores = {scale: float(np.mean([*by_task.values()])) for scale, by_task in tried.items()}
+        best = max(scores, key=lambda scale: (scores[scale], -scale))
+        trained_on = [one.record.cell.task for one in self.parents if one.protocol.selection != "held_out"]
+        facts["tried"] = {f"{scale:g}": by_task for scale, by_task in tried.items()}
+        facts["chosen_on"] = {"rows": f"held-out rows of train, {way.choose_rows} a task at most"}
+        facts["chosen_on"] |= {"runs_that_trained_on_them": trained_on}
+        return taus, Chosen(change, best, facts)
+
+    def _changes(self, way: Merge, taus: Vectors) -> Changes:
+        rows = equalized(taus.rows) if way.equalize == "norm" else taus.rows
+        return Changes(
+            rows,
+            taus.parts,
+            self.tasks,
+            self.seed,
+            self._curvature(way, taus) if way.needs == "curvature" else None,
+            self._inputs(way, taus) if way.needs == "inputs" else None,
+        )
+
+    def _curvature(self, way: Any, taus: Vectors) -> torch.Tensor:
+        names = [name for name, _ in taus.places]
+        rows = []
+        for seat in self.seats.values():
+            seat.put({})
+            rows.append(taus.picked(seat.curvature(seat.tokens("train", way.rows), names)))
+        return torch.stack(rows)
+
+    def _inputs(self, way: Any, taus: Vectors) -> dict[int, tuple[torch.Size, torch.Tensor]]:
+        names = [name for name, _ in taus.places]
+        products = []
+        for seat in self.seats.values():
+            seat.put({})
+            products.append(seat.input_products(seat.tokens("train", way.rows), names))
+        return {
+            place: (taus.before[name].shape, torch.stack([one[name] for one in products]))
+            for place, name in enumerate(names)
+            if name in products[0]
+        }
+
+    def _held_out(self, weights: Mapping[str, torch.Tensor], most: int) -> dict[str, float]:
+        """Every task's headline on held-out rows of train, with kept heads."""
+        scores = {}
+        for task, seat in self.seats.items():
+            seat.put({**self.before, **weights})
+            scores[task] = seat.headline(seat.tokens("held_out", most))
+        return scores
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a merge's command line asks for, beside the runs.
+
+    Attributes:
+        word: of conf/merge.
+        words: the command line.
+    """
+
+    word: str
+    way: Merge
+    words: Sequence[str]
+
+
+def merge(group: Group, job: Job, where: Mapping[str, Where], screen: Screen) -> int:
+    """Make every artefact of a merge that is not there; returns the worst exit code.
+
+    For each task: the merged backbone with the run's own head, with a refitted one, or both.
+
+    Args:
+        where: by task.
+    """
+    merged = functools.cache(lambda: group.chosen(job.way))
+
+    def weights_of(task: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], int]:
+        taus, chosen = merged()
+        facts = {"tasks": group.tasks, "scale": chosen.scale, **chosen.facts}
+        return {**group.before, **taus.added(chosen.change, chosen.scale)}, facts, int((chosen.change != 0).sum())
+
+    keys = {"merge": job.word, **asdict(job.way)}
+    return _each(group, job, where, screen, job.word, keys, weights_of, group.parents)
+
+
+def bounds(group: Group, job: Job, where: Mapping[str, Where], screen: Screen) -> int:
+    """The rows between which merges lie: the backbone as it was under the runs' heads, and every run by itself."""
+
+    def untouched(task: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], int]:
+        return group.before, {}, 0
+
+    def own(task: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], int]:
+        taus = group.vectors("touched")
+        return group.seats[task].own, {}, int((taus.rows[group.tasks.index(task)] != 0).sum())
+
+    keys = {"refit_rows": job.way.refit_rows}
+    codes = [_each(group, job, where, screen, FLOOR, keys, untouched, ())]
+    codes.append(_each(group, job, where, screen, CEILING, keys, own, ()))
+    return max(codes)
+
+
+def _each(
+    group: Group,
+    job: Job,
+    where: Mapping[str, Where],
+    screen: Screen,
+    name: str,
+    keys: Mapping[str, Any],
+    weights_of: Any,
+    parents: Sequence[Parent],
+) -> int:
+    """An artefact for every task and kind of head."""
+    kinds: tuple[Head, ...] = {"kept": ("kept",), "refit": ("refitted",), "both": ("kept", "refitted")}[job.way.heads]  # type: ignore[assignment]
+    codes = [0]
+    for task, own in zip(group.tasks, group.parents, strict=True):
+        for head in kinds:
+            if name == CEILING and head == "refitted":
+                continue
+            method = own.record.cell.method
+            recipe = Recipe(
+                "merge",
+                f"{name} of {method}, {head} head" if name != CEILING else f"{name} of {method}",
+                {key: value for key, value in keys.items() if key != "heads"} | {"head": head},
+                [own, *(one for one in parents if one is not own)],
+                job.words,
+            )
+            make = functools.partial(_made, group, task, head, job.way.refit_rows, weights_of)
+            codes.append(settle(recipe, where[task], make, screen))
+    return max(codes)
+
+
+def _made(group: Group, task: str, head: Head, refit_rows: int, weights_of: Any, rows: Mapping[str, Split]) -> Result:
+    weights, facts, changed = weights_of(task)
+    seat = group.seats[task]
+    seat.put(weights)
+    if head == "refitted":
+        seat.refit(seat.tokens("train", refit_rows))
+    tokens = {name: seat.tokenized(split) for name, split in rows.items()}
+    logits = {name: seat.predict(split) for name, split in tokens.items()}
+    own = group.parents[group.tasks.index(task)].record.counts
+    in_head = 0 if own is None else own.head
+    counts = Counts(changed, in_head, changed + in_head, 0 if own is None else own.model)
+    facts = {**facts, "head_modules": list(seat.parent.model.layout.head)}
+    return Result(seat.score(tokens, logits), logits, tokens, counts, seat.model.weights_sha256, facts)

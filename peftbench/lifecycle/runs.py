@@ -1,0 +1,60 @@
+"""The runs of a study that an artefact of several tasks is made of: one for each task, seed by seed."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from peftbench.ground.errors import ConfigError, near
+from peftbench.lifecycle.parents import Parent, parent
+from peftbench.record import Record, find_records, glance, read_record
+
+
+def by_seed(
+    outputs: Path,
+    study: str,
+    method: str,
+    budget: str | None = None,
+    tasks: Collection[str] = (),
+    seeds: Collection[int] = (),
+) -> dict[int, list[Parent]]:
+    """Seed -> the finished runs of a method, one for each task.
+
+    Args:
+        budget: where the method was run with several.
+        tasks: those that are wanted, in this order; none: all that the study has.
+        seeds: likewise.
+
+    Raises:
+        ConfigError: there is no such study, method, task or seed, a run is missing, or there are two for one place.
+        DataError: a record cannot be read.
+    """
+    runs = _finished(outputs, study)
+    methods = {record.cell.method for _, record in runs}
+    if method not in methods:
+        raise ConfigError(f"method={method}: no finished run in study {study}; {near(method, methods)}")
+    runs = [run for run in runs if run[1].cell.method == method and budget in (None, run[1].cell.budget)]
+    wanted = list(tasks) or sorted({record.cell.task for _, record in runs})
+    places: dict[tuple[int, str], Path] = {}
+    for folder, record in runs:
+        if record.cell.task not in wanted:
+            continue
+        place = record.cell.seed, record.cell.task
+        if place in places:
+            both = f"{places[place].parent.name} and {folder.parent.name}"
+            raise ConfigError(f"{study}: {both} are both of {method} on {place[1]}, seed {place[0]}; budget= chooses")
+        places[place] = folder
+    numbers = sorted(seeds) or sorted({seed for seed, _ in places})
+    missing = [f"{task}, seed {seed}" for seed in numbers for task in wanted if (seed, task) not in places]
+    if missing or not numbers:
+        raise ConfigError(f"{study}: no finished run of {method} on {missing[0] if missing else ', '.join(wanted)}")
+    return {seed: [parent(places[seed, task]) for task in wanted] for seed in numbers}
+
+
+def _finished(outputs: Path, study: str) -> list[tuple[Path, Record]]:
+    if not (outputs / study).is_dir():
+        known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
+        raise ConfigError(f"from={study}: no such study under {outputs}; {near(study, known)}")
+    paths = [path for path in find_records(outputs / study) if glance(path).status == "done"]
+    runs = [
+        (path.parent, read_record(path)) for path in paths if "-" not in path.parent.name
+    ]  # others were moved aside
+    return [run for run in runs if run[1].made is None]

@@ -1,0 +1,215 @@
+"""`peftbench merge`: one backbone made of runs, between its floor and its ceiling, recorded with its parents."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from forgery import Said
+from support import TINY
+
+from peftbench.config import compose
+from peftbench.ground.files import RECORD_FILE
+from peftbench.lifecycle import merge, seat, vectors
+from peftbench.lifecycle.parents import parent
+from peftbench.record import Record, find_records, read_record, write_record
+from peftbench.runner.run import run
+
+Command = Callable[..., Said]
+QUICK = ["protocol.max_steps=3", "protocol.lr=0.01", "protocol.precision=fp32", "protocol.selection=held_out"]
+SMALL = ["merge.choose_rows=4", "merge.refit_rows=16", "merge.grid=[0.5,1.0]"]
+
+
+def train(outputs: Path, *words: str) -> Path:
+    words = (*TINY, *QUICK, f"outputs={outputs}", f"cache={outputs.parent / 'cache'}", "study=s", *words)
+    return run(compose.cell_from(words), compose.resolved(compose.load(words)), words).path.parent
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Studies with runs of LoRA and BitFit on RTE and SST-2."""
+    folder = tmp_path_factory.mktemp("merged") / "outputs"
+    for method in ("lora", "bitfit"):
+        for task in ("rte", "sst2"):
+            train(folder, f"method={method}", f"task={task}")
+    return folder
+
+
+def made(folder: Path) -> dict[tuple[str, str], Record]:
+    """Artefacts of a study by name and task."""
+    records = [read_record(path) for path in find_records(folder)]
+    return {(one.cell.method, one.cell.task): one for one in records if one.made is not None}
+
+
+def merged(command: Command, outputs: Path, *words: str) -> str:
+    code, out, err = command("merge", "from=s", f"outputs={outputs}", *SMALL, *words)
+    assert (code, err) == (0, "")
+    return out
+
+
+def test_a_merge_stands_between_floor_and_ceiling_and_is_found_again(outputs: Path, command: Command) -> None:
+    words = ("method=lora", "merge=average,ties", "study=m")
+    out = merged(command, outputs, *words)
+    records = made(outputs / "m")
+    names = {name for name, _ in records}
+    assert names == {
+        "own run of lora",
+        *(f"{way} of lora, {head} head" for way in ("backbone", "average", "ties") for head in ("kept", "refitted")),
+    }
+    assert all((name, task) in records for name in names for task in ("rte", "sst2"))
+    for task in ("rte", "sst2"):
+        (folder,) = (outputs / "s").glob(f"{task}-lora-*/seed0")
+        own, ceiling = read_record(folder / RECORD_FILE), records["own run of lora", task]
+        assert ceiling.headline.value == pytest.approx(own.headline.value), "a run by itself is what it was"
+        assert list(ceiling.hashes.parents.values()) == [own.hashes.delta]
+        assert own.hashes.delta in records["ties of lora, kept head", task].hashes.parents.values()
+        assert len(records["ties of lora, kept head", task].hashes.parents) == 2
+    ties = records["ties of lora, kept head", "rte"].made
+    assert ties is not None
+    assert ties.keys["keep"] == 0.2
+    assert list(ties.facts["tried"]) == ["0.5", "1"]
+    assert ties.facts["scale"] in (0.5, 1.0)
+    assert set(ties.facts["norms"]) == {"rte", "sst2"}
+    assert ties.facts["head_modules"] == ["classifier"]
+    assert "cosines (equal signs): rte, sst2 " in out
+    again = merged(command, outputs, *words)
+    assert again.count("already there: ") == 2 * len(names)
+    code, table, _ = command("table", "m", "--outputs", str(outputs), "--format", "md")
+    assert code == 0
+    assert "| ties of lora, refitted head |" in table
+
+
+WAYS = {
+    "task_arithmetic,magnitude,dare,dare_ties,pcb,pcb_search": "bitfit",
+    "fisher": "bitfit",
+    "regmean": "lora",
+}
+
+
+@pytest.mark.parametrize("ways", WAYS)
+def test_every_way_merges_and_leaves_what_no_run_changed(
+    outputs: Path, command: Command, ways: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put: list[dict[str, torch.Tensor]] = []
+    plain, method = seat.Seat.put, WAYS[ways]
+    monkeypatch.setattr(seat.Seat, "put", lambda self, weights: (put.append(dict(weights)), plain(self, weights))[1])
+    rows = ["merge.rows=4"] if ways in ("fisher", "regmean") else []
+    words = [f"method={method}", f"merge={ways}", f"study={ways[:7]}", "merge.heads=kept", "merge.scale=1.0"]
+    merged(command, outputs, *words, *rows)
+    for way in ways.split(","):
+        record = made(outputs / ways[:7])[f"{way} of {method}, kept head", "rte"]
+        assert record.headline.value is not None
+        assert record.counts is not None
+        assert record.counts.backbone > 0
+    folders = sorted((outputs / "s").glob(f"*-{method}-*/seed0"))
+    group = merge.Group([parent(folder) for folder in folders], str(outputs.parent / "cache"))
+    touched = {name for name, _ in group.vectors("weights").places}
+    scored = [weights for weights in put if weights]
+    assert len(scored) >= 2 * len(ways.split(","))
+    for weights in scored:
+        assert all(torch.equal(weights[name], group.before[name]) for name in group.before if name not in touched)
+    assert not any(torch.equal(scored[-1][name], group.before[name]) for name in touched if ".dense." in name)
+
+
+def test_task_vectors_are_products_values_less_what_was_there_and_exact_outside(outputs: Path) -> None:
+    for method in ("lora", "bitfit"):
+        folders = sorted((outputs / "s").glob(f"*-{method}-*/seed0"))
+        group = merge.Group([parent(folder) for folder in folders], str(outputs.parent / "cache"))
+        taus = group.vectors("touched")
+        names = {name for name, _ in taus.places}
+        assert names
+        assert all(name.endswith(".weight" if method == "lora" else ".bias") for name in names)
+        zero = taus.added(torch.randn(taus.rows.shape[1]), 0.0)
+        assert all(torch.equal(weight, group.before[name]) for name, weight in zero.items())
+        for row, one in zip(taus.rows, group.seats.values(), strict=True):
+            for name, weight in taus.added(row, 1.0).items():
+                torch.testing.assert_close(weight, one.own[name], atol=1e-7, rtol=0)
+        whole = vectors.vectors(group.before, [one.own for one in group.seats.values()], "backbone")
+        assert whole.rows.shape[1] == sum(weight.numel() for weight in group.before.values())
+        assert int((whole.rows != 0).sum()) == int((taus.rows != 0).sum())
+
+
+def test_statistics_are_those_of_autograd_and_of_the_inputs_without_padding(outputs: Path) -> None:
+    (folder,) = (outputs / "s").glob("rte-lora-*/seed0")
+    one = seat.Seat(parent(folder), str(outputs.parent / "cache"))
+    one.put({})
+    tokens = one.tokens("train", 3)
+    name = "bert.encoder.layer.1.attention.self.query.weight"
+    found = one.curvature(tokens, [name])[name]
+    weight = dict(one.model.backbone())[name].requires_grad_(True)
+    expected = torch.zeros_like(weight)
+    products = torch.zeros(weight.shape[1], weight.shape[1], dtype=torch.float64)
+    kept: list[torch.Tensor] = []
+    layer = one.model.module.get_submodule(name.removesuffix(".weight"))
+    hook = layer.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach()))
+    for row in range(3):
+        ids = torch.tensor(tokens.ids[tokens.starts[row] : tokens.starts[row + 1]]).long()[None]
+        types = (torch.arange(ids.shape[1]) >= int(tokens.first[row])).long()[None]
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": types}
+        shares = torch.softmax(one.model.forward(inputs)[0], 0)
+        for share in shares:
+            (grad,) = torch.autograd.grad(share.log(), weight, retain_graph=True)
+            expected += share.detach() * grad**2 / 3
+        products += kept[-1][0].double().T @ kept[-1][0].double()
+    hook.remove()
+    torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-3)
+    torch.testing.assert_close(one.input_products(tokens, [name])[name], products, atol=1e-3, rtol=1e-4)
+
+
+def test_a_refitted_head_is_the_best_there_is_on_its_rows() -> None:
+    random = np.random.default_rng(0)
+    features = torch.from_numpy(random.normal(size=(60, 4)))
+    labels = torch.from_numpy((features[:, 0] + 0.5 > 0).numpy().astype(np.int64))
+    fitted = seat._fitted(features, labels, 2)
+    rows = torch.cat([features, torch.ones(60, 1)], 1)
+    assert ((rows @ fitted).argmax(1) == labels).float().mean() > 0.95
+    scores = 2 * features[:, 1] - 1
+    torch.testing.assert_close(
+        seat._fitted(features, scores, 1)[:, 0], torch.tensor([0, 2, 0, 0, -1.0]).double(), atol=0.02, rtol=0
+    )
+
+
+def line_of(said: Said) -> str:
+    assert (said[0], said[1], said[2].count("\n")) == (2, "", 1), said
+    return said[2]
+
+
+def test_what_cannot_be_merged_is_one_line_before_anything_is_made(
+    outputs: Path, command: Command, tmp_path: Path
+) -> None:
+    def refused(*words: str) -> str:
+        return line_of(command("merge", f"outputs={outputs}", "study=refused", *words))
+
+    ask = ("from=s", "method=lora", "merge=ties")
+    assert "merge=tise: did you mean ties" in refused("from=s", "method=lora", "merge=tise")
+    assert "from=t: no such study" in refused("from=t", "method=lora", "merge=ties")
+    assert "method=lara: no finished run" in refused("from=s", "method=lara", "merge=ties")
+    assert "method: must be given" in refused("from=s", "merge=ties")
+    assert "merge.keep=2" in refused(*ask, "merge.keep=2")
+    assert "merge.offdiagonal: there is no such key" in refused(*ask, "merge.offdiagonal=1")
+    assert "protocol.lr: not a word of merge" in refused(*ask, "protocol.lr=1")
+    assert "no finished run of lora on rte, seed 7" in refused(*ask, "seed=7")
+    assert "seed=x: must be a whole number" in refused(*ask, "seed=x")
+    assert "no finished run of lora on cola" in refused(*ask, "tasks=[cola,rte]")
+    assert "a merge is of 2 to" in refused(*ask, "tasks=[rte]")
+    assert "tasks=rte: must be a list" in refused(*ask, "tasks=rte")
+    assert not (outputs / "refused").exists()
+
+
+def test_adapters_other_backbones_and_two_runs_for_one_task_are_one_line(
+    outputs: Path, command: Command, tmp_path: Path
+) -> None:
+    here = tmp_path / "outputs"
+    for task in ("rte", "sst2"):
+        train(here, "method=houlsby", f"task={task}", "protocol.max_steps=1")
+    words = ("merge", "from=s", f"outputs={here}", "merge=average", "study=m")
+    assert "adapters" in line_of(command(*words, "method=houlsby"))
+    (folder,) = (here / "s").glob("rte-houlsby-*/seed0")
+    record = read_record(folder / RECORD_FILE)
+    write_record(dataclasses.replace(record, hashes=dataclasses.replace(record.hashes, weights="0" * 64)), folder)
+    assert "other backbones" in line_of(command(*words, "method=houlsby"))
+    write_record(record, folder)
+    write_record(record, here / "s" / "rte-houlsby-other" / "seed0")
+    assert "are both of houlsby on rte, seed 0" in line_of(command(*words, "method=houlsby"))
