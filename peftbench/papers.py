@@ -93,6 +93,7 @@ class Paper:
         switch: where paper and released scripts disagree: name of the side -> "<method or task>: overrides".
         tasks: protocol keys per task, for the methods in `of`; keys of other groups in full (method.alpha).
         starts_from_mnli: tasks whose runs start from the MNLI run of the same row and seed, for the methods in `of`.
+        unscored: tasks that the table's sweep runs though their figures are not public.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Paper:
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     of: tuple[str, ...] = ()
     starts_from_mnli: tuple[str, ...] = ()
+    unscored: tuple[str, ...] = ()
 
     @property
     def statistic(self) -> Literal["mean", "median"]:

@@ -17,6 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
+from peftbench import papers
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.data.rows import POOL, rows_of
@@ -25,6 +26,7 @@ from peftbench.ground.files import DELTA_FILE
 from peftbench.record import read_record
 from peftbench.runner.counts import count_cell
 from peftbench.runner.run import Outcome, read_rows
+from peftbench.study.reproduce import cells_of_table
 from peftbench.training.selftraining import MetaWeights, Reads, SelfTraining, alignments, divergence, trained
 from peftbench.training.stopping import Stopped
 from peftbench.training.trainer import Trainer
@@ -191,3 +193,7 @@ def test_what_is_not_possible_is_one_line(words: list[str], line: str, tiny: Cal
 def test_the_papers_protocol_composes() -> None:
     cell = compose.cell_from(["protocol=list", "shots=list", "selftrain=list", "readout=prompt", "readout.head=all"])
     assert cell.protocol.steps(30) == 400
+    table = cells_of_table(papers.load("list"), [], None, ["study=list"])
+    assert len(table.first) == 4 * 3 * 5
+    assert "scores are not public" in table.missing[0]
+    assert compose.cell_from(table.first[-1]).shots.total == 30

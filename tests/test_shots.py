@@ -136,6 +136,8 @@ def test_labels_of_the_other_rows_may_be_noise(tmp_path: Path, tiny: Callable[..
 
     words = ["data=folder", f"data.path={tmp_path / 'glue'}", "method=lora", "shots.total=12", "shots.dev=same"]
     words += ["protocol.selection=held_out", "protocol.max_steps=3", "checkpoint_every=null"]
+    words += ["selftrain=list", "selftrain.sessions=1", "selftrain.steps=2", "selftrain.epochs=1"]
+    words += ["selftrain.batch_size=4", "selftrain.meta_after=0"]
     write(set())
     first = what_is_left(run_tiny(*words))
     labelled = read_rows(rows_of(tiny(*words)))

@@ -39,6 +39,8 @@ def cells_of_table(paper: Paper, only: Sequence[str], side: str | None, extra: S
     tasks = _tasks(paper, only)
     settings = _settings(paper, side)
     table = Reproduction()
+    if paper.unscored:
+        table.missing.append(f"{', '.join(paper.unscored)}: scores are not public, and nothing stands beside ours")
     for row in paper.rows:
         if row.run is None:
             why = "this bench has no such backbone" if row.model is None else "this bench has no such method"
@@ -47,7 +49,7 @@ def cells_of_table(paper: Paper, only: Sequence[str], side: str | None, extra: S
         method = row.run[0].partition("=")[2]
         known = method in paper.of
         starting = [task for task in tasks if known and task in paper.starts_from_mnli]
-        direct = [task for task in tasks if task in row.scores and task not in starting]
+        direct = [task for task in tasks if task in (*row.scores, *paper.unscored) and task not in starting]
         mnli = {seed_of(words): words for words in _cells(paper, row, "mnli", settings, extra)} if starting else {}
         for task in [*(["mnli"] if mnli and "mnli" not in direct else []), *direct]:
             table.first += _cells(paper, row, task, settings, extra)
@@ -84,7 +86,7 @@ def seed_of(words: Sequence[str]) -> str:
 
 
 def _tasks(paper: Paper, only: Sequence[str]) -> list[str]:
-    tasks = [task for task in paper.scored_tasks() if task != "ax"]
+    tasks = [*(task for task in paper.scored_tasks() if task != "ax"), *paper.unscored]
     if not tasks:
         raise ConfigError(f"paper {paper.name}: its scores per task are not public; only its counts can be checked")
     if wrong := [task for task in only if task not in tasks]:

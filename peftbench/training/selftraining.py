@@ -6,7 +6,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call, grad, jvp
+from torch.func import functional_call, jvp
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -124,5 +124,6 @@ def alignments(
     each: Callable[[Parameters], torch.Tensor], known: Callable[[Parameters], torch.Tensor], parameters: Parameters
 ) -> torch.Tensor:
     """<grad known, grad each_i> at these parameters (rows,): one way back, and one forward-mode product along it."""
-    direction = grad(known)(parameters)
+    leaves = {name: p.clone().requires_grad_(True) for name, p in parameters.items()}
+    direction = dict(zip(leaves, torch.autograd.grad(known(leaves), list(leaves.values())), strict=True))
     return jvp(each, (parameters,), (direction,))[1].detach()
