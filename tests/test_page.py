@@ -158,6 +158,8 @@ addEventListener("load", async () => {
   document.querySelector("#legend input:not([disabled])").click(); told.ticked = cells(0).length;
   get("show-all").click(); choose("task", "mrpc acc");
   told.columns = heads().map(head => head.textContent);
+  told.verdicts = cells(0, "verdicts").map((name, at) => [name, ...[1, 2, 3].map(i => cells(i, "verdicts")[at])]);
+  told.pairs = cells(2, "every-pair");
   const place = places.get("Score against cost");
   place.draw();
   told.panels = place.plot.layout.annotations.map(note => note.text);
@@ -245,6 +247,10 @@ def check_probed(probed: dict[str, Any]) -> None:
     assert probed["ticked"] == 3
     assert "mrpc acc" in probed["columns"]
     assert "cola acc" not in probed["columns"]
+    assert [row[:4] for row in probed["verdicts"]][:3] == [
+        ["lora", "–", "= 0.1", "> 10.0"], ["id3", "= -0.1", "–", "> 9.9"], ["bitfit", "< -10.0", "< -9.9", "–"]
+    ]  # fmt: skip
+    assert probed["pairs"][:3] == ["tied", "ahead", "not decided"]
     assert probed["panels"] == ["mrpc acc", "mean of 2 tasks"]
     assert "lora, mrpc acc" in probed["hover"]
     assert "80.20, 95% interval 80.08 to 80.32, n=5, 900 trainable backbone entries" in probed["hover"]

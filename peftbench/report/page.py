@@ -17,18 +17,20 @@ from peftbench.ground.errors import LONGEST_LINE, DataError, shown
 from peftbench.ground.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
-from peftbench.report import flips, predictions, render
+from peftbench.report import columns, flips, predictions, render
 from peftbench.report.figures.every import figures
 from peftbench.report.figures.parts import Material, style_of
 from peftbench.report.flips import Flips
 from peftbench.report.records import Study, column_of, flat
+from peftbench.report.statistics import MARGIN
 from peftbench.report.table import apart, build
+from peftbench.report.verdict import matrix
 
 MOST_WRONG = 15  # rows per task that are listed
 MOST_FLIPPED = 500
 
 
-SCRIPTS = ("tools.js", "figures.js", "main.js")
+SCRIPTS = ("tools.js", "figures.js", "verdicts.js", "main.js")
 DIGITS = 6  # of a figure's numbers
 
 
@@ -45,6 +47,7 @@ def html(shown: dict[str, Any], live: bool = False) -> str:
     parts = {
         "STYLE": texts["page.css"],
         "LIVE": "live" if live else "",
+        "MARGIN": f"{MARGIN:g} point" + ("" if MARGIN == 1 else "s"),
         "PLOTLY": get_plotlyjs(),
         "SCRIPT": "\n".join(texts[name] for name in SCRIPTS),
         "DATA": embedded(first),
@@ -82,6 +85,7 @@ def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] =
         "rows": _rows(rows),
         "styles": _styles(rows),
         "notes": _notes(material),
+        "verdicts": _verdicts(study, rows),
         "figures": [_rounded(asdict(figure)) for figure in figures(material)],
         "runs": [_run(record, names[place]) for place, (_, record) in enumerate(done)],
         "details": [_details(folder, record, shared, pairs[place]) for place, (folder, record) in enumerate(done)],
@@ -124,6 +128,33 @@ def _notes(material: Material) -> dict[str, dict[str, str]]:
         for (name, column), found in material.summaries.items():
             notes[name][column] = found.words()
     return notes
+
+
+def _verdicts(study: Study, rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Of every column its rows, the best first, and the verdict on every pair of them."""
+    if rows.empty:
+        return []
+    every = []
+    for column in columns.read(study, rows):
+        pairs = [
+            {
+                "first": item.first,
+                "second": item.second,
+                "difference": item.difference,
+                "low": item.interval.low if item.interval else None,
+                "high": item.interval.high if item.interval else None,
+                "p": item.p,
+                "word": item.word,
+                "seeds": item.seeds,
+                "unit": item.unit,
+                "test": item.test,
+            }
+            for item in matrix([column])
+        ]
+        names = dict.fromkeys(name for pair in pairs for name in (pair["first"], pair["second"]))
+        if pairs:
+            every.append({"column": column.name, "names": list(names), "pairs": _rounded(pairs)})
+    return every
 
 
 def _rounded(value: Any) -> Any:

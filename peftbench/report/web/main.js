@@ -158,6 +158,7 @@ function draw() {
   get("shown-methods").textContent = `${every.filter(shown).length} of ${every.length} shown`;
   drawLegend();
   drawTable();
+  drawVerdicts();
   drawFigures();
   drawRuns();
 }

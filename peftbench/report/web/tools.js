@@ -32,13 +32,13 @@ function pairs(object) {
 
 // What should be a number and is none is a dash in the tables, and no point in the plots.
 const isNumber = item => typeof item === "number" && Number.isFinite(item);
-const number = (item, digits) => isNumber(item)
-  ? item.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }) : "–";
+const formats = [0, 1, 2, 3, 4].map(digits => new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+const number = (item, digits) => (isNumber(item) ? formats[digits].format(item) : "–"); // a new format takes longer than its use
 const plain = text => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 
 // Sorting: numbers by value (the first number in the cell), words by letter, dashes last in both directions.
 function sortKey(text) {
-  const bare = text.replace(/^≈ /, "").replaceAll(",", "");  // ≈: tied with the best
+  const bare = text.replace(/^[≈<>=?] /, "").replaceAll(",", ""); // a sign before a number says how sure it is
   return text === "–" || text === "" ? null : /^[-+]?[0-9.]/.test(bare) ? parseFloat(bare) : text;
 }
 
@@ -133,6 +133,7 @@ class View {
     const made = row(line.cells.map((cell, at) => {
       const shown = element("td", this.open && !at ? null : cell.text);
       if (cell.best) shown.className = "best";
+      if (cell.kind) shown.classList.add(cell.kind);
       if (cell.title) shown.title = cell.title;
       if (this.open && !at) shown.append(button(cell.text, () => this.open(line.key, made)));
       return shown;
