@@ -14,11 +14,14 @@ ADDED: dict[str, Any] = {
 }
 # Architectures whose random numbers on this bench's attention changed after the first fingerprints -> their version.
 STREAMS = {"mpnet": 2, "modernbert": 2, "deberta-v2": 2}
+# Keys that change no value, whatever theirs.
+NEUTRAL = frozenset({"protocol.gradient_checkpointing"})
 
 
 def without_added(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same without the keys of `ADDED` that have their added value."""
-    return {key: value for key, value in values.items() if ADDED.get(f"{part}.{key}", ...) != value}
+    """The same without the keys of `ADDED` that have their added value, and without those of `NEUTRAL`."""
+    told = {key: value for key, value in values.items() if f"{part}.{key}" not in NEUTRAL}
+    return {key: value for key, value in told.items() if ADDED.get(f"{part}.{key}", ...) != value}
 
 
 def without_addresses(value: Any) -> Any:

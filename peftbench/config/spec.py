@@ -275,6 +275,7 @@ class Protocol:
     held_out: InnerShare = 0.1
     eval_batch_size: Count = 128
     keep_prefix: bool = False
+    gradient_checkpointing: bool = False
 
     def steps(self, rows: int) -> int:
         """Optimizer steps of a run on so many training rows; every epoch's last batch may be smaller."""

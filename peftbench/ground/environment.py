@@ -13,6 +13,7 @@ from peftbench.ground.errors import ConfigError, shown
 LAUNCHED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun and accelerate set
 WANDB_MODES = {"online": "online", "run": "online", "offline": "offline", "dryrun": "offline", "disabled": "disabled"}
 TRUE = ("1", "true", "yes", "on", "t", "y")
+ONEDNN_KEPT = "64"  # compiled products; 1024 by default, and every width of a batch has some 20 of its own
 
 
 _threads: list[str] = []  # what was set here, not by anybody else
@@ -31,6 +32,7 @@ def prepare() -> None:
         _threads[:] = [os.environ["OMP_NUM_THREADS"]]
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait busily take what a neighbour could use
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", ONEDNN_KEPT)
 
 
 def leave_threads_to_workers() -> None:

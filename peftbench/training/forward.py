@@ -1,13 +1,14 @@
 """Rows of a split to logits: batches on the device, the run's precision, kept hidden states for frozen layers."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 
 from peftbench.backbone.model import Model
 from peftbench.backbone.prefix import Prefix
+from peftbench.backbone.recomputing import recomputed
 from peftbench.data.batches import Batch, collate, evaluation_order
 from peftbench.data.tokens import Tokens
 
@@ -20,10 +21,18 @@ class Forward:
         prefix: the frozen first layers, run once per row; None: all layers run every time.
     """
 
-    def __init__(self, model: Model, precision: str, device: torch.device, prefix: Prefix | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        precision: str,
+        device: torch.device,
+        prefix: Prefix | None = None,
+        checkpointing: bool = False,
+    ) -> None:
         model.module.to(device)
         self.model, self.prefix = model, prefix
         self._low, self._device = precision == "bf16", device
+        self._checkpointing = checkpointing
         self._type_ids = getattr(model.module.config, "type_vocab_size", 0) > 1
 
     def batch(self, tokens: Tokens, rows: np.ndarray) -> Batch:
@@ -32,11 +41,10 @@ class Forward:
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Logits (rows, labels) fp32."""
-        with self.autocast():
-            if self.prefix is None:
-                return self.model.forward(batch.inputs)
-            with self.prefix.standing_in(batch):
-                return self.model.forward(batch.inputs)
+        standing_in = nullcontext() if self.prefix is None else self.prefix.standing_in(batch)
+        checkpointing = self._checkpointing and self.model.module.training
+        with self.autocast(), standing_in, recomputed(self.model) if checkpointing else nullcontext():
+            return self.model.forward(batch.inputs)
 
     @contextmanager
     def from_tokens(self) -> Iterator[None]:

@@ -86,7 +86,7 @@ class Trainer:
             parameter.data = parameter.data.to(self.state.device)
         self.parameters = self._stepped()
         prefix = Prefix(model, tuner.touched(), tuner.reads()) if protocol.keep_prefix else None
-        self.forward = Forward(model, protocol.precision, self.state.device, prefix)
+        self.forward = Forward(model, protocol.precision, self.state.device, prefix, protocol.gradient_checkpointing)
         self.evaluator = Evaluator(self.forward, task, protocol.eval_batch_size, self._stop.check)
         self._selection = Selection(protocol.selection, protocol.patience, model, tuner)
         self._meter = Meter(self.fit, self.state.device)

@@ -1,0 +1,45 @@
+"""Gradient checkpointing (Chen et al. 2016, arXiv 1604.06174): of every layer only its input is kept for the way back.
+
+On the way back a layer runs forward once more, with the same random numbers; so every value stays what it was.
+"""
+
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from peftbench.backbone.dropout import Noise
+from peftbench.backbone.model import Model
+
+
+@contextmanager
+def recomputed(model: Model) -> Iterator[None]:
+    """A forward pass within keeps what goes into each layer; one that something stands in for is left alone."""
+    layers = model.module.get_submodule(model.layout.layers)
+    assert isinstance(layers, nn.ModuleList)
+    running = [layer for layer in layers if "forward" not in vars(layer)]
+    twice = functools.partial(_both_times, model.noise)
+    for layer in running:
+        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, context_fn=twice)
+    try:
+        yield
+    finally:
+        for layer in running:
+            del layer.forward
+
+
+def _both_times(noise: Noise) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What surrounds a layer's first run, which has just begun, and its second."""
+    return nullcontext(), _from(noise, noise.state_dict())
+
+
+@contextmanager
+def _from(noise: Noise, state: dict[str, object]) -> Iterator[None]:
+    now = noise.state_dict()
+    noise.load_state_dict(state)
+    try:
+        yield
+    finally:
+        noise.load_state_dict(now)

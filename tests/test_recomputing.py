@@ -1,0 +1,70 @@
+"""Gradient checkpointing: the same run to the last bit, and less memory kept for the way back."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from support import losses
+from uses import done
+
+from peftbench.backbone.model import load_model
+from peftbench.backbone.recomputing import recomputed
+from peftbench.config import compose
+from peftbench.ground.files import DELTA_FILE
+from peftbench.runner.run import Outcome
+
+SMALL = {"num_hidden_layers": 2, "hidden_size": 48, "intermediate_size": 64, "vocab_size": 2000}
+METHODS = {
+    "full": ("method=full",),
+    "lora": ("method=lora",),
+    "houlsby": ("method=houlsby",),
+    "random masking": ("method=random_masking", "budget=500"),
+    "light peft": ("method=light_peft", "protocol.max_steps=8"),
+    "prefix": ("method=full", "scope.layers=1", "protocol.keep_prefix=true"),
+    "mpnet": ("method=full", "model=mpnet_base", *(f"model.config.{key}={size}" for key, size in SMALL.items())),
+}
+
+
+@pytest.mark.parametrize("words", METHODS.values(), ids=METHODS)
+def test_no_value_changes_and_so_no_fingerprint(words: tuple[str, ...], run_tiny: Callable[..., Outcome]) -> None:
+    """With dropout."""
+    plain = run_tiny(*words, "study=plain")
+    again = run_tiny(*words, "study=again", "protocol.gradient_checkpointing=true")
+    assert again.record.fingerprint == plain.record.fingerprint
+    one, other = done(plain), done(again)
+    assert losses(one) == losses(other)
+    assert len(set(losses(one))) == len(losses(one))
+    assert (one / DELTA_FILE).read_bytes() == (other / DELTA_FILE).read_bytes()
+
+
+@pytest.mark.parametrize("model", ["roberta_base", "mpnet_base", "deberta_v3_base", "modernbert_base"])
+def test_less_is_kept(model: str) -> None:
+    """Bytes of tensors kept for the way back, beside the parameters: a layer's input alone, and what lies outside."""
+    sizes = [f"model.config.{key}={value}" for key, value in {**SMALL, "num_hidden_layers": 4}.items()]
+    sizes += ["model.config.pooler_hidden_size=48"] if model == "deberta_v3_base" else []
+    sizes += [f"model.config.{key}_token_id=1" for key in ("pad", "bos", "eos", "cls", "sep")] * (
+        model == "modernbert_base"
+    )
+    spec = compose.cell_from([f"model={model}", "model.weights=random", "tracker=none", *sizes]).model
+    made, _ = load_model(spec, 2, seed=0)
+    own = {parameter.untyped_storage().data_ptr() for parameter in made.module.parameters()}
+    batch = {"input_ids": torch.full((4, 32), 9), "attention_mask": torch.ones(4, 32, dtype=torch.long)}
+
+    def kept() -> int:
+        found: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                found[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            logits = made.forward(batch)
+        logits.sum().backward()
+        return sum(found.values())
+
+    made.module.train()
+    all_kept = kept()
+    with recomputed(made):
+        assert kept() < 0.5 * all_kept
