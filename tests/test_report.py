@@ -34,7 +34,7 @@ def test_a_table_shows_means_the_best_and_what_is_tied_with_it(write_run: Callab
     assert lines["lora"].average.value == pytest.approx(80.2)
     assert {name for name, line in lines.items() if line.entries["mrpc acc"].best} == {"lora"}
     assert {name for name, line in lines.items() if line.entries["mrpc acc"].tied} == {"id3"}
-    assert any(note.startswith("bold: the best; ≈: not shown to be worse") for note in made.notes)
+    assert any(note.startswith("bold: the best; ≈: no row is shown to be better") for note in made.notes)
     assert lines["lora"].counts == {"backbone": 900, "head": 10, "total": 910, "stored_bytes": 3600}
 
 

@@ -13,7 +13,7 @@ from peftbench.ground import environment
 from peftbench.ground.errors import LONGEST_LINE, BadInput, ConfigError, near, shown
 from peftbench.training import stopping
 
-PLAIN = {"·": "-", "±": "+/-", "–": "-", "…": "..."}  # for terminals that know only ASCII
+PLAIN = {"·": "-", "±": "+/-", "≈": "~", "–": "-", "…": "..."}  # for terminals that know only ASCII
 
 HELP = """peftbench: parameter-efficient fine-tuning methods compared on GLUE
 

@@ -13,18 +13,31 @@ from peftbench.ground.files import expanded
 def plan(arguments: Sequence[str]) -> int:
     """`peftbench plan OVERRIDES`: the cells that `run -m` with these overrides would run, and what they would take.
 
-    With `--save` the study keeps the list, for `peftbench work`.
+    With `--save` the study keeps the list, for `peftbench work`. With `--register FILE` the cells are written down with
+    the claims that they are to test, before anything runs; `peftbench compare STUDY --plan FILE` answers these.
     """
+    parser = ArgumentParser(prog="peftbench plan", allow_abbrev=False)
+    parser.add_argument("--save", action="store_true")
+    parser.add_argument("--register", metavar="FILE")
+    parser.add_argument("--claim", action="append", default=[], metavar="'ONE > OTHER'")
+    parser.add_argument("--margin", type=float, default=1.0)
+    options, words = parser.parse_known_args(list(arguments))
     from peftbench.commands import screen
     from peftbench.study import status, sweep
 
-    saved, words = "--save" in arguments, [argument for argument in arguments if argument != "--save"]
-    rerun, overrides = rerun_word(arguments), [compose.longhand(argument) for argument in words if argument != "-m"]
+    saved = options.save
+    rerun, overrides = rerun_word(words), [compose.longhand(argument) for argument in words if argument != "-m"]
     survey = (sweep.prepare if saved else sweep.survey)(sweep.cells_of(overrides), rerun)
     same_study = status.cells_if_any(survey.outputs, survey.study)
     left = [cell.folder for cell in survey.left]
     seconds = status.sum_of_guesses(left, status.known_seconds(same_study))
     screen.plan(survey, seconds, status.peak_of(left, same_study))
+    if options.register:
+        from peftbench.report import plans
+
+        cells = [cell.folder for cell in survey.cells]
+        plans.register(expanded(options.register), survey.outputs, survey.study, cells, options.claim, options.margin)
+        print(f"registered; peftbench compare {survey.study} --plan {options.register}")
     if saved:
         print(f"saved; peftbench work {survey.study}")
     return 0

@@ -38,17 +38,22 @@ def table(arguments: Sequence[str]) -> int:
 
 
 def compare(arguments: Sequence[str]) -> int:
-    """`peftbench compare STUDY ONE OTHER`: whether one method beats another, in words and numbers."""
+    """`peftbench compare STUDY ONE OTHER`: which method is better; `--plan FILE`: a registered plan's claims."""
     parser = _study_parser("compare")
-    parser.add_argument("first", help="a row of the study's table, e.g. id3")
-    parser.add_argument("second", help="another")
+    parser.add_argument("first", nargs="?", help="a row of the study's table, e.g. id3")
+    parser.add_argument("second", nargs="?", help="another")
+    parser.add_argument("--plan", metavar="FILE", help="answer the claims of this registered plan, and nothing else")
     parser.add_argument("--margin", type=float, default=1.0, help="points within which two methods count as equal")
     options = parser.parse_args(arguments)
     from peftbench.commands.tables import say
-    from peftbench.report import comparison, records
+    from peftbench.report import comparison, plans, records
 
+    if bool(options.plan) == bool(options.second):
+        parser.error("ONE and OTHER, or --plan FILE, whose claims are all that it can confirm")
+    plan = plans.read(expanded(options.plan)) if options.plan else None
     study = records.read_study(expanded(options.outputs), options.study, options.model)
-    for line in comparison.lines(study, options.first, options.second, options.margin):
+    said = plans.answers(study, plan) if plan else None
+    for line in said or comparison.lines(study, options.first, options.second, options.margin):
         say(line)
     return 0
 

@@ -23,8 +23,7 @@ def lines(study: Study, first: str, second: str, margin: float = MARGIN) -> list
     Raises:
         ConfigError: a row is not in the study's table, the two have no task and seed in common, or the margin is none.
     """
-    if not 0 < margin <= 100:
-        raise ConfigError(f"--margin {margin:g}: points within which two methods count as equal; above 0, at most 100")
+    check_margin(margin)
     rows = apart(study)[0]
     names = list(dict.fromkeys(rows["name"])) if len(rows) else []
     first, second = (row_named(word, names, study.name) for word in (first, second))
@@ -42,6 +41,16 @@ def lines(study: Study, first: str, second: str, margin: float = MARGIN) -> list
     if (together := over_tasks.combine(pairs)) is not None:
         said += over_all(together, len(pairs), margin)
     return [*said, how(verdicts)]
+
+
+def check_margin(margin: float) -> None:
+    """Refuse what is no margin.
+
+    Raises:
+        ConfigError: it is not above 0 and at most 100.
+    """
+    if not 0 < margin <= 100:
+        raise ConfigError(f"--margin {margin:g}: points within which two methods count as equal; above 0, at most 100")
 
 
 def summary(verdicts: Sequence[Verdict], first: str, second: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from statsmodels.regression.mixed_linear_model import MixedLM
 from statsmodels.stats.oneway import anova_generic
 
-from peftbench.report.statistics import MOST_FREEDOM, Estimate, Paired
+from peftbench.report.statistics import Estimate, Paired
 
 SINGULAR = 0.01  # of the seeds' variance: below it, that between tasks is none; the optimizer seldom ends at zero
 
@@ -47,7 +47,7 @@ def combine(pairs: Mapping[str, Paired]) -> OverTasks | None:
     fixed = _fixed_tasks(pairs, known)
     random, between = _random_tasks(pairs)
     if random and fixed:  # the model does not know of the rows, which all seeds of a task share
-        random = replace(random, error=max(random.error, fixed.error))
+        random = replace(random, of_seeds=max(random.error, fixed.error) ** 2)
     interaction = _interaction(known) if len(known) == len(estimates) else None
     return OverTasks(fixed, random, between, interaction)
 
@@ -56,10 +56,11 @@ def _fixed_tasks(pairs: Mapping[str, Paired], known: list[Estimate]) -> Estimate
     """The mean of the tasks' means; degrees of freedom of Satterthwaite 1946. Tasks without noise add none."""
     if not known:
         return None
-    variances = np.array([estimate.error**2 for estimate in known])
-    degrees = variances.sum() ** 2 / (variances**2 / [estimate.freedom for estimate in known]).sum()
     mean = float(np.mean([paired.mean for paired in pairs.values()]))
-    return Estimate(mean, math.sqrt(variances.sum()) / len(pairs), min(MOST_FREEDOM, float(degrees)))
+    of_seeds, of_rows = (np.array([getattr(one, part) for one in known]) for part in ("of_seeds", "of_rows"))
+    squares = float((of_seeds**2 / [one.freedom for one in known]).sum())
+    freedom = float(of_seeds.sum()) ** 2 / squares if squares else known[0].freedom
+    return Estimate(mean, float(of_seeds.sum()) / len(pairs) ** 2, freedom, float(of_rows.sum()) / len(pairs) ** 2)
 
 
 def _random_tasks(pairs: Mapping[str, Paired]) -> tuple[Estimate | None, float | None]:
@@ -78,12 +79,14 @@ def _random_tasks(pairs: Mapping[str, Paired]) -> tuple[Estimate | None, float |
     if not (math.isfinite(error) and error > 0):
         return None, None
     singular = between <= SINGULAR * fit.scale
-    return Estimate(mean, error, len(pairs) - 1), 0.0 if singular else math.sqrt(between)
+    return Estimate(mean, error**2, len(pairs) - 1), 0.0 if singular else math.sqrt(between)
 
 
 def _interaction(estimates: list[Estimate]) -> float:
-    """Welch's analysis of variance from each task's mean, error and degrees of freedom (statsmodels)."""
-    numbers = np.array([estimate.freedom + 1 for estimate in estimates])
-    variances = np.array([estimate.error**2 for estimate in estimates]) * numbers
-    means = np.array([estimate.mean for estimate in estimates])
+    """Welch's analysis of variance from each task's mean, error and degrees of freedom (statsmodels; those of a sum of
+    seeds and rows by Hillis 2007, eq. 9)."""
+    shares = np.array([max(one.of_seeds / one.error**2, 1e-3) for one in estimates])
+    numbers = np.array([one.freedom for one in estimates]) / shares**2 + 1
+    variances = np.array([one.error**2 for one in estimates]) * numbers
+    means = np.array([one.mean for one in estimates])
     return float(anova_generic(means, variances, numbers, use_var="unequal").pvalue)

@@ -3,8 +3,10 @@
 The runs of a row of a table are its seeds; each pair of runs of one seed gives one difference. Two things would
 come out otherwise another time: the seeds, and the sentences of the dev set, which all seeds share. Their part in the
 error of a mean difference is that of readers and cases in Obuchowski and Rockette 1995 ("Hypothesis testing of
-diagnostic accuracy for multiple readers and multiple tests"), the degrees of freedom are those of Hillis 2007 ("A
-comparison of denominator degrees of freedom methods for multiple observer ROC analysis", eq. 9).
+diagnostic accuracy for multiple readers and multiple tests"). The part of few seeds has few degrees of freedom, the
+part of many rows is as good as known; limits for such a sum are those of Howe 1974 ("Approximate confidence limits on
+the mean of X + Y where X and Y are two tabled independent random variables"). One pair of degrees of freedom for the
+sum (Hillis 2007) lets three seeds be wrong too often: scripts/verdicts.py.
 """
 
 import bisect
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 from statsmodels.stats.multitest import multipletests
 
 ALPHA = 0.05
@@ -22,7 +24,7 @@ POWER = 0.8
 MARGIN = 1.0  # points within which two methods count as equal
 MOST_SEEDS = 1000
 ARRANGEMENTS = 9999  # of signs that are tried
-MOST_FREEDOM = 1e6  # degrees; the t distribution is the normal one long before
+LEAST_P = 1e-30
 
 
 @dataclass(frozen=True)
@@ -36,30 +38,56 @@ class Interval:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean difference in points, with its standard error (above 0) and degrees of freedom."""
+    """A mean difference in points, and the variance of its error, which is above 0.
+
+    Attributes:
+        mean: first less second.
+        of_seeds: the variance that seeds (or tasks) bring in, estimated with `freedom` degrees.
+        freedom: seeds less one, or what stands for it.
+        of_rows: the variance that the dev rows bring in for all seeds alike.
+    """
 
     mean: float
-    error: float
+    of_seeds: float
     freedom: float
+    of_rows: float = 0.0
+
+    @property
+    def error(self) -> float:
+        """Standard error."""
+        return math.sqrt(self.of_seeds + self.of_rows)
+
+    def half(self, tail: float) -> float:
+        """How far from the mean the limit lies that the truth is beyond with this probability (Howe 1974)."""
+        of_seeds, of_rows = special.stdtrit(self.freedom, tail), special.ndtri(tail)
+        return math.sqrt(of_seeds**2 * self.of_seeds + of_rows**2 * self.of_rows)
+
+    def _tail(self, distance: float) -> float:
+        """The probability at whose limit this distance is, one side."""
+        if distance <= 0:
+            return 1 - self._tail(-distance) if distance else 0.5
+        if distance >= self.half(LEAST_P):
+            return LEAST_P
+        logarithm = optimize.brentq(lambda p: self.half(math.exp(p)) - distance, math.log(LEAST_P), math.log(0.5))
+        return math.exp(logarithm)
 
     def p(self) -> float:
-        """Two-sided p of "no difference": a t-test."""
-        return float(2 * stats.t.sf(abs(self.mean) / self.error, self.freedom))
+        """Two-sided p of "no difference"."""
+        return 2 * self._tail(abs(self.mean))
 
     def p_of_equality(self, margin: float) -> float:
-        """p of "they differ by `margin` points or more": two one-sided t-tests (Schuirmann 1987), the larger p."""
-        above = stats.t.sf((self.mean + margin) / self.error, self.freedom)
-        return float(max(above, stats.t.cdf((self.mean - margin) / self.error, self.freedom)))
+        """p of "they differ by `margin` points or more": two one-sided tests (Schuirmann 1987), the larger p."""
+        return self._tail(margin - abs(self.mean))
 
     def interval(self, level: float = 1 - ALPHA) -> Interval:
-        """The t interval of the mean."""
-        half = float(stats.t.ppf((1 + level) / 2, self.freedom)) * self.error
+        """Both limits of the mean."""
+        half = self.half((1 - level) / 2)
         return Interval(self.mean, self.mean - half, self.mean + half)
 
-    def visible(self, tests: int = 1) -> float:
+    def visible(self, tests: float = 1) -> float:
         """The smallest true difference that a study like this shows in four of five repetitions, as one of so many
-        tests."""
-        return self.error * detectable(self.freedom, ALPHA / tests)
+        tests (half as many where they are one-sided)."""
+        return self.error * detectable(self.freedom, ALPHA / tests, self.of_seeds / self.error**2)
 
 
 @dataclass(frozen=True)
@@ -104,8 +132,8 @@ class Paired:
     @cached_property
     def estimate(self) -> Estimate | None:
         """The mean with its error; None where there is no noise to compare with: one seed, or all seeds alike."""
-        error = math.sqrt(self.of_seeds + self.of_rows)
-        return Estimate(self.mean, error, freedom(self.of_seeds, self.of_rows, self.seeds)) if error > 0 else None
+        known = self.of_seeds + self.of_rows > 0
+        return Estimate(self.mean, self.of_seeds, self.seeds - 1, self.of_rows) if known else None
 
     def flips(self, tests: int = 1) -> bool:
         """Whether signs are flipped instead of a t-test: there is no estimate; or the rows are not known, all 2^seeds
@@ -137,21 +165,11 @@ class Paired:
         spread = self.of_seeds * self.seeds
 
         def shows(seeds: int) -> bool:
-            error = math.sqrt(spread / seeds + self.of_rows)
-            degrees = freedom(spread / seeds, self.of_rows, seeds)
-            return abs(self.mean) >= error * detectable(degrees, ALPHA / tests)
+            return abs(self.mean) >= Estimate(self.mean, spread / seeds, seeds - 1, self.of_rows).visible(tests)
 
         if not shows(MOST_SEEDS):
             return None
         return bisect.bisect_left(range(2, MOST_SEEDS), True, key=shows) + 2
-
-
-def freedom(of_seeds: float, of_rows: float, seeds: int) -> float:
-    """Degrees of freedom of a mean over seeds whose error has these two parts (Hillis 2007, eq. 9)."""
-    if of_seeds == 0 and of_rows > 0:
-        return MOST_FREEDOM
-    share = of_seeds / (of_seeds + of_rows) if of_rows else 1.0
-    return min(MOST_FREEDOM, (seeds - 1) / share**2)
 
 
 def flip_p(differences: np.ndarray) -> float:
@@ -170,21 +188,27 @@ def flip_p(differences: np.ndarray) -> float:
     return float(result.pvalue)
 
 
-def detectable(degrees: float, alpha: float) -> float:
-    """The true difference, in standard errors, that a two-sided t-test sees with power 80%.
+def detectable(degrees: float, alpha: float, share: float = 1.0) -> float:
+    """The true difference, in standard errors, that a two-sided test sees with power 80%.
 
     scipy's noncentral t (and statsmodels' power with it) has no numbers for few degrees and a strict level, so the
-    power is the normal's, averaged over 1000 values of the estimated error.
+    power is the normal's, averaged over 1000 values of the estimated variance.
+
+    Args:
+        degrees: with which the seeds' part of the variance is estimated.
+        alpha: level of the test, both sides.
+        share: the seeds' part.
     """
-    return _detectable(float(f"{degrees:.2g}"), alpha)
+    return _detectable(float(f"{degrees:.2g}"), alpha, round(share, 2))
 
 
-@lru_cache(maxsize=10_000)
-def _detectable(degrees: float, alpha: float) -> float:
-    errors = np.sqrt(stats.chi2.ppf((np.arange(1000) + 0.5) / 1000, degrees) / degrees)  # estimated over true
-    needed = stats.t.ppf(1 - alpha / 2, degrees) * errors
+@lru_cache(maxsize=100_000)
+def _detectable(degrees: float, alpha: float, share: float) -> float:
+    variances = stats.chi2.ppf((np.arange(1000) + 0.5) / 1000, degrees) / degrees  # estimated over true
+    of_seeds, of_rows = special.stdtrit(degrees, alpha / 2) ** 2, special.ndtri(alpha / 2) ** 2
+    needed = np.sqrt(of_seeds * share * variances + of_rows * (1 - share))
     return float(
-        optimize.brentq(lambda effect: stats.norm.sf(needed - effect).mean() - POWER, 0, 2 * needed.max(), rtol=1e-4)
+        optimize.brentq(lambda effect: special.ndtr(effect - needed).mean() - POWER, 0, 2 * needed.max(), rtol=1e-4)
     )
 
 

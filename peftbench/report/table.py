@@ -13,7 +13,7 @@ from peftbench.papers import Paper
 from peftbench.record import Record, changed_parents
 from peftbench.report.columns import Column, read
 from peftbench.report.records import Study, differences, frame, other_inputs
-from peftbench.report.verdict import Verdict, matrix
+from peftbench.report.verdict import Contest, contenders
 
 Statistic = Literal["mean", "median"]
 RESAMPLES = 1000  # draws of the dev rows; what is marked does not hang on a percent of an error
@@ -31,7 +31,7 @@ class Entry:
         seeds: how many there are.
         expected: how many there are at most in this table.
         best: the first of this column, and more than one seed says so.
-        tied: not shown to be worse than the best, and neither is any row above it.
+        tied: no other row is shown to be better, and neither is one than any row above it.
         collapsed: how many of the runs predict one class.
         published: the paper's figure; difference: ours less the paper's.
     """
@@ -226,34 +226,25 @@ def _with_marks(lines: list[Line], columns: Sequence[Column]) -> tuple[list[Line
         order = sorted(values, key=lambda name: -values[name])
         if len(order) < 2 or len(column.scores[order[0]]) < 2:
             continue
-        verdicts = matrix([column])
-        beside = set(tied(order, verdicts))
+        contest = contenders(column)
+        beside = set(tied(order[1:], contest))
         for line in lines:
             entry = line.entries[column.name]
             line.entries[column.name] = replace(entry, best=line.name == order[0], tied=line.name in beside)
-        tests += [item.test for item in verdicts if item.seeds > 1]
-        visible = [item.visible for item in verdicts if order[0] in (item.first, item.second) and item.visible]
-        sizes += [f"{column.name} {median(visible):.1f}"] if visible else []
+        tests += contest.tests
+        sizes += [f"{column.name} {contest.visible:.1f}"] if contest.visible else []
     if not tests:
         return lines, []
-    note = f"bold: the best; {TIED}: not shown to be worse than it, which is not the same as equal"
-    how = f"({', '.join(dict.fromkeys(tests))}; 5%, Holm over all pairs of a column)"
-    shows = f"; a difference to the best shows from about {', '.join(sizes)} points on" if sizes else ""
+    note = f"bold: the best; {TIED}: no row is shown to be better, which is not the same as equal"
+    how = f"({', '.join(dict.fromkeys(tests))}; 5% for each row against all others)"
+    shows = f"; a difference shows from about {', '.join(sizes)} points on" if sizes else ""
     return lines, [f"{note} {how}{shows}"]
 
 
-def tied(order: Sequence[str], verdicts: Sequence[Verdict]) -> Iterator[str]:
-    """The rows below the best down to the first that is shown to be worse, or of which one seed says nothing.
-
-    Args:
-        order: the rows of a column, the best first.
-        verdicts: on every pair of them.
-    """
-    best, *others = order
-    against = {item.second if item.first == best else item.first: item for item in verdicts
-               if best in (item.first, item.second) and item.seeds > 1}  # fmt: skip
-    for name in others:
-        if name not in against or against[name].winner == best:
+def tied(order: Sequence[str], contest: Contest) -> Iterator[str]:
+    """The rows below the best in their order, down to one that is shown to be worse or that has a single seed."""
+    for name in order:
+        if name not in contest.rows:
             return
         yield name
 

@@ -129,3 +129,39 @@ def matrix(columns: Sequence[Column], margin: float = MARGIN) -> list[Verdict]:
         }
         verdicts += judge(pairs, f"{len(pairs)} pairs in {column.name}", margin, {column.name: column.rows or 0})
     return verdicts
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The rows of a column that may be its best.
+
+    Attributes:
+        rows: those of at least two seeds that no other row is shown to be better than: the truly best one is among
+            them with 95% probability (Hsu 1984, "Constrained simultaneous confidence intervals for multiple
+            comparisons with the best"; each row is tested once against all others, one-sided, by Bonferroni).
+        tests: what was used.
+        visible: the difference in points that a pair of rows shows in four of five repetitions (median of the pairs).
+    """
+
+    rows: set[str]
+    tests: list[str]
+    visible: float | None
+
+
+def contenders(column: Column) -> Contest:
+    """Which rows of a column may be its best."""
+    paired = {
+        (first, second): both
+        for first, second in itertools.combinations(column.scores, 2)
+        if (both := column.paired(first, second)) is not None and both.seeds > 1
+    }
+    rows = {name for pair in paired for name in pair}
+    others = max(1, len(rows) - 1)
+    worse = {
+        second if both.mean > 0 else first
+        for (first, second), both in paired.items()
+        if both.mean and both.p(others) / 2 * others < ALPHA
+    }
+    tests = list(dict.fromkeys(test_of(both, others) for both in paired.values()))
+    visible = [both.estimate.visible(others / 2) for both in paired.values() if both.estimate]
+    return Contest(rows - worse, tests, float(np.median(visible)) if visible else None)
