@@ -85,6 +85,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command
     """The command in this process, which gets its signal handlers back."""
     before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
     monkeypatch.chdir(tmp_path)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup would have it ignored, which a run respects
 
     def run(*words: str) -> int:
         monkeypatch.setattr(sys, "argv", ["peftbench", *words])

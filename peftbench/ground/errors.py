@@ -23,7 +23,7 @@ class BadInput(Exception):
     @property
     def problems(self) -> list[str]:
         """The problems as they are printed: six lines of 200 characters at most, without control codes."""
-        lines = [shown(problem, LONGEST_LINE) for problem in self.every]
+        lines = [short_line(problem) for problem in self.every]
         if len(lines) > MOST_LINES:
             lines[MOST_LINES - 1 :] = [f"and {len(lines) - MOST_LINES + 1} more problems"]
         return lines
@@ -62,6 +62,12 @@ def near(word: object, allowed: Iterable[object], limit: int = 12) -> str:
 def shown(value: object, limit: int = 60) -> str:
     """A stranger's value as a line may hold it: at most `limit` characters, the middle left out, no control codes."""
     return _middle_out(printable(_middle_out(str(value), limit)), limit)
+
+
+def short_line(problem: str, limit: int = LONGEST_LINE) -> str:
+    """A problem as a line of at most so many characters: what it is about is shortened before what is wrong with it."""
+    subject, colon, reason = problem.partition(": ")
+    return shown(f"{shown(subject, max(60, limit - len(colon + reason)))}{colon}{reason}", limit)
 
 
 def first_line(error: BaseException) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from peftbench.ground.errors import LONGEST_LINE, DataError, shown
+from peftbench.ground.errors import LONGEST_LINE, DataError, short_line
 from peftbench.report import bootstrap, predictions
 from peftbench.report.predictions import Scored
 from peftbench.report.records import Study
@@ -83,7 +83,7 @@ def read(study: Study, rows: pd.DataFrame, resamples: int = bootstrap.RESAMPLES)
         columns.append(_column(str(name), dict(scores), stored, resamples))
     if unusable:
         others = f"; and {len(unusable) - 1} more files of predictions" if len(unusable) > 1 else ""
-        print(shown(f"left out: {unusable[0]}{others}", LONGEST_LINE), file=sys.stderr)
+        print(f"left out: {short_line(unusable[0], LONGEST_LINE - 10 - len(others))}{others}", file=sys.stderr)
     return columns
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from peftbench.ground import escape
-from peftbench.ground.errors import LONGEST_LINE, DataError, shown
+from peftbench.ground.errors import LONGEST_LINE, DataError, short_line
 from peftbench.ground.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
@@ -206,7 +206,7 @@ def _predictions(folder: Path, record: Record) -> list[tuple[str, str]]:
             try:
                 return [(label, prediction) for prediction, label in predictions.read(folder, name)]
             except DataError as error:
-                print(shown(f"left out: {error.every[0]}", LONGEST_LINE), file=sys.stderr)
+                print(f"left out: {short_line(error.every[0], LONGEST_LINE - 10)}", file=sys.stderr)
     return []
 
 

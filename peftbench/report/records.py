@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, near, shown
+from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, near, short_line
 from peftbench.record import Record, find_records, read_record
 
 # What two cells may differ in and still be the same cell of a table, beside the seed.
@@ -77,7 +77,7 @@ def readable(paths: Iterable[Path], read: Callable[[Path], Record] = read_record
         try:
             yield path.parent, read(path)
         except DataError as error:
-            print(shown(f"left out: {error.every[0]}", LONGEST_LINE), file=sys.stderr)
+            print(f"left out: {short_line(error.every[0], LONGEST_LINE - 10)}", file=sys.stderr)
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:
