@@ -19,31 +19,38 @@ HELP = """peftbench: parameter-efficient fine-tuning methods compared on GLUE
 
 usage: peftbench COMMAND [...]
 
+train:
   run [OVERRIDES]         run one cell; with -m a sweep (a Hydra application: --help, --cfg job, -m work)
   plan [OVERRIDES]        what a sweep would run, and about how long it would take; --save keeps the list for workers
+  count [OVERRIDES]       how many entries would train, without weights; of several cells a table; --json
+  count --paper PAPER     every trainable count that a paper states, against ours
+  list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
+  reproduce PAPER         the sweep that would make a paper's table; --dry-run says what it is
+  convert FOLDER|HUB-NAME model.safetensors of weights that are only a pickle (pytorch_model.bin)
+  backbone make=WORD      a backbone made from another (lowrank, mlm): [OVERRIDES] --to DIR, for model.weights=DIR
+
+many machines:
   work STUDY              take the open cells of a study that plan --save listed; on as many machines as there are
   stop STUDY              ask all its workers to leave after their step
   status STUDY            how a sweep stands: done, running, failed, stopped, missing, time left; --watch, --json
   verify STUDY|RECORD     run records again and say what differs, bit for bit on a CPU
   collect FOLDER...       one study from several machines; records that disagree are refused
-  count [OVERRIDES]       how many entries would train, without weights; of several cells a table; --json
-  list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
-  count --paper PAPER     every trainable count that a paper states, against ours
-  reproduce PAPER         the sweep that would make a paper's table; --dry-run says what it is
+
+look:
   table STUDY             a study's results, one row per method; --paper, --format md, latex, html, csv
   compare STUDY ONE OTHER whether one method beats another, in words and numbers
-  flips OLD NEW           rows that an update turns wrong or right, beside what another seed alone does; runs or studies
   plot STUDY --to DIR     score against entries, time and memory; curves; seeds; as PNG and PDF
   report STUDY            one HTML file: table, plots, every run
   submission STUDY        the official GLUE zip of --method; --check ZIP validates any
   sync STUDY              send what W&B recorded offline, and the study's table and figures as one run
+
+after a run:
   apply RUN --output DIR  the run's model, merged, as a plain transformers folder
   predict RUN FILE.tsv    the run's labels for new rows
+  export RUN --to DIR     the adapter of LoRA, or of a type that peft runs, in PEFT's format
+  flips OLD NEW           rows that an update turns wrong or right, beside what another seed alone does; runs or studies
   score RUN task=WORD     the run on another task of the same labels, as a row of its study's table
   merge from=STUDY ...    one backbone of the runs of method= on all tasks, merge=ties,pcb,...: rows of the table
-  export RUN --to DIR     the adapter of LoRA, or of a type that peft runs, in PEFT's format
-  convert FOLDER|HUB-NAME model.safetensors of weights that are only a pickle (pytorch_model.bin)
-  backbone make=WORD      a backbone made from another (lowrank, mlm): [OVERRIDES] --to DIR, for model.weights=DIR
 
 examples:
   peftbench run                                        LoRA on the built-in sample, offline
