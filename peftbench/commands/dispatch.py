@@ -6,6 +6,7 @@ import gc
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -21,7 +22,8 @@ usage: peftbench COMMAND [...]
 
 train:
   run [OVERRIDES]         run one cell; with -m a sweep (a Hydra application: --help, --cfg job, -m work)
-  plan [OVERRIDES]        what a sweep would run, and about how long it would take; --save keeps the list for workers
+  plan [OVERRIDES]        what a sweep would run, and about how long it would take; --save keeps the list for workers,
+                          --register FILE the cells and every --claim "a > b" that compare --plan will answer
   count [OVERRIDES]       how many entries would train, without weights; of several cells a table; --json
   count --paper PAPER     every trainable count that a paper states, against ours
   list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
@@ -136,11 +138,11 @@ def _answer(arguments: list[str]) -> int:
 
 def usage(command: str) -> str:
     """What the help says of a command, and what its words are."""
-    lines = [line.strip() for line in HELP.splitlines() if line.startswith(f"  {command} ")]
+    entries = re.findall(rf"^  {command} .*\n(?: {{9,}}.*\n)*", HELP, re.MULTILINE)
     words = "GROUP: a group of words, as model or method; without one, all are listed."
     if command != "list":
         words = "OVERRIDES: words as of `peftbench run`, group=word or key=value; `peftbench list` shows the groups."
-    return "\n".join(["usage: peftbench", *(f"  {line}" for line in lines), words])
+    return "".join(["usage: peftbench\n", *entries, words])
 
 
 def _guarded(answer: Callable[[], int]) -> int | str | None:
