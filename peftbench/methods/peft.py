@@ -98,6 +98,8 @@ class Peft:
         if self._needs_values and next(model.module.parameters()).is_meta:
             return self._counted(targets)
         wrapper, trainables = _wrap(model.module, self._made(list(targets), self._inner(model, targets)))
+        if not any(parameter.numel() for parameter in trainables.values()):
+            raise ConfigError(f"method.config: nothing of peft's {self.type} would train here")
         replace_dropout(model.module, model.noise)
         tuner = AdaLoRATuner if self.type == "adalora" else PeftTuner
         return tuner(model, wrapper, trainables, self._facts.merges)

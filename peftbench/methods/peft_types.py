@@ -77,7 +77,7 @@ TYPES = {
     "oft": PeftType(),
     "osf": PeftType(),
     "peanut": PeftType(dial="r"),
-    "p_tuning": PeftType(dial=TOKENS, on=EMBEDDINGS, merges=False, needs=(TOKENS, "encoder_hidden_size")),
+    "p_tuning": PeftType(dial=TOKENS, on=EMBEDDINGS, merges=False, needs=(TOKENS,)),
     "prefix_tuning": PeftType(dial=TOKENS, on=KEYS_AND_VALUES, merges=False, needs=(TOKENS,)),
     "prompt_tuning": PeftType(dial=TOKENS, on=EMBEDDINGS, merges=False, needs=(TOKENS,)),
     "psoft": PeftType(dial="r", seed="random_seed"),
@@ -108,6 +108,7 @@ WHOLE = ("modules_to_save", "trainable_token_indices", "layer_replication", "ens
 OF_A_FILE = ("task_type", "peft_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping")
 SIZES = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
 OURS = frozenset((*WHERE, *WHOLE, *OF_A_FILE, *SIZES, "peft_version", "total_step"))
+POSITIVE = ("deltaT", "init_r", "target_r", "encoder_hidden_size", "encoder_num_layers")  # beside the dial
 # Values of a key that would do something else than they say here.
 IMPOSSIBLE = {
     ("bias", "all"): "every bias would train, outside the scope too; take method.strata with bitfit, or a ..._only",
@@ -147,12 +148,26 @@ def check(kind: str, config: Mapping[str, Any]) -> None:
             continue
         elif (reason := _wrong(hints[key], value)) is not None:
             problems.append(f"method.config.{key}={shown(json.dumps(value))}: {reason}")
-        elif (key == TYPES[kind].dial or key in TYPES[kind].needs) and value < 1:
+        elif (key == TYPES[kind].dial or key in POSITIVE) and value is not None and value < 1:
             problems.append(f"method.config.{key}={value}: must be at least 1")
         elif (reason := _outside(value, least=-1 if _defaults(kind)[key] == -1 else 0)) is not None:
             problems.append(f"method.config.{key}={shown(json.dumps(value))}: {reason}")
+    problems += _together(kind, {**_defaults(kind), **config}) if not problems else []
     if problems:
         raise ConfigError(problems)
+
+
+def _together(kind: str, config: Mapping[str, Any]) -> list[str]:
+    """What is wrong with values that are possible one by one, and that peft would not notice, or not say."""
+    problems = []
+    if kind == "adalora":
+        if config["target_r"] > config["init_r"]:
+            problems.append(f"method.config.target_r={config['target_r']}: above init_r, which is {config['init_r']}")
+        outside = [key for key in ("beta1", "beta2") if not 0 < config[key] < 1]
+        problems += [f"method.config.{key}={config[key]:g}: must be between 0 and 1" for key in outside]
+    if kind == "p_tuning" and config["encoder_reparameterization_type"] == "MLP" and config["encoder_num_layers"] != 2:
+        problems.append(f"method.config.encoder_num_layers={config['encoder_num_layers']}: of an LSTM; an MLP has two")
+    return problems
 
 
 @functools.cache
