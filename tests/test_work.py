@@ -223,6 +223,6 @@ def test_a_table_says_what_the_study_cost(finished_study: Path, command: Callabl
     assert said[1].splitlines()[-1] == "cost: 2.00 core hours"
     search = Search(1e-3, "held_out", {"0.001": 0.5}, ["s.search/a/seed0"], 1800.0)
     seeds = [replace(one, search=search, worker=Worker("a", number)) for number in (1, 2)]
-    assert cost.line(seeds) == "cost: 6.00 core hours on 2 workers of 1 hosts", "a search counts once"
+    assert cost.line(seeds) == "cost: 6.00 core hours on 2 workers of 1 host", "a search counts once"
     fast = replace(one, hardware=replace(one.hardware, device="A GPU", processes=2))
     assert cost.line([one, fast]) == "cost: 2.00 core hours and 1.00 GPU hours"

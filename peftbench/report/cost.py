@@ -26,5 +26,6 @@ def line(records: Sequence[Record]) -> str:
             hours["GPU"] += seconds * hardware.processes / HOUR
     parts = [f"{amount:.2f} {unit} hours" for unit, amount in hours.items() if amount]
     workers = {(record.worker.host, record.worker.process) for record in records if record.worker is not None}
-    on = f" on {len(workers)} workers of {len({host for host, _ in workers})} hosts" if len(workers) > 1 else ""
+    hosts = len({host for host, _ in workers})
+    on = f" on {len(workers)} workers of {hosts} host{'' if hosts == 1 else 's'}" if len(workers) > 1 else ""
     return f"cost: {' and '.join(parts) or '0 core hours'}{on}"
