@@ -42,16 +42,8 @@ class Readout(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Classifier:
-    """A classifier or regressor over the whole row, drawn from the seed."""
-
-    architecture: Any = AutoModelForSequenceClassification
-    pretrained: bool = False
-
-    def modules(self, layout: Layout) -> tuple[str, ...]:
-        """See `Readout`."""
-        return layout.head
+class _AsBuilt:
+    """What readouts share that are a part of transformers' own model: nothing is put in its place, all of it trains."""
 
     def attach(self, module: nn.Module) -> None:
         """See `Readout`: nothing is to be done."""
@@ -61,9 +53,21 @@ class Classifier:
         return True
 
     def logits(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Readout`."""
+        """See `Readout`; a masked-LM head's are of every token, (batch, tokens, vocabulary)."""
         logits: torch.Tensor = module(**inputs).logits
         return logits
+
+
+@dataclass(frozen=True)
+class Classifier(_AsBuilt):
+    """A classifier or regressor over the whole row, drawn from the seed."""
+
+    architecture: Any = AutoModelForSequenceClassification
+    pretrained: bool = False
+
+    def modules(self, layout: Layout) -> tuple[str, ...]:
+        """See `Readout`."""
+        return layout.head
 
 
 class WordDecoder(nn.Module):
@@ -95,7 +99,7 @@ class WordDecoder(nn.Module):
 
 
 @dataclass(frozen=True)
-class WholeHead:
+class WholeHead(_AsBuilt):
     """The masked-LM head over the whole vocabulary, as text trains it: of the weights, or drawn from the seed."""
 
     pretrained: bool
@@ -104,18 +108,6 @@ class WholeHead:
     def modules(self, layout: Layout) -> tuple[str, ...]:
         """See `Readout`."""
         return layout.masked_head
-
-    def attach(self, module: nn.Module) -> None:
-        """See `Readout`: nothing is to be done."""
-
-    def trains(self, name: str) -> bool:
-        """See `Readout`: all of it."""
-        return True
-
-    def logits(self, module: nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """See `Readout`; here of every token, (batch, tokens, vocabulary)."""
-        logits: torch.Tensor = module(**inputs).logits
-        return logits
 
 
 @dataclass(frozen=True)
@@ -143,7 +135,7 @@ class Prompt:
 
     def attach(self, module: nn.Module) -> None:
         """See `Readout`: the last map computes the label words alone."""
-        module.tie_weights()  # type: ignore[operator]  # nothing is where nothing is drawn
+        module.tie_weights()  # type: ignore[operator]  # not done yet where no weights were drawn
         whole = module.get_output_embeddings()  # type: ignore[operator]
         name = next(name for name, part in module.named_modules() if part is whole)
         module.set_submodule(name, WordDecoder(whole, self.words, self.head))

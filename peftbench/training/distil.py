@@ -1,9 +1,8 @@
 """Distillation of hidden states: low-rank maps are trained until the backbone computes what the whole one does."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -11,10 +10,10 @@ from peftbench.backbone.low_rank import LowRankLinear
 from peftbench.backbone.model import Model
 from peftbench.config.recipes import LowRank
 from peftbench.config.spec import Protocol
-from peftbench.data.batches import Batch, epoch_order, evaluation_order
+from peftbench.data.batches import Batch, evaluation_order
 from peftbench.data.tokens import Tokens
 from peftbench.ground.errors import ConfigError
-from peftbench.methods.base import decays_by_name
+from peftbench.training import on_text
 from peftbench.training.forward import Forward
 
 
@@ -48,11 +47,8 @@ class Distillation:
             ConfigError: the loss is no longer a finite number.
         """
         recipe = self.recipe
-        decayed = [p for name, p in self._trained.items() if decays_by_name(name)]
-        others = [p for name, p in self._trained.items() if not decays_by_name(name)]
-        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
-        for step, rows in zip(range(recipe.steps), self._batches(tokens, seed), strict=False):
+        optimizer = on_text.adamw(self._trained, recipe.lr, recipe.weight_decay)
+        for step, rows in zip(range(recipe.steps), on_text.endless(tokens, self.protocol, seed), strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = self._rate(step)
             loss = recipe.distil_weight * self.difference(self._forward.batch(tokens, rows))
@@ -95,12 +91,6 @@ class Distillation:
         with torch.autocast(batch.inputs["input_ids"].device.type, dtype=torch.bfloat16, enabled=low):
             states: Sequence[torch.Tensor] = base(**batch.inputs, output_hidden_states=True).hidden_states
         return states
-
-    def _batches(self, tokens: Tokens, seed: int) -> Iterator[np.ndarray]:
-        epoch = 0
-        while True:
-            yield from epoch_order(tokens.lengths, self.protocol.batch_size, self.protocol.bucketing, seed, epoch)
-            epoch += 1
 
     def _rate(self, step: int) -> float:
         first, last = self.recipe.lr, self.recipe.last_lr

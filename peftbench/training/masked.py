@@ -1,7 +1,7 @@
 """Masked-LM training: some tokens of a text are hidden, and the head guesses them (BERT, Devlin et al. 2019)."""
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,11 @@ from torch.nn import functional
 from peftbench.backbone.model import Model
 from peftbench.config.recipes import MaskedLM
 from peftbench.config.spec import Protocol
-from peftbench.data.batches import epoch_order, evaluation_order
+from peftbench.data.batches import evaluation_order
 from peftbench.data.tokens import Tokens
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.seeds import stream
-from peftbench.methods.base import decays_by_name
+from peftbench.training import on_text
 from peftbench.training.forward import Forward
 from peftbench.training.trainer import lr_factor
 
@@ -60,14 +60,11 @@ class MaskedTraining:
             ConfigError: the loss is no longer a finite number.
         """
         recipe = self.recipe
-        decayed = [p for name, p in self._trained.items() if decays_by_name(name)]
-        others = [p for name, p in self._trained.items() if not decays_by_name(name)]
-        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
+        optimizer = on_text.adamw(self._trained, recipe.lr, recipe.weight_decay)
         self.model.noise.seed(stream(seed, "dropout"))
         torch.manual_seed(stream(seed, "dropout"))
         self.model.module.train()
-        for step, rows in zip(range(recipe.steps), self._batches(tokens, seed), strict=False):
+        for step, rows in zip(range(recipe.steps), on_text.endless(tokens, self.protocol, seed), strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * lr_factor(step, recipe.steps, recipe.warmup, "linear")
             loss = self.loss(tokens, rows, seed, step + 1)
@@ -101,12 +98,6 @@ class MaskedTraining:
     def _at_hidden(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         """Of the states (rows, tokens, hidden) that reach the head's last map those of hidden tokens (n, hidden)."""
         return (arguments[0][self._hidden],)
-
-    def _batches(self, tokens: Tokens, seed: int) -> Iterator[np.ndarray]:
-        epoch = 0
-        while True:
-            yield from epoch_order(tokens.lengths, self.protocol.batch_size, self.protocol.bucketing, seed, epoch)
-            epoch += 1
 
 
 def hide(ids: np.ndarray, vocabulary: Vocabulary, share: float, draw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
