@@ -28,6 +28,7 @@ from peftbench.record import Headline, read_record
 from peftbench.runner import deltas, provenance
 from peftbench.runner.delta import Delta
 from peftbench.runner.run import Outcome, read_rows
+from peftbench.training.forward import Forward
 from peftbench.training.trainer import lr_factor
 
 Run = Callable[..., Outcome]
@@ -111,6 +112,14 @@ def test_a_crash_is_recorded_as_failed(run_tiny: Run, monkeypatch: pytest.Monkey
     assert record.status == "failed"
     assert record.error is not None
     assert "MemoryError: no more room" in record.error
+
+
+def test_a_run_that_would_learn_nothing_fails(run_tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = Forward.logits
+    monkeypatch.setattr(Forward, "logits", lambda self, batch: logits(self, batch).detach())
+    record = read_record(run_tiny("method=bitfit").path)
+    assert record.status == "failed"
+    assert "the run would learn nothing" in (record.error or "")
 
 
 def test_a_run_that_ends_in_its_first_step_has_no_speed(run_tiny: Run, monkeypatch: pytest.MonkeyPatch) -> None:

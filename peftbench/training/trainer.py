@@ -281,7 +281,12 @@ class Trainer:
         batch = self.forward.batch(self.train, rows)
         if self.model.module.training:
             self._meter.saw(batch)
-        return self._objective.loss(self.forward.logits(batch), batch.labels, rows)
+        logits = self.forward.logits(batch)
+        if (
+            not logits.requires_grad
+        ):  # an objective may have nothing to say of a batch; a model that learns nothing may not
+            raise RuntimeError("nothing that trains reaches the logits: the run would learn nothing")
+        return self._objective.loss(logits, batch.labels, rows)
 
     def _passes(self, count: int, size: int | None = None) -> Iterator[None]:
         """Run batches of training rows forward and backward without dropout; yields after each."""
