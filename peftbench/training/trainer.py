@@ -282,9 +282,8 @@ class Trainer:
         if self.model.module.training:
             self._meter.saw(batch)
         logits = self.forward.logits(batch)
-        if (
-            not logits.requires_grad
-        ):  # an objective may have nothing to say of a batch; a model that learns nothing may not
+        # An objective may pass over a batch; a model that cannot learn is a fault.
+        if not logits.requires_grad:
             raise RuntimeError("nothing that trains reaches the logits: the run would learn nothing")
         return self._objective.loss(logits, batch.labels, rows)
 
