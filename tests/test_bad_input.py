@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from support import TINY
 
 from peftbench.cli import main
+from peftbench.config import compose
 
 WRONG: dict[str, tuple[str, ...]] = {  # per protocol key, values that it cannot have
     "lr": ("fast", "0", "-1", "nan", "inf", "null", "[1]", "true", "'1e-3'"),
@@ -144,6 +145,9 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["table", "nope"], "nope"),
     (["table", "nope", "--outputs", "/nowhere"], "/nowhere"),
     (["table", "nope", "--colour"], "--colour"),
+    (["report", "nope"], "study nope"),
+    (["report", "nope", "--to", "new/page.html"], "study nope"),
+    (["plot", "nope", "--to", "new"], "study nope"),
     (["export"], "run"),
     (["export", "/nowhere", "--to", "x"], "/nowhere"),
     (["export", "/nowhere"], "--to"),
@@ -274,3 +278,20 @@ def test_any_other_text_is_an_override_or_refused(
     assert ended.value.code in (0, 2, 3)
     assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["model=nope", "method=bitfit", "protocol.lrr=1", "seed=1"], ["model", "protocol.lrr"]),
+        (["task=mrpc", "method.rnak=1", "scope=nope", "seed=1", "tracker.x=1"], ["method.rnak", "scope", "tracker.x"]),
+        (["seed=1", "protocol.epochs=2", "method.rnak=1"], ["method.rnak"]),
+    ],
+)  # fmt: skip
+def test_every_wrong_word_among_good_ones_is_named_and_no_other(words: list[str], wrong: list[str]) -> None:
+    with pytest.raises(compose.WrongWords) as refused:
+        compose.load(words)
+    assert [word for word in words if word in refused.value.overrides] == [
+        w for w in words if w.partition("=")[0] in wrong
+    ]
+    assert [problem.partition(":")[0].partition("=")[0] for problem in refused.value.every] == wrong

@@ -275,7 +275,9 @@ def test_a_backbone_without_a_masked_head_or_a_mask_is_one_line(tmp_path: Path) 
         planned(plain)
     words = [*masked_checkpoint("bert_base_uncased", tmp_path / "masked"), *FAST]
     AutoModelForMaskedLM.from_pretrained(tmp_path / "masked").bert.save_pretrained(tmp_path / "masked")
-    with pytest.raises(DataError, match=r"lacks \d tensors of the head, .* make=mlm trains a head"):
+    with pytest.raises(
+        ConfigError, match=r"lacks \d tensors of the head that the readout reads, .* make=mlm trains one"
+    ):
         loaded(compose.cell_from(words))
 
 

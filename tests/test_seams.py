@@ -16,7 +16,7 @@ from transformers import AutoModelForMaskedLM
 
 from peftbench.backbone.model import build, load_model
 from peftbench.config.spec import Cell, Layout
-from peftbench.ground.errors import ConfigError, DataError, Diverged
+from peftbench.ground.errors import ConfigError, Diverged
 from peftbench.methods.base import ParameterTuner, Training, Tuner
 from peftbench.methods.selective import SelectiveTuner
 from peftbench.methods.wrapper import WrapperTuner
@@ -386,5 +386,5 @@ def test_a_readout_of_ones_own_is_trained_as_a_classifier_is(tiny: Callable[...,
 
     del written.cls.predictions.transform
     written.save_pretrained(spec.weights)
-    with pytest.raises(DataError, match="tensors of the head"):
+    with pytest.raises(ConfigError, match="tensors of the head"):
         load_model(spec, 2, cell.seed, readout)

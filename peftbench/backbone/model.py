@@ -24,7 +24,6 @@ from peftbench.record import Attention
 
 NORMS = ("LayerNorm", "RMSNorm")
 CLASSIFIER = Classifier()
-HOME_MADE = "; peftbench backbone make=mlm trains a head for masked tokens"
 
 
 @dataclass(frozen=True)
@@ -307,13 +306,14 @@ def _from_folder(spec: ModelSpec, folder: Path, num_labels: int, readout: Readou
     head = {name for name in report["missing_keys"] if model.is_head(name)}
     backbone = [name for name in report["missing_keys"] if name not in head]
     absent = [name for name in backbone if "pooler" not in model.place(name).kinds]
-    if readout.pretrained:
-        absent += sorted(head)
+    lacks = f"model={spec.name}: {folder / WEIGHTS_FILE} lacks"
     if absent:
-        part = "head" if absent[0] in head else "backbone"
-        raise DataError(
-            f"model={spec.name}: {folder / WEIGHTS_FILE} lacks {len(absent)} tensors of the {part}, "
-            f"{absent[0]} among them{HOME_MADE if part == 'head' else ''}"
+        raise DataError(f"{lacks} {len(absent)} tensors of the backbone, {absent[0]} among them")
+    if readout.pretrained and head:
+        name = min(head)
+        raise ConfigError(
+            f"{lacks} {len(head)} tensors of the head that the readout reads, {name} among them; "
+            "peftbench backbone make=mlm trains one for masked tokens"
         )
     model.drawn = {name: torch.empty(0) for name in backbone}
     return model

@@ -130,9 +130,10 @@ def report(arguments: Sequence[str]) -> int:
             print(f"{server.address} (Ctrl-C ends it)", flush=True)
             server.follow(live)
         return 0
+    made = content()  # before a folder is made for it: there may be no such study
     path = Path(options.to) if options.to else outputs / options.study / "report.html"
     writable(path.parent)
-    page.write(content(), path)
+    page.write(made, path)
     print(path)
     return 0
 

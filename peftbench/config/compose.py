@@ -1,7 +1,8 @@
 """Hydra's words in, a validated `Cell` out, with every problem of all of them reported at once."""
 
+import bisect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hydra.errors import OverrideParseException
@@ -22,7 +23,15 @@ LONGEST_OVERRIDE = 10_000  # characters
 
 
 class WrongWords(ConfigError):
-    """Overrides that cannot be applied: a word or key that is not there, or something that cannot be read."""
+    """Overrides that cannot be applied: a word or key that is not there, or something that cannot be read.
+
+    Attributes:
+        overrides: those, as far as they could be told apart from the others.
+    """
+
+    def __init__(self, problems: Sequence[str], overrides: Iterable[str] = ()) -> None:
+        super().__init__(problems)
+        self.overrides = frozenset(overrides)
 
 
 def load(overrides: Sequence[str]) -> DictConfig:
@@ -40,7 +49,8 @@ def load(overrides: Sequence[str]) -> DictConfig:
         reason = ""
     except COMPOSE_ERRORS as error:
         reason = one_line(error)
-    raise WrongWords(list(_override_problems(overrides).values()) or [reason])
+    wrong = _override_problems(overrides)
+    raise WrongWords(list(wrong.values()) or [reason], wrong)
 
 
 def longhand(override: str) -> str:
@@ -56,34 +66,39 @@ def longhand(override: str) -> str:
 
 def cell_from(overrides: Sequence[str]) -> Cell:
     """The cell that these overrides describe, with every problem of all of them in one `ConfigError`."""
-    overrides = [longhand(override) for override in overrides]
-    userfiles.check(overrides)  # before anything looks for what is wrong by composing again
     try:
-        return build(load(overrides))
-    except ConfigError as error:
-        wrong = _override_problems(overrides)
-        good = [override for override in overrides if override not in wrong]
-        if len(good) == len(overrides):
+        config = load(overrides)
+    except WrongWords as error:
+        good = [override for override in map(longhand, overrides) if override not in error.overrides]
+        if not error.overrides:
             raise
         # Values are looked at too, so that one mistyped key does not hide a bad number.
-        raise WrongWords([*error.every, *_value_problems(good)]) from None
+        raise WrongWords([*error.every, *_value_problems(good)], error.overrides) from None
+    return build(config)
 
 
 def _override_problems(overrides: Sequence[str]) -> dict[str, str]:
     """What is wrong with each override that cannot be applied: group choices first, then keys on top of them."""
-    problems: dict[str, str] = {}
+    problems = {override: refused for override in overrides if (refused := _refused(override))}
     applied = [item for item in overrides if item.startswith(SEARCHPATH)]
-    others = [item for item in overrides if not item.startswith(SEARCHPATH)]
-    for override in sorted(others, key=lambda item: item.partition("=")[0] not in GROUPS):
-        if refused := _refused(override):
-            problems[override] = refused
-            continue
-        try:
-            composed([*applied, override])
-            applied.append(override)
-        except COMPOSE_ERRORS as error:
-            problems[override] = _explain(override, error, applied)
-    return problems
+    others = [item for item in overrides if not item.startswith(SEARCHPATH) and item not in problems]
+    left = sorted(others, key=lambda item: item.partition("=")[0] not in GROUPS)
+    while left and _error_of([*applied, *left]):
+        first = bisect.bisect_left(range(1, len(left)), True, key=lambda n: bool(_error_of([*applied, *left[:n]])))
+        applied += left[:first]
+        error = _error_of([*applied, left[first]])
+        assert error
+        problems[left[first]] = _explain(left[first], error, applied)
+        left = left[first + 1 :]
+    return {override: problems[override] for override in dict.fromkeys(overrides) if override in problems}
+
+
+def _error_of(overrides: Sequence[str]) -> Exception | None:
+    try:
+        composed(overrides)
+    except COMPOSE_ERRORS as error:
+        return error
+    return None
 
 
 def _refused(override: str) -> str | None:

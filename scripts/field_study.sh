@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The study of docs/field.md: every method of the field at BitFit's budget, both learning rates searched, three seeds.
+#
+#     scripts/field_study.sh GLUE OUTPUTS [TASK...]      (tasks: mrpc stsb cola)
+#
+# Start it again to go on, or a second time beside itself: finished cells are skipped, running ones are locked.
+set -uo pipefail
+glue=$1 outputs=$2
+shift 2
+budgeted=lora,hut,lst,light_peft,id3,random_masking,dora,pissa,vera,fourierft,hira,loha,delora  # their dials meet a budget
+fixed=full,bitfit,ia3,ln_tuning,road  # as large as they are; BitFit's own size is the budget
+
+declare -A epoch=([mrpc]=115 [stsb]=180 [cola]=268)  # steps of 32 rows
+
+# Words that name a smaller backbone; it is made once, from MRPC's sentences.
+read -ra small < <(peftbench backbone make=lowrank make.ratio=0.5 task=mrpc data=folder "data.path=$glue" \
+    model=minilm_l6 --to "$outputs/pela")
+
+for task in "${@:-mrpc}"; do
+    run() {
+        peftbench run -m study=field "task=$task" seed=0,1,2 data=folder "data.path=$glue" "outputs=$outputs" tracker=none \
+            progress=false protocol.epochs=3 protocol.head_lr=5e-3 select=lr 'select.factors=[0.3,1,3]' \
+            'select.head_factors=[0.1,1]' "select.max_steps=${epoch[$task]}" "$@"
+    }
+    run method=head protocol.head_lr=null select.head_factors=null
+    run "method=$fixed"
+    run "method=$budgeted" budget.like=bitfit
+    run method=adalora budget.like=bitfit 'method.kinds=[query,value]'
+    run method=full "${small[@]}"
+done
