@@ -29,7 +29,7 @@ train:
   list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
   reproduce PAPER         the sweep that would make a paper's table; --dry-run says what it is
   convert FOLDER|HUB-NAME model.safetensors of weights that are only a pickle (pytorch_model.bin)
-  backbone make=WORD      a backbone made from another (lowrank, mlm): [OVERRIDES] --to DIR, for model.weights=DIR
+  backbone make=WORD      a backbone made from another (lowrank, mlm, merged): ... --to DIR, for model.weights=DIR
 
 many machines:
   work STUDY              take the open cells of a study that plan --save listed; on as many machines as there are

@@ -3,13 +3,13 @@ ready for one."""
 
 import sys
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from peftbench.commands.paths import empty, writable
 from peftbench.config import compose, recipes, userfiles
-from peftbench.config.spec import Cell
-from peftbench.ground.errors import DataError
+from peftbench.config.spec import Cell, ModelSpec
+from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import DELTA_FILE, cache_folder
 
 
@@ -76,20 +76,44 @@ def backbone(arguments: Sequence[str]) -> int:
     """`peftbench backbone make=WORD [OVERRIDES] --to DIR`: one made from another; prints the words that use it."""
     parser = ArgumentParser(prog="peftbench backbone")
     parser.add_argument(
-        "words", nargs="*", help="make=lowrank or mlm, its keys make.KEY=VALUE, and a cell's: model=, text, seed"
+        "words",
+        nargs="*",
+        help="make=lowrank, mlm or merged, its keys make.KEY=VALUE, and a cell's: model=, text, seed",
     )
     parser.add_argument("--to", required=True, help="folder to write; it must be empty, or not there")
+    add_searchpath(parser)
     options = parser.parse_intermixed_args(arguments)
     recipe, words = recipes.split_words(options.words)
-    cell = compose.cell_from(words)
     folder = Path(options.to)
-    lines = _masked(cell, recipe, folder) if isinstance(recipe, recipes.MaskedLM) else _low_rank(cell, recipe, folder)
+    if isinstance(recipe, recipes.Merged):
+        model, lines = _merged(recipe, words, folder, known_classes(options.searchpath))
+    else:
+        cell = compose.cell_from(words)
+        model = cell.model
+        if isinstance(recipe, recipes.MaskedLM):
+            lines = _masked(cell, recipe, folder)
+        else:
+            lines = _low_rank(cell, recipe, folder)
     from peftbench.runner.backbone import words_for
 
-    print(*words_for(cell, folder))
+    print(*words_for(model, folder))
     for line in lines:
         print(line, file=sys.stderr)
     return 0
+
+
+def _merged(
+    recipe: recipes.Merged, words: Sequence[str], folder: Path, known: Collection[str]
+) -> tuple[ModelSpec, list[str]]:
+    if words:
+        raise ConfigError(f"{shown(words[0])}: not a word of make=merged, whose backbone is that of make.run")
+    from peftbench.runner.merged import fold, write
+
+    folded = fold(recipe, known)
+    write(folded, empty(folder))
+    facts = folded.facts
+    moved = f"{facts.distance:.3g}, {facts.distance / facts.length:.2%} of its length"
+    return folded.model, [f"{facts.method} of {facts.task}, seed {facts.seed}: the backbone has moved by {moved}"]
 
 
 def _low_rank(cell: Cell, recipe: recipes.LowRank, folder: Path) -> list[str]:

@@ -47,8 +47,20 @@ class MaskedLM:
     head_only: bool
 
 
-Recipe = LowRank | MaskedLM
-RECIPES: dict[str, type[Recipe]] = {"lowrank": LowRank, "mlm": MaskedLM}  # word of conf/make -> what its keys make
+@dataclass(frozen=True)
+class Merged:
+    """A finished run folded into its backbone. Units and sources stand in conf/make/merged.yaml."""
+
+    run: PathText | None
+    scale: Positive
+
+
+Recipe = LowRank | MaskedLM | Merged
+RECIPES: dict[str, type[Recipe]] = {
+    "lowrank": LowRank,
+    "mlm": MaskedLM,
+    "merged": Merged,
+}  # word of conf/make -> what its keys make
 
 
 def split_words(overrides: Sequence[str]) -> tuple[Recipe, list[str]]:

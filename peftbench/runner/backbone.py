@@ -13,7 +13,7 @@ from peftbench.backbone.low_rank import Distilled, LowRankFacts, Source
 from peftbench.backbone.model import Model, build, load_model
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, weights_folder
 from peftbench.config.recipes import LowRank
-from peftbench.config.spec import Cell, Kind
+from peftbench.config.spec import Cell, Kind, ModelSpec
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens, tokenizer_for
 from peftbench.ground.errors import ConfigError
@@ -92,10 +92,10 @@ def make_low_rank(cell: Cell, recipe: LowRank, ranks: dict[str, int], folder: Pa
     return facts
 
 
-def words_for(cell: Cell, folder: Path) -> list[str]:
-    """The words of a cell that uses what was written there in the place of its own backbone."""
+def words_for(model: ModelSpec, folder: Path) -> list[str]:
+    """The words of a cell that uses what was written there in the place of this backbone's own weights."""
     sha256 = file_sha256(folder / WEIGHTS_FILE)
-    return [f"model={cell.model.name}", f"model.weights={folder.absolute()}", f"model.sha256={sha256}"]
+    return [f"model={model.name}", f"model.weights={folder.absolute()}", f"model.sha256={sha256}"]
 
 
 def _entries(model: Model) -> int:
