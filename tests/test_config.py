@@ -321,6 +321,18 @@ def test_values_on_words_composed_before_are_what_hydra_makes_of_all(
     assert again == plain([word for word in overrides if "." not in word]), "what is kept stays as it was"
 
 
+def test_in_another_folder_hydra_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = ["method=lora", "protocol.lr=0.1"]
+    words.composed(overrides)
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(words, "compose", None)
+        quick = plain(overrides)
+    monkeypatch.setattr(words, "_with_values", lambda overrides: None)
+    assert quick == plain(overrides)
+    assert words.composed(overrides).hydra.runtime.cwd == str(tmp_path)
+
+
 def test_a_yaml_file_that_changes_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(ROOT, tmp_path / "conf")
     monkeypatch.setattr(words, "conf_dir", lambda: tmp_path / "conf")

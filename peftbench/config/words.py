@@ -20,7 +20,6 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from peftbench.ground.errors import ConfigError
-from peftbench.ground.files import stamp
 
 CONFIG_NAME = "config"
 COMPOSE_ERRORS = (
@@ -107,7 +106,7 @@ def _with_values(overrides: Sequence[str]) -> DictConfig | None:
     if len(choices) + len(values) < len(overrides):
         return None
     try:
-        config = copy.deepcopy(_chosen(tuple(choices), _surroundings()))
+        config = copy.deepcopy(_chosen(tuple(choices), _yaml_files()))
         for override in OverridesParser.create().parse_overrides(values):
             if override.is_sweep_override():
                 return None
@@ -115,18 +114,30 @@ def _with_values(overrides: Sequence[str]) -> DictConfig | None:
     except COMPOSE_ERRORS:
         return None
     config.hydra.overrides.task = list(overrides)
+    config.hydra.runtime.cwd = os.getcwd()
     return config
 
 
 @functools.lru_cache(MOST_CHOICES)
-def _chosen(choices: tuple[str, ...], surroundings: Hashable) -> DictConfig:
+def _chosen(choices: tuple[str, ...], yaml_files: Hashable) -> DictConfig:
     with _hydra():
         return compose(CONFIG_NAME, overrides=list(choices), return_hydra_config=True)
 
 
-def _surroundings() -> Hashable:
-    """What else a composed configuration depends on: the folder we are in, and the yaml files."""
-    return os.getcwd(), conf_dir(), *(stamp(path) for path in sorted(conf_dir().rglob("*.yaml")))
+def _yaml_files() -> Hashable:
+    """What a composed configuration depends on, beside the choices and the folder we are in."""
+    folder = str(conf_dir())
+    places = ((place, name) for place, _, names in os.walk(folder) for name in names)
+    return folder, *sorted(_seen(os.path.join(*place)) for place in places if place[1].endswith(".yaml"))
+
+
+def _seen(path: str) -> tuple[str, ...]:
+    """What changes when a file does: as `files.stamp`, in a tenth of the time; every cell asks for all files."""
+    try:
+        info = os.stat(path)
+    except OSError:  # an editor's lock leads nowhere
+        return (path,)
+    return path, *map(str, (info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
