@@ -1,5 +1,6 @@
 """With what a run was made: versions, source, hardware, and how much memory it took."""
 
+import functools
 import os
 import platform
 import subprocess
@@ -26,15 +27,29 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a score may depend on."""
-    packages = {name: metadata.version(name) for name in PACKAGES}
+    packages = {name: _version(name) for name in PACKAGES}
     return {"python": platform.python_version(), "peftbench": __version__, **packages}
 
 
+@functools.cache
+def _version(package: str) -> str:
+    return metadata.version(package)
+
+
 def git() -> dict[str, Any]:
-    """Commit of the source and whether it was changed since; nulls where the package is not run from a checkout."""
+    """Commit of the source and whether it was changed since; nulls where the package is not run from a checkout.
+
+    As they were when this process first asked: it goes on with what it has imported.
+    """
+    commit, dirty = _checkout()
+    return {"commit": commit, "dirty": dirty}
+
+
+@functools.cache
+def _checkout() -> tuple[str | None, bool | None]:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
-        return {"commit": None, "dirty": None}
+        return None, None
 
     def ask(*words: str) -> str | None:
         try:
@@ -44,7 +59,7 @@ def git() -> dict[str, Any]:
         return answer.stdout.strip() if answer.returncode == 0 else None
 
     status = ask("status", "--porcelain")
-    return {"commit": ask("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+    return ask("rev-parse", "HEAD"), None if status is None else bool(status)
 
 
 def hardware() -> dict[str, Any]:
