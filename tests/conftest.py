@@ -1,5 +1,6 @@
 """Shared fixtures: a small backbone that needs no download, and real GLUE where it lies beside the checkout."""
 
+import fcntl
 import gc
 import os
 import signal
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import studies
 from forgery import Said, in_process
+from hypothesis import settings
+from matrix import ROWS
 from support import TINY
 
 from peftbench.config import compose
@@ -20,6 +23,8 @@ from peftbench.record import read_record
 from peftbench.runner.run import Outcome, run
 from peftbench.training.trainer import Trainer
 
+settings.register_profile("loaded", deadline=None)  # on a machine that does other things, too
+settings.load_profile("loaded")
 GLUE = Path(__file__).resolve().parents[2] / "shared" / "glue"
 
 
@@ -75,6 +80,27 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     words = [*TINY, "method=lora", "study=s", f"outputs={folder / 'outputs'}", f"cache={folder / 'cache'}"]
     return run(compose.cell_from(words), compose.resolved(compose.load(words)), words).path.parent
+
+
+@pytest.fixture(scope="session")
+def row_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome]:
+    """A row of the matrix -> its finished run, made once for all tests of all processes; they read it."""
+    place = tmp_path_factory.getbasetemp()
+    place = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "rows"
+    place.mkdir(exist_ok=True)
+
+    def made(name: str) -> Outcome:
+        folder = place / name
+        with (place / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not list(folder.rglob(RECORD_FILE)):
+                words = [*TINY, *ROWS[name].overrides, f"outputs={folder}", f"cache={place / 'cache'}"]
+                config = compose.load(words)
+                run(compose.build(config), compose.resolved(config), words)
+        (path,) = folder.rglob(RECORD_FILE)
+        return Outcome(read_record(path), path)
+
+    return made
 
 
 @pytest.fixture

@@ -35,9 +35,11 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", [*ROWS, *OTHER])
-def test_a_stopped_run_ends_as_an_undisturbed_one(name: str, run_tiny: Run, signal_at: Signal, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_as_an_undisturbed_one(
+    name: str, run_tiny: Run, row_run: Callable[[str], Outcome], signal_at: Signal, tmp_path: Path
+) -> None:
     overrides = OTHER.get(name) or list(ROWS[name].overrides)
-    whole = run_tiny(*overrides, f"outputs={tmp_path / 'whole'}")
+    whole = row_run(name) if name in ROWS else run_tiny(*overrides, f"outputs={tmp_path / 'whole'}")
     signal_at(3)
     with pytest.raises(Stopped):
         run_tiny(*overrides, f"outputs={tmp_path / 'broken'}")
