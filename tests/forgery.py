@@ -51,7 +51,7 @@ def peak_mb(lines: list[list[str]], folder: Path) -> tuple[float, str, str]:
         "peak, = (line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"
         "print('\\npeak', peak)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     out, _, peak = done.stdout.rpartition("peak")
     return int(peak) / 1024, out, done.stderr

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ TINY = [
     "progress=false",
 ]
 Signal = Callable[[int], None]  # sends a signal in the middle of that step; 0: of none
+LOOK = 0.02  # seconds between two looks at a process
 PYTHON = [sys.executable, "-m", "peftbench"]
 
 
@@ -53,6 +55,14 @@ def start(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
     return subprocess.run(
         [*PYTHON, *words], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
     )
+
+
+def until(true: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Wait until something holds of a process that goes on; between two looks nothing is taken from it."""
+    while not true():
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(LOOK)
+            raise AssertionError(f"it ended first, with exit code {process.returncode}")
 
 
 def losses(folder: Path) -> list[float]:

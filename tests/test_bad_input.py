@@ -260,7 +260,7 @@ def test_yaml_files(tmp_path: Path, said: Callable[..., str], content: str, nami
     said("run", *TINY, f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "method=mine", naming=naming)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(word=st.text(min_size=1, max_size=30).filter(lambda word: "\0" not in word and word.strip() not in ("-h",)))
 @example(word="protocol.lr=${oc.env:NOPE}")
 @example(word="method.rank=${eval:1}")

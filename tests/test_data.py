@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from peftbench.config import compose
@@ -218,7 +218,6 @@ def test_the_backbones_own_tokenizer(tmp_path: Path) -> None:
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=300).map(np.array)
 
 
-@settings(deadline=None)
 @given(lengths, st.integers(1, 17), st.booleans(), st.integers(0, 5), st.integers(0, 3))
 def test_an_epoch_holds_every_row_once(
     lengths: np.ndarray, batch_size: int, bucketing: bool, seed: int, epoch: int
@@ -242,7 +241,6 @@ def test_bucketing_saves_padding_and_epochs_differ() -> None:
     assert orders[0] != orders[1]
 
 
-@settings(deadline=None)
 @given(lengths, st.integers(1, 9), st.integers(1, 7))
 def test_batches_are_padded_and_cut_exactly(lengths: np.ndarray, batch_size: int, parts: int) -> None:
     starts = np.concatenate([[0], np.cumsum(lengths)])

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import PYTHON, TINY, call
+from support import PYTHON, TINY, call, until
 
 from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, write_atomically
 from peftbench.record import find_records
@@ -237,9 +237,9 @@ def test_two_runners_on_one_study_share_the_work(tmp_path: Path) -> None:
 
 def test_a_paused_runner_that_lost_its_cell_writes_nothing(tmp_path: Path) -> None:
     paused = subprocess.Popen([*PYTHON, "run", *TINY], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    while not (made := list(tmp_path.rglob(lock.FILE))):
-        assert paused.poll() is None
+    until(lambda: any(tmp_path.rglob(lock.FILE)), paused)
     paused.send_signal(signal.SIGSTOP)
+    made = list(tmp_path.rglob(lock.FILE))
     owner = {**json.loads(made[0].read_text()), "host": "elsewhere", "token": "other"}
     write_atomically(made[0], json.dumps(owner).encode())
     paused.send_signal(signal.SIGCONT)

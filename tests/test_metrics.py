@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
@@ -16,7 +16,6 @@ ternary = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, 
 numbers = st.lists(st.tuples(st.floats(-5, 5, width=16), st.floats(0, 5, width=16)), min_size=3, max_size=60)
 
 
-@settings(deadline=None)
 @given(binary)
 def test_classification(pairs: list[tuple[int, int]]) -> None:
     predictions, references = np.array(pairs).T
@@ -31,7 +30,6 @@ def test_classification(pairs: list[tuple[int, int]]) -> None:
         assert scores.values["matthews_correlation"] == 0
 
 
-@settings(deadline=None)
 @given(ternary)
 def test_three_classes(pairs: list[tuple[int, int]]) -> None:
     predictions, references = np.array(pairs).T
@@ -41,7 +39,6 @@ def test_three_classes(pairs: list[tuple[int, int]]) -> None:
     }
 
 
-@settings(deadline=None)
 @given(numbers)
 def test_regression(pairs: list[tuple[float, float]]) -> None:
     predictions, references = np.array(pairs, dtype=np.float64).T

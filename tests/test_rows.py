@@ -46,7 +46,7 @@ def refused(call: Callable[[], object]) -> str:
     return line
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=8),
     st.sampled_from(["\n", "\r\n"]),
@@ -60,7 +60,7 @@ def test_every_text_comes_back(tmp_path: Path, rows: list[tuple[str, str]], end:
     assert table.lines == tuple(range(2, len(rows) + 2))
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(TEXT.filter(bool), min_size=1, max_size=8), st.integers(0, 3))
 def test_every_line_of_one_column_is_a_row(tmp_path: Path, rows: list[str], empty: int) -> None:
     path = put(tmp_path, "rows.tsv", ("\n".join(["text", *rows]) + "\n" * empty).encode())

@@ -38,7 +38,7 @@ def server(write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.M
 
 
 def ask(server: serve.Server, path: str, method: str = "GET", **headers: str) -> Asked:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=300)
     connection.request(method, path, headers={key.replace("_", "-"): value for key, value in headers.items()})
     answer = connection.getresponse()
     return answer.status, dict(answer.getheaders()), answer.read()
@@ -89,11 +89,11 @@ def test_the_command_says_where_it_is_and_ends_by_a_signal(server: serve.Server,
         line = process.stdout.readline()
         assert line.startswith("http://127.0.0.1:")
         port = int(line.split(":")[2].split("/")[0])
-        answer = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        answer = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
         answer.request("GET", "/data.json")
         assert json.loads(answer.getresponse().read())["study"] == "made"
         os.kill(process.pid, signal.SIGINT)
-        assert process.wait(120) == 130
+        assert process.wait(300) == 130
     taken = call(*words, str(server.server_port), cwd=tmp_path)
     assert (taken.returncode, taken.stdout) == (2, "")
     assert taken.stderr == (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PYTHON, TINY
+from support import PYTHON, TINY, until
 
 from peftbench.cli import main
 from peftbench.ground.files import CHECKPOINT_FILE, DELTA_FILE, RECORD_FILE
@@ -189,9 +189,7 @@ def test_a_sweep_that_is_stopped_starts_no_other_cell(
 
 def begun(running: subprocess.Popen[str], where: Path, cells: int) -> None:
     """Wait until so many cells of a command train."""
-    while len([log for log in where.rglob("metrics.jsonl") if log.stat().st_size > 200]) < cells:
-        assert running.poll() is None
-        os.sched_yield()
+    until(lambda: len([log for log in where.rglob("metrics.jsonl") if log.stat().st_size > 200]) == cells, running)
 
 
 def test_signals_that_come_until_it_has_ended(tmp_path: Path) -> None:

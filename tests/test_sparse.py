@@ -49,7 +49,6 @@ def test_a_schedule_rises_to_exactly_the_budget(budget: int, steps: int, shape: 
             assert series[t] == series[t - 1]
 
 
-@settings(deadline=None)
 @given(shapes, st.data())
 def test_the_best_are_those_of_a_full_sort(sizes: list[tuple[int, int]], data: st.DataObject) -> None:
     store = store_of(sizes, 1)
@@ -70,7 +69,6 @@ def test_the_best_are_those_of_a_full_sort(sizes: list[tuple[int, int]], data: s
     assert best.extra.tolist() == [3 * float(scores[i]) for i in order]
 
 
-@settings(deadline=None)
 @given(shapes, st.data())
 def test_a_store_gathers_writes_and_reloads(sizes: list[tuple[int, int]], data: st.DataObject) -> None:
     total = sum(a * b for a, b in sizes)
@@ -110,7 +108,7 @@ def test_a_store_refuses_what_does_not_fit() -> None:
             store.load(tensors)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(shapes, st.booleans(), st.booleans(), st.integers(0, 9), st.data())
 def test_random_masks_are_exact(
     sizes: list[tuple[int, int]], per_tensor: bool, structured: bool, seed: int, data: st.DataObject
@@ -142,7 +140,7 @@ def test_the_smallest_are_the_smallest() -> None:
     assert sorted(ids.tolist()) == sorted(flat.argsort()[:9].tolist())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 40), st.integers(1, 23), st.integers(1, 31), st.sampled_from([0.001, 0.05, 1.0]), st.integers(0, 99)
 )
@@ -156,7 +154,7 @@ def test_a_sampled_gradient_is_the_gathered_dense_one(t: int, out: int, width: i
         torch.testing.assert_close(product(x, dy, ids.int()), exact, atol=1e-5, rtol=1e-6)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 41), st.integers(1, 23), st.integers(1, 31), st.sampled_from([0.01, 1.0]), st.integers(0, 99))
 def test_in_bf16_it_is_the_exact_sum_too_on_any_number_of_threads(
     t: int, out: int, width: int, density: float, seed: int

@@ -114,7 +114,7 @@ def test_what_goes_to_a_pipe_is_never_cut(tmp_path: Path) -> None:
 word = st.text("abcdef0123", min_size=1, max_size=12)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.integers(1, 7), st.integers(0, 4), st.integers(35, 90))
 def test_any_table_fits_and_is_whole(
     monkeypatch: pytest.MonkeyPatch, data: st.DataObject, count: int, rows: int, columns: int

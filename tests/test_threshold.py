@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from forgery import Said
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support import TINY, assemble
 
@@ -31,7 +31,6 @@ def oracle(scores: np.ndarray, count: int, threshold: float) -> list[int]:
     return sorted(above, key=lambda i: (-scores[i], i))[:count]
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, 8.0, -np.inf]), min_size=1, max_size=9), min_size=1, max_size=6),
     st.sampled_from([1, -1]),

@@ -1,7 +1,6 @@
 """Workers: they share a study's cells through its folder, the longest first, and leave when they are asked to."""
 
 import json
-import os
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from forgery import Said
-from support import PYTHON, TINY, call, start, what_is_left
+from support import PYTHON, TINY, call, start, until, what_is_left
 
 from peftbench.commands import tables, watch
 from peftbench.config.spec import Cell
@@ -64,12 +63,10 @@ def test_a_worker_whose_time_is_up_leaves_its_cell_to_others(
 def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path) -> None:
     call("plan", *STUDY, "protocol.max_steps=100000", "--save", cwd=tmp_path)
     worker = subprocess.Popen([*PYTHON, "work", "pilot"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-    while not any(path.stat().st_size > 200 for path in tmp_path.rglob("metrics.jsonl")):
-        assert worker.poll() is None
-        os.sched_yield()
+    until(lambda: any(path.stat().st_size > 200 for path in tmp_path.rglob("metrics.jsonl")), worker)
     stopped = start("stop", "pilot", cwd=tmp_path)
     assert stopped.stdout == "pilot: workers are asked to leave; 1 cells are running\n"
-    assert worker.communicate(timeout=60)[0].splitlines()[0] == "left: the study's workers are stopped"
+    assert worker.communicate(timeout=300)[0].splitlines()[0] == "left: the study's workers are stopped"
     assert worker.returncode == 1
     (kept,) = tmp_path.rglob("checkpoint.safetensors")
     assert not (kept.parent / lock.FILE).exists()
