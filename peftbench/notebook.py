@@ -78,7 +78,7 @@ def load_study(study: str | Path, model: str = "all") -> "Study":
     return records.read_study(outputs, folder.name, model)
 
 
-def apply(run: str | Path, output: str | Path, searchpath: str | Path | None = None) -> Path:
+def apply(run: str | Path, output: str | Path, searchpath: str | Path | None = None, task: str | None = None) -> Path:
     """Write a finished run's model, its delta merged in, as `AutoModelForSequenceClassification.from_pretrained` loads
     it; returns that folder.
 
@@ -86,15 +86,16 @@ def apply(run: str | Path, output: str | Path, searchpath: str | Path | None = N
         run: the run's folder.
         output: the folder to write.
         searchpath: folder of your own configuration, where the run's method is none of this package's.
+        task: whose head it gets, where the run learned several together.
 
     Raises:
-        ConfigError: its method cannot be merged (adapters).
+        ConfigError: its method cannot be merged (adapters), or it learned several tasks and none is named.
         DataError: the run cannot be read.
     """
     from peftbench.runner.apply import write_model
 
     known = set() if searchpath is None else userfiles.classes(Path(searchpath))
-    note = write_model(Path(run), Path(output), known)
+    note = write_model(Path(run), Path(output), known, task)
     if note:
         warnings.warn(note, stacklevel=2)
     return Path(output)

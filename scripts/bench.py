@@ -125,7 +125,7 @@ def cell(data: Path, work: Path, rounds: int, steps: int) -> dict[str, dict[str,
 def tokens(data: Path, task: str) -> float:
     """Tokens of a training row on average, without padding."""
     one = compose.cell_from([f"task={task}", "tracker=none", "data=folder", f"data.path={data}"])
-    rows = sources.load(one.data, one.task, ["train"])["train"]
+    rows = sources.load(one.data, one.task.parts[0], ["train"])["train"]
     with tempfile.TemporaryDirectory() as cache:
         made = tokenize(rows, tokenizer_for(one.model, weights_folder(one.model)), one.protocol.max_length, Path(cache))
     return float(made.lengths.mean())

@@ -93,7 +93,7 @@ def test_evaluate_metric_gives_the_same_without_network(task: str) -> None:
 
 def test_every_task_has_glues_metrics() -> None:
     for task in compose.words("task"):
-        if task == "ax":
+        if task in ("ax", "joint"):
             continue
         metrics = compose.cell_from([f"task={task}"]).task.metrics
         assert metrics[: len(NAMES[task])] == NAMES[task]

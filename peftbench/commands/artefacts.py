@@ -34,6 +34,7 @@ def merge(arguments: Sequence[str]) -> int:
     from peftbench.commands import screen
     from peftbench.lifecycle.asked import ask
     from peftbench.lifecycle.merge import bounds, merge
+    from peftbench.lifecycle.runs import joint_words
 
     codes, bounded = [], set()
     for asked in ask(options.words, known_classes(options.searchpath)):
@@ -41,5 +42,7 @@ def merge(arguments: Sequence[str]) -> int:
         if (between := (id(asked.group), asked.job.way.heads, asked.job.way.refit_rows)) not in bounded:
             bounded.add(between)
             codes.append(bounds(asked.group, asked.job, asked.where, shown))
+            if asked.group.joint is None:
+                shown.no_joint_run(joint_words(asked.group.parents))
         codes.append(merge(asked.group, asked.job, asked.where, shown))
     return max(codes)

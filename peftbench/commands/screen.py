@@ -1,5 +1,6 @@
 """What a person sees on the terminal."""
 
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -71,6 +72,10 @@ class Artefacts:
     def elsewhere(self, folder: Path, owner: str) -> None:
         """Another runner makes it."""
         elsewhere(folder, owner)
+
+    def no_joint_run(self, words: Sequence[str]) -> None:
+        """There is no run that learned all the tasks together; these words make one."""
+        paste(f"joint training: no run of these tasks; this makes one: peftbench run {shlex.join(words)}")
 
     def predicted(self, record: Record, path: Path) -> None:
         """Not done with artefacts."""

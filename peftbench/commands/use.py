@@ -14,18 +14,23 @@ from peftbench.ground.files import DELTA_FILE, cache_folder
 
 
 def apply(arguments: Sequence[str]) -> int:
-    """`peftbench apply RUN --output DIR`: the run's model as a plain transformers folder."""
+    """`peftbench apply RUN --output DIR`: the run's model as a plain transformers folder, or one for each task."""
     parser = ArgumentParser(prog="peftbench apply")
     parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument("words", nargs="*", help="task=WORD: that one of the tasks that a run learned together")
     parser.add_argument("--output", required=True, help="folder to write")
     add_searchpath(parser)
-    options = parser.parse_args(arguments)
-    run = _finished(options.run)
-    from peftbench.runner.apply import write_model
+    options = parser.parse_intermixed_args(arguments)
+    run, task, output = _finished(options.run), _task(options.words), writable(Path(options.output))
+    from peftbench.runner.apply import tasks_of, write_model
 
-    note = write_model(run, writable(Path(options.output)), known_classes(options.searchpath))
-    print(options.output)
-    if note:
+    known, tasks = known_classes(options.searchpath), tasks_of(run)
+    several = len(tasks) > 1 and task is None
+    written = {output / one: one for one in tasks} if several else {output: task}
+    notes = [write_model(run, folder, known, one) for folder, one in written.items()]
+    for folder in written:
+        print(folder if several else options.output)
+    for note in dict.fromkeys(note for note in notes if note):
         print(note, file=sys.stderr)
     return 0
 
@@ -35,13 +40,14 @@ def predict(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="peftbench predict")
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("file", help="tab-separated, with a header line that names the task's text columns")
+    parser.add_argument("words", nargs="*", help="task=WORD: which of the tasks that a run learned together")
     add_searchpath(parser)
-    options = parser.parse_args(arguments)
-    run = _finished(options.run)
+    options = parser.parse_intermixed_args(arguments)
+    run, task = _finished(options.run), _task(options.words)
     from peftbench.runner.apply import label
 
     cache = compose.resolved(compose.load([]))["cache"]
-    for line in label(run, Path(options.file), cache_folder(str(cache)), known_classes(options.searchpath)):
+    for line in label(run, Path(options.file), cache_folder(str(cache)), known_classes(options.searchpath), task):
         print(line)
     return 0
 
@@ -148,6 +154,14 @@ def add_searchpath(parser: ArgumentParser) -> None:
 def known_classes(searchpath: str | None) -> set[str]:
     """The classes outside this package that a run's files may name."""
     return set() if searchpath is None else userfiles.classes(Path(searchpath))
+
+
+def _task(words: Sequence[str]) -> str | None:
+    """What task= says, the only word that there may be."""
+    for word in words:
+        if not word.startswith("task="):
+            raise ConfigError(f"{shown(word)}: not a word of this command; task=WORD says which of several is meant")
+    return words[-1].partition("=")[2] if words else None
 
 
 def _finished(run: str) -> Path:

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from peftbench.config import checks, sizes
+from peftbench.config import words as yaml_words
 from peftbench.config.few import ReadoutSpec, SelfTrain, Shots
 from peftbench.config.spec import (
     Budget,
@@ -22,9 +23,10 @@ from peftbench.config.spec import (
     TaskSpec,
     TrackerSpec,
 )
+from peftbench.config.tasks import JointTask, joint_name
 from peftbench.config.userfiles import SEARCHPATH
 from peftbench.config.validate import parse, show, spelled_out
-from peftbench.config.words import COMPOSE_ERRORS, GROUPS, PARTS, composed, one_line, resolved, words, words_for_globs
+from peftbench.config.words import COMPOSE_ERRORS, GROUPS, PARTS, composed, one_line, words, words_for_globs
 from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.ground.files import DELTA_FILE
 
@@ -49,6 +51,29 @@ def plain(config: DictConfig) -> Plain:
     choices = {str(key): value for key, value in config.hydra.runtime.choices.items()}
     _check_method_yaml(config, choices)
     return choices, _with_like(config, resolved(config))
+
+
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """As `words.resolved`, with the whole of every task that task.tasks names in the place of its word.
+
+    Raises:
+        ConfigError: as there, or it is no list of two or more different tasks.
+    """
+    raw = yaml_words.resolved(config)
+    task = raw.get("task")
+    if not isinstance(task, dict) or task.get("tasks", "???") == "???":
+        return raw
+    names, paths = task["tasks"], _searchpaths(config)
+    if not (isinstance(names, list) and len(names) > 1 and len({str(name) for name in names}) == len(names)):
+        problem = "must be a list of two or more different tasks, [cola,mrpc]"
+        raise ConfigError(f"task.tasks={shown(show(names))}: {problem}")
+    known = words_for_globs("task", paths)
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError([f"task.tasks={shown(show(name))}: no such task; {near(name, known)}" for name in unknown])
+    every = [{"name": name, **resolved(composed([*paths, f"task={name}"]))["task"]} for name in sorted(names)]
+    if several := [one["name"] for one in every if "tasks" in one]:
+        raise ConfigError(f"task.tasks={several[0]}: is itself several tasks; name these")
+    return {**raw, "task": {**task, "tasks": every}}
 
 
 def build_plain(data: Plain) -> Cell:
@@ -93,7 +118,7 @@ def _with_like(config: DictConfig, raw: dict[str, Any]) -> dict[str, Any]:
     word = budget.get("like") if isinstance(budget, dict) else None
     if word is None:
         return raw
-    paths = [item for item in config.hydra.overrides.hydra if item.startswith(SEARCHPATH)]
+    paths = _searchpaths(config)
     if word not in (known := words_for_globs("method", paths)):
         raise ConfigError(f"budget.like={shown(show(word))}: there is no such method; {near(str(word), known)}")
     copy = OmegaConf.merge(config)  # a copy, so that what its yaml takes from other groups is the cell's own
@@ -108,6 +133,10 @@ def _with_like(config: DictConfig, raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "budget": {**raw["budget"], "like": dict(vars(like))}}
 
 
+def _searchpaths(config: DictConfig) -> list[str]:
+    return [item for item in config.hydra.overrides.hydra if item.startswith(SEARCHPATH)]
+
+
 def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
     """The dataclass of every group; a part that is not possible is None, and a line in `problems` says why."""
     named = {group: {"name": choices[group], **raw[group]} for group in ("model", "task", "data", "budget")}
@@ -115,6 +144,9 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
         values = {key: value["name"] if key == "like" and value else value for key, value in raw["budget"].items()}
         shown_parts = [f"{value}" if key == "entries" else f"{key}-{value}" for key, value in values.items() if value]
         named["budget"]["name"] = "-".join(shown_parts) or "none"
+    several = raw["task"].get("tasks")
+    if isinstance(several, list):
+        named["task"]["name"] = joint_name([one["name"] for one in several])
     sizes.check(raw["model"], problems)
     model = parse(ModelSpec, named["model"], "model", problems)
     scope = dict(raw["scope"])
@@ -127,7 +159,9 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
         named["budget"]["like"] = {**like, "arguments": arguments}
     return {
         "model": model,
-        "task": parse(TaskSpec, named["task"], "task", problems),
+        "task": None
+        if several == "???"
+        else parse(TaskSpec if several is None else JointTask, named["task"], "task", problems),
         "data": parse(DataSpec, named["data"], "data", problems),
         "method": method,
         "scope": parse(Scope, scope, "scope", problems),

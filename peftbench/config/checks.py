@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.config.bounds import CONTROL, LARGEST, MOST, TOO_LONG, too_long
-from peftbench.config.spec import Cell
+from peftbench.config.spec import Cell, TaskSpec
 from peftbench.config.validate import method_class, show
 from peftbench.config.words import GROUPS
 from peftbench.ground.errors import ConfigError, near, shown
@@ -47,10 +47,11 @@ def top(keys: Mapping[str, Any], problems: list[str]) -> None:
 
 def together(cell: Cell) -> None:
     """What is possible by itself and yet not together."""
-    problems = []
-    names = cell.task.metric_names()
-    if cell.task.headline not in names:
-        problems.append(f"task.headline={cell.task.headline}: not scored; {near(cell.task.headline, names)}")
+    problems = [
+        f"task.headline={task.headline}: not scored; {near(task.headline, task.metric_names())}"
+        for task in cell.task.parts
+        if task.headline not in task.metric_names()
+    ]
     if cell.task.train is None and cell.init_from is None:
         problems.append(f"task={cell.task.name}: has no training rows; give init_from=<folder of an MNLI run>")
     kind, budget = method_class(cell.method.target), cell.budget
@@ -68,15 +69,17 @@ def together(cell: Cell) -> None:
     if cell.protocol.max_length + own > (limit := cell.model.positions):
         there = f"{cell.model.name} has {limit} positions" + (f", {own:,} of them for the method's own" if own else "")
         problems.append(f"protocol.max_length={cell.protocol.max_length}: {there}")
-    problems += few_labels(cell)
+    for task in cell.task.parts:
+        problems += few_labels(cell, task)
+    problems += joint(cell)
     if cell.selftrain.kind == "list":
         if not cell.shots.few:
             problems.append("selftrain=list: no row of train is without a label; give shots.total or shots.per_class")
-        if cell.task.labels is None:
+        if len(cell.task.parts) == 1 and cell.task.labels is None:
             problems.append(f"selftrain=list: task={cell.task.name} is a regression; a teacher hands on classes")
         if cell.protocol.accumulation > 1:
             problems.append(f"protocol.accumulation={cell.protocol.accumulation}: selftrain=list weighs whole batches")
-    if cell.readout.kind == "prompt" and cell.task.prompt is None:
+    if cell.readout.kind == "prompt" and len(cell.task.parts) == 1 and cell.task.prompt is None:
         problems.append(f"readout=prompt: task={cell.task.name} has no template; task.prompt gives one")
     if cell.readout.kind == "prompt" and not cell.model.layout.masked_head:
         problems.append(f"readout=prompt: the layout of {cell.model.name} names no masked_head")
@@ -84,17 +87,27 @@ def together(cell: Cell) -> None:
         raise ConfigError(problems)
 
 
-def few_labels(cell: Cell) -> Iterator[str]:
-    """A line for whatever of the shots the task, or the way of selecting, does not allow."""
-    shots, classes = cell.shots, cell.task.num_labels
+def joint(cell: Cell) -> Iterator[str]:
+    """A line for whatever several tasks that are learned together do not allow."""
+    if len(cell.task.parts) == 1:
+        return
+    if cell.readout.kind == "prompt":
+        yield "readout=prompt: task=joint has a classifier for each task; label words differ from task to task"
+    if cell.selftrain.kind != "none":
+        yield f"selftrain={cell.selftrain.kind}: task=joint has no rows without labels; a teacher is of one task"
+
+
+def few_labels(cell: Cell, task: TaskSpec) -> Iterator[str]:
+    """A line for whatever of the shots a task, or the way of selecting, does not allow."""
+    shots, classes = cell.shots, task.num_labels
     if not shots.few:
         return
-    if cell.task.train is None:
-        yield f"shots: task={cell.task.name} has no training rows"
-    if cell.task.labels is None and (shots.per_class is not None or shots.stratified):
-        yield f"shots: task={cell.task.name} is a regression, without classes; give shots.total, not stratified"
+    if task.train is None:
+        yield f"shots: task={task.name} has no training rows"
+    if task.labels is None and (shots.per_class is not None or shots.stratified):
+        yield f"shots: task={task.name} is a regression, without classes; give shots.total, not stratified"
     if shots.total is not None and shots.total < classes:
-        yield f"shots.total={shots.total}: fewer than the {classes} classes of task={cell.task.name}"
+        yield f"shots.total={shots.total}: fewer than the {classes} classes of task={task.name}"
     searched = cell.select.factors is not None or cell.select.trials is not None
     if shots.dev == "none" and cell.protocol.selection == "held_out":
         yield "protocol.selection=held_out: of few labelled rows none are held out; give shots.dev=same"

@@ -11,11 +11,11 @@ from yaml import YAMLError
 
 from peftbench.config import userfiles
 from peftbench.config.build import build as build
+from peftbench.config.build import resolved as resolved
 from peftbench.config.spec import Cell
 from peftbench.config.userfiles import SEARCHPATH as SEARCHPATH
 from peftbench.config.words import COMPOSE_ERRORS, GROUPS, composed, one_line, without_hydra
 from peftbench.config.words import conf_dir as conf_dir
-from peftbench.config.words import resolved as resolved
 from peftbench.config.words import words as words
 from peftbench.ground.errors import ConfigError, near, shown
 

@@ -5,32 +5,27 @@ arguments.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from peftbench.config.bounds import (
     MOST,
     Count,
     InnerShare,
-    Labels,
     Name,
     NotNegative,
-    Number,
     PathText,
     Positive,
     Share,
-    SplitColumns,
-    SplitFiles,
-    Splits,
-    Texts,
     Whole,
-    distinct,
     refuse,
 )
-from peftbench.config.few import ALL_LABELS, BY_CLASSIFIER, NOT_SELF_TRAINED, PromptSpec, ReadoutSpec, SelfTrain, Shots
+from peftbench.config.few import ALL_LABELS, BY_CLASSIFIER, NOT_SELF_TRAINED, ReadoutSpec, SelfTrain, Shots
 from peftbench.config.fingerprint import STREAMS, digest, without_added, without_addresses
+from peftbench.config.tasks import Task as Task
+from peftbench.config.tasks import TaskSpec as TaskSpec
 
 Kind = Literal[
     "query",
@@ -46,9 +41,6 @@ Kind = Literal[
     "output_norm",
 ]
 KINDS: tuple[str, ...] = get_args(Kind)
-Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman"]
-METRICS: frozenset[str] = frozenset(get_args(Metric))
-OF_SCORES = frozenset({"pearson", "spearman"})  # the metrics of regressions
 
 
 @dataclass(frozen=True)
@@ -99,98 +91,6 @@ class ModelSpec:
         first = self.layout.positions_from
         taken = int(self.config["pad_token_id"]) + 1 if first == "padding" else first
         return int(self.config["max_position_embeddings"]) - taken
-
-
-@dataclass(frozen=True)
-class HubLayout:
-    """How the Hub's copy of a task names things."""
-
-    config: Name
-    text: Texts
-    label: Name
-    splits: SplitFiles
-
-    def __post_init__(self) -> None:
-        if self.label in self.text:
-            refuse(f"label={self.label} is a text column, too")
-
-
-@dataclass(frozen=True)
-class FolderLayout:
-    """How the official download names things."""
-
-    name: Name
-    files: SplitFiles
-    text: Texts
-    label: Name
-    label_values: Labels | None = None
-    columns: SplitColumns = field(default_factory=dict)
-    skip_incomplete: bool = False
-
-    def __post_init__(self) -> None:
-        if self.label in self.text:
-            refuse(f"label={self.label} is a text column, too")
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """A GLUE task: labels, metrics, splits, and its two layouts."""
-
-    name: str
-    version: Whole
-    labels: Labels | None
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1, max_length=len(METRICS)), AfterValidator(distinct)]
-    headline: Name
-    train: Literal["train"] | None
-    dev: Splits
-    test: Splits
-    hub: HubLayout
-    folder: FolderLayout
-    score_range: tuple[Number, Number] | None = None
-    prompt: PromptSpec | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be true together."""
-        splits = [*([self.train] if self.train else []), *self.dev, *self.test]
-        if twice := [split for split in splits if splits.count(split) > 1 or split == "held_out"]:
-            refuse(f"'{twice[0]}' cannot be a split of dev or test: train, dev, test and held_out differ")
-        values, classes = self.folder.label_values, len(self.labels or ())
-        if values and len(values) != classes:
-            refuse(f"folder.label_values names {len(values)} classes, labels names {classes}")
-        if self.score_range and (self.labels or self.score_range[0] >= self.score_range[1]):
-            refuse(f"score_range={list(self.score_range)} must rise, and is for regressions (labels=null)")
-        fitting = OF_SCORES if self.labels is None else METRICS - OF_SCORES
-        if wrong := [metric for metric in self.metrics if metric not in fitting]:
-            refuse(f"metrics names {wrong[0]}, which is for {'classes' if self.labels is None else 'regressions'}")
-        if "f1" in self.metrics and self.num_labels != 2:
-            refuse(f"metrics names f1, which is for two classes, and labels names {self.num_labels}")
-        if self.prompt:
-            self.prompt.check(len(self.labels or ()), len(self.folder.text))
-
-    @property
-    def num_labels(self) -> int:
-        """Outputs of the head: classes, or 1 for a regression."""
-        return len(self.labels) if self.labels else 1
-
-    def scored(self) -> dict[str, tuple[str, str]]:
-        """Every dev metric as a record names it -> its split and its plain name.
-
-        Where several dev sets are scored the name ends in the split's: accuracy_matched, accuracy_mismatched.
-        """
-        return {
-            f"{metric}_{split.removeprefix('dev_')}" if len(self.dev) > 1 else metric: (split, metric)
-            for metric in self.metrics
-            for split in self.dev
-        }
-
-    def metric_names(self) -> tuple[str, ...]:
-        """What the headline may be: a metric that is scored on dev, or any where there is no dev set."""
-        return tuple(self.scored()) or self.metrics
-
-    @property
-    def plain_headline(self) -> str:
-        """The headline metric without the name of its dev set."""
-        return self.scored()[self.headline][1] if self.dev else self.headline
 
 
 @dataclass(frozen=True)
@@ -277,9 +177,9 @@ class Protocol:
     keep_prefix: bool = False
     gradient_checkpointing: bool = False
 
-    def steps(self, rows: int) -> int:
-        """Optimizer steps of a run on so many training rows; every epoch's last batch may be smaller."""
-        return self.max_steps or self.epochs * -(-rows // self.batch_size)
+    def steps(self, *rows: int) -> int:
+        """Optimizer steps of a run on so many training rows, of each task; an epoch's last batch may be smaller."""
+        return self.max_steps or self.epochs * sum(-(-of_task // self.batch_size) for of_task in rows)
 
 
 @dataclass(frozen=True)
@@ -328,7 +228,7 @@ class Cell:
     """One (model, task, data, method, scope, budget, protocol, seed): what one run executes."""
 
     model: ModelSpec
-    task: TaskSpec
+    task: Task
     data: DataSpec
     method: MethodSpec
     scope: Scope
@@ -361,7 +261,9 @@ class Cell:
         if self.model.layout.attention == "bench" and self.model.model_type in STREAMS:
             model["stream"] = STREAMS[self.model.model_type]
         task = asdict(self.task)
-        prompt = task.pop("prompt")
+        prompt = task.pop("prompt", None)
+        for part in task.get("tasks", ()):
+            del part["prompt"]
         data = {"source": self.data.source, "revision": self.data.revision, "limit": self.data.limit}
         if self.data.source == "hub":
             data["path"] = self.data.path

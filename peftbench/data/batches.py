@@ -28,6 +28,11 @@ class Batch:
     inputs: dict[str, torch.Tensor]
     labels: torch.Tensor | None
 
+    @property
+    def task(self) -> torch.Tensor | None:
+        """The number of the one task that these rows are of, on the CPU; None where there is one task."""
+        return None if self.split.mix is None else torch.as_tensor(self.split.mix.tasks[self.rows]).unique()
+
     def to(self, device: torch.device) -> "Batch":
         """The same on a device."""
         inputs = {key: value.to(device, non_blocking=True) for key, value in self.inputs.items()}

@@ -1,12 +1,12 @@
 """The rows that one cell reads: its splits, and the part of train that a selection holds out. No torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from peftbench.config.few import ALL_LABELS, Shots
-from peftbench.config.spec import Cell, DataSpec, TaskSpec
+from peftbench.config.spec import Cell, DataSpec, Task, TaskSpec
 from peftbench.data import sources
 from peftbench.data.shots import draw
 from peftbench.data.split import Split
@@ -28,43 +28,48 @@ class Rows:
     """
 
     data: DataSpec
-    task: TaskSpec
+    task: Task
     held_out: float | None
     tested: bool
     shots: Shots = ALL_LABELS
     pool: bool = False
 
-    def splits(self) -> list[str]:
-        """The splits by our names."""
-        task = self.task
-        return [*([task.train] if task.train else []), *task.dev, *(task.test if self.tested else ())]
-
     def stamps(self) -> list[Any]:
         """What changes when a file of theirs does."""
-        return sources.stamps(self.data, self.task, self.splits())
+        return [one for task in self.task.parts for one in sources.stamps(self.data, task, self._splits(task))]
 
     def read(self) -> dict[str, Split]:
-        """Every split, the held-out part of train, and its part without labels.
+        """Every split, the held-out part of train, and its part without labels; those of several tasks by both names.
 
         Raises:
             ConfigError: train has too few rows for the shots.
             DataError: as `sources.load`, or nothing would be left to train on.
         """
-        rows = sources.load(self.data, self.task, self.splits())
-        if self.task.train and self.shots.few:
-            drawn = draw(rows[self.task.train], self.task.labels, self.shots)
+        if len(self.task.parts) == 1:
+            return self._read(self.task.parts[0])
+        every = [(task, self._read(task)) for task in self.task.parts]
+        named = {f"{name}_{task.name}": split for task, rows in every for name, split in rows.items()}
+        return {name: replace(split, name=name) for name, split in named.items()}
+
+    def _splits(self, task: TaskSpec) -> list[str]:
+        return [*task.trained, *task.dev, *(task.test if self.tested else ())]
+
+    def _read(self, task: TaskSpec) -> dict[str, Split]:
+        rows = sources.load(self.data, task, self._splits(task))
+        if task.train and self.shots.few:
+            drawn = draw(rows[task.train], task.labels, self.shots)
             if self.pool and not len(drawn[POOL]):
                 raise ConfigError(f"selftrain=list: all {len(drawn['train'])} rows of train have labels, none is left")
             return {**rows, **{name: split for name, split in drawn.items() if name != POOL or self.pool}}
-        if self.task.train and self.held_out is not None:
+        if task.train and self.held_out is not None:
             # One cut for all seeds, so that learning rates are compared on the same rows.
-            train = rows[self.task.train]
+            train = rows[task.train]
             order = np.random.default_rng(stream(0, "held_out")).permutation(len(train))
             kept = max(1, round(len(train) * self.held_out))
             if kept >= len(train):
                 raise DataError(f"protocol.held_out={self.held_out}: leaves none of {len(train)} rows to train on")
             rows["held_out"] = train.rows(np.sort(order[:kept]), "held_out")
-            rows[self.task.train] = train.rows(np.sort(order[kept:]), "train")
+            rows[task.train] = train.rows(np.sort(order[kept:]), "train")
         return rows
 
 

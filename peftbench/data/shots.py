@@ -33,7 +33,7 @@ def draw(train: Split, classes: Sequence[str] | None, shots: Shots) -> dict[str,
         parts = [order[i * wanted : (i + 1) * wanted] for i in range(sets)]
     else:
         of_class = [order[train.labels[order] == i] for i in range(len(classes or ()))]
-        sizes = [wanted] * len(of_class) if key == "per_class" else _shares(wanted, [len(rows) for rows in of_class])
+        sizes = [wanted] * len(of_class) if key == "per_class" else shares(wanted, [len(rows) for rows in of_class])
         for rows, size, label in zip(of_class, sizes, classes or (), strict=True):
             if size * sets > len(rows):
                 raise ConfigError(f"{name}: {_times(sets)}{size} rows of class {label}, and train has {len(rows)}")
@@ -46,15 +46,15 @@ def draw(train: Split, classes: Sequence[str] | None, shots: Shots) -> dict[str,
     return {**drawn, "unlabelled": train.rows(np.sort(rest), "unlabelled").without_labels()}
 
 
-def _shares(wanted: int, sizes: Sequence[int]) -> list[int]:
-    """So many rows in the shares of the classes, by largest remainders, at least one of each."""
+def shares(wanted: int, sizes: Sequence[float]) -> list[int]:
+    """So many in proportion to the sizes, by largest remainders, at least one of each."""
     exact = [wanted * size / sum(sizes) for size in sizes]
-    shares = [max(1, int(share)) for share in exact]
-    while (left := wanted - sum(shares)) != 0:
+    whole = [max(1, int(share)) for share in exact]
+    while (left := wanted - sum(whole)) != 0:
         step = 1 if left > 0 else -1
-        movable = [i for i in range(len(sizes)) if step > 0 or shares[i] > 1]
-        shares[max(movable, key=lambda i: (step * (exact[i] - shares[i]), -i))] += step
-    return shares
+        movable = [i for i in range(len(sizes)) if step > 0 or whole[i] > 1]
+        whole[max(movable, key=lambda i: (step * (exact[i] - whole[i]), -i))] += step
+    return whole
 
 
 def _times(sets: int) -> str:

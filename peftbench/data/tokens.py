@@ -36,6 +36,19 @@ class Tokenizer(Protocol):
 
 
 @dataclass(frozen=True)
+class Mix:
+    """Rows of tasks that are learned together.
+
+    Attributes:
+        tasks: the number of every row's task (rows,).
+        temperature: how an epoch's batches are shared out over tasks.
+    """
+
+    tasks: np.ndarray
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
 class Tokens:
     """A tokenised split.
 
@@ -46,6 +59,7 @@ class Tokens:
         labels: as in `Split`.
         pad_id: id that fills a row up.
         tokenizer: hash of what made the ids.
+        mix: where tasks are learned together: whose rows these are.
     """
 
     name: str
@@ -55,6 +69,7 @@ class Tokens:
     labels: np.ndarray | None
     pad_id: int
     tokenizer: str = ""
+    mix: Mix | None = None
 
     def __len__(self) -> int:
         return len(self.first)
@@ -70,7 +85,8 @@ class Tokens:
         starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.lengths[rows])])
         labels = None if self.labels is None else self.labels[rows]
         joined = np.concatenate([self.ids[:0], *ids])
-        return replace(self, ids=joined, starts=starts, first=self.first[rows], labels=labels)
+        mix = None if self.mix is None else replace(self.mix, tasks=self.mix.tasks[rows])
+        return replace(self, ids=joined, starts=starts, first=self.first[rows], labels=labels, mix=mix)
 
     def followed_by(self, others: "Tokens") -> "Tokens":
         """These rows, then others without labels, which have zeros for them here."""

@@ -68,10 +68,14 @@ class Where:
     study: str
 
     @property
+    def task(self) -> TaskSpec:
+        """The task that it is scored on."""
+        return self.cell.task.parts[0]
+
+    @property
     def rows(self) -> Rows:
         """The rows that are scored, or predicted where the task has no others."""
-        task = self.cell.task
-        return Rows(self.cell.data, replace(task, train=None), None, tested=not task.dev)
+        return Rows(self.cell.data, replace(self.task, train=None), None, tested=not self.task.dev)
 
 
 def where_of(words: Sequence[str], run: Parent) -> Where:
@@ -81,7 +85,7 @@ def where_of(words: Sequence[str], run: Parent) -> Where:
         words: task=, data=, study=, outputs=, cache= and keys of them.
 
     Raises:
-        ConfigError: a word is none of these, or not possible.
+        ConfigError: a word is none of these, or not possible, or the run learned several tasks and none is named.
     """
     typed = {word.partition("=")[0].lstrip("+~").partition(".")[0] for word in words}
     if other := sorted(typed - set(WORDS)):
@@ -89,7 +93,9 @@ def where_of(words: Sequence[str], run: Parent) -> Where:
     start = str(run.folder).replace("\\", "\\\\").replace("'", "\\'")  # a task without training rows asks for one
     cell = compose.cell_from([*words, f"init_from='{start}'"])
     if "task" not in typed:
-        cell = replace(cell, task=run.task)
+        cell = replace(cell, task=run.one_task())
+    if len(cell.task.parts) > 1:
+        raise ConfigError(f"task={cell.task.name}: an artefact is scored on one task; name one of them")
     if "data" not in typed:
         cell = replace(cell, data=run.data)
     outputs = expanded(cell.outputs) if "outputs" in typed else run.outputs
@@ -170,7 +176,7 @@ def settle(recipe: Recipe, where: Where, make: Callable[[Mapping[str, Split]], R
         if changed := changed_parents(record.hashes, where.outputs):
             raise DataError(f"{changed[0]}: was run again while an artefact was made of it; the same command goes on")
         labels = {name: tokens.labels for name, tokens in result.tokens.items()}
-        keep_predictions(folder, where.cell.task.labels, result.logits, labels, lock.check)
+        keep_predictions(folder, where.task, result.logits, labels, lock.check)
         write_record(record, folder, lock.check)
     screen.ended(Outcome(record, folder / RECORD_FILE))
     return 0
@@ -179,7 +185,7 @@ def settle(recipe: Recipe, where: Where, make: Callable[[Mapping[str, Split]], R
 def folder_of(recipe: Recipe, where: Where) -> Path:
     """The artefact's own folder, which follows from recipe, task, data and the parents' cells alone."""
     model = recipe.parents[0].record.cell.model
-    words = [where.cell.task.name, *re.findall(r"[\w.]+", recipe.name), model, fingerprint(recipe, where)[:8]]
+    words = [where.task.name, *re.findall(r"[\w.]+", recipe.name), model, fingerprint(recipe, where)[:8]]
     return where.outputs / where.study / "-".join(words) / f"seed{one_seed(recipe.parents)}"
 
 
@@ -192,7 +198,7 @@ def fingerprint(recipe: Recipe, where: Where) -> str:
             "by": recipe.by,
             "keys": dict(recipe.keys),
             "parents": [one.record.fingerprint for one in recipe.parents],
-            "task": asdict(where.cell.task),
+            "task": asdict(where.task),
             "data": {**source, "path": data.path} if data.source == "hub" else source,
         }
     )[:16]
@@ -214,7 +220,7 @@ def _record(
     started: datetime,
 ) -> Record:
     """The record of an artefact: the first parent's configuration on this task and data."""
-    task, first = where.cell.task, recipe.parents[0].record
+    task, first = where.task, recipe.parents[0].record
     fit = Fit() if result.scores is None else Fit([result.scores], 0, dict(result.logits))
     labels = {name: tokens.labels for name, tokens in result.tokens.items()}
     return Record(

@@ -12,7 +12,7 @@ from peftbench.lifecycle.artefact import Where, where_of
 from peftbench.lifecycle.merge import Group, Job
 from peftbench.lifecycle.merging import METHODS
 from peftbench.lifecycle.parents import Parent
-from peftbench.lifecycle.runs import by_seed
+from peftbench.lifecycle.runs import by_seed, joint_run
 
 OWN = ("from", "method", "budget", "seed", "tasks")
 PLACE = ("data", "study", "outputs", "cache")
@@ -42,7 +42,8 @@ def ask(words: Sequence[str], known: Collection[str] = ()) -> list[Asked]:
     result = []
     for key, parents, job, where, cache in sorted(every, key=lambda item: item[0]):  # a group's ways one after another
         if key not in groups:
-            groups[key] = Group(parents, cache, known)
+            joint = joint_run(parents[0].outputs, parents[0].record.cell.study, parents)
+            groups[key] = Group(parents, cache, known, joint)
         result.append(Asked(groups[key], job, where))
     return result
 

@@ -14,6 +14,7 @@ from peftbench.ground.errors import ConfigError
 from peftbench.lifecycle.artefact import Recipe, Result, Where, settle
 from peftbench.lifecycle.merging import Changes, Merge
 from peftbench.lifecycle.parents import Parent, one_seed
+from peftbench.lifecycle.score import scored
 from peftbench.lifecycle.seat import Seat, backbone_of
 from peftbench.lifecycle.vectors import Vectors, equalized, geometry, vectors
 from peftbench.record import Counts
@@ -21,6 +22,7 @@ from peftbench.study.cell import Screen
 
 Head = Literal["kept", "refitted"]
 FLOOR, CEILING = "backbone", "own run"  # rows of the table between which merges lie
+JOINT = "joint training"  # one run on all the tasks: a ceiling, too
 MOST_TASKS = 100
 
 
@@ -36,18 +38,21 @@ class Chosen:
 class Group:
     """Runs of one seed on several tasks; what is computed of them is computed once, and only when it is needed."""
 
-    def __init__(self, parents: Sequence[Parent], cache: str, known: Collection[str] = ()) -> None:
+    def __init__(
+        self, parents: Sequence[Parent], cache: str, known: Collection[str] = (), joint: Parent | None = None
+    ) -> None:
         """Args:
         parents: one run for each task.
         cache: the folder of tokenised rows.
         known: classes outside this package that deltas may name.
+        joint: the run that learned all the tasks together; None: there is none.
 
         Raises:
             ConfigError: there are less than two, or two for one task, of several seeds, or on other backbones.
         """
-        self.parents, self.seed = parents, one_seed(parents)
+        self.parents, self.seed, self.joint = parents, one_seed(parents), joint
         self.tasks = [one.record.cell.task for one in parents]
-        self._cache, self._known = cache, known
+        self._cache, self.known = cache, known
         if not 2 <= len(parents) <= MOST_TASKS:
             raise ConfigError(f"{', '.join(self.tasks) or 'no task'}: a merge is of 2 to {MOST_TASKS} tasks")
         first = parents[0].record
@@ -61,7 +66,7 @@ class Group:
     def seats(self) -> dict[str, Seat]:
         """By task."""
         every = zip(self.tasks, self.parents, strict=True)
-        return {task: Seat(parent, self._cache, self._known) for task, parent in every}
+        return {task: Seat(parent, self._cache, self.known) for task, parent in every}
 
     @functools.cached_property
     def before(self) -> dict[str, torch.Tensor]:
@@ -163,7 +168,8 @@ def merge(group: Group, job: Job, where: Mapping[str, Where], screen: Screen) ->
 
 
 def bounds(group: Group, job: Job, where: Mapping[str, Where], screen: Screen) -> int:
-    """The rows between which merges lie: the backbone as it was under the runs' heads, and every run by itself."""
+    """The rows between which merges lie: the backbone as it was under the runs' heads, every run by itself, and the run
+    that learned all tasks together, where there is one."""
 
     def untouched(task: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], int]:
         return group.before, {}, 0
@@ -175,6 +181,10 @@ def bounds(group: Group, job: Job, where: Mapping[str, Where], screen: Screen) -
     keys = {"refit_rows": job.way.refit_rows}
     codes = [_each(group, job, where, screen, FLOOR, keys, untouched, ())]
     codes.append(_each(group, job, where, screen, CEILING, keys, own, ()))
+    if group.joint is not None:
+        recipe = Recipe("merge", f"{JOINT} of {group.joint.record.cell.method}", {}, [group.joint], job.words)
+        made = functools.partial(scored, group.joint, known=group.known)
+        codes += [settle(recipe, one, functools.partial(made, one), screen) for one in where.values()]
     return max(codes)
 
 

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peftbench.config.spec import DataSpec, ModelSpec, TaskSpec
+from peftbench.config.spec import DataSpec, ModelSpec, Task, TaskSpec
 from peftbench.config.spec import Protocol as TrainingProtocol
 from peftbench.config.validate import parse
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.files import RECORD_FILE
 from peftbench.record import Record, read_record
 from peftbench.runner.deltas import model_spec
+from peftbench.runner.readouts import one_task, task_of
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,17 @@ class Parent:
         return model_spec(self.record)
 
     @property
-    def task(self) -> TaskSpec:
+    def task(self) -> Task:
         """The task that it was trained for."""
-        return _part(self.record, TaskSpec, "task", {"name": self.record.cell.task})
+        return task_of(self.record)
+
+    def one_task(self, word: str | None = None) -> TaskSpec:
+        """That task, or the named one of several.
+
+        Raises:
+            ConfigError: it was not trained for it, or for several and none is named.
+        """
+        return one_task(self.record, word, self.folder)
 
     @property
     def data(self) -> DataSpec:

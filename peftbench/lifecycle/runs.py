@@ -1,6 +1,6 @@
 """The runs of a study that an artefact of several tasks is made of: one for each task, seed by seed."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from peftbench.ground.errors import ConfigError, near
@@ -27,7 +27,7 @@ def by_seed(
         ConfigError: there is no such study, method, task or seed, a run is missing, or there are two for one place.
         DataError: a record cannot be read.
     """
-    runs = _finished(outputs, study)
+    runs = _alone(_finished(outputs, study))
     methods = {record.cell.method for _, record in runs}
     if method not in methods:
         raise ConfigError(f"method={method}: no finished run in study {study}; {near(method, methods)}")
@@ -58,3 +58,44 @@ def _finished(outputs: Path, study: str) -> list[tuple[Path, Record]]:
         (path.parent, read_record(path)) for path in paths if "-" not in path.parent.name
     ]  # others were moved aside
     return [run for run in runs if run[1].made is None]
+
+
+def _alone(runs: Sequence[tuple[Path, Record]]) -> list[tuple[Path, Record]]:
+    """Those that learned one task."""
+    return [run for run in runs if "tasks" not in run[1].config["task"]]
+
+
+def joint_run(outputs: Path, study: str, parents: Sequence[Parent]) -> Parent | None:
+    """The finished run of a study that learned the tasks of these runs together, and else as they did.
+
+    It is of their method with its keys, budget, seed, backbone and training rows; of several one that has their
+    protocol, where one has.
+
+    Args:
+        parents: runs of one task each, of one seed.
+    """
+    first = parents[0].record
+    rows = {f"train_{one.record.cell.task}": one.record.hashes.data.get("train") for one in parents}
+    same = [
+        (folder, record)
+        for folder, record in _finished(outputs, study)
+        if {name: sha256 for name, sha256 in record.hashes.data.items() if name.startswith("train_")} == rows
+        and (record.cell.method, record.cell.budget, record.cell.seed)
+        == (first.cell.method, first.cell.budget, first.cell.seed)
+        and all(record.config[part] == first.config[part] for part in ("model", "method"))
+        and record.hashes.weights == first.hashes.weights
+    ]
+    same.sort(key=lambda run: run[1].config["protocol"] != first.config["protocol"])
+    return parent(same[0][0]) if same else None
+
+
+def joint_words(parents: Sequence[Parent]) -> list[str]:
+    """The words of a run that learns the tasks of these together, and else as the first of them did."""
+    first = parents[0].record
+    keys = {word: word.lstrip("+~").partition("=")[0].partition(".")[0] for word in first.overrides}
+    tasks = ",".join(sorted(one.record.cell.task for one in parents))
+    return [
+        *(word for word, key in keys.items() if key not in ("task", "init_from")),
+        "task=joint",
+        f"task.tasks=[{tasks}]",
+    ]

@@ -1,5 +1,6 @@
 """A finished run scored on another task of the same labels: out of domain, without training."""
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
@@ -32,33 +33,42 @@ def score(run: Parent, where: Where, words: Sequence[str], screen: Screen, known
         ConfigError: the task has other labels than the run's.
         DataError: as `artefact.settle`.
     """
-    task = where.cell.task
-    check_labels(run, task)
+    check_labels(run, where.task)
     name = f"{run.record.cell.method} of {run.record.cell.task}"
     if run.record.cell.budget != "none":
         name = f"{run.record.cell.method} {run.record.cell.budget} of {run.record.cell.task}"
 
-    def make(rows: Mapping[str, Split]) -> Result:
-        model, tuner, _ = reload(run.folder, known)
-        protocol = run.protocol
-        compute_precision(model, protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
-        tokens = tokens_of(run, rows, where.cell)
-        evaluator = Evaluator(
-            Forward(model, protocol.precision, process_state().device), task, protocol.eval_batch_size
-        )
-        scores, logits = evaluated(evaluator, tokens, task)
-        return Result(scores, logits, tokens, run.record.counts, model.weights_sha256)
-
+    make = functools.partial(scored, run, where, known=known)
     return settle(Recipe("score", name, {}, [run], words), where, make, screen)
+
+
+def scored(run: Parent, where: Where, rows: Mapping[str, Split], known: Collection[str] = ()) -> Result:
+    """A run's predictions for these rows, and its scores; of several tasks that it learned with that task's head.
+
+    Args:
+        known: classes outside this package that the run's delta may name.
+
+    Raises:
+        DataError: the run cannot be read.
+    """
+    head = where.task.name if len(run.task.parts) > 1 else None
+    model, tuner, _ = reload(run.folder, known, head)
+    protocol = run.protocol
+    compute_precision(model, protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
+    tokens = tokens_of(run, rows, where.cell)
+    forward = Forward(model, protocol.precision, process_state().device)
+    evaluator = Evaluator(forward, where.task, protocol.eval_batch_size)
+    scores, logits = evaluated(evaluator, tokens, where.task)
+    return Result(scores, logits, tokens, run.record.counts, model.weights_sha256)
 
 
 def check_labels(run: Parent, task: TaskSpec) -> None:
     """Refuse a task whose labels are not the run's, in the same order.
 
     Raises:
-        ConfigError: they are not.
+        ConfigError: they are not, or the run learned other tasks.
     """
-    own = run.task
+    own = run.one_task(task.name if len(run.task.parts) > 1 else None)
     if (own.labels, own.score_range) != (task.labels, task.score_range):
         raise ConfigError(f"task={task.name}: its labels are {_labels(task)}; those of {own.name} are {_labels(own)}")
 

@@ -45,7 +45,7 @@ class Seat:
             ConfigError: its method is no change of weights (adapters), or its backbone is low-rank.
             DataError: the run cannot be read.
         """
-        self.parent, self.task, self._cache = parent, parent.task, cache
+        self.parent, self.task, self._cache = parent, parent.one_task(), cache
         self.model, tuner, _ = reload(parent.folder, known)
         if self.model.ranks:
             raise ConfigError(f"{parent.folder}: its backbone is low-rank; factors are not weights that can be added")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from peftbench.ground.errors import ConfigError
 from peftbench.report import columns, over_tasks, verdict
 from peftbench.report.over_tasks import OverTasks
-from peftbench.report.records import Study
+from peftbench.report.records import Study, tasks_alone
 from peftbench.report.statistics import MARGIN, Estimate, Interval, Paired
 from peftbench.report.table import apart, row_named
 from peftbench.report.verdict import Verdict, Word
@@ -38,8 +38,9 @@ def lines(study: Study, first: str, second: str, margin: float = MARGIN) -> list
         {column.name: column.rows or 0 for column in both},
     )
     said = [summary(verdicts, first, second), *(sentence(item, pairs[item.column]) for item in verdicts)]
-    if (together := over_tasks.combine(pairs)) is not None:
-        said += over_all(together, len(pairs), margin)
+    alone = {column: pairs[column] for column in tasks_alone(pairs)}
+    if (together := over_tasks.combine(alone)) is not None:
+        said += over_all(together, len(alone), margin)
     return [*said, how(verdicts)]
 
 

@@ -120,7 +120,7 @@ def made_of(record: Record) -> str:
     """What a score was made of: the cell's fingerprint, the hashes of rows (test rows apart) and weights."""
     drawn = ("train", "held_out", "unlabelled") if record.few else ()  # another part of train in every split
     hashes = record.hashes.data.items()
-    scored = {split: sha256 for split, sha256 in hashes if not split.startswith("test") and split not in drawn}
+    scored = {split: sha256 for split, sha256 in hashes if not split.startswith(("test", *drawn))}
     return json.dumps([record.fingerprint, scored, record.hashes.weights], sort_keys=True)
 
 
@@ -133,8 +133,10 @@ def other_inputs(one: Record, other: Record) -> list[str]:
 
 
 def name_of(record: Record, several_models: bool = False) -> str:
-    """How a table calls a record's row: method, budget and shots where there are any, backbone where several are."""
+    """How a table calls a record's row: method, budget and shots where there are any, backbone where several are; a run
+    on several tasks together has a row of its own, as it has a head for each."""
     words = [record.cell.method]
+    words += ["joint"] if "tasks" in record.config["task"] else []
     words += [record.cell.budget] if record.cell.budget != "none" else []
     words += [record.read_by.words] if record.read_by.words else []
     words += [record.self_trained.words] if record.self_trained.words else []
@@ -147,6 +149,17 @@ def column_of(record: Record) -> str:
     """Task and metric; rows of the built-in sample are no GLUE scores and stay apart."""
     metric = SHORT.get(record.headline.name, record.headline.name)
     return f"{record.cell.task} {metric}" + (" (sample)" if record.cell.data == "sample" else "")
+
+
+def is_mean(column: str) -> bool:
+    """Whether a column is a mean over tasks: that of runs which learned them together."""
+    return column.removesuffix(" (sample)").endswith(" mean")
+
+
+def tasks_alone(columns: Iterable[str]) -> list[str]:
+    """The columns of one task each, over which a mean is taken; all where there is none of these."""
+    columns = list(columns)
+    return [column for column in columns if not is_mean(column)] or columns
 
 
 def differences(one: Record, other: Record) -> dict[str, tuple[Any, Any]]:

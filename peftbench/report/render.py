@@ -34,10 +34,10 @@ def writer_of(form: str) -> Callable[[Table], str]:
 
 def grid(table: Table) -> list[list[str]]:
     """The head and every row, as a person reads them; the size of backbones where it differs."""
-    several = len(table.columns) > 1
+    several = len(table.averaged) > 1
     sizes = len({line.size for line in table.lines} - {None}) > 1  # one was made smaller, or there are several
     tail = [*(SIZES if sizes else []), "stored", "s / run", "peak MiB"]
-    averages = [f"mean of {len(table.columns)}"] if several else []
+    averages = [f"mean of {len(table.averaged)}"] if several else []
     paper = [f"{table.paper} average"] if table.paper else []
     head = ["method", "backbone", "head", *table.columns, *averages, *paper, *tail]
     rows = []

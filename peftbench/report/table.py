@@ -12,7 +12,7 @@ from peftbench.ground.errors import ConfigError, near
 from peftbench.papers import Paper
 from peftbench.record import Record, changed_parents
 from peftbench.report.columns import Column, read
-from peftbench.report.records import Study, differences, frame, other_inputs
+from peftbench.report.records import Study, differences, frame, other_inputs, tasks_alone
 from peftbench.report.verdict import Contest, contenders
 
 Statistic = Literal["mean", "median"]
@@ -53,7 +53,7 @@ class Line:
 
     Attributes:
         entries: by column.
-        average: mean over all columns; None where one is missing.
+        average: mean over all columns but those that are means themselves; None where one is missing.
         counts: backbone, head, total, stored_bytes; the largest over the tasks, since heads differ.
         seconds, search_s: medians per run; peak_mb: the largest.
         size: entries of the whole backbone, trained or not.
@@ -79,6 +79,11 @@ class Table:
     notes: list[str] = field(default_factory=list)
     statistic: Statistic = "mean"
     paper: str | None = None
+
+    @property
+    def averaged(self) -> list[str]:
+        """The columns that the average is over."""
+        return tasks_alone(self.columns)
 
 
 def build(study: Study, paper: Paper | None = None) -> Table:
@@ -166,7 +171,7 @@ def _line(
     most: int,
 ) -> Line:
     entries = {column: _entry(rows[rows["column"] == column], records, statistic, paper, most) for column in columns}
-    values = [entry.value for entry in entries.values()]
+    values = [entries[column].value for column in tasks_alone(columns)]
     average = None if any(value is None for value in values) else mean(value for value in values if value is not None)
     published = papers.row_of(paper, records[int(rows["record"].iloc[0])]) if paper else None
     return Line(

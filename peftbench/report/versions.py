@@ -6,10 +6,11 @@ from pathlib import Path
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.files import RECORD_FILE
 from peftbench.record import Record, read_record
-from peftbench.report.records import Study, column_of, made_of, name_of, read_study, readable
+from peftbench.report.records import Study, column_of, is_mean, made_of, name_of, read_study, readable
 from peftbench.report.table import apart, row_named
 
 Run = tuple[Path, Record]
+OF_ONE_TASK = "flips are of one task; peftbench score RUN task=WORD makes its predictions of one"
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ def paired(
         if old_row or new_row:
             raise ConfigError("--old-row, --new-row: choose rows of studies, and these are two runs")
         before, after = _of_run(Path(old)), _of_run(Path(new))
+        if is_mean(before.column) or is_mean(after.column):
+            raise ConfigError(f"{old if is_mean(before.column) else new}: {OF_ONE_TASK}")
         if before.column != after.column:
             raise ConfigError(f"{old} is of {before.column}, {new} of {after.column}: flips are of one task")
         return [(before, after)], []
@@ -81,6 +84,9 @@ def _of_studies(
         raise ConfigError(f"{old.name} and {new.name} are one study; choose its rows by --old-row and --new-row")
     pairs, notes = [], []
     for column in dict.fromkeys([*(one.column for one in before), *(one.column for one in after)]):
+        if is_mean(column):
+            notes.append(f"{column}: left out, {OF_ONE_TASK}")
+            continue
         sides = [[one for one in side if one.column == column] for side in (before, after)]
         meet = [
             (one, other)

@@ -25,27 +25,37 @@ from peftbench.training.forward import Forward
 from peftbench.training.metrics import predict
 
 
-def write_model(run: Path, folder: Path, known: Collection[str] = ()) -> str | None:
+def tasks_of(run: Path) -> list[str]:
+    """The tasks that a run learned together; one, where it learned one.
+
+    Raises:
+        DataError: its record cannot be read.
+    """
+    return [task.name for task in readouts.task_of(read_record(run / RECORD_FILE)).parts]
+
+
+def write_model(run: Path, folder: Path, known: Collection[str] = (), task: str | None = None) -> str | None:
     """Write the run's model, its delta merged in, as `AutoModelForSequenceClassification.from_pretrained` loads it.
 
     Args:
         known: see `deltas.restore`.
+        task: whose head it gets, where the run learned several together.
 
     Returns:
         A line that whoever uses the folder should know, if there is one.
 
     Raises:
         DataError: the run cannot be read.
-        ConfigError: its method cannot be merged (adapters), or its readout is a prompt.
+        ConfigError: its method cannot be merged (adapters), its readout is a prompt, or it has no such task.
     """
     record = read_record(run / RECORD_FILE)
     if readouts.readout_spec(record).kind == "prompt":
         raise ConfigError(f"{run}: its readout is a prompt, and what is written is a classifier")
-    model, tuner, _ = reload(run, known)
+    model, tuner, _ = reload(run, known, task)
     note = tuner.merge()
     low_rank.multiply_out(model.module)
     module: Any = model.module.float()
-    labels = record.config["task"]["labels"]
+    labels = readouts.one_task(record, task, run).labels
     if labels:
         module.config.id2label = dict(enumerate(labels))
         module.config.label2id = {label: i for i, label in enumerate(labels)}
@@ -60,27 +70,29 @@ def write_model(run: Path, folder: Path, known: Collection[str] = ()) -> str | N
     return note
 
 
-def label(run: Path, file: Path, cache: Path, known: Collection[str] = ()) -> list[str]:
+def label(run: Path, file: Path, cache: Path, known: Collection[str] = (), task: str | None = None) -> list[str]:
     """Lines of a TSV with the run's prediction and logits for every row of a file with the task's text columns.
 
     Args:
         known: see `deltas.restore`.
+        task: whose rows these are, where the run learned several together.
 
     Raises:
+        ConfigError: the run has no such task, or several and none is named.
         DataError: the run or the file cannot be read, or a column is missing.
     """
     record = read_record(run / RECORD_FILE)
-    task = spec_of(record, TaskSpec, "task")
-    table = read_table(file, task.folder.text)
-    rows = make_split("new", tuple(table.columns[column] for column in task.folder.text), None)
-    model, _, _ = reload(run, known)
+    asked = readouts.one_task(record, task, run)
+    table = read_table(file, asked.folder.text)
+    rows = make_split("new", tuple(table.columns[column] for column in asked.folder.text), None)
+    model, _, _ = reload(run, known, task)
     spec = model_spec(record)
     protocol = spec_of(record, TrainingProtocol, "protocol")
-    prompt = readouts.asked(readouts.readout_spec(record), task)
+    prompt = readouts.asked(readouts.readout_spec(record), asked)
     tokens = tokenize(rows, readouts.tokenizer(prompt, spec, weights_folder(spec)), protocol.max_length, cache)
     forward = Forward(model, protocol.precision, process_state().device)
-    logits = Evaluator(forward, task, protocol.eval_batch_size).predict(tokens)
-    return _lines(task, logits)
+    logits = Evaluator(forward, asked, protocol.eval_batch_size).predict(tokens)
+    return _lines(asked, logits)
 
 
 def _lines(task: TaskSpec, logits: np.ndarray) -> list[str]:

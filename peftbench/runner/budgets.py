@@ -26,7 +26,7 @@ def _entries(cell: Cell) -> int:
     budget = cell.budget
     if budget.entries is not None:
         return budget.entries
-    model = build(cell.model, cell.task.num_labels, "meta", readouts.planned(cell.readout, cell.task))
+    model = build(cell.model, cell.task.num_labels, "meta", readouts.planned(cell.readout, cell.task, cell.model))
     if budget.fraction is not None:
         whole = sum(parameter.numel() for _, parameter in model.backbone())
         if (entries := round(budget.fraction * whole)) < 1:

@@ -68,6 +68,6 @@ def kept_bounds(cell: Cell) -> tuple[int, int]:
 def _attached(cell: Cell) -> tuple[Model, Tuner, int]:
     """The model without weights, its tuner, and its entries before the method was attached."""
     cell = budgets.resolve(cell)
-    model = build(cell.model, cell.task.num_labels, "meta", readouts.planned(cell.readout, cell.task))
+    model = build(cell.model, cell.task.num_labels, "meta", readouts.planned(cell.readout, cell.task, cell.model))
     before = entries(model)
     return model, deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed), before

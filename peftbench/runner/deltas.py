@@ -5,12 +5,13 @@ from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from peftbench.backbone.heads import leave_one, tasks_in
 from peftbench.backbone.model import Model, compute_precision, empty_copy, load_model
 from peftbench.backbone.weights import file_sha256, weights_folder
 from peftbench.config import compose
 from peftbench.config.spec import Budget, Cell, Layout, MethodSpec, ModelSpec, Scope
 from peftbench.config.validate import classes_of, make_method, parse, unknown_class
-from peftbench.ground.errors import ConfigError, DataError
+from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.ground.seeds import drawn_from
 from peftbench.methods.base import Method, Tuner, copy_into
@@ -114,12 +115,20 @@ def start_of(cell: Cell) -> Delta | None:
     """The delta of the run in `init_from`; None: the cell starts from the weights alone.
 
     Raises:
+        ConfigError: it was learned on other tasks than those that the cell learns together.
         DataError: it cannot be read, or names an unknown class.
     """
     if cell.init_from is None:
         return None
     start = _own_delta(Path(cell.init_from))
     _check_classes(start.facts, classes_of(cell.method))
+    several, own = tasks_in(start.named(HEAD)), {task.name for task in cell.task.parts}
+    if (len(own) > 1 and several != own) or (several and cell.task.train is None):
+        learned = ", ".join(sorted(several)) or start.facts.task.name
+        raise ConfigError(
+            f"init_from={shown(cell.init_from, 80)}: learned {learned}, not {', '.join(sorted(own))}; task=joint goes "
+            "on from a run of the same tasks, and a task without training rows from one of one task"
+        )
     return start
 
 
@@ -158,19 +167,24 @@ def _goes_on(cell: Cell, start: Delta) -> bool:
     return (facts.method, facts.scope, facts.budget) == (cell.method, cell.scope, cell.budget)
 
 
-def reload(run: Path, known: Collection[str] = ()) -> tuple[Model, Tuner, Method]:
+def reload(run: Path, known: Collection[str] = (), task: str | None = None) -> tuple[Model, Tuner, Method]:
     """A finished run's model with its tuner and method, as they were at the selected evaluation, in fp32.
 
     Args:
         known: see `restore`.
+        task: which of the tasks that it learned together: the model is one of that task alone.
 
     Raises:
+        ConfigError: it has no such task, or several and none is named.
         DataError: the run's record, delta or weights cannot be read.
     """
     record, delta = read_record(run / RECORD_FILE), _own_delta(run)
-    spec = model_spec(record)
+    spec, wanted = model_spec(record), readouts.one_task(record, task, run)
     model, _ = load_model(spec, delta.facts.task.labels, delta.facts.seed, readouts.recorded(record, spec))
-    return model, restore(delta, model, known=known), make_method(delta.facts.method)
+    tuner = restore(delta, model, known=known)
+    if "tasks" in record.config["task"]:
+        leave_one(model.module, wanted.name, wanted.num_labels)
+    return model, tuner, make_method(delta.facts.method)
 
 
 def as_learned(cell: Cell, run: Path) -> Model:
@@ -244,8 +258,13 @@ def export_peft(run: Path, folder: Path, known: Collection[str] = ()) -> None:
 
     Raises:
         DataError: the run cannot be read.
-        ConfigError: its method has no PEFT format.
+        ConfigError: its method has no PEFT format, or it learned several tasks together.
     """
+    if len(tasks := readouts.task_of(read_record(run / RECORD_FILE)).parts) > 1:
+        raise ConfigError(
+            f"{run}: learned {len(tasks)} tasks together, and PEFT's format has one head; peftbench apply writes a "
+            "folder for each"
+        )
     model, tuner, method = reload(run, known)
     if not hasattr(method, "export_peft"):
         raise ConfigError(f"{run}: {type(method).__name__} has no PEFT format; LoRA and what peft runs have")

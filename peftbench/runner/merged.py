@@ -82,7 +82,7 @@ def fold(recipe: Merged, known: Collection[str] = ()) -> Folded:
         raise ConfigError(f"make.run={run}: its backbone is random; there is no folder to be like")
     if readouts.readout_spec(record).kind == "prompt":
         raise ConfigError(f"make.run={run}: its readout is a prompt; a newer backbone is made of a classifier's run")
-    model, tuner, _ = reload(run, known)
+    model, tuner, _ = reload(run, known, readouts.task_of(record).parts[0].name)  # of several, whichever head
     if model.ranks:
         raise ConfigError(f"make.run={run}: its backbone is low-rank; factors are not weights that can be added to")
     before = _before(spec, record, model)

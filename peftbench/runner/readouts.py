@@ -3,27 +3,36 @@
 from pathlib import Path
 from typing import Any
 
+from peftbench.backbone.heads import Heads
 from peftbench.backbone.model import CLASSIFIER
 from peftbench.backbone.readout import Prompt, Readout
 from peftbench.backbone.weights import weights_folder
 from peftbench.config.few import PromptSpec, ReadoutSpec
-from peftbench.config.spec import ModelSpec, TaskSpec
+from peftbench.config.spec import ModelSpec, Task, TaskSpec
+from peftbench.config.tasks import JointTask
 from peftbench.config.validate import parse
 from peftbench.data.prompts import PromptTokenizer
 from peftbench.data.tokens import Tokenizer, tokenizer_for
-from peftbench.ground.errors import DataError
+from peftbench.ground.errors import ConfigError, DataError, near, shown
 from peftbench.record import Record
 from peftbench.training.objective import Objective, ScoreShare
 
 
-def planned(readout: ReadoutSpec, task: TaskSpec) -> Readout:
+def planned(readout: ReadoutSpec, task: Task, model: ModelSpec) -> Readout:
     """The readout without a tokenizer, as counting needs it: its label words are any."""
     if (prompt := asked(readout, task)) is None:
-        return CLASSIFIER
+        return classifier(task, model)
     return Prompt(tuple(range(len(prompt.words))), 0, readout.head, bounds(task))
 
 
-def made(readout: ReadoutSpec, task: TaskSpec, model: ModelSpec, weights: Path | None) -> Readout:
+def classifier(task: Task, model: ModelSpec) -> Readout:
+    """A classifier, or one for each of several tasks."""
+    if not isinstance(task, JointTask):
+        return CLASSIFIER
+    return Heads(outputs=tuple((one.name, one.num_labels) for one in task.tasks), places=model.layout.head)
+
+
+def made(readout: ReadoutSpec, task: Task, model: ModelSpec, weights: Path | None) -> Readout:
     """The readout.
 
     Args:
@@ -34,7 +43,7 @@ def made(readout: ReadoutSpec, task: TaskSpec, model: ModelSpec, weights: Path |
         DataError: the tokenizer cannot be read, or has no mask.
     """
     if (prompt := asked(readout, task)) is None:
-        return CLASSIFIER
+        return classifier(task, model)
     tokens = PromptTokenizer(tokenizer_for(model, weights), prompt)
     return Prompt(tokens.words, tokens.mask_id, readout.head, bounds(task))
 
@@ -49,7 +58,7 @@ def tokenizer(prompt: PromptSpec | None, model: ModelSpec, weights: Path | None)
     return inner if prompt is None else PromptTokenizer(inner, prompt)
 
 
-def objective(readout: ReadoutSpec, task: TaskSpec) -> Objective | None:
+def objective(readout: ReadoutSpec, task: Task) -> Objective | None:
     """What training makes small where it is not the task's own loss."""
     return None if asked(readout, task) is None or task.labels else ScoreShare(bounds(task) or (0.0, 1.0))
 
@@ -60,10 +69,38 @@ def recorded(record: Record, model: ModelSpec) -> Readout:
     Raises:
         DataError: its part of the record is not of this version, or as `made`.
     """
-    readout = readout_spec(record)
+    readout, task = readout_spec(record), task_of(record)
     if readout.kind == "classifier":
-        return CLASSIFIER
-    return made(readout, spec_of(record, TaskSpec, "task"), model, weights_folder(model))
+        return classifier(task, model)
+    return made(readout, task, model, weights_folder(model))
+
+
+def task_of(record: Record) -> Task:
+    """The task of a finished run, or several that it learned together.
+
+    Raises:
+        DataError: that part of the record is not of this version.
+    """
+    task: Task = spec_of(record, JointTask if "tasks" in record.config["task"] else TaskSpec, "task")
+    return task
+
+
+def one_task(record: Record, word: str | None, place: object) -> TaskSpec:
+    """The task of a finished run that a word names; it may be left out where there is one.
+
+    Args:
+        place: of the run, for the line that refuses.
+
+    Raises:
+        ConfigError: it names none, or is left out where there are several.
+        DataError: that part of the record is not of this version.
+    """
+    tasks = {task.name: task for task in task_of(record).parts}
+    if word is None and len(tasks) > 1:
+        raise ConfigError(f"{shown(place, 80)}: learned {', '.join(tasks)} together; task= says which is meant")
+    if word is not None and word not in tasks:
+        raise ConfigError(f"task={shown(word)}: not what {shown(place, 80)} learned; {near(word, tasks)}")
+    return tasks[next(iter(tasks)) if word is None else word]
 
 
 def readout_spec(record: Record) -> ReadoutSpec:
@@ -83,7 +120,7 @@ def spec_of(record: Record, kind: type[Any], part: str) -> Any:
         DataError: it is not of this version.
     """
     raw = record.config[part]
-    if kind is TaskSpec:
+    if part == "task":
         raw = {"name": getattr(record.cell, part), **raw}
     problems: list[str] = []
     parsed = parse(kind, raw, part, problems)
@@ -92,11 +129,11 @@ def spec_of(record: Record, kind: type[Any], part: str) -> Any:
     return parsed
 
 
-def asked(readout: ReadoutSpec, task: TaskSpec) -> PromptSpec | None:
+def asked(readout: ReadoutSpec, task: Task) -> PromptSpec | None:
     """The prompt that rows are put into; None: they are read as they are."""
     return task.prompt if readout.kind == "prompt" else None
 
 
-def bounds(task: TaskSpec) -> tuple[float, float] | None:
+def bounds(task: Task) -> tuple[float, float] | None:
     """Of a regression's scores; None: classes."""
-    return None if task.labels else task.score_range or (0.0, 1.0)
+    return None if task.labels or isinstance(task, JointTask) else task.score_range or (0.0, 1.0)

@@ -1,5 +1,6 @@
 """What a run leaves beside its delta: the record, made of what is known of it, and the files that people read."""
 
+import math
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import yaml
 
 from peftbench.backbone.model import Model
-from peftbench.config.spec import Cell, TaskSpec
+from peftbench.config.spec import Cell, Task
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
 from peftbench.ground.files import write_atomically
@@ -115,16 +116,20 @@ def record_of(
     )
 
 
-def headline(task: TaskSpec, fit: Fit, labels: Mapping[str, np.ndarray | None]) -> Headline:
-    """The headline metric of the selected evaluation, with its standard error over the rows it was scored on."""
+def headline(task: Task, fit: Fit, labels: Mapping[str, np.ndarray | None]) -> Headline:
+    """The headline metric of the selected evaluation, with its standard error over the rows it was scored on.
+
+    Of a mean over tasks the errors are independent, as their rows are.
+    """
     name = task.headline
     if not fit.logits or name not in fit.evaluations[fit.selected].metrics:
         return Headline(name, None, None)
-    split, plain = task.scored()[name]
-    known = labels[split]
-    assert known is not None
-    error = standard_error(plain, predict(fit.logits[split]), known)
-    return Headline(name, fit.evaluations[fit.selected].metrics[name], error)
+    errors = []
+    for split, plain in task.headlines():
+        known = labels[split]
+        assert known is not None
+        errors.append(standard_error(plain, predict(fit.logits[split]), known))
+    return Headline(name, fit.evaluations[fit.selected].metrics[name], math.hypot(*errors) / len(errors))
 
 
 def metrics(fit: Fit, selection: str) -> Metrics:
@@ -190,7 +195,7 @@ def keep_hydra_files(folder: Path, config: Mapping[str, Any], overrides: Sequenc
 
 def keep_predictions(
     folder: Path,
-    names: Sequence[str] | None,
+    task: Task,
     logits: Mapping[str, np.ndarray],
     known: Mapping[str, np.ndarray | None],
     check: Callable[[], None],
@@ -199,13 +204,13 @@ def keep_predictions(
 
     Args:
         folder: the run's own.
-        names: of the classes; None for a regression.
+        task: gives the names of classes.
         logits: (rows, labels) of every split.
         known: class ids or scores (rows,) of every split; None where they are not public.
         check: as of `write_atomically`.
     """
     for split, values in logits.items():
-        labels = known[split]
+        labels, names = known[split], task.of(split).labels
         lines = ["\t".join(["index", "prediction", "label", *(names or ["score"])])]
         for i, (row, prediction) in enumerate(zip(values, predict(values), strict=True)):
             shown = names[int(prediction)] if names else f"{prediction:.4f}"

@@ -14,11 +14,12 @@ from peftbench.backbone.model import load_model
 from peftbench.backbone.weights import weights_folder
 from peftbench.config.few import PromptSpec
 from peftbench.config.fingerprint import digest
-from peftbench.config.spec import Cell, ModelSpec, TaskSpec, TrackerSpec
+from peftbench.config.spec import Cell, ModelSpec, Task, TrackerSpec
+from peftbench.data.joint import joined
 from peftbench.data.rows import POOL, Rows, rows_of
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens, tokenize
-from peftbench.ground.errors import BadInput, Diverged
+from peftbench.ground.errors import BadInput, ConfigError, Diverged
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE, cache_folder, expanded, keep_last, stamp
 from peftbench.ground.machine import process_state
 from peftbench.record import Record, Search, write_record
@@ -128,13 +129,14 @@ def execute(
 ) -> None:
     """Load, attach, count, train, and keep what was learned; `work` is told as it goes."""
     start = deltas.start_of(cell)  # before any cost: it may be refused
+    if len(cell.task.parts) > 1 and process_state().num_processes > 1:
+        raise ConfigError("task=joint: one process trains; several are not supported")
     rows = read_rows(rows_of(cell))
-    if "train" in rows:
-        for steps in selftrain.lengths(cell, len(rows["train"])):
+    if sizes := [len(rows[name]) for name in cell.task.trained]:
+        for steps in selftrain.lengths(cell, *sizes):
             count_cell(cell, steps)
     weights = weights_folder(cell.model)
-    tokenizer = tokenizing(cell, weights)
-    work.tokens = tokens = tokenize_rows(rows, tokenizer)
+    work.tokens = tokens = tokens_of(rows, tokenizing(cell, weights), cell.task)
     readout = readouts.made(cell.readout, cell.task, cell.model, weights)
     model, _ = load_model(cell.model, cell.task.num_labels, cell.seed, readout)
     work.hashes, work.drawn = hashes_of(rows, tokens, model), sorted(model.drawn)
@@ -178,7 +180,7 @@ def execute(
         unseen = {name: trainer.evaluator.predict(tokens[name]) for name in asked}
         if main:
             work.hashes["delta"] = delta.save(folder / DELTA_FILE, check)
-            keep_predictions(folder, cell.task.labels, {**fit.logits, **unseen}, work.labels, check)
+            keep_predictions(folder, cell.task, {**fit.logits, **unseen}, work.labels, check)
         for watcher in following:
             watcher.end({**work.counts.as_dict(), cell.task.headline: headline(cell.task, fit, work.labels).value})
 
@@ -236,6 +238,11 @@ def tokenize_rows(rows: Mapping[str, Split], how: Tokenizing) -> Mapping[str, To
     return {name: tokenize(split, tokenizer, how.max_length, cache) for name, split in rows.items()}
 
 
+def tokens_of(rows: Mapping[str, Split], how: Tokenizing, task: Task) -> Mapping[str, Tokens]:
+    """Token ids of every split as a run of the task has them: the training rows of several tasks are one split."""
+    return joined(tokenize_rows(rows, how), task)
+
+
 @contextmanager
 def watchers(
     tracker: TrackerSpec, folder: Path, progress: str | None, described: Mapping[str, Any]
@@ -250,6 +257,6 @@ def watchers(
         yield following
 
 
-def choosing(task: TaskSpec, selection: str) -> str:
+def choosing(task: Task, selection: str) -> str:
     """The metric that a selection rule looks at."""
     return task.headline if selection != "held_out" else f"{task.plain_headline}_held_out"

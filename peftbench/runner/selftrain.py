@@ -74,10 +74,10 @@ class Learners:
         return self.last
 
 
-def lengths(cell: Cell, labelled: int) -> list[int]:
-    """Optimizer steps of every phase: the teacher's by the protocol, then each session's."""
-    plan, teacher = cell.selftrain, cell.protocol.steps(labelled)
-    session = plan.steps + plan.epochs * -(-labelled // cell.protocol.batch_size)
+def lengths(cell: Cell, *labelled: int) -> list[int]:
+    """Optimizer steps of every phase: the teacher's by the protocol, then each session's; of every task's rows."""
+    plan, teacher = cell.selftrain, cell.protocol.steps(*labelled)
+    session = plan.steps + plan.epochs * -(-sum(labelled) // cell.protocol.batch_size)
     return [teacher] if plan.kind == "none" else [teacher, *[session] * plan.sessions]
 
 

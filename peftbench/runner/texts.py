@@ -24,8 +24,8 @@ def read(cell: Cell, text: str | None) -> Split:
         DataError: the text cannot be read.
     """
     if text is None:
-        if cell.task.train is None:
-            raise ConfigError(f"task={cell.task.name}: has no training rows; give make.text")
+        if cell.task.train is None or len(cell.task.parts) > 1:
+            raise ConfigError(f"task={cell.task.name}: has no training rows of its own; give make.text")
         return make_split("text", Rows(cell.data, cell.task, None, False).read()[cell.task.train].texts, None)
     path = Path(text).expanduser()
     paths = sorted(path.glob("*.txt")) if path.is_dir() else [path]

@@ -14,7 +14,7 @@ from peftbench.record import Record, read_record, write_record
 from peftbench.runner import budgets, deltas
 from peftbench.runner.chosen import chosen
 from peftbench.runner.recording import keep_predictions
-from peftbench.runner.run import read_rows, tokenize_rows, tokenizing
+from peftbench.runner.run import read_rows, tokenizing, tokens_of
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.forward import Forward
 
@@ -33,7 +33,7 @@ def predict(cell: Cell, folder: Path, check: Callable[[], None]) -> Record:
     record = read_record(folder / RECORD_FILE)
     rows = {name: split for name, split in read_rows(rows_of(cell)).items() if split.labels is None and name != POOL}
     how = tokenizing(cell, weights_folder(cell.model))
-    unseen = tokenize_rows(rows, how)
+    unseen = tokens_of(rows, how, cell.task)
     if any(split.tokenizer != record.hashes.tokenizer for split in unseen.values()):
         raise DataError(f"{folder}: its run had another tokenizer; rerun=all trains it anew, with predictions")
     model = deltas.as_learned(chosen(budgets.resolve(cell), record.search), folder)
@@ -43,6 +43,6 @@ def predict(cell: Cell, folder: Path, check: Callable[[], None]) -> Record:
     made_of = {**record.hashes.data, **{name: split.sha256 for name, split in rows.items()}}
     record = replace(record, hashes=replace(record.hashes, data=made_of))
     if process_state().is_main_process:
-        keep_predictions(folder, cell.task.labels, logits, dict.fromkeys(logits), check)
+        keep_predictions(folder, cell.task, logits, dict.fromkeys(logits), check)
         write_record(record, folder, check)  # last: until then the predictions count as missing
     return record

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 
-from peftbench.config.spec import TaskSpec
+from peftbench.config.spec import Task
 from peftbench.data.batches import evaluation_order
 from peftbench.data.tokens import Tokens
 from peftbench.ground.machine import process_state
@@ -20,17 +20,14 @@ from peftbench.training.objective import TaskLoss
 class Evaluator:
     """A model with a task: it predicts and is scored."""
 
-    def __init__(
-        self, forward: Forward, task: TaskSpec, batch_size: int, check: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, forward: Forward, task: Task, batch_size: int, check: Callable[[], None] = lambda: None) -> None:
         """Args:
         forward: the model as it runs.
-        task: gives the number of labels, the metrics and their names.
+        task: gives the number of labels, the metrics and their names; of several, each split's own.
         batch_size: rows at a time.
         check: called between batches; may raise to leave.
         """
         self._forward, self._task, self._batch_size, self._check = forward, task, batch_size, check
-        self._objective = TaskLoss(regression=task.labels is None)
 
     def predict(self, tokens: Tokens) -> np.ndarray:
         """Logits (rows, labels) fp32 of a split, in the order of its rows."""
@@ -45,7 +42,7 @@ class Evaluator:
         arrays = [(rows, logits.cpu().numpy()) for rows, logits in pieces]
         if state.num_processes > 1:
             arrays = gather_object(arrays)
-        out = np.empty((len(tokens), self._task.num_labels), dtype=np.float32)
+        out = np.empty((len(tokens), self._task.of(tokens.name).num_labels), dtype=np.float32)
         for rows, logits in arrays:
             out[rows] = logits
         return out
@@ -59,23 +56,29 @@ class Evaluator:
             scored: splits by name.
             logits: of the same splits, (rows, labels).
             step, epoch: when this is.
-            choosing: the metric that selection looks at; nan where it is not scored.
+            choosing: the metric that selection looks at, perhaps a mean of others; nan where it is not scored.
         """
         metrics: dict[str, float] = {}
-        collapsed, loss = False, math.nan
+        means = self._task.means()
+        collapsed, losses = False, []
         for name, tokens in scored.items():
             if tokens.labels is None:
                 continue
-            scores = score(self._task.metrics, predict(logits[name]), tokens.labels)
+            task = self._task.of(name)
+            scores = score(task.metrics, predict(logits[name]), tokens.labels)
             collapsed = collapsed or scores.collapsed
-            names = {metric: key for key, (split, metric) in self._task.scored().items() if split == name}
-            of_split = {names.get(metric, f"{metric}_{name}"): value for metric, value in scores.values.items()}
-            if choosing in of_split:
-                loss = self._loss(logits[name], tokens.labels)
+            of_split = {self._task.metric_name(name, metric): value for metric, value in scores.values.items()}
+            if not of_split.keys().isdisjoint(means.get(choosing, (choosing,))):
+                losses.append(_loss(TaskLoss(task.labels is None), logits[name], tokens.labels))
             metrics |= of_split
+        for name, others in means.items():
+            if all(other in metrics for other in others):
+                metrics[name] = float(np.mean([metrics[other] for other in others]))
+        loss = float(np.mean(losses)) if losses else math.nan
         return Scores(step, epoch, metrics, collapsed, metrics.get(choosing, math.nan), loss)
 
-    def _loss(self, logits: np.ndarray, labels: np.ndarray) -> float:
-        rows = np.arange(len(labels))
-        summed = self._objective.loss(torch.from_numpy(logits), torch.from_numpy(labels), rows)
-        return float(summed) / len(rows)
+
+def _loss(objective: TaskLoss, logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over rows."""
+    summed = objective.loss(torch.from_numpy(logits), torch.from_numpy(labels), np.arange(len(labels)))
+    return float(summed) / len(labels)

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 
+from peftbench.backbone.heads import TASK
 from peftbench.backbone.model import Model
 from peftbench.backbone.prefix import Prefix
 from peftbench.backbone.recomputing import recomputed
@@ -43,8 +44,9 @@ class Forward:
         """Logits (rows, labels) fp32."""
         standing_in = nullcontext() if self.prefix is None else self.prefix.standing_in(batch)
         checkpointing = self._checkpointing and self.model.module.training
+        inputs = batch.inputs if (task := batch.task) is None else {**batch.inputs, TASK: task}
         with self.autocast(), standing_in, recomputed(self.model) if checkpointing else nullcontext():
-            return self.model.forward(batch.inputs)
+            return self.model.forward(inputs)
 
     @contextmanager
     def from_tokens(self) -> Iterator[None]:

@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from peftbench.config.spec import Task
+from peftbench.data.tokens import Mix
+
 
 class Objective(Protocol):
     """A loss of some training rows."""
@@ -34,6 +37,31 @@ class TaskLoss:
         if self.regression:
             return functional.mse_loss(logits[:, 0], labels, reduction="sum")
         return functional.cross_entropy(logits, labels, reduction="sum")
+
+
+@dataclass(frozen=True)
+class LossByTask:
+    """Of several tasks that are learned together the batch's own: its rows are of one.
+
+    Attributes:
+        tasks: the number of every training row's task (rows,).
+        losses: every task's own, by number.
+    """
+
+    tasks: np.ndarray
+    losses: tuple[TaskLoss, ...]
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor | None, rows: np.ndarray) -> torch.Tensor:
+        """See `Objective`; class ids may have come as fp32, where another task has scores."""
+        own = self.losses[self.tasks[rows[0]]]
+        return own.loss(logits, labels if labels is None or own.regression else labels.long(), rows)
+
+
+def own_loss(task: Task, mix: Mix | None) -> Objective:
+    """A task's loss, or that of several by their rows."""
+    if mix is None:
+        return TaskLoss(task.labels is None)
+    return LossByTask(mix.tasks, tuple(TaskLoss(one.labels is None) for one in task.parts))
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from torch import nn
 from peftbench.backbone.model import Model
 from peftbench.backbone.prefix import Prefix
 from peftbench.config.spec import Protocol as TrainingProtocol
-from peftbench.config.spec import TaskSpec
-from peftbench.data.batches import cut, epoch_order
+from peftbench.config.spec import Task
+from peftbench.data.batches import cut
+from peftbench.data.joint import order_of
 from peftbench.data.tokens import Tokens
 from peftbench.ground.errors import Diverged
 from peftbench.ground.machine import keep_freed_memory, process_state
@@ -25,7 +26,7 @@ from peftbench.training.evaluation import Evaluator
 from peftbench.training.fit import Fit, Watcher
 from peftbench.training.forward import Forward
 from peftbench.training.meter import Meter
-from peftbench.training.objective import Objective, TaskLoss
+from peftbench.training.objective import Objective, own_loss
 from peftbench.training.selection import Selection
 from peftbench.training.stopping import Stop
 
@@ -47,7 +48,7 @@ class Trainer:
         model: Model,
         tuner: Tuner,
         protocol: TrainingProtocol,
-        task: TaskSpec,
+        task: Task,
         train: Tokens | None,
         scored: Mapping[str, Tokens],
         choosing: str,
@@ -67,7 +68,8 @@ class Trainer:
         choosing: name of the metric that selects.
         seed: of data order and dropout.
         objective: what training makes small; None: the task's loss.
-        batches: numbers of the rows of every batch of an epoch; None: all rows, in the order of the seed's stream.
+        batches: numbers of the rows of every batch of an epoch; None: all rows, in the order of the seed's stream,
+            of several tasks as `order_of` has it.
         watchers: told how it goes.
         log_every: optimizer steps between two calls of `Watcher.step`.
         checkpoints: where the state of training is kept, and taken up from; None: nowhere.
@@ -80,7 +82,7 @@ class Trainer:
         self.watchers, self.fit = watchers, Fit()
         self._choosing, self._log_every, self.checkpoints = choosing, log_every, checkpoints
         self._stop, self._batches = Stop() if stop is None else stop, batches
-        self._objective = TaskLoss(task.labels is None) if objective is None else objective
+        self._objective = own_loss(task, None if train is None else train.mix) if objective is None else objective
         model.module.to(self.state.device)
         for parameter in tuner.trainables().values():
             parameter.data = parameter.data.to(self.state.device)
@@ -102,7 +104,7 @@ class Trainer:
             return self.fit
         self._epoch_steps = len(self.order(0))
         kept = None if self.checkpoints is None else self.checkpoints.read()
-        self.begin(self.protocol.steps(len(self.train.lengths)), kept)
+        self.begin(self.protocol.max_steps or self.protocol.epochs * self._epoch_steps, kept)
         with self._stop.deferred():
             self._steps()
         self._selection.restore(self.fit)
@@ -192,7 +194,7 @@ class Trainer:
         if self._batches is not None:
             return self._batches(epoch)
         protocol = self.protocol
-        return epoch_order(self.train.lengths, protocol.batch_size, protocol.bucketing, self.seed, epoch)
+        return order_of(self.train, protocol.batch_size, protocol.bucketing, self.seed, epoch)
 
     def _stepped(self) -> dict[str, nn.Parameter]:
         return dict(self.tuner.trainables()) | dict(self.model.head())
@@ -291,7 +293,7 @@ class Trainer:
         """Run batches of training rows forward and backward without dropout; yields after each."""
         assert self.train is not None
         self.model.module.eval()
-        order = epoch_order(self.train.lengths, size or self.protocol.batch_size, False, self.seed, epoch=0)
+        order = order_of(self.train, size or self.protocol.batch_size, False, self.seed, epoch=0)
         for i in range(count):
             rows = order[i % len(order)]
             for part in list(cut(rows, self.state.num_processes))[self.state.process_index :: self.state.num_processes]:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from peftbench.report.figures.parts import Figure, Front, Material, Pair, Panel, Series, Summary, summary
+from peftbench.report.records import tasks_alone
 from peftbench.report.table import SUFFIX
 
 COSTS = {
@@ -33,7 +34,9 @@ def costs(material: Material) -> Iterator[Figure]:
         if relative:
             rows = material.rows
             points = {name: (_cost(rows[rows["name"] == name], key), found) for name, found in relative.items()}
-            panels.append(_against(f"mean of {len(material.columns)} tasks", None, label, points, cost, log))
+            panels.append(
+                _against(f"mean of {len(tasks_alone(material.columns))} tasks", None, label, points, cost, log)
+            )
         note = f"{INTERVALS}; line: no cheaper method scores higher, with its 95% interval; equal costs side by side"
         yield Figure(word, "Score against cost", cost, "points", panels, note)
 
@@ -46,7 +49,7 @@ def seeds(material: Material) -> Iterator[Figure]:
         panels.append(_by_row(column, column, SCORE, found))
     relative, label = relative_scores(material)
     if relative:
-        panels.append(_by_row(f"mean of {len(material.columns)} tasks", None, label, relative))
+        panels.append(_by_row(f"mean of {len(tasks_alone(material.columns))} tasks", None, label, relative))
     yield Figure("seeds", "Every seed", "seeds", "rows", panels, INTERVALS)
 
 
@@ -74,9 +77,10 @@ def relative_scores(material: Material) -> tuple[dict[str, Summary], str]:
     A seed counts where it has all columns. Without full fine-tuning it is the mean itself; with one column there is
     none.
     """
-    rows, columns = material.rows, material.columns
+    columns = tasks_alone(material.columns)
     if len(columns) < 2:
         return {}, ""
+    rows = material.rows[material.rows["column"].isin(columns)]
     full = rows[(rows["method"] == BASE) & ~rows["name"].str.contains(SUFFIX.strip())]
     base = full.groupby("column")["score"].mean()
     known = len(base) == len(columns)
