@@ -64,15 +64,20 @@ def real_record(work: Path) -> Record:
     return read_record(next(find_records(work / "template")))
 
 
-def claim_ms(work: Path, study: str) -> float:
-    """Milliseconds until a worker has its next cell, with those before it still held: the median of fifty."""
-    queue, taken = Queue(work, study), []
+def claim_ms(work: Path, study: str) -> dict[str, float]:
+    """Milliseconds until a worker has its next cell, with those before it still held, by the clock and of the
+    processor's time: the medians of fifty; and those until it has read the list, which it does once."""
+    before = time.perf_counter(), time.process_time()
+    queue = Queue(work, study)
+    moments = [before, (time.perf_counter(), time.process_time())]
     for _ in range(50):
-        started = time.perf_counter()
         if queue.take() is None:
             raise SystemExit(f"{study}: no cell is open")
-        taken.append(1000 * (time.perf_counter() - started))
-    return round(statistics.median(taken), 2)
+        moments.append((time.perf_counter(), time.process_time()))
+    clock, processor = ([1000 * (b - a) for a, b in itertools.pairwise(times)] for times in zip(*moments, strict=True))
+    named = {"clock": statistics.median(clock[1:]), "processor": statistics.median(processor[1:])}
+    named |= {"list, clock": clock[0], "list, processor": processor[0]}
+    return {name: round(value, 2) for name, value in named.items()}
 
 
 def fill(work: Path, study: str, cells: int, template: Record | None) -> list[str]:

@@ -66,7 +66,41 @@ def test_a_dead_owners_lock_is_taken_over(tmp_path: Path) -> None:
     assert not lock.alive(tmp_path / lock.FILE)
     with Lock(tmp_path) as taken:
         assert taken.held
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(lock.DIED)
+    assert [owner.pid for owner in lock.deaths(tmp_path)] == [process.pid]
+    lock.forget_deaths(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("written", [CHECKPOINT_FILE, RECORD_FILE])
+def test_an_owner_that_got_further_did_not_die_of_the_cell(tmp_path: Path, written: str) -> None:
+    process = holder(tmp_path)
+    assert answer(process) == "1"
+    owner = lock.owner_of(tmp_path / lock.FILE)
+    assert owner is not None
+    assert owner.since is not None
+    (tmp_path / written).touch()
+    os.utime(tmp_path / written, (owner.since - 1, owner.since - 1))
+    process.kill()
+    process.wait()
+    with Lock(tmp_path):
+        assert lock.deaths(tmp_path) == [owner]
+    os.utime(tmp_path / written, (owner.since + 1, owner.since + 1))
+    assert lock.deaths(tmp_path) == []
+
+
+def test_an_owner_that_was_paused_did_not_die(tmp_path: Path) -> None:
+    with Lock(tmp_path) as paused:
+        owner = json.loads(paused.path.read_text())
+        paused.path.write_text(json.dumps({**owner, "host": "elsewhere"}))
+        os.utime(paused.path, (1, 1))
+        with Lock(tmp_path) as taken:
+            assert taken.held
+            assert len(lock.deaths(tmp_path)) == 1
+            with pytest.raises(Elsewhere):
+                paused.check()
+            assert lock.deaths(tmp_path) == []
 
 
 def test_a_number_given_out_again_is_not_the_dead_owner(tmp_path: Path) -> None:
@@ -176,6 +210,7 @@ def test_a_file_system_without_hard_links_has_locks_too(tmp_path: Path, monkeypa
     os.utime(path, (1, 1))
     with Lock(tmp_path) as taken:
         assert taken.held
+    lock.forget_deaths(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,6 +239,7 @@ def test_what_is_written_while_the_lock_is_lost_is_not_put_in_place(tmp_path: Pa
         with pytest.raises(Elsewhere, match="lost the cell"):
             write_atomically(record, b"late", check)
     assert record.read_bytes() == b"the other's"
+    lock.forget_deaths(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", RECORD_FILE]
 
 

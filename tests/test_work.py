@@ -1,7 +1,10 @@
 """Workers: they share a study's cells through its folder, the longest first, and leave when they are asked to."""
 
 import json
+import re
+import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +24,7 @@ from peftbench.study.done import reads_of
 from peftbench.study.index import Planned
 from peftbench.study.lock import Lock
 from peftbench.study.queue import MOST_TRIES, Queue
+from peftbench.study.standing import Standing, Standings
 from peftbench.study.work import MOST_REFUSED, work
 
 STUDY = [*TINY, "study=pilot"]
@@ -164,6 +168,87 @@ def test_seeds_wait_for_the_search_that_another_makes_while_there_is_other_work(
     others = [Planned(f"made/mrpc-head-x-{number:08x}/seed0", []) for number in range(3)]
     order = [folder.split("-")[1] for folder in taken(listed(tmp_path, *seeds, *others))]
     assert order[-2:] == ["lora", "lora"], "the first makes the search"
+
+
+@pytest.mark.parametrize("cells", [40, 400])
+def test_a_claim_looks_at_one_cell_however_many_are_open_and_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: int
+) -> None:
+    queue = listed(tmp_path, *(Planned(f"made/mrpc-lora-x-{number:08x}/seed0", []) for number in range(cells)))
+    looks, plain = [], Standings.standing
+
+    def counted(self: Standings, cell: Planned) -> Standing:
+        looks.append(cell.folder)
+        return plain(self, cell)
+
+    monkeypatch.setattr(Standings, "standing", counted)
+    held = [queue.take() for _ in range(30)]
+    assert None not in held
+    assert len(looks) == 2 * len(held), "before and after its lock is taken"
+
+
+DIES = """
+import os, signal, sys
+from pathlib import Path
+from peftbench.study.lock import Lock
+assert Lock(Path(sys.argv[1])).take().held
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_cell_with_which_two_runners_died_is_left_alone_unless_asked(tmp_path: Path) -> None:
+    outputs, words = tmp_path / "outputs", [*STUDY, "method=bitfit"]
+    call("plan", *words, "--save", cwd=tmp_path)
+    (planned,) = index.read(outputs / "pilot").values()
+    for state in ("missing", "failed"):
+        queue = Queue(outputs, "pilot")
+        died = subprocess.run([sys.executable, "-c", DIES, str(outputs / planned.folder)])
+        assert died.returncode == -signal.SIGKILL
+        taken = queue.take()
+        assert (taken is None) == (state == "failed")
+        if taken is not None:
+            taken[1].release()
+        (cell,) = status.cells_of(outputs, "pilot")
+        assert cell.state == state
+    assert re.fullmatch(
+        r"its runners died: (process \d+ on \S+(, )?){2} \(left alone unless asked\)", cell.reason or ""
+    )
+    left = (
+        "1 cells: 0 done, 1 failed, 1 of these on two hosts or with two runners' deaths (rerun=failed tries them again)"
+    )
+    for command in (["work", "pilot"], ["run", "-m", *words]):
+        done = call(*command, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (101, f"{left}\n"), done.stderr
+    again = call("run", "-m", *words, "rerun=failed", cwd=tmp_path)
+    assert again.stdout.splitlines()[-1] == "1 cells: 1 done, 0 failed", again.stderr
+    assert not lock.deaths(outputs / planned.folder)
+
+
+def test_a_cell_waits_for_the_one_that_it_starts_from(tmp_path: Path) -> None:
+    outputs = tmp_path / "outputs"
+    call("plan", *STUDY, "method=bitfit", "seed=0,1", "--save", cwd=tmp_path)
+    parents = list(index.read(outputs / "pilot").values())
+    words = [*STUDY, "method=bitfit", f"init_from='{outputs}/{parents[0].folder[:-1]}${{seed}}'", "seed=0,1"]
+    early = call("run", "-m", *words, cwd=tmp_path)
+    assert (early.returncode, "no delta.safetensors there" in early.stderr) == (2, True)
+    planned = call("plan", *words, "--save", cwd=tmp_path)
+    assert planned.returncode == 0, planned.stderr
+    queue = Queue(outputs, "pilot")
+    held = [queue.take(), queue.take()]
+    assert sorted(one[0].folder for one in held if one) == [parent.folder for parent in parents]
+    assert queue.take() is None
+    for one in held:
+        assert one is not None
+        one[1].release()
+    worked = call("work", "pilot", cwd=tmp_path)
+    assert worked.stdout.splitlines()[-1] == "4 cells: 4 done, 0 failed", worked.stderr
+    records = [read_record(path) for path in find_records(outputs / "pilot")]
+    starts = [record.config["init_from"] for record in records]
+    for record, parent in zip(records, starts, strict=True):
+        assert parent is None or parent == f"{outputs}/{parents[record.cell.seed].folder}"
+    assert len(set(starts)) == 3
+    again = call("run", "-m", *words, cwd=tmp_path)
+    assert again.stdout == "2 cells: 2 done (2 of them before), 0 failed\n"
 
 
 def test_a_cell_that_ends_in_nothing_is_given_up(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ def plan(arguments: Sequence[str]) -> int:
 
     saved = options.save
     rerun, overrides = rerun_word(words), [compose.longhand(argument) for argument in words if argument != "-m"]
-    survey = (sweep.prepare if saved else sweep.survey)(sweep.cells_of(overrides), rerun)
+    lines = sweep.cells_of(overrides)
+    survey = (sweep.prepare if saved else sweep.survey)(lines, rerun, sweep.listed(*sweep.study_of(lines[0])))
     same_study = status.cells_if_any(survey.outputs, survey.study)
     left = [cell.folder for cell in survey.left]
     seconds = status.sum_of_guesses(left, status.known_seconds(same_study))

@@ -1,7 +1,7 @@
 """A composed configuration in, a validated `Cell` out: DictConfig stops here."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,12 @@ def resolved(config: DictConfig) -> dict[str, Any]:
     return {**raw, "task": {**task, "tasks": every}}
 
 
-def build_plain(data: Plain) -> Cell:
+def build_plain(data: Plain, to_come: Collection[Path] = ()) -> Cell:
     """As `build`, from plain data.
+
+    Args:
+        to_come: folders of runs that the cell may start from before they have left their delta; its fingerprint is
+            another one then.
 
     Raises:
         ConfigError: as `build`.
@@ -88,7 +92,7 @@ def build_plain(data: Plain) -> Cell:
     problems = [f"{path}: must be given, as {path}=..." for path in _missing(raw)]
     parts = _parts(raw, choices, problems)
     top = {key: value for key, value in raw.items() if key not in GROUPS}
-    checks.top(top, problems)
+    checks.top(top, problems, to_come)
     if problems:
         raise ConfigError(problems)
     for key in checks.OF_THE_RUNNER:
@@ -182,6 +186,11 @@ def _missing(node: Any, path: str = "") -> list[str]:
 
 
 def _delta_sha256(folder: str | None) -> str | None:
+    """The hash of the delta in a folder; where it is still to come, that of the folder's name stands for it."""
     if folder is None:
         return None
-    return hashlib.sha256((Path(folder) / DELTA_FILE).read_bytes()).hexdigest()
+    try:
+        content = (Path(folder) / DELTA_FILE).read_bytes()
+    except FileNotFoundError:
+        content = str(Path(folder).resolve()).encode()
+    return hashlib.sha256(content).hexdigest()

@@ -1,7 +1,7 @@
 """What pydantic cannot say of a cell: the layers, the keys at the top, what is possible only together."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,12 @@ OF_THE_RUNNER = ("rerun", "cells_per_gpu")  # say how cells are run, not what a 
 RERUN = ("unfinished", "failed", "all")
 
 
-def top(keys: Mapping[str, Any], problems: list[str]) -> None:
-    """The keys that belong to no group."""
+def top(keys: Mapping[str, Any], problems: list[str], to_come: Collection[Path] = ()) -> None:
+    """The keys that belong to no group.
+
+    Args:
+        to_come: folders of runs that may be named in init_from before they have left their delta.
+    """
     allowed = [*TOP, "init_from", "checkpoint_every", *GROUPS]
     problems.extend(f"{key}: there is no such key; {near(key, allowed)}" for key in keys if key not in allowed)
     for key, kind in TOP.items():
@@ -41,8 +45,12 @@ def top(keys: Mapping[str, Any], problems: list[str]) -> None:
     if every is not None and (type(every) not in (int, float) or not 0 <= every <= LARGEST):
         problems.append(f"checkpoint_every={shown(show(every))}: must be seconds up to {LARGEST:g}, or null")
     start = keys.get("init_from")
-    if start is not None and not (isinstance(start, str) and (Path(start) / DELTA_FILE).is_file()):
+    if start is not None and not (isinstance(start, str) and _is_run(Path(start), to_come)):
         problems.append(f"init_from={shown(show(start), 100)}: no {DELTA_FILE} there (it must be the folder of a run)")
+
+
+def _is_run(folder: Path, to_come: Collection[Path]) -> bool:
+    return (folder / DELTA_FILE).is_file() or (bool(to_come) and folder.resolve() in to_come)
 
 
 def together(cell: Cell) -> None:

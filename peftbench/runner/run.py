@@ -76,9 +76,9 @@ def run(
     """
     watch, started = Stopwatch(), datetime.now(UTC)
     provenance.reset_peak_memory()
-    work = Work(counts=count_cell(cell))
     folder, fingerprint = expanded(cell.outputs) / cell.folder, cell.fingerprint
     cell = budgets.resolve(cell)
+    work = Work(counts=count_cell(cell))
     cell = chosen(cell, search)
     keep = functools.partial(keep_hydra_files, folder, config, overrides)
     status: Status = "done"

@@ -18,7 +18,7 @@ from peftbench.ground.files import RECORD_FILE, expanded
 from peftbench.record import Record, Search, finished_record, glance
 from peftbench.study import boundaries, done, gpus, search
 from peftbench.study.done import InputHashes, Need
-from peftbench.study.lock import Elsewhere, Lock, owner
+from peftbench.study.lock import Elsewhere, Lock, forget_deaths, owner
 
 if TYPE_CHECKING:
     from peftbench.runner.run import Outcome
@@ -179,6 +179,7 @@ def _run(cell: Cell, config: DictConfig, overrides: Sequence[str], screen: Scree
         screen.searched(searched)
     outcome = _runner()(cell, compose.resolved(config), overrides, searched, check, glance(record_of(cell)).failed_on)
     if _rank() == 0:
+        forget_deaths(folder_of(cell))
         screen.ended(outcome)
     return 0 if outcome.error is None else getattr(outcome.error, "exit_code", 1)
 
@@ -188,6 +189,7 @@ def _predict(cell: Cell, screen: Screen, check: Callable[[], None]) -> int:
 
     record = predict(cell, folder_of(cell), check)
     if _rank() == 0:
+        forget_deaths(folder_of(cell))
         screen.predicted(record, record_of(cell))
     return 0
 
@@ -207,6 +209,7 @@ def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[Record, st
             if inputs is not None:
                 done.make_way(folder_of(cell), inputs)
             record = _runner()(cell, compose.resolved(config), [*overrides, *words], check=lock.check).record
+            forget_deaths(folder_of(cell))
     return record, cell.folder
 
 

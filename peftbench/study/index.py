@@ -37,12 +37,15 @@ class Planned:
         overrides: those that describe it.
         reads: what it reads, by its place in the file's table; None: not known (a file of an earlier version).
         searches: whether rates or strata are searched before it runs, once for all its seeds.
+        after: the folder of the study's cell whose delta it starts from. Until that one is done, its own folder is
+            a name for it alone, since the real one follows from that delta.
     """
 
     folder: str
     overrides: list[str]
     reads: Reads | None = None
     searches: bool = False
+    after: str | None = None
 
 
 def kind_of(folder: str) -> str:
@@ -65,6 +68,7 @@ class _Cell:
     overrides: list[str]
     reads: int | None = None
     searches: bool = False
+    after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,13 @@ def _adapter() -> TypeAdapter[_File]:
 def _planned(file: _File, study: str) -> dict[str, Planned]:
     reads = dict(enumerate(map(_reads, file.reads)))
     return {
-        name: Planned(cell.folder, cell.overrides, None if cell.reads is None else reads.get(cell.reads), cell.searches)
+        name: Planned(
+            cell.folder,
+            cell.overrides,
+            None if cell.reads is None else reads.get(cell.reads),
+            cell.searches,
+            cell.after,
+        )
         for name, cell in file.cells.items()
         if _is_inside(cell.folder, study)
     }
@@ -166,6 +176,7 @@ def add(study: Path, cells: Mapping[str, Planned]) -> None:
                     "overrides": cell.overrides,
                     "reads": None if cell.reads is None else place[id(cell.reads)],
                     **({"searches": True} if cell.searches else {}),
+                    **({"after": cell.after} if cell.after else {}),
                 }
                 for name, cell in cells.items()
             }

@@ -2,9 +2,13 @@
 
 An owner in the same process namespace of the same start of the same host is looked for among the processes; of any
 other nothing but the heartbeat counts, by the clock of the folder that both share.
+
+The lock of an owner that died before it wrote a checkpoint or a record stays in the folder under another name: a cell
+that kills whoever runs it leaves nothing else.
 """
 
 import functools
+import hashlib
 import json
 import os
 import socket
@@ -12,6 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,13 +24,14 @@ from types import TracebackType
 from pydantic import TypeAdapter
 
 from peftbench.ground.errors import BadInput, shown
-from peftbench.ground.files import make_folder, remove_drafts, set_aside
+from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, make_folder, remove_drafts, set_aside
 from peftbench.ground.strangers import read_json
 
 FILE = "lock.json"
 BEAT = 10.0  # seconds between two heartbeats
 DEAD = 60.0  # seconds without one after which an owner elsewhere counts as dead
 LONGEST = 4096  # bytes of a lock file
+DIED = f"{FILE}.died-"  # what the name of a dead owner's lock begins with, once it was taken over
 
 
 class Elsewhere(BadInput):
@@ -53,6 +59,9 @@ class Owner:
     namespace: str
     token: str
     since: float | None = None
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {shown(self.host)}"
 
     def is_near(self) -> bool:
         """Whether its number means a process that can be seen from here."""
@@ -109,7 +118,13 @@ class Lock:
             Elsewhere: the lock is not this one's any more.
         """
         if not self._is_ours():
+            self._withdraw()
             raise Elsewhere(f"{self.path.parent}: this runner was paused and lost the cell; it writes nothing more")
+
+    def _withdraw(self) -> None:
+        """This owner lives, whatever the runner thought that took its lock."""
+        with suppress(OSError):
+            (self.path.parent / _trace(self._token)).unlink(missing_ok=True)
 
     def _is_ours(self) -> bool:
         holder = owner_of(self.path)
@@ -153,6 +168,8 @@ class Lock:
         same = _identity(aside) == identity
         if not same:  # between our look and our move another runner came in, or its heartbeat: give it back
             _put(aside, self.path)
+        elif (dead := owner_of(aside)) is not None and not _got_further(aside.parent, dead):
+            os.replace(aside, aside.parent / _trace(dead.token))
         aside.unlink(missing_ok=True)
         return same
 
@@ -160,6 +177,7 @@ class Lock:
         while not self._end.wait(BEAT):
             try:
                 if not self._is_ours():
+                    self._withdraw()
                     return
                 os.utime(self.path)
             except OSError:
@@ -185,6 +203,41 @@ def alive(path: Path, now: float | None = None) -> bool:
         return False
 
 
+def deaths(folder: Path) -> list[Owner]:
+    """The owners that died with a cell, and since whose claim nobody got further with it.
+
+    One that still has the lock counts where another died before it.
+    """
+    try:
+        paths = [folder / name for name in sorted(os.listdir(folder)) if name.startswith(DIED)]
+    except OSError:
+        return []
+    if paths and not alive(folder / FILE):
+        paths.append(folder / FILE)
+    owners = [owner for path in paths if (owner := owner_of(path)) is not None]
+    return [owner for owner in owners if not _got_further(folder, owner)]
+
+
+def forget_deaths(folder: Path) -> None:
+    """A runner came to an end with the cell and wrote its record; who calls has the lock."""
+    with suppress(OSError):
+        for path in folder.glob(f"{DIED}*"):
+            path.unlink(missing_ok=True)
+
+
+def _trace(token: str) -> str:
+    return DIED + hashlib.sha256(token.encode()).hexdigest()[:16]
+
+
+def _got_further(folder: Path, owner: Owner) -> bool:
+    """Whether a checkpoint or a record was written after an owner took the lock, by the folder's clock."""
+    for name in (CHECKPOINT_FILE, RECORD_FILE):
+        with suppress(OSError):
+            if owner.since is not None and (folder / name).stat().st_mtime > owner.since:
+                return True
+    return False
+
+
 def clock_of(folder: Path) -> float:
     """The moment (s) by the clock of who keeps a folder: its files are dated by it, and machines' own may differ.
 
@@ -202,7 +255,7 @@ def clock_of(folder: Path) -> float:
 def owner(path: Path) -> str:
     """Who holds a lock, for a person."""
     holder = owner_of(path)
-    return "another runner" if holder is None else f"process {holder.pid} on {shown(holder.host)}"
+    return "another runner" if holder is None else str(holder)
 
 
 def age(path: Path) -> float | None:

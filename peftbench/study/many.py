@@ -2,8 +2,9 @@
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 from peftbench.config import build, compose
 from peftbench.config.spec import Cell
@@ -13,14 +14,17 @@ SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 FEW = 8  # cells that one process composes sooner than others are started
 
 
-def cells_from(lines: Sequence[Sequence[str]]) -> Iterator[Cell | ConfigError]:
+def cells_from(lines: Sequence[Sequence[str]], to_come: Collection[Path] = ()) -> Iterator[Cell | ConfigError]:
     """The cell that each list of overrides describes, in their order, or what is wrong with it.
 
     The other processes compose; this one, on a core of its own, imports what the methods need meanwhile, and checks
     what comes.
+
+    Args:
+        to_come: see `build.build_plain`.
     """
     if len(lines) < FEW:
-        yield from (_cell(words, _plain(words)) for words in lines)
+        yield from (_cell(words, _plain(words), to_come) for words in lines)
         return
     with ProcessPoolExecutor(max(1, _cores() - 1), initializer=_leave_signals_to_the_parent) as others:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none reaches a child that is not set up yet
@@ -30,7 +34,7 @@ def cells_from(lines: Sequence[Sequence[str]]) -> Iterator[Cell | ConfigError]:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         try:
             for words, plain in zip(lines, plains, strict=True):
-                yield _cell(words, plain)
+                yield _cell(words, plain, to_come)
         except BaseException:
             others.shutdown(cancel_futures=True)  # what nobody waits for is not composed
             raise
@@ -44,9 +48,9 @@ def _plain(words: Sequence[str]) -> build.Plain | None:
         return None
 
 
-def _cell(words: Sequence[str], plain: build.Plain | None) -> Cell | ConfigError:
+def _cell(words: Sequence[str], plain: build.Plain | None, to_come: Collection[Path]) -> Cell | ConfigError:
     try:
-        return compose.cell_from(words) if plain is None else build.build_plain(plain)
+        return compose.cell_from(words) if plain is None else build.build_plain(plain, to_come)
     except ConfigError as error:
         return error
 

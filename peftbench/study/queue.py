@@ -1,24 +1,27 @@
 """A study's open cells as one worker sees them: the next one is claimed by its lock, so workers need no driver.
 
 What is expected to take longest comes first, by what earlier cells took; equals come in another order for every worker.
+The list is read once, and again where it has changed. To claim a cell, its own folder and lock are looked at, and those
+of cells before it that others have; what was looked at is not looked at again before a round through all is over.
 """
 
-import itertools
 import random
 import socket
 import statistics
-from collections.abc import Iterator
+import time
+from collections import deque
 from pathlib import Path
 
-from peftbench.ground.errors import ConfigError, DataError
+from peftbench.ground.errors import BadInput, ConfigError, DataError
 from peftbench.ground.files import RECORD_FILE, stamp
-from peftbench.study import index, lock
+from peftbench.study import done, index, lock, sweep
 from peftbench.study.index import Planned, kind_of
 from peftbench.study.lock import Lock
 from peftbench.study.standing import Standings
 from peftbench.study.sweep import Sweep
 
 MOST_TRIES = 3  # of a cell by one worker: what it cannot run is left to others
+ROUND = 60.0  # seconds after which the longest come first again, with those that others had: they may have died
 
 
 class Unwritable(Exception):
@@ -38,15 +41,17 @@ class Queue:
         """
         self.outputs, self.study = outputs, study
         self.cells: dict[str, Planned] = {}
+        self._by_words: dict[str, Planned] = {}
         self._standings = Standings(outputs, study)
         self._took: dict[str, float] = {}  # seconds of finished cells
-        self._sorted_by = 0  # how many of them the order follows from
         self._kinds: dict[str, list[str]] = {}
-        self._open: list[str] = []
+        self._next: deque[str] = deque()  # of this round, the longest first
+        self._seen: list[str] = []  # looked at in this round; some of them are still open
         self._before: set[str] = set()  # those that were done when this worker came
         self._tries: dict[str, int] = {}
         self._listed: object = None
         self._began = self._now = lock.clock_of(outputs / study)
+        self._round = 0.0
         self._read_list()
         if not self.cells:
             raise ConfigError(f"study {study}: no list of cells under {outputs}; peftbench plan ... --save makes it")
@@ -56,19 +61,13 @@ class Queue:
 
         Raises:
             Unwritable: its folder cannot be written.
+            BadInput: cells whose start has come are not possible.
         """
         self._read_list()
-        self._now = lock.clock_of(self.outputs / self.study)
-        later: list[str] = []
-        for folder in itertools.chain(self._candidates(later), later):
-            claimed = Lock(self.outputs / folder).take()
-            if claimed.held and self._is_open(folder):
-                self._tries[folder] = self._tries.get(folder, 0) + 1
-                return self.cells[folder], claimed
-            claimed.release()
-            if claimed.refused:
-                raise Unwritable(f"{self.outputs / folder}: cannot be written ({claimed.refused})")
-        return None
+        if time.monotonic() - self._round < ROUND and (taken := self._take_of_round()) is not None:
+            return taken
+        self._begin_round()
+        return self._take_of_round()
 
     def sweep(self) -> Sweep:
         """All cells, as a sweep that was asked for."""
@@ -76,18 +75,50 @@ class Queue:
         unfinished = [cell for folder, cell in self.cells.items() if folder not in self._before]
         return Sweep(self.outputs, self.study, list(self.cells.values()), [], unfinished)
 
-    def _candidates(self, later: list[str]) -> Iterator[str]:
-        """Folders of cells that nobody seems to have; `later`: of those whose search another runner makes now."""
-        self._sort()
-        for folder in list(self._open):
+    def _take_of_round(self) -> tuple[Planned, Lock] | None:
+        """The first of this round that can be had; cells whose search another runner makes now come last."""
+        later: list[str] = []
+        while self._next:
+            folder = self._next.popleft()
             if not self._is_open(folder):
-                self._open.remove(folder)
-            elif self._is_taken(folder):
                 continue
-            elif self._is_searched_for(folder):
+            self._seen.append(folder)
+            if self._is_taken(folder) or not self._can_start(folder):
+                continue
+            if self._is_searched_for(folder):
                 later.append(folder)
-            else:
-                yield folder
+            elif (claimed := self._claim(folder)) is not None:
+                return self.cells[folder], claimed
+        tried = ((folder, self._claim(folder)) for folder in later)
+        return next(((self.cells[folder], claimed) for folder, claimed in tried if claimed is not None), None)
+
+    def _claim(self, folder: str) -> Lock | None:
+        """The lock of a cell, if it is to be had and the cell is still open.
+
+        Raises:
+            Unwritable: the folder cannot be written.
+        """
+        claimed = Lock(self.outputs / folder).take()
+        if claimed.held and self._is_open(folder):
+            self._tries[folder] = self._tries.get(folder, 0) + 1
+            return claimed
+        claimed.release()
+        if claimed.refused:
+            raise Unwritable(f"{self.outputs / folder}: cannot be written ({claimed.refused})")
+        return None
+
+    def _begin_round(self) -> None:
+        """Look at all cells again that may be open, those first that are expected to take longest."""
+        self._round, self._now = time.monotonic(), lock.clock_of(self.outputs / self.study)
+        still_open = [folder for folder in self._seen if self._is_open(folder)]
+        known: dict[str, list[float]] = {}
+        for folder, seconds in self._took.items():
+            known.setdefault(kind_of(folder), []).append(seconds)
+        guesses = {name: statistics.median(values) for name, values in known.items()}
+        of_others = statistics.median(self._took.values()) if known else 0.0
+        again = [*self._next, *still_open]
+        again.sort(key=lambda folder: guesses.get(kind_of(folder), of_others), reverse=True)
+        self._next, self._seen = deque(again), []
 
     def _read_list(self) -> None:
         """Read the study's list, if it changed."""
@@ -95,33 +126,26 @@ class Queue:
         if now == self._listed:
             return
         self._listed = now
-        listed = {cell.folder: cell for cell in index.read(self.outputs / self.study).values()}
-        new = listed.keys() - self.cells.keys()
-        self.cells |= listed
+        self._by_words |= index.read(self.outputs / self.study)
+        listed = {cell.folder: cell for cell in self._by_words.values()}
+        new = [folder for folder in listed if folder not in self.cells]
+        self.cells = listed
         for folder in new:
             self._kinds.setdefault(kind_of(folder), []).append(folder)
-        self._before |= {folder for folder in new if self._status(folder) == "done"}
-        self._open += [folder for folder in new if self._is_open(folder)]
-        random.shuffle(self._open)
+        done_before = {folder for folder in new if self._status(folder) == "done"}
+        self._before |= done_before
+        others = [folder for folder in new if folder not in done_before]
+        random.shuffle(others)
+        self._next += others
         self._standings.keep()
-        self._sorted_by = 0
-
-    def _sort(self) -> None:
-        """The longest first, if more is known by now."""
-        if self._sorted_by == len(self._took):
-            return
-        self._sorted_by = len(self._took)
-        known: dict[str, list[float]] = {}
-        for folder, seconds in self._took.items():
-            known.setdefault(kind_of(folder), []).append(seconds)
-        guesses = {name: statistics.median(values) for name, values in known.items()}
-        of_others = statistics.median(self._took.values())
-        self._open.sort(key=lambda folder: guesses.get(kind_of(folder), of_others), reverse=True)
+        self._begin_round()
 
     def _is_open(self, folder: str) -> bool:
         """Whether a cell is to be run by this worker, as its record is now."""
+        if folder not in self.cells or self._tries.get(folder, 0) >= MOST_TRIES:
+            return False
         status = self._status(folder)
-        if status in ("done", "quarantined", "unreadable") or self._tries.get(folder, 0) >= MOST_TRIES:
+        if status in ("done", "quarantined", "unreadable"):
             return False
         return status is None or not self._failed_here(folder)
 
@@ -144,8 +168,32 @@ class Queue:
         return standing.status
 
     def _is_taken(self, folder: str) -> bool:
+        """Whether another runner has a cell, by the folder's clock when the round began."""
         path = self.outputs / folder / lock.FILE
         return path.exists() and lock.alive(path, self._now)
+
+    def _can_start(self, folder: str) -> bool:
+        """Whether the cell that this one starts from is done. Where a cell lies follows from what it starts from, so
+        what was listed before that was there is listed again.
+
+        Raises:
+            BadInput: what is listed again is not possible.
+        """
+        cell = self.cells[folder]
+        if cell.after is None or cell.after not in self.cells:
+            return True
+        if self._status(cell.after) != "done":
+            return False
+        if cell.reads is not None and done.still_starts_from(cell.reads):
+            return True
+        changed = {words: other for words, other in self._by_words.items() if other.after == cell.after}
+        try:
+            sweep.list_again(self.outputs, self.study, {words: other.overrides for words, other in changed.items()})
+        except BadInput:
+            self._tries |= {other.folder: MOST_TRIES for other in changed.values()}
+            raise
+        self._read_list()
+        return folder in self.cells
 
     def _is_searched_for(self, folder: str) -> bool:
         """Whether a cell needs a search that a runner makes now for another seed of it."""

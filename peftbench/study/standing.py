@@ -19,13 +19,15 @@ from peftbench.ground import strangers
 from peftbench.ground.errors import BadInput
 from peftbench.ground.files import RECORD_FILE, YOUNG, write_atomically
 from peftbench.record import Glance, Hashes, changed_parents, glance
-from peftbench.study import done
+from peftbench.study import done, lock
 from peftbench.study.done import InputHashes, Need, Reads
 from peftbench.study.index import Planned
+from peftbench.study.lock import Owner
 
 FILE = ".records.json"
 MOST_BYTES = 64 << 20  # of that file: a record has 150
 HOSTS = 2  # on which a cell fails before it is left alone
+DEATHS = 2  # of runners of a cell, after which it is left alone
 ASIDE = re.compile(r"((?:split\d+-)?seed\d+)-[0-9a-f]{8}")
 
 Stamp = tuple[int, int, int, int]
@@ -40,12 +42,14 @@ class Standing:
     Attributes:
         need: None: what the cell reads is not known, or cannot be read.
         changed: the runs of an artefact that have learned something else since it was made.
+        deaths: the runners that died with the cell, where it needs something.
     """
 
     folder: Path
     seen: Glance
     need: Need | None
     changed: Sequence[str] = ()
+    deaths: Sequence[Owner] = ()
 
     @property
     def status(self) -> str | None:
@@ -58,8 +62,9 @@ class Standing:
 
     @property
     def is_quarantined(self) -> bool:
-        """Whether the cell failed on so many hosts that it is not tried again unless somebody asks."""
-        return self.seen.status in ("failed", "diverged") and len(self.seen.failed_on) >= HOSTS
+        """Whether the cell failed on so many hosts, or killed so many runners, that somebody has to ask for it."""
+        failed = self.seen.status in ("failed", "diverged") and len(self.seen.failed_on) >= HOSTS
+        return failed or len(self.deaths) >= DEATHS
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,12 @@ class Standings:
         if inputs is None:
             seen = self.glance(folder / RECORD_FILE)
             changed = changed_parents(seen.hashes, self.outputs, self._glance_at_parent)
-            return Standing(folder, seen, "run" if changed else None, changed)
+            deaths = [] if seen.status == "done" and not changed else lock.deaths(folder)
+            return Standing(folder, seen, "run" if changed else None, changed, deaths)
         result, need = done.find(folder, inputs, self.glance, lambda one: self._beside(one.parent).get(one.name, []))
-        return Standing(result, self.glance(result / RECORD_FILE), need)
+        return Standing(
+            result, self.glance(result / RECORD_FILE), need, deaths=[] if need == "nothing" else lock.deaths(folder)
+        )
 
     def status(self, cell: Planned) -> str | None:
         """Its standing's.

@@ -1,6 +1,6 @@
 """A sweep: which cells a command line means, which of them are left to run, and how they went."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -110,19 +110,26 @@ class Sweep:
         return [cell for cell in self.cells if id(cell) not in others]
 
 
-def prepare(lines: Sequence[list[str]], rerun: str = "unfinished") -> Sweep:
+def listed(outputs: Path, study: str) -> dict[Path, str]:
+    """The cells that a study lists and whose folder is known for good, by the whole of it."""
+    whole, cells = outputs.resolve(), index.read(outputs / study).values()
+    return {whole / cell.folder: cell.folder for cell in cells if cell.after is None}
+
+
+def prepare(lines: Sequence[list[str]], rerun: str = "unfinished", to_come: Mapping[Path, str] | None = None) -> Sweep:
     """Find out which cells have to run; the study remembers all of them.
 
     Args:
         lines: the overrides of each cell.
         rerun: which cells with a record run again: unfinished, failed or all.
+        to_come: the study's cells that others may start from before they are done, by their whole folders.
 
     Raises:
         ConfigError: a cell is not possible; every problem of every cell is in it.
     """
     outputs, study = study_of(lines[0])
     standings = Standings(outputs, study)
-    sweep = _survey(lines, rerun, standings)
+    sweep = _survey(lines, rerun, standings, to_come or {})
     index.add(outputs / study, {index.key(cell.overrides): cell for cell in sweep.cells})
     standings.keep()
     _remove_checkpoints(sweep)
@@ -138,12 +145,25 @@ def _remove_checkpoints(sweep: Sweep) -> None:
                     done.remove_checkpoint(folder)
 
 
-def survey(lines: Sequence[list[str]], rerun: str = "unfinished") -> Sweep:
+def survey(lines: Sequence[list[str]], rerun: str = "unfinished", to_come: Mapping[Path, str] | None = None) -> Sweep:
     """As `prepare`, and nothing is written."""
-    return _survey(lines, rerun, Standings(*study_of(lines[0])))
+    return _survey(lines, rerun, Standings(*study_of(lines[0])), to_come or {})
 
 
-def _survey(lines: Sequence[list[str]], rerun: str, standings: Standings) -> Sweep:
+def list_again(outputs: Path, study: str, lines: Mapping[str, list[str]]) -> None:
+    """Write into a study's list where cells lie whose start has come or has changed.
+
+    Args:
+        lines: the overrides of each, by the name that the list has for them.
+
+    Raises:
+        ConfigError: a cell is not possible, or the list cannot be written.
+        DataError: the list cannot be read.
+    """
+    index.add(outputs / study, _compose(lines, listed(outputs, study)))
+
+
+def _survey(lines: Sequence[list[str]], rerun: str, standings: Standings, to_come: Mapping[Path, str]) -> Sweep:
     """Cells that the study knows by the same words are not composed again."""
     outputs, study = standings.outputs, standings.study
     # Somebody's own yaml files may have changed since: their cells are composed anew.
@@ -151,7 +171,7 @@ def _survey(lines: Sequence[list[str]], rerun: str, standings: Standings) -> Swe
     current = done.once_each(done.still_starts_from)
     known = {name: cell for name, cell in known.items() if cell.reads is not None and current(cell.reads)}
     by_key = {index.key(words): words for words in lines}
-    new = _compose({name: words for name, words in by_key.items() if name not in known})
+    new = _compose({name: words for name, words in by_key.items() if name not in known}, to_come)
     cells = [known.get(name) or new[name] for name in by_key]
     statuses = [standings.status(cell) for cell in cells]
     left = [cell for cell, status in zip(cells, statuses, strict=True) if has_to_run(status, rerun)]
@@ -203,12 +223,12 @@ def tally(sweep: Sweep) -> dict[str, int]:
     return numbers
 
 
-def _compose(lines: dict[str, list[str]]) -> dict[str, Planned]:
+def _compose(lines: Mapping[str, list[str]], to_come: Mapping[Path, str]) -> dict[str, Planned]:
     """Folder of each cell; cells that differ by their seed alone are composed once."""
-    seeds = {name: _seed(words) for name, words in lines.items()}
+    seeds = {name: None if "${seed}" in "".join(words) else _seed(words) for name, words in lines.items()}
     bases = {name: tuple(word for word in words if word != f"seed={seeds[name]}") for name, words in lines.items()}
     first = {base: lines[name] for name, base in reversed(bases.items())}
-    cells = dict(zip(first, many.cells_from(list(first.values())), strict=True))
+    cells = dict(zip(first, many.cells_from(list(first.values()), to_come), strict=True))
     if wrong := [cell for cell in cells.values() if isinstance(cell, ConfigError)]:
         raise ConfigError([problem for error in wrong for problem in error.every])
     planned = {}
@@ -220,7 +240,8 @@ def _compose(lines: dict[str, list[str]]) -> dict[str, Planned]:
         folder = replace(cell, seed=cell.seed if seed is None else int(seed)).folder
         reads = done.reads_of(cell)
         searches = cell.select.factors is not None or cell.select.trials is not None
-        planned[name] = Planned(folder, words, shared.setdefault(repr(reads), reads), searches)
+        after = None if cell.init_from is None or not to_come else to_come.get(Path(cell.init_from).resolve())
+        planned[name] = Planned(folder, words, shared.setdefault(repr(reads), reads), searches, after)
     return planned
 
 
