@@ -74,7 +74,8 @@ def summed_up(prepared: "Sweep", codes: Sequence[int]) -> int:
     from peftbench.study import sweep
 
     tally = sweep.tally(prepared)
-    texts = {"quarantined": "of these on two hosts or with two runners' deaths (rerun=failed tries them again)"}
+    texts = {"quarantined": "of these on two hosts (rerun=failed tries them again)"}
+    texts |= {"deadly": "of these with three deaths of who ran them (peftbench run -m tries them again)"}
     texts |= {"elsewhere": "with another runner", "left": "left"}
     notes = [f"{tally[key]} {text}" for key, text in texts.items() if tally[key]]
     before = f" ({prepared.before} of them before)" if prepared.before else ""

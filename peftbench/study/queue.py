@@ -145,7 +145,7 @@ class Queue:
         if folder not in self.cells or self._tries.get(folder, 0) >= MOST_TRIES:
             return False
         status = self._status(folder)
-        if status in ("done", "quarantined", "unreadable"):
+        if status in ("done", "quarantined", "deadly", "unreadable"):
             return False
         return status is None or not self._failed_here(folder)
 

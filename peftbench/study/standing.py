@@ -27,7 +27,7 @@ from peftbench.study.lock import Owner
 FILE = ".records.json"
 MOST_BYTES = 64 << 20  # of that file: a record has 150
 HOSTS = 2  # on which a cell fails before it is left alone
-DEATHS = 2  # of runners of a cell, after which it is left alone
+DEATHS = 3  # of runners of a cell, after which workers leave it alone: whoever gives the command himself tries it again
 ASIDE = re.compile(r"((?:split\d+-)?seed\d+)-[0-9a-f]{8}")
 
 Stamp = tuple[int, int, int, int]
@@ -53,18 +53,26 @@ class Standing:
 
     @property
     def status(self) -> str | None:
-        """How its record stands: "done" only where nothing is to be run for the cell; "quarantined" after failures."""
+        """How its record stands: "done" only where nothing is to be run for the cell; "quarantined" after failures on
+        several hosts, "deadly" after several deaths of its runners.
+        """
         if self.need == "nothing":
             return "done"
         if self.is_quarantined:
             return "quarantined"
+        if self.is_deadly:
+            return "deadly"
         return None if self.seen.status == "done" else self.seen.status
 
     @property
     def is_quarantined(self) -> bool:
-        """Whether the cell failed on so many hosts, or killed so many runners, that somebody has to ask for it."""
-        failed = self.seen.status in ("failed", "diverged") and len(self.seen.failed_on) >= HOSTS
-        return failed or len(self.deaths) >= DEATHS
+        """Whether the cell failed on so many hosts that somebody has to ask for it."""
+        return self.seen.status in ("failed", "diverged") and len(self.seen.failed_on) >= HOSTS
+
+    @property
+    def is_deadly(self) -> bool:
+        """Whether so many runners died with the cell that no worker takes it again."""
+        return len(self.deaths) >= DEATHS
 
 
 @dataclass(frozen=True)

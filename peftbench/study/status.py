@@ -17,7 +17,7 @@ from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE
 from peftbench.record import damage, find_records, read_record
 from peftbench.study import index, lock
 from peftbench.study.index import Planned, kind_of
-from peftbench.study.standing import DEATHS, Standing, Standings
+from peftbench.study.standing import Standing, Standings
 
 State = Literal["done", "running", "failed", "stopped", "stale", "missing"]
 BEFORE_TYPED = [yaml.StreamStartEvent, yaml.DocumentStartEvent, yaml.SequenceStartEvent]
@@ -90,8 +90,8 @@ def _status(standings: Standings, cell: Planned) -> CellStatus:
         return CellStatus(folder, "running", None, None, None, again, worker=lock.owner(held), age_s=lock.age(held))
     if (problem := damage(path)) is not None:
         return CellStatus(folder, "failed", None, None, problem, again if cell.overrides else "")
-    if standing is not None and len(standing.deaths) >= DEATHS:
-        reason = f"its runners died: {', '.join(map(str, standing.deaths))} (left alone unless asked)"
+    if standing is not None and standing.is_deadly:
+        reason = f"its runners died: {', '.join(map(str, standing.deaths))} (workers leave it alone)"
         return CellStatus(folder, "failed", None, None, reason, again)
     if standing is not None and standing.seen.status not in (None, "done"):
         record = read_record(path)

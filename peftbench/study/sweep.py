@@ -184,7 +184,7 @@ def has_to_run(status: str | None, rerun: str) -> bool:
     if rerun == "all":
         return True
     if rerun == "failed":
-        return status in ("failed", "diverged", "quarantined")
+        return status in ("failed", "diverged", "quarantined", "deadly")
     return status not in ("done", "quarantined")
 
 
@@ -207,8 +207,8 @@ def forget(sweep: Sweep) -> None:
 
 
 def tally(sweep: Sweep) -> dict[str, int]:
-    """How the cells stand: done, failed (diverged included), of these quarantined, with another runner, left."""
-    numbers = {"done": sweep.before, "failed": 0, "quarantined": 0, "elsewhere": 0, "left": 0}
+    """How the cells stand: done, failed (diverged included), of these quarantined or deadly, elsewhere, left."""
+    numbers = {"done": sweep.before, "failed": 0, "quarantined": 0, "deadly": 0, "elsewhere": 0, "left": 0}
     standings = Standings(sweep.outputs, sweep.study)
     for cell in sweep.open:
         status = standings.status(cell)
@@ -219,6 +219,7 @@ def tally(sweep: Sweep) -> dict[str, int]:
         else:
             numbers["left" if status is None else "failed"] += 1
             numbers["quarantined"] += status == "quarantined"
+            numbers["deadly"] += status == "deadly"
     standings.keep()
     return numbers
 
