@@ -17,7 +17,7 @@ from support import call
 from peftbench.commands import views
 from peftbench.ground import escape
 from peftbench.record import read_record, write_record
-from peftbench.report import render, table
+from peftbench.report import render, sheet, table
 
 LATEX = shutil.which("pdflatex")
 
@@ -97,11 +97,11 @@ def test_every_format_holds_every_figure(write_run: Callable[..., Path], tmp_pat
 def test_a_format_is_one_function(
     write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def plain(made: table.Table) -> str:
-        return "".join(";".join(row) + "\n" for row in render.grid(made))
+    def plain(made: sheet.Sheet) -> str:
+        return "".join(";".join(row) + "\n" for row in [made.head, *made.rows])
 
     full_study(write_run)
-    monkeypatch.setitem(render.FORMATS, "plain", plain)
+    monkeypatch.setitem(sheet.FORMATS, "plain", plain)
     views.table(["made", "--outputs", str(tmp_path / "outputs"), "--format", "plain"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("method;backbone;head;cola acc;mrpc acc")
@@ -131,7 +131,7 @@ def test_csv_holds_every_figure_as_a_number(write_run: Callable[..., Path], tmp_
 def test_latex_compiles_as_it_is(write_run: Callable[..., Path], tmp_path: Path) -> None:
     full_study(write_run)
     write_run("a_b & 100% #1 ~ ^ {x}", "mrpc", 0, 0.9, lr=7e-3)
-    text = render.text(table.build(made_study(tmp_path)), "latex")
+    text = sheet.text(render.sheet(table.build(made_study(tmp_path))), "latex")
     whole = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n" + text + "\\end{document}\n"
     (tmp_path / "t.tex").write_text(whole)
     done = subprocess.run([str(LATEX), "-interaction=nonstopmode", "t.tex"], cwd=tmp_path, capture_output=True)
@@ -141,6 +141,6 @@ def test_latex_compiles_as_it_is(write_run: Callable[..., Path], tmp_path: Path)
 def test_html_and_latex_escape_what_data_says() -> None:
     made = table.Table("<b>", ["c"], [table.Line("<i>&", {"c": table.Entry(1.0)}, table.Entry(), dict.fromkeys(
         ("backbone", "head", "total", "stored_bytes")), 1.0, 0.0, 1.0)])  # fmt: skip
-    assert "<i>" not in render.text(made, "html")
-    assert "&lt;i&gt;&amp;" in render.text(made, "html")
+    assert "<i>" not in sheet.text(render.sheet(made), "html")
+    assert "&lt;i&gt;&amp;" in sheet.text(render.sheet(made), "html")
     assert escape.latex("a_b & 5%") == "a\\_b \\& 5\\%"

@@ -79,7 +79,8 @@ def test_random_masking_is_ahead_of_id3_on_cola_in_the_committed_study() -> None
     assert lines[4] == "does the difference depend on the task: yes, p = 0.003"
     assert lines[5].startswith("mean of these 3 tasks: ")
     assert lines[6].startswith("mean over all tasks like these, 3 of them tried: not decided")
-    assert lines[7].startswith(
+    assert lines[7].startswith("probability of improvement: ")
+    assert lines[8].startswith(
         "tested: paired t-test over seeds and dev rows; two-sided, 5%, corrected by Holm for 3 t"
     )
     assert comparison.lines(study, "id3", "random_masking")[1].startswith("cola MCC: behind by 10.0 points")

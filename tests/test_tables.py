@@ -16,7 +16,7 @@ from support import call
 from peftbench import papers
 from peftbench.commands import count, screen, studies, tables, views, words
 from peftbench.record import Counts
-from peftbench.report import records, table
+from peftbench.report import aggregates, records, render, table
 from peftbench.study import counts
 
 STUDY = Path(__file__).parents[1] / "docs" / "study"
@@ -44,7 +44,8 @@ def checked() -> tuple[papers.Paper, list[counts.Checked]]:
 
 
 SHOWN: dict[str, Callable[[], object]] = {
-    "table": lambda: screen.scores(scores()),
+    "table": lambda: screen.sheet(render.sheet(scores())),
+    "aggregates": lambda: screen.sheet(aggregates.sheet(study())),
     "compare": lambda: views.compare(["glue_small", "id3", "lora", "--outputs", str(STUDY)]),
     "list": lambda: words.list_words(["methods", "protocols"]),
     "count": lambda: count.count([]),

@@ -18,7 +18,7 @@ from peftbench.study.boundaries import in_words
 if TYPE_CHECKING:
     from peftbench.papers import Paper
     from peftbench.report.flips import Flips
-    from peftbench.report.table import Table
+    from peftbench.report.sheet import Sheet
     from peftbench.runner.counts import Counts
     from peftbench.runner.run import Outcome
     from peftbench.study.counts import Checked
@@ -244,22 +244,15 @@ def paper_counts(paper: "Paper", checked: Sequence["Checked"]) -> None:
             say(f"{item.row.name}: {note}")
 
 
-# Columns of a study's table that give way, the first first; the scores never do.
-GIVE_WAY = ("peak MiB", "stored", "head", "model's file", "model", "s / run", "backbone")
-
-
-def scores(table: "Table") -> None:
-    """A study's table, and its footnotes."""
-    from peftbench.report import render
-
-    head, *lines = ([escape.terminal(cell) for cell in row] for row in render.grid(table))
-    rows = []
-    for cells, line in zip(lines, table.lines, strict=True):
-        best = [False] * 3 + [line.entries[column].best for column in table.columns]
-        best += [False] * (len(cells) - len(best))
-        rows.append([Text(cell, "bold" if bold else "") for cell, bold in zip(cells, best, strict=True)])
-    show(escape.terminal(table.title), Grid(head, rows, head[:1], GIVE_WAY))
-    for note in table.notes:
+def sheet(shown: "Sheet") -> None:
+    """A view of a study, and its footnotes."""
+    head, *lines = ([escape.terminal(cell) for cell in row] for row in [shown.head, *shown.rows])
+    rows = [
+        [Text(cell, "bold" if (i, j) in shown.bold else "") for j, cell in enumerate(line)]
+        for i, line in enumerate(lines)
+    ]
+    show(escape.terminal(shown.title), Grid(head, rows, head[:1], shown.give_way))
+    for note in shown.notes:
         say(escape.terminal(note))
 
 

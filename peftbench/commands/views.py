@@ -15,23 +15,28 @@ PORT = 8765  # of a live page, unless another is given
 def table(arguments: Sequence[str]) -> int:
     """`peftbench table STUDY`: mean and spread over seeds, one row per method, a paper's figures beside them."""
     parser = _study_parser("table")
+    parser.add_argument(
+        "--show", default="scores", metavar="WORD", help="scores (default), or aggregates: IQM over tasks"
+    )
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
     parser.add_argument("--format", help="md, latex, html or csv: print it so, for a file")
     options = parser.parse_args(arguments)
     from peftbench import papers
-    from peftbench.report import cost, records, render, table
+    from peftbench.commands import shows
+    from peftbench.report import cost, records, sheet
 
+    shows.check(options.show, options.paper)
     paper = papers.load(options.paper) if options.paper else None
-    write = render.writer_of(options.format) if options.format else None
+    write = sheet.writer_of(options.format) if options.format else None
     study = records.read_study(expanded(options.outputs), options.study, options.model)
-    results = table.build(study, paper)
+    view = shows.view(study, options.show, paper)
     if write:
-        print(write(results), end="")
+        print(write(view), end="")
         return 0
     from peftbench.commands import screen, tables
 
-    if results.lines:
-        screen.scores(results)
+    if view.rows:
+        screen.sheet(view)
     screen.failures(study.records)
     tables.say(cost.line(study.records))
     return 0

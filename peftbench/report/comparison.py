@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from peftbench.ground.errors import ConfigError
-from peftbench.report import columns, over_tasks, verdict
+from peftbench.report import aggregates, columns, over_tasks, verdict
 from peftbench.report.over_tasks import OverTasks
 from peftbench.report.records import Study, tasks_alone
 from peftbench.report.statistics import MARGIN, Estimate, Interval, Paired
@@ -41,6 +43,7 @@ def lines(study: Study, first: str, second: str, margin: float = MARGIN) -> list
     alone = {column: pairs[column] for column in tasks_alone(pairs)}
     if (together := over_tasks.combine(alone)) is not None:
         said += over_all(together, len(alone), margin)
+    said.append(improvement([column for column in both if column.name in alone], first, second))
     return [*said, how(verdicts)]
 
 
@@ -106,6 +109,18 @@ def over_all(together: OverTasks, tasks: int, margin: float) -> list[str]:
         single = "; a singular fit: the tasks differ no more than their seeds" if together.between == 0 else ""
         said.append(f"mean over all tasks like these, {tasks} of them tried: {_mean(together.random, margin)}{single}")
     return said
+
+
+def improvement(tasks: Sequence[columns.Column], first: str, second: str) -> str:
+    """How often a run of the first scores above one of the second, whatever the seeds."""
+    runs = [[np.array(list(task.scores[name].values())) for name in (first, second)] for task in tasks]
+    found = aggregates.improvement([(one, other) for one, other in runs])
+    interval = "no interval: below 3 runs, or all pairs of a task agree"
+    if found.low is not None and found.high is not None:
+        interval = f"95% interval {100 * found.low:.0f} to {100 * found.high:.0f}, over runs; 50%: neither is better"
+    over = f", mean of these {len(tasks)} tasks" if len(tasks) > 1 else ""
+    often = f"{first} scores above {second} in {100 * found.value:.0f}% of pairs of runs{over}"
+    return f"probability of improvement: {often} ({interval})"
 
 
 def _mean(estimate: Estimate, margin: float) -> str:

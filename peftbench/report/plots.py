@@ -45,8 +45,10 @@ def draw(figure: Figure, methods: Methods) -> Drawing:
     number = len(figure.panels)
     across = number if number <= 3 or figure.kind == "map" else 2 if number == 4 else 3
     most = max(len(panel.series) for panel in figure.panels)
-    height = 0.8 + 0.28 * most if figure.kind == "rows" else 3.4
-    size = ((3.2 if figure.kind == "map" else 4.6) * across, max(2.4, height) * math.ceil(number / across))
+    alone = number == 1 and figure.kind in ("points", "lines")  # its legend needs room
+    height = 0.8 + 0.28 * most if figure.kind == "rows" else 4.6 if alone else 3.4
+    width = 3.2 if figure.kind == "map" else 7.0 if alone else 4.6
+    size = (width * across, max(2.4, height) * math.ceil(number / across))
     drawing, axes = plt.subplots(math.ceil(number / across), across, figsize=size, squeeze=False, layout="constrained")
     every = list(axes.flat)
     for axis in every[number:]:

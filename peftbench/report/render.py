@@ -1,35 +1,27 @@
-"""A table as a grid of texts, and as Markdown, LaTeX (booktabs), HTML and CSV."""
+"""A study's table as texts and numbers."""
 
-import io
-from collections.abc import Callable, Sequence
-from csv import writer as csv_writer
+from typing import Any
 
-from peftbench.ground import escape
-from peftbench.ground.errors import ConfigError, near, shown
+from peftbench.report.sheet import Sheet
 from peftbench.report.table import TIED, Entry, Line, Table
 
+FIRST = 3  # place of the first score in a row: after the name and two counts
+GIVE_WAY = ("peak MiB", "stored", "head", "model's file", "model", "s / run", "backbone")  # the scores never do
+COUNTS = ("backbone", "head", "total", "stored_bytes")
 SIZES = ("model", "model's file")  # of the backbone, trained or not: its entries, and what it takes on disk
 BYTES_OF_AN_ENTRY = 4  # fp32, as every backbone is kept
 
 
-def text(table: Table, form: str) -> str:
-    """The table in one of `FORMATS`.
-
-    Raises:
-        ConfigError: there is no such format.
-    """
-    return writer_of(form)(table)
-
-
-def writer_of(form: str) -> Callable[[Table], str]:
-    """What makes a text of a table.
-
-    Raises:
-        ConfigError: there is no such format.
-    """
-    if form not in FORMATS:
-        raise ConfigError(f"--format {shown(form)}: there is no such format; {near(form, FORMATS)}")
-    return FORMATS[form]
+def sheet(table: Table) -> Sheet:
+    """The table, the best score of every column in bold."""
+    head, *rows = grid(table)
+    bold = {
+        (i, FIRST + j)
+        for i, line in enumerate(table.lines)
+        for j, column in enumerate(table.columns)
+        if line.entries[column].best
+    }
+    return Sheet(table.title, head, rows, table.notes, _numbers(table), frozenset(bold), GIVE_WAY)
 
 
 def grid(table: Table) -> list[list[str]]:
@@ -82,92 +74,15 @@ def _cost(line: Line, sizes: bool) -> list[str]:
     ]
 
 
-def _marked(row: Sequence[str], bold: Sequence[bool], form: str) -> list[str]:
-    """The row, the best scores in bold."""
-    return [form.format(cell) if 3 <= i < 3 + len(bold) and bold[i - 3] else cell for i, cell in enumerate(row)]
-
-
-def _rows(table: Table, form: str) -> list[list[str]]:
-    _, *rows = grid(table)
-    return [
-        _marked(row, [line.entries[column].best for column in table.columns], form)
-        for row, line in zip(rows, table.lines, strict=True)
-    ]
-
-
-def markdown(table: Table) -> str:
-    """GitHub's Markdown, footnotes as lines below."""
-
-    def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(escape.markdown(cell) for cell in cells) + " |"
-
-    head = grid(table)[0]
-    lines = [escape.markdown(table.title), "", line(head), "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"]
-    lines += [line(row) for row in _rows(table, "**{}**")]
-    return "\n".join([*lines, "", *(f"{escape.markdown(note)}  " for note in table.notes)]).rstrip() + "\n"
-
-
-def latex(table: Table) -> str:
-    """A LaTeX table with booktabs, footnotes below."""
-    head = grid(table)[0]
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table}",
-        "\\centering",
-        f"\\caption{{{escape.latex(table.title)}}}",
-        "\\begin{tabular}{l" + "r" * (len(head) - 1) + "}",
-        "\\toprule",
-        " & ".join(escape.latex(cell) for cell in head) + " \\\\",
-        "\\midrule",
-    ]
-    for row, line in zip(grid(table)[1:], table.lines, strict=True):
-        bold = [line.entries[column].best for column in table.columns]
-        lines.append(" & ".join(_marked([escape.latex(cell) for cell in row], bold, "\\textbf{{{}}}")) + " \\\\")
-    lines += ["\\bottomrule", "\\end{tabular}"]
-    lines += [f"\\par\\footnotesize {escape.latex(note)}" for note in table.notes]
-    return "\n".join([*lines, "\\end{table}"]) + "\n"
-
-
-def html(table: Table) -> str:
-    """A table element and a paragraph for every footnote."""
-
-    def row(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
-
-    head, *rows = grid(table)
-    body = []
-    for cells, line in zip(rows, table.lines, strict=True):
-        bold = [line.entries[column].best for column in table.columns]
-        body.append(row(_marked([escape.html(cell) for cell in cells], bold, "<b>{}</b>"), "td"))
-    notes = "".join(f"<p>{escape.html(note)}</p>" for note in table.notes)
-    return (
-        f"<table>\n<caption>{escape.html(table.title)}</caption>\n<thead>"
-        + row([escape.html(cell) for cell in head], "th")
-        + "</thead>\n<tbody>\n"
-        + "\n".join(body)
-        + f"\n</tbody>\n</table>\n{notes}\n"
-    )
-
-
-def csv(table: Table) -> str:
-    """One line per row and column: a program has nothing to take apart. No footnotes."""
-    out = io.StringIO()
-    writer = csv_writer(out, lineterminator="\n")
-    counts = ("backbone", "head", "total", "stored_bytes")
-    writer.writerow(
-        ["method", "column", table.statistic, "sd", "seeds", "best", "tied", "collapsed", "published", "difference",
-         *counts, "seconds", "search_seconds", "peak_mb", "model", "model_bytes"]
-    )  # fmt: skip
-    for line in table.lines:
-        for column, cell in line.entries.items():
-            writer.writerow(
-                [escape.csv(line.name), escape.csv(column), cell.value, cell.spread, cell.seeds, int(cell.best),
-                 int(cell.tied), cell.collapsed, cell.published, cell.difference, *(line.counts[key] for key in counts),
-                 line.seconds, line.search_s, line.peak_mb, line.size,
-                 None if line.size is None else BYTES_OF_AN_ENTRY * line.size]
-            )  # fmt: skip
-    return out.getvalue()
-
-
-# Word of --format -> what makes a text of a table; one of these is all that another format needs.
-FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "latex": latex, "html": html, "csv": csv}
+def _numbers(table: Table) -> list[list[Any]]:
+    """One line per row and column."""
+    head = ["method", "column", table.statistic, "sd", "seeds", "best", "tied", "collapsed", "published", "difference",
+            *COUNTS, "seconds", "search_seconds", "peak_mb", "model", "model_bytes"]  # fmt: skip
+    rows = [
+        [line.name, column, cell.value, cell.spread, cell.seeds, int(cell.best), int(cell.tied), cell.collapsed,
+         cell.published, cell.difference, *(line.counts[key] for key in COUNTS), line.seconds, line.search_s,
+         line.peak_mb, line.size, None if line.size is None else BYTES_OF_AN_ENTRY * line.size]
+        for line in table.lines
+        for column, cell in line.entries.items()
+    ]  # fmt: skip
+    return [head, *rows]

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator
 
-from peftbench.report.figures import few, scores, training
+from peftbench.report.figures import few, scores, together, training
 from peftbench.report.figures.parts import Figure, Material
 
 FIGURES: list[Callable[[Material], Iterator[Figure]]] = [
     scores.costs,
     scores.seeds,
+    together.profiles,
+    together.aggregates,
     training.curves,
     scores.budgets,
     few.shots,

@@ -9,6 +9,7 @@ import pandas as pd
 
 from peftbench.record import SEARCH_SUFFIX, Record, find_records
 from peftbench.report import bootstrap
+from peftbench.report.aggregates import Comparable, comparable
 from peftbench.report.records import Study, readable
 from peftbench.report.styles import Style, style
 from peftbench.report.table import apart
@@ -168,6 +169,11 @@ class Material:
     def summaries(self) -> dict[tuple[str, str], Summary]:
         """The same, summed up."""
         return {key: summary(same["score"]) for key, same in self.groups.items()}
+
+    @cached_property
+    def together(self) -> Comparable:
+        """The scores of all columns on one scale."""
+        return comparable(self.rows)
 
     def of(self, column: str) -> Iterator[tuple[str, pd.DataFrame]]:
         """Every row of the table that has runs in a column, and these runs."""

@@ -7,7 +7,6 @@ import pandas as pd
 
 from peftbench.report.figures.parts import Figure, Front, Material, Pair, Panel, Series, Summary, summary
 from peftbench.report.records import tasks_alone
-from peftbench.report.table import SUFFIX
 
 COSTS = {
     "entries": ("backbone", "trainable backbone entries", True),
@@ -16,7 +15,6 @@ COSTS = {
 }
 FAR = 2.0  # times the range of all others: a score so far below is left outside
 LEFT = 5  # rows at least that an axis shows
-BASE = "full"  # what a mean over tasks is relative to
 RESAMPLES = 1000
 SIDE_BY_SIDE = 0.025  # of the axis, between methods of one cost
 SCORE = "dev score (%)"
@@ -74,25 +72,13 @@ def budgets(material: Material) -> Iterator[Figure]:
 def relative_scores(material: Material) -> tuple[dict[str, Summary], str]:
     """Of every row that has all columns, the mean over them less that of full fine-tuning; and what it is called.
 
-    A seed counts where it has all columns. Without full fine-tuning it is the mean itself; with one column there is
-    none.
+    Without full fine-tuning it is the mean itself; with one column there is none.
     """
-    columns = tasks_alone(material.columns)
-    if len(columns) < 2:
+    together = material.together
+    if len(together.columns) < 2:
         return {}, ""
-    rows = material.rows[material.rows["column"].isin(columns)]
-    full = rows[(rows["method"] == BASE) & ~rows["name"].str.contains(SUFFIX.strip())]
-    base = full.groupby("column")["score"].mean()
-    known = len(base) == len(columns)
-    less = rows["column"].map(base) if known else 0.0
-    table = (
-        rows.assign(relative=rows["score"] - less)
-        .pivot_table(index=["name", "seed", "split"], columns="column", values="relative", sort=False)
-        .dropna()
-    )
-    means = table.mean(axis=1) if len(table.columns) == len(columns) else pd.Series(dtype=float)
-    found = {str(name): summary(same) for name, same in means.groupby(level="name", sort=False)} if len(means) else {}
-    return found, "points from full fine-tuning" if known else "mean dev score (%)"
+    found = {name: summary(runs.mean(axis=1)) for name, runs in together.scores.items()}
+    return found, together.scale if together.relative else f"mean {together.scale}"
 
 
 def front_of(points: Sequence[tuple[float, Summary]]) -> Front:
@@ -123,13 +109,13 @@ def _against(
         )
         for name, (x, found) in points.items()
     ]
-    limits, below = _limits({name: found for name, (_, found) in points.items()})
+    limits, below = limits_of({name: found for name, (_, found) in points.items()})
     front = front_of(list(points.values())) if points else None
     return Panel(title, cost, label, column, log, series, front, limits=limits, below=below)
 
 
 def _by_row(title: str, column: str | None, label: str, rows: dict[str, Summary]) -> Panel:
-    limits, below = _limits(rows)
+    limits, below = limits_of(rows)
     series = [
         Series(
             name, [found.mean], [0.0], *_interval([found]), [found.words()], [(score, 0.0) for score in found.scores]
@@ -139,7 +125,7 @@ def _by_row(title: str, column: str | None, label: str, rows: dict[str, Summary]
     return Panel(title, label, "", column, series=series, limits=limits, below=below)
 
 
-def _limits(rows: dict[str, Summary]) -> tuple[Pair | None, str]:
+def limits_of(rows: dict[str, Summary]) -> tuple[Pair | None, str]:
     """Limits of an axis of scores without those far below all others, and what these are."""
     order = sorted(rows, key=lambda name: max(rows[name].scores))
     for at in range(len(order) - LEFT, 0, -1):
