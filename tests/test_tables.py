@@ -16,7 +16,7 @@ from support import call
 from peftbench import papers
 from peftbench.commands import count, screen, studies, tables, views, words
 from peftbench.record import Counts
-from peftbench.report import aggregates, records, render, table
+from peftbench.report import aggregates, consistency, cost, pscp, records, render, table
 from peftbench.study import counts
 
 STUDY = Path(__file__).parents[1] / "docs" / "study"
@@ -46,6 +46,9 @@ def checked() -> tuple[papers.Paper, list[counts.Checked]]:
 SHOWN: dict[str, Callable[[], object]] = {
     "table": lambda: screen.sheet(render.sheet(scores())),
     "aggregates": lambda: screen.sheet(aggregates.sheet(study())),
+    "consistency": lambda: screen.sheet(consistency.sheet(study())),
+    "cost": lambda: screen.sheet(cost.sheet(study())),
+    "pscp": lambda: screen.sheet(pscp.sheet(study(), pscp.Constants())),
     "compare": lambda: views.compare(["glue_small", "id3", "lora", "--outputs", str(STUDY)]),
     "list": lambda: words.list_words(["methods", "protocols"]),
     "count": lambda: count.count([]),
@@ -136,3 +139,8 @@ def test_any_table_fits_and_is_whole(
     for i, name in enumerate(head):
         if name not in gone:
             assert {piece for row in cells for piece in row[i].split()} | {name} <= pieces(lines)
+
+
+def test_further_tables_repeat_what_names_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = printed(monkeypatch, Terminal(), SHOWN["cost"], 70)
+    assert len([line for line in lines if re.match(r"│ mrpc acc +│ lora ", line)]) > 1

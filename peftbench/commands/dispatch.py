@@ -39,7 +39,8 @@ many machines:
   collect FOLDER...       one study from several machines; records that disagree are refused
 
 look:
-  table STUDY             a study's results, one row per method; --paper, --format md, latex, html, csv
+  table STUDY             a study's results, one row per method; --paper, --format md, latex, html, csv;
+                          --show aggregates, calibration, consistency, subsets, cost or pscp instead of scores
   compare STUDY ONE OTHER whether one method beats another, in words and numbers
   plot STUDY --to DIR     score against entries, time and memory; curves; seeds; as PNG and PDF
   report STUDY            one HTML file: table, plots, every run

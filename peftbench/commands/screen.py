@@ -251,7 +251,7 @@ def sheet(shown: "Sheet") -> None:
         [Text(cell, "bold" if (i, j) in shown.bold else "") for j, cell in enumerate(line)]
         for i, line in enumerate(lines)
     ]
-    show(escape.terminal(shown.title), Grid(head, rows, head[:1], shown.give_way))
+    show(escape.terminal(shown.title), Grid(head, rows, head[: shown.words], shown.give_way, shown.words))
     for note in shown.notes:
         say(escape.terminal(note))
 

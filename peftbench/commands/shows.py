@@ -1,37 +1,63 @@
 """What `peftbench table --show` can show of a study: a word and the function that makes the view."""
 
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 from peftbench.ground.errors import ConfigError, near, shown
-from peftbench.papers import Paper
-from peftbench.report import aggregates, render, table
-from peftbench.report.records import Study
-from peftbench.report.sheet import Sheet
+
+if TYPE_CHECKING:
+    from peftbench.report.records import Study
+    from peftbench.report.sheet import Sheet
 
 SCORES = "scores"
+OPTIONS = {"paper": SCORES, "data": "subsets", "constants": "pscp"}  # option -> the one view that it belongs to
+WORDS = (SCORES, "aggregates", "calibration", "consistency", "subsets", "cost", "pscp")
 
 
-def view(study: Study, word: str, paper: Paper | None = None) -> Sheet:
-    """The view of a word; the scores beside a paper's where one is given.
-
-    Raises:
-        ConfigError: there is no such view, or the study has not what it needs.
-    """
-    if word == SCORES:
-        return render.sheet(table.build(study, paper))
-    return VIEWS[word](study)
+def add_options(parser: ArgumentParser) -> None:
+    """The options that choose a view, and those of single views."""
+    parser.add_argument("--show", default=SCORES, metavar="WORD", help=f"one of: {', '.join(WORDS)}")
+    parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
+    parser.add_argument("--data", metavar="DIR", help="for subsets: where the rows lie, if not where the runs had them")
+    parser.add_argument("--constants", nargs="+", metavar="KEY=VALUE", help="for pscp: c_p, c_m, beta_p, beta_m")
 
 
-def check(word: str, paper: str | None) -> None:
+def check(options: Namespace) -> None:
     """Refuse what cannot be shown, before anything is read.
 
     Raises:
-        ConfigError: there is no such view, or a paper's figures would stand beside what it did not print.
+        ConfigError: there is no such view, or an option belongs to another.
     """
-    if word not in (SCORES, *VIEWS):
-        raise ConfigError(f"--show {shown(word)}: there is no such view; {near(word, (SCORES, *VIEWS))}")
-    if paper and word != SCORES:
-        raise ConfigError(f"--show {word}: a paper's figures stand beside scores; leave out --paper {shown(paper)}")
+    if options.show not in WORDS:
+        raise ConfigError(f"--show {shown(options.show)}: there is no such view; {near(options.show, WORDS)}")
+    for option, word in OPTIONS.items():
+        if getattr(options, option) is not None and options.show != word:
+            raise ConfigError(f"--{option}: is for --show {word}, not for {options.show}")
 
 
-VIEWS: dict[str, Callable[[Study], Sheet]] = {"aggregates": aggregates.sheet}
+def view(options: Namespace) -> "Callable[[Study], Sheet]":
+    """What makes the view of a study.
+
+    Raises:
+        ConfigError: there is no such paper, or a constant is not possible.
+    """
+    from peftbench import papers
+    from peftbench.report import aggregates, calibration, consistency, cost, pscp, render, subsets, table
+    from peftbench.study.recorded import texts_of
+
+    if options.show == SCORES:
+        paper = papers.load(options.paper) if options.paper else None
+        return lambda study: render.sheet(table.build(study, paper))
+    if options.show == "pscp":
+        at = pscp.constants(options.constants or ())
+        return lambda study: pscp.sheet(study, at)
+    if options.show == "subsets":
+        return lambda study: subsets.sheet(study, partial(texts_of, folder=options.data))
+    return {
+        "aggregates": aggregates.sheet,
+        "calibration": calibration.sheet,
+        "consistency": consistency.sheet,
+        "cost": cost.sheet,
+    }[options.show]

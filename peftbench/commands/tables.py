@@ -1,7 +1,7 @@
 """Tables and sentences on a terminal as wide as it is; where nobody looks (a pipe, a file), as wide as they are.
 
 No word and no number is broken while there is room for the longest. Columns give way in the order that each table
-states; what still finds no room follows in further tables below, each with the first column.
+states; what still finds no room follows in further tables below, each with the columns that name a row.
 """
 
 import os
@@ -47,12 +47,14 @@ class Grid:
         rows: as many cells each.
         texts: columns of words, on the left and broken between words; the others are numbers, never broken.
         give_way: columns that may be left out for want of room, the first first.
+        names: how many columns at the left say what a row is; they stand in every further table.
     """
 
     head: Sequence[str]
     rows: Sequence[Sequence[Text]]
     texts: Collection[str] = ()
     give_way: Sequence[str] = ()
+    names: int = 1
 
 
 def show(title: str, grid: Grid) -> None:
@@ -96,11 +98,11 @@ def _kept(grid: Grid, width: int) -> tuple[list[int], list[str]]:
 
 def _blocks(grid: Grid, shown: Sequence[int], width: int) -> list[list[int]]:
     """The columns of every table that is printed: the first with as many others as there is room for."""
-    first, *others = shown
-    blocks = [[first]]
+    first, others = shown[: grid.names], shown[grid.names :]
+    blocks = [[*first]]
     for i in others:
-        if len(blocks[-1]) > 1 and _needed(grid, [*blocks[-1], i]) > width:
-            blocks.append([first])
+        if len(blocks[-1]) > len(first) and _needed(grid, [*blocks[-1], i]) > width:
+            blocks.append([*first])
         blocks[-1].append(i)
     return blocks
 

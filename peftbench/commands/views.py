@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from peftbench.commands import shows
 from peftbench.commands.paths import writable
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import expanded
@@ -13,30 +14,25 @@ PORT = 8765  # of a live page, unless another is given
 
 
 def table(arguments: Sequence[str]) -> int:
-    """`peftbench table STUDY`: mean and spread over seeds, one row per method, a paper's figures beside them."""
+    """`peftbench table STUDY`: mean and spread over seeds, one row per method; or another view that --show names."""
     parser = _study_parser("table")
-    parser.add_argument(
-        "--show", default="scores", metavar="WORD", help="scores (default), or aggregates: IQM over tasks"
-    )
-    parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
+    shows.add_options(parser)
     parser.add_argument("--format", help="md, latex, html or csv: print it so, for a file")
     options = parser.parse_args(arguments)
-    from peftbench import papers
-    from peftbench.commands import shows
+    shows.check(options)
     from peftbench.report import cost, records, sheet
 
-    shows.check(options.show, options.paper)
-    paper = papers.load(options.paper) if options.paper else None
     write = sheet.writer_of(options.format) if options.format else None
+    view = shows.view(options)
     study = records.read_study(expanded(options.outputs), options.study, options.model)
-    view = shows.view(study, options.show, paper)
+    seen = view(study)
     if write:
-        print(write(view), end="")
+        print(write(seen), end="")
         return 0
     from peftbench.commands import screen, tables
 
-    if view.rows:
-        screen.sheet(view)
+    if seen.rows:
+        screen.sheet(seen)
     screen.failures(study.records)
     tables.say(cost.line(study.records))
     return 0

@@ -3,16 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from peftbench.config.spec import DataSpec, ModelSpec, Task, TaskSpec
 from peftbench.config.spec import Protocol as TrainingProtocol
-from peftbench.config.validate import parse
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.files import RECORD_FILE
 from peftbench.record import Record, read_record
 from peftbench.runner.deltas import model_spec
 from peftbench.runner.readouts import one_task, task_of
+from peftbench.study.recorded import part
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class Parent:
     @property
     def data(self) -> DataSpec:
         """Where its rows came from."""
-        return _part(self.record, DataSpec, "data", {"name": self.record.cell.data})
+        return part(self.record, DataSpec, "data", {"name": self.record.cell.data})
 
     @property
     def outputs(self) -> Path:
@@ -64,7 +63,7 @@ class Parent:
     @property
     def protocol(self) -> TrainingProtocol:
         """How it was trained."""
-        return _part(self.record, TrainingProtocol, "protocol", {})
+        return part(self.record, TrainingProtocol, "protocol", {})
 
 
 def parent(folder: Path) -> Parent:
@@ -91,11 +90,3 @@ def one_seed(parents: Sequence[Parent]) -> int:
     if len(seeds) > 1:
         raise ConfigError(f"seeds {', '.join(map(str, seeds))}: the runs of one artefact are of one seed")
     return seeds[0]
-
-
-def _part(record: Record, kind: type[Any], part: str, more: dict[str, Any]) -> Any:
-    problems: list[str] = []
-    parsed = parse(kind, {**more, **record.config[part]}, part, problems)
-    if parsed is None or problems:
-        raise DataError(f"the record's {part} is not one of this version: {problems[0]}")
-    return parsed

@@ -1,13 +1,12 @@
 """The columns of a study's table as numbers: scores by method and seed, and those scores on other dev rows."""
 
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from peftbench.ground.errors import LONGEST_LINE, DataError, short_line
+from peftbench.ground.errors import DataError
 from peftbench.report import bootstrap, predictions
 from peftbench.report.predictions import Scored
 from peftbench.report.records import Study
@@ -81,9 +80,7 @@ def read(study: Study, rows: pd.DataFrame, resamples: int = bootstrap.RESAMPLES)
             if scored is not None:
                 stored[where] = scored
         columns.append(_column(str(name), dict(scores), stored, resamples))
-    if unusable:
-        others = f"; and {len(unusable) - 1} more files of predictions" if len(unusable) > 1 else ""
-        print(f"left out: {short_line(unusable[0], LONGEST_LINE - 10 - len(others))}{others}", file=sys.stderr)
+    predictions.name_unusable(unusable)
     return columns
 
 

@@ -1,10 +1,29 @@
 """What a study cost: core hours, GPU hours where there were GPUs, and on how many workers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from peftbench.record import Record
+from peftbench.report import axes
+from peftbench.report.axes import Measure, Measured
+from peftbench.report.records import Study
+from peftbench.report.sheet import Sheet
 
 HOUR = 3600  # seconds
+
+# What is shown and how a record gives it; None: it does not say.
+COSTS: dict[Measure, Callable[[Record], float | None]] = {
+    Measure("backbone", 0, counted=True): lambda record: None if record.counts is None else record.counts.backbone,
+    Measure("kept", 0, counted=True): lambda record: None if record.counts is None else record.counts.kept,
+    Measure("head", 0, counted=True): lambda record: None if record.counts is None else record.counts.head,
+    Measure("stored bytes", 0, counted=True): lambda record: (
+        None if record.counts is None else record.counts.stored_bytes
+    ),
+    Measure("ms per step", 0): lambda record: _step(record),
+    Measure("tokens / s", 0): lambda record: None if record.throughput is None else record.throughput.tokens_per_s,
+    Measure("s of training", 0): lambda record: record.time.train_s,
+    Measure("s of search", 0): lambda record: 0.0 if record.search is None else record.search.seconds,
+    Measure("peak MiB", 0): lambda record: record.memory.peak_mb,
+}
 
 
 def line(records: Sequence[Record]) -> str:
@@ -29,3 +48,32 @@ def line(records: Sequence[Record]) -> str:
     hosts = len({host for host, _ in workers})
     on = f" on {len(workers)} workers of {hosts} host{'' if hosts == 1 else 's'}" if len(workers) > 1 else ""
     return f"cost: {' and '.join(parts) or '0 core hours'}{on}"
+
+
+def sheet(study: Study) -> Sheet:
+    """The costs of every cell of the study's table."""
+    found = []
+    for place in axes.places(study):
+        values = {
+            measure.name: [value for _, record in place.runs if (value := cost(record)) is not None]
+            for measure, cost in COSTS.items()
+        }
+        found.append(Measured(place, values, len(place.runs)))
+    machines = dict.fromkeys(_machine(record) for record in study.done())
+    notes = [
+        f"times and memory measured on: {'; '.join(machines)}",
+        "memory: of the process, or of the GPU where there is one; search: once for all seeds of a cell",
+        "not in any record: floating-point operations, energy",
+    ]
+    return axes.sheet(f"{study.name}: what runs cost, mean ± sd", [*COSTS], found, notes)
+
+
+def _step(record: Record) -> float | None:
+    speed = record.throughput
+    return None if speed is None or not speed.steps_per_s else 1000 / speed.steps_per_s
+
+
+def _machine(record: Record) -> str:
+    hardware = record.hardware
+    cores = "" if hardware.cores is None else f" of {hardware.cores} cores"
+    return f"{hardware.device}, {hardware.processes} x {hardware.threads} threads{cores}"

@@ -2,13 +2,15 @@
 
 import csv
 import io
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from peftbench.ground import strangers
-from peftbench.ground.errors import DataError, shown
+from peftbench.ground.errors import LONGEST_LINE, DataError, short_line, shown
 from peftbench.record import Record
 from peftbench.report import bootstrap
 
@@ -42,25 +44,44 @@ def read(run: Path, split: str) -> list[tuple[str, str]]:
     Raises:
         DataError: the file cannot be read, or is not of predictions.
     """
-    path = path_of(run, split)
+    return [(prediction, label) for prediction, label in _columns(path_of(run, split), COLUMNS[1:])]
+
+
+def logits(run: Path, record: Record) -> np.ndarray:
+    """Logits (rows, labels) of the split that a record's headline is of.
+
+    Raises:
+        DataError: the file cannot be read, is not of predictions, or lacks a label's logits.
+    """
+    path = path_of(run, scored_split(record))
+    try:
+        values = np.array(_columns(path, record.config["task"]["labels"]), dtype=float)
+    except ValueError:
+        raise DataError(f"{path}: a logit is no number") from None
+    if not np.isfinite(values).all():
+        raise DataError(f"{path}: a logit is not finite")
+    return values
+
+
+def _columns(path: Path, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """These columns of a file of predictions, row by row."""
     try:
         text = strangers.read_bytes(path, MOST_BYTES).decode("utf-8")
         rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
         head = next(rows, [])
-        places = [head.index(column) for column in COLUMNS]
-        index, prediction, label = places
-        predicted = []
+        index, *places = [head.index(column) for column in (COLUMNS[0], *names)]
+        found = []
         for number, row in enumerate(rows):
             if row[index] != str(number):
                 raise ValueError(f"row {number} has the index {shown(row[index])}")
-            predicted.append((row[prediction], row[label]))
+            found.append(tuple(row[place] for place in places))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except IndexError:
         raise DataError(f"{path}: a row has too few columns") from None
     except (ValueError, csv.Error) as error:
         raise DataError(f"{path}: not a file of predictions ({error})") from None
-    return predicted
+    return found
 
 
 def scored_split(record: Record) -> str:
@@ -92,3 +113,10 @@ def headline(run: Path, record: Record) -> Scored | None:
     if not abs(score - record.headline.value) < ROUNDING:
         raise DataError(f"{path}: gives the score {score:.4f}, the record says {record.headline.value:.4f}")
     return Scored(metric, predicted, true)
+
+
+def name_unusable(problems: Sequence[str]) -> None:
+    """Say on the terminal which files of predictions are left out: the first, and how many more."""
+    if problems:
+        others = f"; and {len(problems) - 1} more files of predictions" if len(problems) > 1 else ""
+        print(f"left out: {short_line(problems[0], LONGEST_LINE - 10 - len(others))}{others}", file=sys.stderr)

@@ -16,11 +16,12 @@ class Sheet:
 
     Attributes:
         title: what is shown, in a line.
-        head, rows: as a person reads them; the first column names the row, the others are numbers.
+        head, rows: as a person reads them; the first columns name the row, the others are numbers.
         notes: footnotes.
         numbers: head and rows for a program, not rounded.
         bold: (row, column) of the cells that stand out.
         give_way: columns that a narrow terminal may leave out, the first first.
+        words: how many columns name the row.
     """
 
     title: str
@@ -30,6 +31,7 @@ class Sheet:
     numbers: list[list[Any]]
     bold: frozenset[tuple[int, int]] = frozenset()
     give_way: tuple[str, ...] = ()
+    words: int = 1
 
 
 def text(sheet: Sheet, form: str) -> str:
@@ -67,7 +69,12 @@ def markdown(sheet: Sheet) -> str:
         return "| " + " | ".join(cells) + " |"
 
     head = [escape.markdown(cell) for cell in sheet.head]
-    lines = [escape.markdown(sheet.title), "", line(head), "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"]
+    lines = [
+        escape.markdown(sheet.title),
+        "",
+        line(head),
+        "|" + "---|" * sheet.words + "---:|" * (len(head) - sheet.words),
+    ]
     lines += [line(row) for row in _marked(sheet, escape.markdown, "**{}**")]
     return "\n".join([*lines, "", *(f"{escape.markdown(note)}  " for note in sheet.notes)]).rstrip() + "\n"
 
@@ -79,7 +86,7 @@ def latex(sheet: Sheet) -> str:
         "\\begin{table}",
         "\\centering",
         f"\\caption{{{escape.latex(sheet.title)}}}",
-        "\\begin{tabular}{l" + "r" * (len(sheet.head) - 1) + "}",
+        "\\begin{tabular}{" + "l" * sheet.words + "r" * (len(sheet.head) - sheet.words) + "}",
         "\\toprule",
         " & ".join(escape.latex(cell) for cell in sheet.head) + " \\\\",
         "\\midrule",
