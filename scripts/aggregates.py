@@ -3,8 +3,8 @@
     python scripts/aggregates.py [--repeats 1000] [--seeds 3 4 5 10 20] [--tasks 3 8]
 
 A method's scores on a task are normal over seeds. Tasks differ in their means (points from full fine-tuning) and in how
-much seeds do, as in the study under docs/study. The truth of an aggregate is that of 100,000 seeds. For the probability
-of improvement two methods are equal, so that it is 50%.
+much seeds do, by sizes seen in the study under docs/study. The truth of an aggregate is that of 100,000 seeds. For the
+probability of improvement two methods are equal, so that it is 50%.
 """
 
 import argparse

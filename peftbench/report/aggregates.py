@@ -22,6 +22,7 @@ from peftbench.report.table import SUFFIX, apart
 BASE = "full"  # what scores over tasks are relative to
 RESAMPLES = 2000
 LEAST_RUNS = 3  # of every task, for an interval
+FEW_RUNS = 10  # below them intervals are seen to be too narrow: scripts/aggregates.py
 CUT = 0.25  # of all runs, at either end
 
 
@@ -119,6 +120,8 @@ def _notes(found: Comparable, names: set[str]) -> list[str]:
         f"what IQM's middle half is of: {parts}",
         f"the intervals say what other seeds would change, not what others than these {of} tasks would",
     ]
+    if min(len(scores) for scores in found.scores.values()) < FEW_RUNS:
+        notes.append("with few runs these intervals are too narrow: about 80% of them hold with 3, 85% with 4")
     if left := sorted(names - found.scores.keys()):
         notes.append(f"left out, without a seed that has every task: {', '.join(left)}")
     return notes
