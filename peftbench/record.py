@@ -93,6 +93,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 @dataclass(frozen=True)
 class _Protocol:
     lr: Rate
+    head_lr: Rate | None = None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from peftbench import papers
 from peftbench.ground.errors import ConfigError, near
 from peftbench.papers import Paper
 from peftbench.record import Record, changed_parents
+from peftbench.report import rates
 from peftbench.report.columns import Column, read
 from peftbench.report.records import Study, differences, frame, other_inputs, tasks_alone
 from peftbench.report.verdict import Contest, contenders
@@ -101,7 +102,7 @@ def build(study: Study, paper: Paper | None = None) -> Table:
         for name, group in (rows.groupby("name", sort=False) if len(rows) else [])
     ]
     lines, marked = _with_marks(lines, read(study, rows, RESAMPLES))
-    notes += marked
+    notes += [*marked, *rates.notes(study, rows)]
     if any(record.cell.data == "sample" for record in records):
         notes.append("sample: a few hundred built-in rows; these are no GLUE scores")
     if any(entry.collapsed for line in lines for entry in line.entries.values()):

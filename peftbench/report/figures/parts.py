@@ -7,10 +7,10 @@ from typing import Literal
 
 import pandas as pd
 
-from peftbench.record import SEARCH_SUFFIX, Record, find_records
+from peftbench.record import Record
 from peftbench.report import bootstrap
 from peftbench.report.aggregates import Comparable, comparable
-from peftbench.report.records import Study, readable
+from peftbench.report.records import Study
 from peftbench.report.styles import Style, style
 from peftbench.report.table import apart
 
@@ -151,13 +151,6 @@ class Material:
     def methods(self) -> dict[str, str]:
         """The method of every row of the table."""
         return dict(zip(self.rows["name"], self.rows["method"], strict=True))
-
-    @cached_property
-    def tries(self) -> list[Record]:
-        """Finished runs of the search for learning rates, where there was one."""
-        folder = self.study.folders[0].parents[1]
-        found = readable(find_records(folder.with_name(folder.name + SEARCH_SUFFIX)))
-        return [record for _, record in found if record.status == "done"]
 
     @cached_property
     def groups(self) -> dict[tuple[str, str], pd.DataFrame]:

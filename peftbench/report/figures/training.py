@@ -8,11 +8,15 @@ import numpy as np
 from peftbench.ground.record_parts import Moment
 from peftbench.record import BudgetFacts, Record, budget_facts
 from peftbench.report.figures.parts import Figure, Map, Material, Panel, Series
-from peftbench.report.records import column_of, name_of
+from peftbench.report.rates import Key, Tried, tried
 
 MOST_POINTS = 200  # of a growth's line
 LONGEST_WORD = 100  # letters of a file's name
 MOMENTS = 5  # of a map over time
+RATES: list[tuple[Key, str, str]] = [
+    ("lr", "learning_rates", "learning rate"),
+    ("head_lr", "head_rates", "learning rate of the head"),
+]
 
 
 def curves(material: Material) -> Iterator[Figure]:
@@ -35,30 +39,24 @@ def curves(material: Material) -> Iterator[Figure]:
 
 
 def rates(material: Material) -> Iterator[Figure]:
-    """Score of every learning rate that was tried before the runs, on the rows it was chosen on."""
-    several = len({record.cell.model for record in material.tries}) > 1
-    tried: dict[str, dict[str, dict[float, list[float]]]] = {}
-    for record in material.tries:
-        score = record.metrics.evaluations[-1].chosen_by if record.metrics.evaluations else None
-        if score is not None:
-            by_name = tried.setdefault(column_of(record), {})
-            by_name.setdefault(name_of(record, several), {}).setdefault(record.lr, []).append(100 * score)
-    chosen = {
-        (name, column): {material.records[int(place)].lr for place in same["record"]}
-        for (name, column), same in material.groups.items()
-    }
-    panels = []
-    for column, by_name in sorted(tried.items()):
-        series = []
-        for name, by_rate in by_name.items():
-            points = {rate: sum(scores) / len(scores) for rate, scores in sorted(by_rate.items())}
-            taken = chosen.get((name, column), set())
-            notes = [f"{y:.2f} at {x:g}" + (", chosen" if x in taken else "") for x, y in points.items()]
-            dots = [(x, y) for x, y in points.items() if x in taken]
-            series.append(Series(name, list(points), list(points.values()), notes=notes, dots=dots))
-        panels.append(Panel(column, "learning rate", "score on the rows of the search (%)", column, True, series))
-    if panels:
-        yield Figure("learning_rates", "Learning rates", "rates", "lines", panels, "ringed: the rate that was chosen")
+    """Score of every rate that was tried before the runs, on the rows it was chosen on: the backbone's, the head's."""
+    searched = tried(material.study, material.rows)
+    for key, word, name in RATES:
+        panels = []
+        for column in material.columns:
+            series = [_sensitivity(one) for one in searched if (one.key, one.column) == (key, column) and one.known]
+            if series:
+                label = "score on the rows of the search (%)"
+                panels.append(Panel(column, name, label, column, True, series))
+        if panels:
+            yield Figure(word, "Learning rates", name, "lines", panels, "ringed: the rate that was chosen")
+
+
+def _sensitivity(one: Tried) -> Series:
+    """A line over the rates of one row in one column."""
+    notes = [f"{y:.2f} at {x:g}" + (", chosen" if x == one.chosen else "") for x, y in one.known.items()]
+    dots = [(x, y) for x, y in one.known.items() if x == one.chosen]
+    return Series(one.name, list(one.known), list(one.known.values()), notes=notes, dots=dots)
 
 
 def growth(material: Material) -> Iterator[Figure]:
