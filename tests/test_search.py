@@ -1,10 +1,14 @@
 """The learning rate is chosen on rows that the score is not read from, and the tries are kept."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support import TINY, call
 
 from peftbench.config import compose
@@ -16,11 +20,13 @@ from peftbench.record import (
     Memory,
     Metrics,
     Record,
+    Search,
     Times,
     find_records,
     read_record,
 )
 from peftbench.study import search
+from peftbench.training.metrics import standard_error
 
 SMALL = [*TINY, "method=bitfit", "select=lr", "select.max_steps=3"]
 
@@ -134,6 +140,97 @@ def test_a_sweep_searches_once_and_every_seed_uses_what_was_chosen(tmp_path: Pat
     assert max(fact["lr"] for fact in facts if "lr" in fact) <= records[0].lr
 
 
+def predictions(folder: Path, right: int, rows: int, split: str = "held_out") -> None:
+    """Predictions of SST-2 of which so many are right; both classes are predicted."""
+    words = ["negative", "positive"]
+    lines = [f"{i}\t{words[(i + (i >= right)) % 2]}\t{words[i % 2]}\t0\t0" for i in range(rows)]
+    (folder / "predictions").mkdir(parents=True)
+    text = "\n".join(["index\tprediction\tlabel\tnegative\tpositive", *lines]) + "\n"
+    (folder / "predictions" / f"{split}.tsv").write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [
+        ([0.60, 0.77, 0.80, 0.70], 3e-3),  # sqrt(0.8 * 0.2 / 100) = 0.04
+        ([0.759, 0.70, 0.80, 0.79], 1e-2),
+        ([0.761, 0.70, 0.80, 0.79], 1e-3),
+        ([None, 0.50, 0.80, 0.80], 1e-2),
+    ],
+)
+def test_one_standard_error_below_the_best_the_smallest_rate_is_taken(
+    scores: list[float | None], chosen: float, tmp_path: Path
+) -> None:
+    words = [*SMALL, "protocol.lr=1e-3", "select.factors=[1,3,10,30]", f"outputs={tmp_path}"]
+    predictions(tmp_path / "10", right=80, rows=100)
+    tries = [record(score) for score in scores]
+
+    def result(*more: str) -> Search:
+        values = iter(tries)
+        return search.try_rates(compose.cell_from([*words, *more]), lambda _: (next(values), "10"))
+
+    by_rule = result("select.rule=one_se")
+    assert (by_rule.chosen, by_rule.rule) == (chosen, "one_se")
+    assert by_rule.error == pytest.approx(0.04)
+    assert (result().chosen, result().rule, result().error) == (1e-2, "best", None)
+
+
+def test_where_the_best_try_predicts_one_class_its_error_has_no_part(tmp_path: Path) -> None:
+    words = [*SMALL, "protocol.lr=1e-3", "select.factors=[1,3]", f"outputs={tmp_path}", "select.rule=one_se"]
+    tries = [record(0.6, loss=0.62), record(0.6, loss=0.60)]
+    for one in tries:
+        one.metrics.evaluations[-1] = dataclasses.replace(one.metrics.evaluations[-1], collapsed=True)
+    values = iter(tries)
+    result = search.try_rates(compose.cell_from(words), lambda _: (next(values), "there are none"))
+    assert (result.chosen, result.error) == (3e-3, None)
+
+
+@given(st.dictionaries(st.floats(1e-6, 1), st.floats(0, 1), min_size=1, max_size=8), st.floats(0, 0.3))
+def test_what_is_taken_is_within_the_error_and_nothing_smaller_is(scores: dict[float, float], error: float) -> None:
+    top = max(scores, key=lambda rate: scores[rate])
+    taken = search.smallest_within(scores, top, error)
+    assert taken <= top
+    assert scores[taken] >= scores[top] - error
+    assert all(scores[rate] < scores[top] - error for rate in scores if rate < taken)
+
+
+def test_the_rule_is_part_of_a_search_and_best_is_what_it_was() -> None:
+    plain, best, one_se = ([*SMALL, *more] for more in ([], ["select.rule=best"], ["select.rule=one_se"]))
+    assert compose.cell_from(plain).fingerprint == compose.cell_from(best).fingerprint
+    assert compose.cell_from(plain).fingerprint != compose.cell_from(one_se).fingerprint
+    without = [compose.cell_from([*words, "select.factors=null"]).fingerprint for words in (best, one_se)]
+    assert without[0] == without[1], "where nothing is searched the rule says nothing"
+    tries = [[compose.cell_from([*words, *more]).folder for more in search.tries(compose.cell_from(words))]
+             for words in (best, one_se)]  # fmt: skip
+    assert tries[0] == tries[1], "the tries are found again"
+
+
+def test_the_error_of_a_correlation_is_its_spread_over_the_rows_that_the_try_kept(tmp_path: Path) -> None:
+    words = [
+        *TINY,
+        "task=stsb",
+        "method=bitfit",
+        "select=lr",
+        "select.max_steps=3",
+        "study=pilot",
+        f"outputs={tmp_path}",
+    ]
+    more = [f"outputs={tmp_path}", "select.factors=[1,10]", "select.rule=one_se", "protocol.lr=1e-3"]
+    done = call("run", *words, *more, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (one,) = (read_record(path).search for path in find_records(tmp_path / "pilot"))
+    assert one is not None
+    assert one.rule == "one_se"
+    assert f"chosen (the smallest within one standard error, {one.error:.4f}, of the best)" in done.stdout
+    scores = {float(rate): score for rate, score in one.scores.items() if score is not None}
+    top = max(scores, key=lambda rate: scores[rate])
+    folder = tmp_path / one.folders[list(scores).index(top)]
+    rows = [line.split("\t") for line in (folder / "predictions" / "held_out.tsv").read_text().splitlines()[1:]]
+    predicted, labels = (np.array([float(row[at]) for row in rows]) for at in (1, 2))
+    assert one.error == pytest.approx(standard_error("pearson", predicted, labels))
+    assert one.chosen == min(rate for rate, score in scores.items() if score >= scores[top] - one.error)
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -145,6 +242,7 @@ def test_a_sweep_searches_once_and_every_seed_uses_what_was_chosen(tmp_path: Pat
         (["select.head_factors=[1]"], "select.head_factors: needs protocol.head_lr"),
         (["select=none", "select.head_factors=[1]", "protocol.head_lr=1e-3"], "select: head_factors needs factors"),
         (["select.rule=worst"], "select.rule"),
+        (["select=boundaries", "method=spafit", "select.rule=one_se"], "select: rule=one_se takes the smallest"),
         (["select=lrr"], "did you mean lr"),
     ],
 )

@@ -111,9 +111,14 @@ def searched(search: Search) -> None:
     """A line for each thing that was searched: what was tried, the scores, and what was chosen."""
     rows = search.rows.replace("_", "-")
     what = in_words(search.strata) if search.strata else f"lr {search.chosen:g}"
-    say(f"{what} chosen on {rows} rows of {_tried(search.scores)}")
+    say(f"{what} chosen{_by_rule(search.error)} on {rows} rows of {_tried(search.scores)}")
     if search.chosen_head is not None:
-        say(f"head_lr {search.chosen_head:g} chosen on {rows} rows of {_tried(search.head_scores)}")
+        how = _by_rule(search.head_error)
+        say(f"head_lr {search.chosen_head:g} chosen{how} on {rows} rows of {_tried(search.head_scores)}")
+
+
+def _by_rule(error: float | None) -> str:
+    return "" if error is None else f" (the smallest within one standard error, {error:.4f}, of the best)"
 
 
 def _tried(scores: Mapping[str, float | None]) -> str:

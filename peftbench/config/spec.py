@@ -193,8 +193,7 @@ class Select:
         rows: those on which they are scored.
         seed: the seed that all tries run with.
         max_steps: optimizer steps of each try; None: as many as the cell itself takes.
-        rule: how one of the tries is chosen. best: the highest score; of equal ones, as where all predict one class,
-            the least loss.
+        rule: how one of the tries is chosen; conf/select/none.yaml says what each word means.
     """
 
     factors: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
@@ -203,11 +202,13 @@ class Select:
     rows: Literal["held_out", "dev"] = "held_out"
     seed: Whole = 0
     max_steps: Count | None = None
-    rule: Literal["best"] = "best"
+    rule: Literal["best", "one_se"] = "best"
 
     def __post_init__(self) -> None:
         if self.factors is not None and self.trials is not None:
             refuse("factors and trials cannot both be given: one search chooses one thing")
+        if self.trials is not None and self.rule == "one_se":
+            refuse("rule=one_se takes the smallest of rates; strata (trials) have no order")
         if self.head_factors is not None and self.factors is None:
             refuse("head_factors needs factors: the head's rate is searched at the rate that these choose")
 

@@ -303,6 +303,8 @@ class Search:
         losses: of every learning rate tried, as `scores`.
         chosen_head: the head's rate, chosen likewise; None: it was not searched.
         head_scores, head_losses: of every rate of the head tried at the chosen learning rate.
+        rule: best, as said of `chosen`; one_se: the smallest rate within one standard error of the best.
+        error, head_error: the standard error of the best score over its rows; None where it had no part in the choice.
     """
 
     chosen: Rate
@@ -315,3 +317,6 @@ class Search:
     chosen_head: Rate | None = None
     head_scores: dict[Name, Number | None] = field(default_factory=dict)
     head_losses: dict[Name, Number | None] = field(default_factory=dict)
+    rule: Name = "best"
+    error: Amount | None = None
+    head_error: Amount | None = None

@@ -20,6 +20,7 @@ import numpy as np
 
 from peftbench.ground import escape
 from peftbench.ground.errors import DataError, shown
+from peftbench.ground.predictions import path_of, read
 from peftbench.record import Record
 from peftbench.report import predictions
 from peftbench.report.versions import Version
@@ -188,8 +189,8 @@ def answers(folder: Path, record: Record) -> Answers:
         DataError: they cannot be read, there are none, or some have no label.
     """
     split = predictions.scored_split(record)
-    rows = predictions.read(folder, split)
-    path = predictions.path_of(folder, split)
+    rows = read(folder, split)
+    path = path_of(folder, split)
     if not rows or not all(label for _, label in rows):
         raise DataError(f"{path}: {'a row has no label' if rows else 'no row'}")
     said, truth = zip(*rows, strict=True)

@@ -12,12 +12,12 @@ from typing import Any
 import pandas as pd
 from plotly.offline import get_plotlyjs
 
-from peftbench.ground import escape
+from peftbench.ground import escape, predictions
 from peftbench.ground.errors import LONGEST_LINE, DataError, short_line
 from peftbench.ground.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
-from peftbench.report import columns, flips, predictions, render
+from peftbench.report import columns, flips, render
 from peftbench.report.figures.every import figures
 from peftbench.report.figures.parts import Material, style_of
 from peftbench.report.flips import Flips

@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbench.ground import escape, strangers
+from peftbench.ground import escape, predictions, strangers
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.record import Record
-from peftbench.report import predictions
 from peftbench.report.records import Study
 
 HEAD = "index\tprediction"

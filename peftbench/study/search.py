@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
+from peftbench.ground.files import expanded
 from peftbench.record import SEARCH_SUFFIX, Evaluation, Record, Search
 
 RunTry = Callable[[list[str]], tuple[Record, str] | None]
@@ -17,10 +18,11 @@ class Tried:
     """The tries of one rate, the backbone's or the head's.
 
     Attributes:
-        chosen: the best rate.
+        chosen: the rate that the rule takes.
         scores, losses: of every rate tried; None where that try failed or diverged.
         folders: the tries' folders under `outputs`.
         seconds: what each took.
+        error: standard error of the best score; None where it has no part in the choice.
     """
 
     chosen: float
@@ -28,6 +30,7 @@ class Tried:
     losses: dict[str, float | None]
     folders: list[str]
     seconds: list[float]
+    error: float | None = None
 
 
 def rates(usual: float, factors: Iterable[float] | None) -> list[float]:
@@ -86,6 +89,9 @@ def try_rates(cell: Cell, run_try: RunTry) -> Search:
         chosen_head=None if of_head is None else of_head.chosen,
         head_scores={} if of_head is None else of_head.scores,
         head_losses={} if of_head is None else of_head.losses,
+        rule=cell.select.rule,
+        error=of_lr.error,
+        head_error=None if of_head is None else of_head.error,
     )
 
 
@@ -110,6 +116,22 @@ def best(scores: Mapping[float, float | None], losses: Mapping[float, float | No
     return max(known, key=merit) if known else None
 
 
+def smallest_within(scores: Mapping[float, float | None], top: float, error: float) -> float:
+    """The smallest rate whose score is within one standard error of the best one's.
+
+    The one-standard-error rule (Breiman, Friedman, Olshen and Stone 1984, section 3.4.3; Hastie, Tibshirani and
+    Friedman 2009, section 7.10) takes the simplest of the models that the rows cannot tell from the best. Of rates that
+    is the smallest: it changes the backbone least, and short tries favour large ones.
+
+    Args:
+        scores: of every rate tried; None where it has none.
+        top: the best rate; error: the standard error of its score.
+    """
+    highest = scores[top]
+    assert highest is not None
+    return min(rate for rate, score in scores.items() if score is not None and score >= highest - error)
+
+
 def _words(cell: Cell, key: str, tried: Iterable[float], fixed: Iterable[str] = ()) -> dict[float, list[str]]:
     return {rate: [*of_every_try(cell), *fixed, f"protocol.{key}={rate}"] for rate in tried}
 
@@ -127,16 +149,30 @@ def _try(cell: Cell, usual: float, words: Mapping[float, list[str]], run_try: Ru
     judged = {rate: _judged(tried[rate][0], last) for rate in words}
     scores = {rate: None if one is None else _finite(one.chosen_by) for rate, one in judged.items()}
     losses = {rate: None if one is None else _finite(one.loss) for rate, one in judged.items()}
-    chosen = best(scores, losses, usual)
-    if chosen is None:
+    top = best(scores, losses, usual)
+    if top is None:
         raise ConfigError(f"select: none of the learning rates {list(words)} has a score")
+    error = _error(cell, judged[top], tried[top][1])
+    chosen = top if error is None else smallest_within(scores, top, error)
     return Tried(
         chosen,
         {f"{rate:g}": value for rate, value in scores.items()},
         {f"{rate:g}": value for rate, value in losses.items()},
         [tried[rate][1] for rate in words],
         [tried[rate][0].time.total_s for rate in words],
+        error,
     )
+
+
+def _error(cell: Cell, judged: Evaluation | None, folder: str) -> float | None:
+    """The standard error of the best try's score; None where the rule does not ask for it, or that try predicts one
+    class: its rows then tell nothing apart, and the best rate stays.
+    """
+    if cell.select.rule != "one_se" or judged is None or judged.collapsed or judged.chosen_by is None:
+        return None
+    from peftbench.runner.spread import error_of
+
+    return error_of(expanded(cell.outputs) / folder, cell.task, cell.select.rows, judged.chosen_by)
 
 
 def _judged(record: Record, last: bool) -> Evaluation | None:
