@@ -309,6 +309,7 @@ def plain(overrides: Sequence[str]) -> dict[str, object]:
         ["method=spafit", "method.strata.frozen.last=-1", "model.config.vocab_size=7", "budget=none"],
         ["scope.layers=${seed}", "model.config={vocab_size: 9}", "tracker.tags=[]", "progress=false"],
         ["experiment=demo", "protocol.max_steps=${protocol.batch_size}", "data.limit=5"],
+        ["checkpoint_every=null", "predict_test=true", "init_from='a b/seed${seed}'", "cache=c", "cells_per_gpu=2"],
     ],
 )
 def test_values_on_words_composed_before_are_what_hydra_makes_of_all(
@@ -322,8 +323,8 @@ def test_values_on_words_composed_before_are_what_hydra_makes_of_all(
 
 
 def test_in_another_folder_hydra_is_not_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    overrides = ["method=lora", "protocol.lr=0.1"]
-    words.composed(overrides)
+    overrides = ["method=lora", "protocol.lr=0.1", "checkpoint_every=0", "init_from=run", "predict_test=true"]
+    words.composed(["method=lora", "seed=1"])
     monkeypatch.chdir(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(words, "compose", None)

@@ -74,7 +74,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "shape": (rows, r"word_embeddings.weight is \(30524, 384\), config.json makes it \(30522, 384\)"),
     "no tokenizer": (no_tokenizer, "no tokenizer there"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{"), "tokenizer cannot be read"),
-    "larger": (lambda f: tokenizer(f, larger), "its ids go to 30522, the embedding has 30522 rows"),
+    "larger": (lambda f: tokenizer(f, larger), "its ids go to 30522, the embedding has 30,522 rows"),
     "unknown": (lambda f: tokenizer(f, only_letters), r"every word becomes \[UNK\]"),
     "no padding token": (lambda f: padding_token(f, None), "it has no padding token"),
     "padding": (other_padding, "config.json has pad_token_id=3, conf/model/minilm_l6.yaml 0"),

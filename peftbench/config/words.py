@@ -47,7 +47,8 @@ PARTS = (
 GROUPS = (*PARTS, "experiment")
 LISTED = (*GROUPS, "paper", "make", "merge")  # what `peftbench list` knows
 CHOICE = re.compile(rf"(?:{'|'.join(GROUPS)})=\w+", re.ASCII)  # of a word
-VALUE = re.compile(rf"(?:(?:{'|'.join(PARTS)})\.[\w.]+|seed|study|outputs|progress)=.*", re.ASCII | re.DOTALL)
+TOP = "seed|study|outputs|cache|init_from|predict_test|checkpoint_every|rerun|cells_per_gpu|progress"  # in no group
+VALUE = re.compile(rf"(?:(?:{'|'.join(PARTS)})\.[\w.]+|{TOP})=.*", re.ASCII | re.DOTALL)
 MOST_CHOICES = 64  # configurations kept, of about 0.5 MiB each
 
 
