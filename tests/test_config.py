@@ -18,6 +18,7 @@ from peftbench.config.fingerprint import canonical, digest
 from peftbench.config.validate import method_class
 from peftbench.ground.errors import ConfigError
 from peftbench.lifecycle.merging import METHODS
+from peftbench.lifecycle.port import Port
 
 ROOT = compose.conf_dir()
 YAMLS = sorted(
@@ -41,6 +42,9 @@ def test_every_yaml_composes_and_is_valid(path: Path) -> None:
     if path.parent.name == "merge":  # likewise for `peftbench merge`
         assert recipes.recipe("merge", [word, "seed=1"], METHODS.__getitem__)[1] == ["seed=1"]
         return
+    if path.parent.name == "port":  # and for `peftbench port`
+        assert recipes.recipe("port", [word, "seed=1"], lambda _: Port)[1] == ["seed=1"]
+        return
     extra = NEEDS.get(str(path), [])
     if str(path) == "task/ax.yaml":
         with pytest.raises(ConfigError, match="init_from"):
@@ -52,7 +56,8 @@ def test_every_yaml_composes_and_is_valid(path: Path) -> None:
 EXPLAINED = [
     path
     for path in YAMLS
-    if path.parent.name in ("protocol", "method", "scope", "budget", "data", "select", "tracker", "make", "merge")
+    if path.parent.name
+    in ("protocol", "method", "scope", "budget", "data", "select", "tracker", "make", "merge", "port")
 ]
 
 
@@ -260,6 +265,8 @@ def test_numbers_of_a_bridged_method_are_bounded_before_anything_is_built() -> N
         (["protocol.lr=${nope}"], "protocol.lr: Interpolation key 'nope' not found"),
         ([f"outputs={'x' * 300}"], "outputs=xxx"),
         ([f"cache={'a/' * 2000}"], "cache=a/a/"),
+        (["init_head=old"], "init_head=old: must be one of new, kept"),
+        (["init_head=kept"], "init_head=kept: of which run? init_from=<its folder> says it"),
         (["checkpoint_every=1e26"], "checkpoint_every=1e+26: must be seconds up to 1e+09, or null"),
     ],
     ids=lambda value: str(value)[:40],

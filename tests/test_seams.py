@@ -36,6 +36,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {  # a call of every member of Tuner tha
     "after_backward": (0,),
     "after_step": (0,),
     "load_delta": ({"weight": torch.zeros(2)},),
+    "untrained": ({"weight": torch.zeros(2)},),
     "update": ({},),
     "load_state_dict": ({"parts": [{}]},),
 }

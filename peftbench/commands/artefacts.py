@@ -1,7 +1,8 @@
-"""`peftbench score`, `merge`: what is made of finished runs, and stands in the same tables."""
+"""`peftbench score`, `merge`, `port`: what is made of finished runs, and stands in the same tables."""
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 from peftbench.commands.use import add_searchpath, known_classes
@@ -12,16 +13,21 @@ def score(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="peftbench score")
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("words", nargs="*", help="task=, and where needed data=, study=, outputs=, cache=")
+    parser.add_argument("-m", "--multirun", action="store_true", help="as of run; words with commas are swept anyway")
     add_searchpath(parser)
     options = parser.parse_intermixed_args(arguments)
     from peftbench.commands import screen
+    from peftbench.config import recipes
     from peftbench.lifecycle.artefact import where_of
     from peftbench.lifecycle.parents import parent
-    from peftbench.lifecycle.score import score
+    from peftbench.lifecycle.score import check_labels, score
 
-    run = parent(Path(options.run))
-    where = where_of(options.words, run)
-    return score(run, where, ["score", *arguments], screen, known_classes(options.searchpath))
+    run, known = parent(Path(options.run)), known_classes(options.searchpath)
+    own = [] if options.searchpath is None else ["--searchpath", options.searchpath]
+    every = {tuple(words): where_of(words, run) for words in recipes.swept(options.words)}
+    for where in every.values():
+        check_labels(run, where.task)
+    return max(score(run, where, ["score", options.run, *words, *own], screen, known) for words, where in every.items())
 
 
 def merge(arguments: Sequence[str]) -> int:
@@ -45,4 +51,33 @@ def merge(arguments: Sequence[str]) -> int:
             if asked.group.joint is None:
                 shown.no_joint_run(joint_words(asked.group.parents))
         codes.append(merge(asked.group, asked.job, asked.where, shown))
+    return max(codes)
+
+
+def port(arguments: Sequence[str]) -> int:
+    """`peftbench port from=STUDY model=NEWER`: what old runs learned, on a newer backbone of the same shapes."""
+    parser = ArgumentParser(prog="peftbench port")
+    parser.add_argument(
+        "words", nargs="*", help="from=, model=, model.weights=, port.steps=, ...; method=, task=, seed=, study=, ..."
+    )
+    parser.add_argument("-m", "--multirun", action="store_true", help="as of run; words with commas are swept anyway")
+    add_searchpath(parser)
+    options = parser.parse_intermixed_args(arguments)
+    from peftbench.commands import screen
+    from peftbench.lifecycle import trained_on
+    from peftbench.lifecycle.asked_port import ask
+    from peftbench.lifecycle.port import Settled, port
+
+    codes: list[int] = []
+    lines: list[str] = []
+    jobs = ask(options.words, known_classes(options.searchpath), options.searchpath)
+    for _, same_run in groupby(jobs, key=lambda job: id(job.patch)):
+        settled = Settled(screen.Artefacts())
+        for job in same_run:
+            codes.append(port(job, settled))
+            codes += trained_on.go_on(job, settled) if codes[-1] == 0 else []
+            lines += trained_on.ceilings(job, settled)
+        job.patch.forget()
+    for line in dict.fromkeys(lines):
+        print(line)
     return max(codes)

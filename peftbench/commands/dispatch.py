@@ -54,6 +54,7 @@ after a run:
   flips OLD NEW           rows that an update turns wrong or right, beside what another seed alone does; runs or studies
   score RUN task=WORD     the run on another task of the same labels, as a row of its study's table
   merge from=STUDY ...    one backbone of the runs of method= on all tasks, merge=ties,pcb,...: rows of the table
+  port from=STUDY ...     what old runs learned on a newer backbone, model=NEWER, port.steps=0,50: rows of the table
 
 examples:
   peftbench run                                        LoRA on the built-in sample, offline
@@ -91,6 +92,7 @@ COMMANDS = {
     "export": ("use", "export"),
     "score": ("artefacts", "score"),
     "merge": ("artefacts", "merge"),
+    "port": ("artefacts", "port"),
     "convert": ("use", "convert"),
     "backbone": ("use", "backbone"),
 }

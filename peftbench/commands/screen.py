@@ -54,7 +54,7 @@ class Artefacts:
     """A line for every artefact, and what runs look like beside each other once: there are many of both."""
 
     def __init__(self) -> None:
-        self._described = False
+        self._described: set[str] = set()
 
     def already_done(self, record: Record, path: Path) -> None:
         """It has a record."""
@@ -63,10 +63,11 @@ class Artefacts:
     def ended(self, outcome: "Outcome") -> None:
         """It was made."""
         facts = outcome.record.made.facts if outcome.record.made else {}
-        if "norms" in facts and not self._described:
-            self._described = True
-            for line in _geometry(facts):
-                say(line)
+        for key, describe in (("norms", _geometry), ("distance", _moved), ("residual", _residual)):
+            if key in facts and key not in self._described:
+                self._described.add(key)
+                for line in describe(facts):
+                    say(line)
         self._line(outcome.record, outcome.path, "")
 
     def elsewhere(self, folder: Path, owner: str) -> None:
@@ -105,6 +106,28 @@ def _geometry(facts: Mapping[str, Any]) -> list[str]:
             f"these runs trained on the held-out rows, too (protocol.selection is not held_out): {', '.join(on)}"
         )
     return lines
+
+
+def _moved(facts: Mapping[str, Any]) -> list[str]:
+    share = facts["distance"] / facts["length"] if facts["length"] else 0.0
+    lines = [f"the newer backbone has moved by {facts['distance']:.3g}, {share:.2%} of the old one's length"]
+    if change := facts.get("change"):
+        said = f"{change['length']:.3g}; cosine with that move {change['cosine']:+.3f}"
+        lines.append(f"length of the run's change: {said}{_by_kind(change['cosines'])}")
+    return lines
+
+
+def _residual(facts: Mapping[str, Any]) -> list[str]:
+    change, residual = facts["change"], facts["residual"]
+    said = f"cosine of the two {change['cosine']:+.3f}{_by_kind(facts['cosines'])}"
+    lines = [f"length of the change trained anew: {change['length']:.3g}; {said}"]
+    said = f"{residual['length']:.3g}, {residual['in_changes']:.2f} of the new change's length"
+    return [*lines, f"the two differ by {said}{_by_kind(facts['residual_in_changes'])}"]
+
+
+def _by_kind(values: Mapping[str, float]) -> str:
+    kinds = ", ".join(f"{kind} {value:+.3f}" for kind, value in values.items())
+    return f" ({kinds})" if kinds else ""
 
 
 def searched(search: Search) -> None:

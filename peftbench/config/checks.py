@@ -13,10 +13,10 @@ from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.ground.files import DELTA_FILE
 
 TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": bool, "progress": bool, "rerun": str}
-TOP |= {"cells_per_gpu": int}
+TOP |= {"cells_per_gpu": int, "init_head": str}
 LEAST = {"seed": 0, "cells_per_gpu": 1}
 OF_THE_RUNNER = ("rerun", "cells_per_gpu")  # say how cells are run, not what a cell is
-RERUN = ("unfinished", "failed", "all")
+WORDS = {"rerun": ("unfinished", "failed", "all"), "init_head": ("new", "kept")}
 
 
 def top(keys: Mapping[str, Any], problems: list[str], to_come: Collection[Path] = ()) -> None:
@@ -39,8 +39,9 @@ def top(keys: Mapping[str, Any], problems: list[str], to_come: Collection[Path] 
             problems.append(f"{key}={shown(keys[key])}: must be at least {LEAST[key]} and at most {MOST}")
     if isinstance(keys.get("study"), str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", keys["study"]):
         problems.append(f"study={shown(keys['study'])}: must be letters, digits, '.', '_' and '-' (it names a folder)")
-    if isinstance(keys.get("rerun"), str) and keys["rerun"] not in RERUN:
-        problems.append(f"rerun={shown(keys['rerun'])}: must be one of {', '.join(RERUN)}")
+    for key, words in WORDS.items():
+        if isinstance(keys.get(key), str) and keys[key] not in words:
+            problems.append(f"{key}={shown(keys[key])}: must be one of {', '.join(words)}")
     every = keys.get("checkpoint_every")
     if every is not None and (type(every) not in (int, float) or not 0 <= every <= LARGEST):
         problems.append(f"checkpoint_every={shown(show(every))}: must be seconds up to {LARGEST:g}, or null")
@@ -62,6 +63,8 @@ def together(cell: Cell) -> None:
     ]
     if cell.task.train is None and cell.init_from is None:
         problems.append(f"task={cell.task.name}: has no training rows; give init_from=<folder of an MNLI run>")
+    if cell.init_head == "kept" and cell.init_from is None:
+        problems.append("init_head=kept: of which run? init_from=<its folder> says it")
     kind, budget = method_class(cell.method.target), cell.budget
     takes_none = getattr(kind, "dial", None) is None and not hasattr(kind, "within")
     if takes_none and any(part is not None for part in (budget.entries, budget.fraction, budget.like)):

@@ -86,6 +86,13 @@ class ModelSpec:
         return int(self.config[self.layout.depth])
 
     @property
+    def meaning(self) -> dict[str, Any]:
+        """What a fingerprint holds of it: not where modules lie."""
+        meant = asdict(self)
+        del meant["layout"], meant["pickle_sha256"]
+        return meant
+
+    @property
     def positions(self) -> int:
         """The most tokens that a row can have."""
         first = self.layout.positions_from
@@ -243,6 +250,7 @@ class Cell:
     cache: str
     init_from: str | None = None
     init_sha256: str | None = None
+    init_head: Literal["new", "kept"] = "new"
     predict_test: bool = False
     progress: bool = True
     checkpoint_every: NotNegative | None = None
@@ -257,8 +265,7 @@ class Cell:
         Paths are left out (the same rows may lie elsewhere; the record holds the hash of what was read), and so is
         what only says how a run is watched, a key that was added and changes nothing, and where modules lie.
         """
-        model = asdict(self.model)
-        del model["layout"], model["pickle_sha256"]
+        model = self.model.meaning
         if self.model.layout.attention == "bench" and self.model.model_type in STREAMS:
             model["stream"] = STREAMS[self.model.model_type]
         task = asdict(self.task)
@@ -284,6 +291,8 @@ class Cell:
         }
         if self.select.factors is not None or self.select.trials is not None:
             decides["select"] = without_added("select", asdict(self.select))
+        if self.init_head != "new":
+            decides["init_head"] = self.init_head
         if self.readout.kind == "prompt":
             decides["readout"] = {**asdict(self.readout), "prompt": prompt}
         if self.selftrain.kind != "none":

@@ -45,7 +45,7 @@ PARTS = (
     "tracker",
 )  # groups a cell is made of
 GROUPS = (*PARTS, "experiment")
-LISTED = (*GROUPS, "paper", "make", "merge")  # what `peftbench list` knows
+LISTED = (*GROUPS, "paper", "make", "merge", "port")  # what `peftbench list` knows
 CHOICE = re.compile(rf"(?:{'|'.join(GROUPS)})=\w+", re.ASCII)  # of a word
 TOP = "seed|study|outputs|cache|init_from|predict_test|checkpoint_every|rerun|cells_per_gpu|progress"  # in no group
 VALUE = re.compile(rf"(?:(?:{'|'.join(PARTS)})\.[\w.]+|{TOP})=.*", re.ASCII | re.DOTALL)

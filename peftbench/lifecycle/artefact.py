@@ -19,12 +19,12 @@ import numpy as np
 
 from peftbench.config import compose
 from peftbench.config.fingerprint import digest
-from peftbench.config.spec import Cell, TaskSpec
+from peftbench.config.spec import Cell, ModelSpec, TaskSpec
 from peftbench.data.rows import Rows
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
 from peftbench.ground.errors import ConfigError, DataError, near, shown
-from peftbench.ground.files import RECORD_FILE, expanded
+from peftbench.ground.files import DELTA_FILE, RECORD_FILE, expanded
 from peftbench.lifecycle.parents import Parent, one_seed
 from peftbench.record import (
     SCHEMA,
@@ -42,6 +42,7 @@ from peftbench.record import (
     write_record,
 )
 from peftbench.runner import provenance
+from peftbench.runner.delta import Delta
 from peftbench.runner.recording import headline, keep_predictions, metrics, times_of
 from peftbench.runner.run import Outcome, read_rows
 from peftbench.runner.tracking import Stopwatch
@@ -78,20 +79,20 @@ class Where:
         return Rows(self.cell.data, replace(self.task, train=None), None, tested=not self.task.dev)
 
 
-def where_of(words: Sequence[str], run: Parent) -> Where:
+def where_of(words: Sequence[str], run: Parent, allowed: Sequence[str] = WORDS) -> Where:
     """Where an artefact of a run is scored and kept: as these words say, and else as the run was.
 
     Args:
         words: task=, data=, study=, outputs=, cache= and keys of them.
+        allowed: words and groups that may be among them.
 
     Raises:
         ConfigError: a word is none of these, or not possible, or the run learned several tasks and none is named.
     """
     typed = {word.partition("=")[0].lstrip("+~").partition(".")[0] for word in words}
-    if other := sorted(typed - set(WORDS)):
-        raise ConfigError(f"{shown(other[0])}: not a word of an artefact; {near(other[0], WORDS)}")
-    start = str(run.folder).replace("\\", "\\\\").replace("'", "\\'")  # a task without training rows asks for one
-    cell = compose.cell_from([*words, f"init_from='{start}'"])
+    if other := sorted(typed - set(allowed)):
+        raise ConfigError(f"{shown(other[0])}: not a word of an artefact; {near(other[0], allowed)}")
+    cell = compose.cell_from([*words, f"init_from={quoted(run.folder)}"])  # a task without training rows asks for one
     if "task" not in typed:
         cell = replace(cell, task=run.one_task())
     if len(cell.task.parts) > 1:
@@ -100,6 +101,11 @@ def where_of(words: Sequence[str], run: Parent) -> Where:
         cell = replace(cell, data=run.data)
     outputs = expanded(cell.outputs) if "outputs" in typed else run.outputs
     return Where(cell, outputs, cell.study if "study" in typed else run.record.cell.study)
+
+
+def quoted(path: Path) -> str:
+    """A path as the value of a word, whatever signs it has."""
+    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class Recipe:
         keys: its settings.
         parents: in the order in which they matter.
         words: the command line that makes it.
+        model: the backbone that it stands on; None: that of the first parent.
     """
 
     by: str
@@ -119,6 +126,12 @@ class Recipe:
     keys: Mapping[str, Any]
     parents: Sequence[Parent]
     words: Sequence[str]
+    model: ModelSpec | None = None
+
+    @property
+    def backbone(self) -> ModelSpec:
+        """What it stands on."""
+        return self.model or self.parents[0].model
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,7 @@ class Result:
         counts: entries that were trained for it, or that it changed.
         facts: what was seen on the way.
         weights: hash of the backbone's weights.
+        delta: what later runs and commands take up, where there is such a thing.
     """
 
     scores: Scores | None
@@ -140,6 +154,7 @@ class Result:
     counts: Counts | None
     weights: str | None
     facts: dict[str, Any] = field(default_factory=dict)
+    delta: Delta | None = None
 
 
 def settle(recipe: Recipe, where: Where, make: Callable[[Mapping[str, Split]], Result], screen: Screen) -> int:
@@ -156,7 +171,7 @@ def settle(recipe: Recipe, where: Where, make: Callable[[Mapping[str, Split]], R
     folder = folder_of(recipe, where)
     with Lock(folder) as lock:
         if done.has_result(folder):
-            inputs = _inputs(recipe, where)
+            inputs = inputs_of(recipe, where)
             place, need = done.find(folder, inputs)
             if need == "nothing" and (record := finished_record(place / RECORD_FILE)) is not None:
                 screen.already_done(record, place / RECORD_FILE)
@@ -172,7 +187,8 @@ def settle(recipe: Recipe, where: Where, make: Callable[[Mapping[str, Split]], R
         provenance.reset_peak_memory()
         rows = read_rows(where.rows)
         result = make(rows)
-        record = _record(recipe, where, result, rows, watch, started)
+        delta = None if result.delta is None else result.delta.save(folder / DELTA_FILE, lock.check)
+        record = _record(recipe, where, result, rows, watch, started, delta)
         if changed := changed_parents(record.hashes, where.outputs):
             raise DataError(f"{changed[0]}: was run again while an artefact was made of it; the same command goes on")
         labels = {name: tokens.labels for name, tokens in result.tokens.items()}
@@ -184,8 +200,8 @@ def settle(recipe: Recipe, where: Where, make: Callable[[Mapping[str, Split]], R
 
 def folder_of(recipe: Recipe, where: Where) -> Path:
     """The artefact's own folder, which follows from recipe, task, data and the parents' cells alone."""
-    model = recipe.parents[0].record.cell.model
-    words = [where.task.name, *re.findall(r"[\w.]+", recipe.name), model, fingerprint(recipe, where)[:8]]
+    name = recipe.backbone.name
+    words = [where.task.name, *re.findall(r"[\w.]+", recipe.name), name, fingerprint(recipe, where)[:8]]
     return where.outputs / where.study / "-".join(words) / f"seed{one_seed(recipe.parents)}"
 
 
@@ -193,20 +209,21 @@ def fingerprint(recipe: Recipe, where: Where) -> str:
     """16 hexadecimal digits that change with whatever decides the score, the seed apart."""
     data = where.cell.data
     source = {"source": data.source, "revision": data.revision, "limit": data.limit}
-    return digest(
-        {
-            "by": recipe.by,
-            "keys": dict(recipe.keys),
-            "parents": [one.record.fingerprint for one in recipe.parents],
-            "task": asdict(where.task),
-            "data": {**source, "path": data.path} if data.source == "hub" else source,
-        }
-    )[:16]
+    decides = {
+        "by": recipe.by,
+        "keys": dict(recipe.keys),
+        "parents": [one.record.fingerprint for one in recipe.parents],
+        "task": asdict(where.task),
+        "data": {**source, "path": data.path} if data.source == "hub" else source,
+    }
+    if recipe.model is not None:
+        decides["model"] = recipe.model.meaning
+    return digest(decides)[:16]
 
 
-def _inputs(recipe: Recipe, where: Where) -> InputHashes:
-    model = recipe.parents[0].model
-    reads = done.Reads(where.rows, model.weights, None, None, where.cell.cache)
+def inputs_of(recipe: Recipe, where: Where) -> InputHashes:
+    """Hashes of what an artefact would be made of now."""
+    reads = done.Reads(where.rows, recipe.backbone.weights, None, None, where.cell.cache)
     parents = {one.place(where.outputs): one.delta for one in recipe.parents}
     return replace(done.hash_inputs(reads), parents=parents)
 
@@ -218,8 +235,9 @@ def _record(
     rows: Mapping[str, Split],
     watch: Stopwatch,
     started: datetime,
+    delta: str | None,
 ) -> Record:
-    """The record of an artefact: the first parent's configuration on this task and data."""
+    """The record of an artefact: the first parent's configuration on this task, data and backbone."""
     task, first = where.task, recipe.parents[0].record
     fit = Fit() if result.scores is None else Fit([result.scores], 0, dict(result.logits))
     labels = {name: tokens.labels for name, tokens in result.tokens.items()}
@@ -227,7 +245,7 @@ def _record(
         schema=SCHEMA,
         status="done",
         cell=CellName(
-            task.name, recipe.name, first.cell.model, where.cell.data.name, "none", first.cell.seed, where.study
+            task.name, recipe.name, recipe.backbone.name, where.cell.data.name, "none", first.cell.seed, where.study
         ),
         fingerprint=fingerprint(recipe, where),
         headline=headline(task, fit, labels),
@@ -241,6 +259,7 @@ def _record(
             data={name: split.sha256 for name, split in rows.items()},
             weights=result.weights,
             tokenizer=next((tokens.tokenizer for tokens in result.tokens.values()), None),
+            delta=delta,
             parents={one.place(where.outputs): one.delta for one in recipe.parents},
         ),
         versions=provenance.versions(),
@@ -248,15 +267,20 @@ def _record(
         hardware=Hardware(**provenance.hardware()),
         worker=Worker(socket.gethostname(), os.getpid()),
         overrides=list(recipe.words),
-        config=_config(first, task, where),
+        config=_config(recipe, task, where),
         made=Made(recipe.by, dict(recipe.keys), result.facts),
     )
 
 
-def _config(first: Record, task: TaskSpec, where: Where) -> dict[str, Any]:
-    data = {key: value for key, value in asdict(where.cell.data).items() if key != "name"}
-    plain = {key: value for key, value in asdict(task).items() if key != "name"}
-    return {**first.config, "task": _as_json(plain), "data": data, "study": where.study, "init_from": None}
+def _config(recipe: Recipe, task: TaskSpec, where: Where) -> dict[str, Any]:
+    own = {"task": _part(task), "data": _part(where.cell.data), "study": where.study, "init_from": None}
+    if recipe.model is not None:
+        own["model"] = _part(recipe.model)
+    return {**recipe.parents[0].record.config, **own}
+
+
+def _part(spec: Any) -> dict[str, Any]:
+    return {key: _as_json(value) for key, value in asdict(spec).items() if key != "name"}
 
 
 def _as_json(value: Any) -> Any:

@@ -70,12 +70,12 @@ def parent(folder: Path) -> Parent:
     """The finished run in a folder.
 
     Raises:
-        DataError: there is none, it did not end well, or it is an artefact itself.
+        DataError: there is none, it did not end well, or it is an artefact that holds no delta.
     """
     record = read_record(folder / RECORD_FILE)
     if record.status != "done":
         raise DataError(f"{folder}: that run {record.status}; an artefact is made of finished runs")
-    if record.made is not None or record.hashes.delta is None:
+    if record.hashes.delta is None:
         raise DataError(f"{folder}: holds no delta; an artefact is made of runs that learned one")
     return Parent(folder, record, record.hashes.delta)
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from peftbench.ground.errors import ConfigError, near
+from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.lifecycle.parents import Parent, parent
 from peftbench.record import Record, find_records, glance, read_record
 
@@ -47,6 +47,22 @@ def by_seed(
     if missing or not numbers:
         raise ConfigError(f"{study}: no finished run of {method} on {missing[0] if missing else ', '.join(wanted)}")
     return {seed: [parent(places[seed, task]) for task in wanted] for seed in numbers}
+
+
+def matching(outputs: Path, study: str, **wanted: str) -> list[Parent]:
+    """The finished runs of a study that learned one task, whose cell has these values (method, budget, task, seed).
+
+    Raises:
+        ConfigError: there is no such study, or no such run in it.
+        DataError: a record cannot be read.
+    """
+    runs = [run for run in _alone(_finished(outputs, study)) if run[1].hashes.delta is not None]
+    for key, value in wanted.items():
+        known = {str(getattr(record.cell, key)) for _, record in runs}
+        runs = [run for run in runs if str(getattr(run[1].cell, key)) == value]
+        if not runs:
+            raise ConfigError(f"{key}={shown(value)}: no finished run in study {study}; {near(value, known)}")
+    return [parent(folder) for folder, _ in runs]
 
 
 def _finished(outputs: Path, study: str) -> list[tuple[Path, Record]]:

@@ -28,49 +28,19 @@ from peftbench.training.forward import Forward
 RIDGE = 1e-3  # weight of the refitted map's squared entries beside the mean loss: features of few rows are collinear
 
 
-class Seat:
-    """A finished run's model, its change folded in, into which other backbones are put.
+class OnTask:
+    """A model on the task of a finished run, which reads rows as the run did."""
 
-    Attributes:
-        own: the backbone's weights as the run left them, fp32.
-    """
-
-    def __init__(self, parent: Parent, cache: str, known: Collection[str] = ()) -> None:
+    def __init__(self, parent: Parent, model: Model, cache: str) -> None:
         """Args:
         parent: the run.
+        model: of the run's backbone or another of its shapes, with a head for its task.
         cache: the folder of tokenised rows.
-        known: classes outside this package that its delta may name.
-
-        Raises:
-            ConfigError: its method is no change of weights (adapters), or its backbone is low-rank.
-            DataError: the run cannot be read.
         """
-        self.parent, self.task, self._cache = parent, parent.one_task(), cache
-        self.model, tuner, _ = reload(parent.folder, known)
-        if self.model.ranks:
-            raise ConfigError(f"{parent.folder}: its backbone is low-rank; factors are not weights that can be added")
-        try:
-            tuner.merge()
-        except ConfigError as error:
-            raise ConfigError(f"{parent.folder}: {error.every[0]}") from None
-        self.model.module.float().requires_grad_(False).eval()
-        self.own = self.weights()
-        self._head = {name: parameter.detach().clone() for name, parameter in self.model.head()}
+        self.parent, self.task, self.model, self._cache = parent, parent.one_task(), model, cache
         protocol = parent.protocol
-        self._forward = Forward(self.model, protocol.precision, process_state().device)
+        self._forward = Forward(model, protocol.precision, process_state().device)
         self._evaluator = Evaluator(self._forward, self.task, protocol.eval_batch_size)
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """A copy of the backbone's weights, on the CPU in fp32."""
-        return {name: parameter.detach().float().cpu().clone() for name, parameter in self.model.backbone()}
-
-    @torch.no_grad()
-    def put(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Put weights in, what they leave out as the run left it; the head is the run's own."""
-        for name, parameter in self.model.backbone():
-            parameter.copy_(weights.get(name, self.own[name]))
-        for name, parameter in self.model.head():
-            parameter.copy_(self._head[name])
 
     @functools.cached_property
     def rows(self) -> dict[str, Split]:
@@ -130,6 +100,48 @@ class Seat:
     def _batches(self, tokens: Tokens, size: int) -> Iterator[Batch]:
         for rows in evaluation_order(tokens.lengths, size):
             yield self._forward.batch(tokens, rows)
+
+
+class Seat(OnTask):
+    """A finished run's model, its change folded in, into which other backbones are put.
+
+    Attributes:
+        own: the backbone's weights as the run left them, fp32.
+    """
+
+    def __init__(self, parent: Parent, cache: str, known: Collection[str] = ()) -> None:
+        """Args:
+        parent: the run.
+        cache: the folder of tokenised rows.
+        known: classes outside this package that its delta may name.
+
+        Raises:
+            ConfigError: its method is no change of weights (adapters), or its backbone is low-rank.
+            DataError: the run cannot be read.
+        """
+        model, tuner, _ = reload(parent.folder, known)
+        if model.ranks:
+            raise ConfigError(f"{parent.folder}: its backbone is low-rank; factors are not weights that can be added")
+        try:
+            tuner.merge()
+        except ConfigError as error:
+            raise ConfigError(f"{parent.folder}: {error.every[0]}") from None
+        model.module.float().requires_grad_(False).eval()
+        super().__init__(parent, model, cache)
+        self.own = self.weights()
+        self._head = {name: parameter.detach().clone() for name, parameter in self.model.head()}
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """A copy of the backbone's weights, on the CPU in fp32."""
+        return backbone_of(self.model)
+
+    @torch.no_grad()
+    def put(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Put weights in, what they leave out as the run left it; the head is the run's own."""
+        for name, parameter in self.model.backbone():
+            parameter.copy_(weights.get(name, self.own[name]))
+        for name, parameter in self.model.head():
+            parameter.copy_(self._head[name])
 
     def curvature(self, tokens: Tokens, names: Collection[str]) -> dict[str, torch.Tensor]:
         """The diagonal of the Fisher information of these weights, mean over rows, in fp32 and without dropout.

@@ -99,6 +99,20 @@ class Tuner(Protocol):
         """
         ...
 
+    def untrained(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What a delta of the same entries would hold had nothing been learned; asked of a freshly attached tuner.
+
+        A delta is carried to another backbone as its difference to this: values of the backbone's own weights become
+        changes of them, and factors that start alike everywhere stay what they are.
+
+        Args:
+            tensors: a delta of such a tuner.
+
+        Raises:
+            DataError: it is none of this tuner.
+        """
+        ...
+
     def merge(self) -> str | None:
         """Fold what was learned into the backbone's own weights; the model then stands without the method.
 
@@ -223,6 +237,10 @@ class ParameterTuner:
     def load_delta(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """See `Tuner`."""
         copy_into(self._trainables, tensors)
+
+    def untrained(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What the delta holds now."""
+        return self.delta()
 
     def merge(self) -> str | None:
         """Nothing to do: the parameters are the model's own."""

@@ -225,6 +225,10 @@ class SelectiveTuner(WrapperTuner):
         """See `Tuner`."""
         self.store.load(tensors)
 
+    def untrained(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """The same entries with what the candidates hold there."""
+        return self.store.untouched(tensors)
+
     def merge(self) -> None:
         """The values are in the weights already; an inner method folds its own in."""
         for hook in self._hooks:

@@ -92,6 +92,10 @@ class WrapperTuner:
         for part, own in zip(self.parts, owners, strict=True):
             part.load_delta({name: tensors[name] for name in own if name in tensors})
 
+    def untrained(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """What every part's own would be."""
+        return {name: tensor for part in self.parts for name, tensor in part.untrained(tensors).items()}
+
     def settles(self) -> int:
         """When every part's evaluations count."""
         return max((part.settles() for part in self.parts), default=0)

@@ -5,6 +5,8 @@ from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
 
+import torch
+
 from peftbench.backbone.heads import leave_one, tasks_in
 from peftbench.backbone.model import Model, compute_precision, empty_copy, load_model
 from peftbench.backbone.weights import file_sha256, weights_folder
@@ -50,7 +52,7 @@ def learned(cell: Cell, model: Model, tuner: Tuner, start: Delta | None = None) 
     own = tuner.delta()
     head = {HEAD + name: parameter.detach() for name, parameter in model.head()}
     fresh = {FRESH + name: tensor for name, tensor in model.drawn.items() if name not in own}
-    merged = start.start if start and _goes_on(cell, start) else start
+    merged = start.start if start and goes_on(cell, start) else start
     before = {START + name: tensor for name, tensor in merged.tensors.items()} if merged else {}
     facts = DeltaFacts(
         method=cell.method,
@@ -75,16 +77,25 @@ def restore(delta: Delta, model: Model, head: bool = True, known: Collection[str
         DataError: the delta was learned on another backbone, does not fit this one, or names an unknown class.
     """
     facts = delta.facts
-    if facts.model != LearnedOn(model.name, model.weights_sha256):
-        raise DataError(f"the delta was learned on {facts.model.name} (other weights), not on this {model.name}")
-    _check_classes(facts, known)
-    _check_size(delta, model)
-    _put_fresh(delta, model)
+    check(delta, model, known)
+    put_fresh(delta, model)
     if start := delta.start:
         restore(start, model, head=False, known=known).merge()
     tuner = attach(facts.method, facts.scope, facts.budget, model, facts.seed)
     _put(delta, tuner, model, head)
     return tuner
+
+
+def check(delta: Delta, model: Model, known: Collection[str] = ()) -> None:
+    """Refuse a delta of another backbone, or one whose method is not to be made.
+
+    Raises:
+        DataError: see `restore`.
+    """
+    if delta.facts.model != LearnedOn(model.name, model.weights_sha256):
+        raise DataError(f"the delta was learned on {delta.facts.model.name} (other weights), not on this {model.name}")
+    _check_classes(delta.facts, known)
+    _check_size(delta, model)
 
 
 def _check_classes(facts: DeltaFacts, known: Collection[str]) -> None:
@@ -120,7 +131,7 @@ def start_of(cell: Cell) -> Delta | None:
     """
     if cell.init_from is None:
         return None
-    start = _own_delta(Path(cell.init_from))
+    start = delta_of(Path(cell.init_from))
     _check_classes(start.facts, classes_of(cell.method))
     several, own = tasks_in(start.named(HEAD)), {task.name for task in cell.task.parts}
     if (len(own) > 1 and several != own) or (several and cell.task.train is None):
@@ -136,15 +147,16 @@ def start_from(cell: Cell, model: Model, start: Delta | None = None) -> Tuner:
     """Attach the cell's method to a backbone with the delta that it starts from.
 
     A delta of the same method, scope and budget is trained further; that of another is merged into the backbone
-    first. The head starts anew, unless the task can only be evaluated (AX).
+    first. The head starts anew, unless it is to be kept (init_head), or the task can only be evaluated (AX).
 
     Raises:
         DataError: the delta does not fit.
     """
     if start is None:
         return attach(cell.method, cell.scope, cell.budget, model, cell.seed)
-    tuner = restore(start, model, head=cell.task.train is None, known=classes_of(cell.method))
-    if _goes_on(cell, start):
+    kept = cell.init_head == "kept" or cell.task.train is None
+    tuner = restore(start, model, head=kept, known=classes_of(cell.method))
+    if goes_on(cell, start):
         return tuner
     tuner.merge()
     return attach(cell.method, cell.scope, cell.budget, model, cell.seed)
@@ -161,7 +173,7 @@ def attached(cell: Cell, model: Model, start: Delta | None = None) -> Tuner:
     return tuner
 
 
-def _goes_on(cell: Cell, start: Delta) -> bool:
+def goes_on(cell: Cell, start: Delta) -> bool:
     """Whether the cell trains this delta further, instead of merging it."""
     facts = start.facts
     return (facts.method, facts.scope, facts.budget) == (cell.method, cell.scope, cell.budget)
@@ -178,7 +190,7 @@ def reload(run: Path, known: Collection[str] = (), task: str | None = None) -> t
         ConfigError: it has no such task, or several and none is named.
         DataError: the run's record, delta or weights cannot be read.
     """
-    record, delta = read_record(run / RECORD_FILE), _own_delta(run)
+    record, delta = read_record(run / RECORD_FILE), delta_of(run)
     spec, wanted = model_spec(record), readouts.one_task(record, task, run)
     model, _ = load_model(spec, delta.facts.task.labels, delta.facts.seed, readouts.recorded(record, spec))
     tuner = restore(delta, model, known=known)
@@ -193,10 +205,10 @@ def as_learned(cell: Cell, run: Path) -> Model:
     Raises:
         DataError: the run's record, delta or weights cannot be read.
     """
-    delta = _own_delta(run)
+    delta = delta_of(run)
     readout = readouts.made(cell.readout, cell.task, cell.model, weights_folder(cell.model))
     model, _ = load_model(cell.model, cell.task.num_labels, cell.seed, readout)
-    _put_fresh(delta, model)
+    put_fresh(delta, model)
     tuner = attached(cell, model, start_of(cell))
     _put(delta, tuner, model, head=True)
     return model
@@ -220,7 +232,7 @@ def model_spec(record: Record) -> ModelSpec:
     return spec
 
 
-def _own_delta(run: Path) -> Delta:
+def delta_of(run: Path) -> Delta:
     """The delta in a run's folder.
 
     Raises:
@@ -239,13 +251,17 @@ def _own_delta(run: Path) -> Delta:
 
 
 def _put(delta: Delta, tuner: Tuner, model: Model, head: bool) -> None:
-    own = {name: tensor for name, tensor in delta.tensors.items() if not name.startswith((HEAD, FRESH, START))}
-    tuner.load_delta(own)
+    tuner.load_delta(own_of(delta))
     if head:
         copy_into(dict(model.head()), delta.named(HEAD))
 
 
-def _put_fresh(delta: Delta, model: Model) -> None:
+def own_of(delta: Delta) -> dict[str, torch.Tensor]:
+    """The tensors that are the method's own."""
+    return {name: tensor for name, tensor in delta.tensors.items() if not name.startswith((HEAD, FRESH, START))}
+
+
+def put_fresh(delta: Delta, model: Model) -> None:
     """What the weights lacked becomes what it was in the run: methods are attached to that, not to another draw."""
     stored, parameters = delta.named(FRESH), dict(model.backbone())
     drawn = {name: tensor for name, tensor in model.drawn.items() if name not in delta.tensors}
@@ -272,6 +288,6 @@ def export_peft(run: Path, folder: Path, known: Collection[str] = ()) -> None:
         raise ConfigError(f"{run}: its readout is a prompt, which PEFT's format cannot say")
     if model.ranks:
         raise ConfigError(f"{run}: its backbone is low-rank, which PEFT's format cannot say; peftbench apply can")
-    if _own_delta(run).start:
+    if delta_of(run).start:
         raise ConfigError(f"{run}: it started from another method's run, whose change PEFT's format does not hold")
     method.export_peft(tuner, model, folder)

@@ -5,7 +5,7 @@ entry the store keeps its value (4 bytes) and position (4 bytes), and 4 more for
 with Adam's two moments that is 16 to 20 bytes. Nothing else grows with the model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -117,14 +117,9 @@ class SparseStore:
             DataError: a name is no candidate, an index does not fit, or there are more entries than the budget.
         """
         ids, values = [], []
-        for name in sorted(key.removesuffix(".index") for key in tensors if key.endswith(".index")):
-            if name not in self.names or f"{name}.values" not in tensors:
-                raise DataError(f"the delta does not fit: {name} is no candidate here")
-            i, index = self.names.index(name), tensors[f"{name}.index"].long()
-            if index.numel() and (int(index.min()) < 0 or int(index.max()) >= self.tensors[i].numel()):
-                raise DataError(f"the delta does not fit: an index of {name} lies outside it")
+        for i, index in self._stored(tensors):
             ids.append(index + self.offsets[i])
-            values.append(tensors[f"{name}.values"])
+            values.append(tensors[f"{self.names[i]}.values"])
         count = sum(part.numel() for part in ids)
         if count > self.budget:
             raise DataError(f"the delta does not fit: {count:,} entries, the budget is {self.budget:,}")
@@ -134,6 +129,29 @@ class SparseStore:
             self.add(every.int().to(self.index.device))
             self.values.data[:count] = torch.cat(values)[order].to(self.values.device)
         self.write_back()
+
+    def untouched(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Such tensors with what the candidates themselves hold at these entries.
+
+        Raises:
+            DataError: as `load`.
+        """
+        held = {}
+        for i, index in self._stored(tensors):
+            name = self.names[i]
+            held[f"{name}.index"] = tensors[f"{name}.index"]
+            held[f"{name}.values"] = self.tensors[i].detach().view(-1)[index].float()
+        return held
+
+    def _stored(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+        """The number of every tensor of a delta, and its flat positions, int64."""
+        for name in sorted(key.removesuffix(".index") for key in tensors if key.endswith(".index")):
+            if name not in self.names or f"{name}.values" not in tensors:
+                raise DataError(f"the delta does not fit: {name} is no candidate here")
+            i, index = self.names.index(name), tensors[f"{name}.index"].long()
+            if index.numel() and (int(index.min()) < 0 or int(index.max()) >= self.tensors[i].numel()):
+                raise DataError(f"the delta does not fit: an index of {name} lies outside it")
+            yield i, index
 
     def restore(self, ids: torch.Tensor) -> None:
         """Take up ids in the order in which they were chosen; the values come with the trainables."""

@@ -44,7 +44,7 @@ def verify(path: Path, scratch: Path, searchpath: str | None = None) -> tuple[Ag
     from peftbench.runner.run import run
 
     record = read_record(path)
-    words = [*_words(record, path, searchpath), *OWN]
+    words = [*words_of(record, path, searchpath), *OWN]
     config = compose.load(words)
     config.outputs = str(scratch)
     cell = compose.build(config)
@@ -55,8 +55,12 @@ def verify(path: Path, scratch: Path, searchpath: str | None = None) -> tuple[Ag
     return agreement(record, again), again
 
 
-def _words(record: Record, path: Path, searchpath: str | None) -> list[str]:
-    """The overrides of a record; nothing that they name beside this project's own words is read or imported."""
+def words_of(record: Record, path: Path, searchpath: str | None = None) -> list[str]:
+    """The overrides of a record; nothing that they name beside this project's own words is read or imported.
+
+    Raises:
+        ConfigError, DataError: they name such a thing.
+    """
     words = [word for word in record.overrides if not word.startswith(compose.SEARCHPATH)]
     if len(words) < len(record.overrides) and searchpath is None:
         raise ConfigError(f"{path}: made with yaml files of its own; --searchpath DIR says where yours lie")

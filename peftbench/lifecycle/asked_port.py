@@ -1,0 +1,100 @@
+"""What the words of `peftbench port` ask for: which runs, onto which backbone, kept where."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from peftbench.config import compose, recipes
+from peftbench.config.spec import ModelSpec
+from peftbench.ground.errors import ConfigError, near, shown
+from peftbench.ground.files import expanded
+from peftbench.lifecycle import artefact, trained_on
+from peftbench.lifecycle.artefact import where_of
+from peftbench.lifecycle.parents import Parent
+from peftbench.lifecycle.patch import Patch, check_fit, weights_sha256
+from peftbench.lifecycle.port import Job, Port
+from peftbench.lifecycle.runs import matching
+
+CHOOSE = ("method", "budget", "task", "seed")  # runs of the study
+PLACE = ("data", "study", "outputs", "cache")
+GROUP = "port"
+
+
+def ask(words: Sequence[str], known: Collection[str] = (), searchpath: str | None = None) -> list[Job]:
+    """Everything that is asked for, checked before anything is computed.
+
+    Args:
+        known: classes outside this package that deltas may name.
+        searchpath: the user's own configuration, which names them.
+
+    Raises:
+        ConfigError: a word is not one of port, not possible, or asks for runs that are not there or do not fit.
+        DataError: a run, or the newer backbone, cannot be read.
+    """
+    patches: dict[tuple[Path, str], Patch] = {}
+    jobs = [job for one in recipes.swept(words) for job in _of(one, known, patches)]
+    jobs = [replace(job, searchpath=searchpath) for job in jobs]
+    for patch in patches.values():
+        patch.check()
+    for old, new in {repr(patch.run.model): (patch.run.model, patch.model) for patch in patches.values()}.values():
+        check_fit(old, new)
+    for job in jobs:
+        if job.keys.steps:
+            trained_on.check(job)
+        if job.keys.scale != 1 and job.patch.change is None:
+            raise ConfigError(f"port.scale={job.keys.scale:g}: {job.method} is no change of weights that can be scaled")
+        job.patch.forget()
+    return sorted(jobs, key=lambda job: (str(job.patch.run.folder), job.keys.steps))  # what a run needs once, together
+
+
+def _of(words: Sequence[str], known: Collection[str], patches: dict[tuple[Path, str], Patch]) -> list[Job]:
+    default = [] if any(word.startswith(f"{GROUP}=") for word in words) else [f"{GROUP}=default"]
+    keys, rest = recipes.recipe(GROUP, [*default, *words], lambda word: Port)
+    typed = {key: value for key, _, value in (item.partition("=") for item in rest)}
+    allowed = ("from", *CHOOSE, *PLACE, "model")
+    for key in typed:
+        if key.partition(".")[0] not in allowed or (key.partition(".")[0] in ("from", *CHOOSE) and "." in key):
+            raise ConfigError(f"{shown(key)}: not a word of port; {near(key, (*allowed, GROUP))}")
+    for key, what in (("from", "the study of the old runs"), ("model", "the newer backbone")):
+        if key not in typed:
+            raise ConfigError(f"{key}: must be given, {what}")
+    if keys.scale != 1 and keys.steps:
+        raise ConfigError(f"port.scale={keys.scale:g}: only the whole change is trained on from; port.steps=0")
+    place = [item for item in rest if item.partition("=")[0].partition(".")[0] in (*PLACE, "model")]
+    start = compose.cell_from([item for item in place if item.startswith(("outputs=", "model"))])
+    chosen = {key: typed[key] for key in CHOOSE if key in typed}
+    runs = matching(expanded(start.outputs), typed["from"], **chosen)
+    return [_job(run, keys, words, place, known, patches) for run in _older(runs, start.model)]
+
+
+def _older(runs: Sequence[Parent], newer: ModelSpec) -> list[Parent]:
+    """Those that were not trained on the newer backbone themselves.
+
+    Raises:
+        ConfigError: none is left.
+    """
+    sha256 = weights_sha256(newer)
+    older = [run for run in runs if run.one_task().train and (sha256 is None or run.record.hashes.weights != sha256)]
+    if not older:
+        raise ConfigError(f"model={newer.name}: these runs were trained on that backbone")
+    return older
+
+
+def _job(
+    run: Parent,
+    keys: Port,
+    words: Sequence[str],
+    place: Sequence[str],
+    known: Collection[str],
+    patches: dict[tuple[Path, str], Patch],
+) -> Job:
+    where = where_of(place, run, (*artefact.WORDS, "model"))
+    cell = run.record.cell
+    own = {"method": cell.method, "budget": cell.budget, "task": cell.task, "seed": str(cell.seed)}
+    line = ["port", *(word for word in words if word.partition("=")[0] not in own)]
+    line += [f"{key}={value}" for key, value in own.items() if (key, value) != ("budget", "none")]
+    patch = patches.setdefault(
+        (run.folder, repr(where.cell.model)), Patch(run, where.cell.model, where.cell.cache, known)
+    )
+    onto = [item for item in place if not item.startswith("study=")]
+    return Job(patch, keys, where, line, onto)
