@@ -16,7 +16,6 @@ from peftbench.ground import strangers
 from peftbench.ground.errors import DataError, printable, shown
 from peftbench.ground.files import RECORD_FILE, write_atomically
 from peftbench.ground.record_parts import (
-    Amount,
     Attention,
     BudgetFacts,
     CellName,
@@ -24,6 +23,7 @@ from peftbench.ground.record_parts import (
     Evaluation,
     FewLabels,
     Git,
+    Glance,
     Hardware,
     Hashes,
     Headline,
@@ -37,6 +37,7 @@ from peftbench.ground.record_parts import (
     Search,
     SelfTrained,
     Taken,
+    TaughtBy,
     Throughput,
     Times,
     Worker,
@@ -114,6 +115,7 @@ class _Config:
     shots: FewLabels | None = None
     readout: ReadBy | None = None
     selftrain: SelfTrained | None = None
+    objective: TaughtBy | None = None
 
 
 def _is_config(raw: dict[str, Any]) -> dict[str, Any]:
@@ -158,6 +160,7 @@ class Record:
         worker: who computed it; None in records of before version 0.4.
         failed_on: hosts on which the cell failed, this time and before; empty where it is done.
         made: how it was made of finished runs, where it is an artefact's.
+        row: the fingerprint with parents named by their cells, not by what they learned; None: it has none.
     """
 
     schema: int
@@ -184,6 +187,7 @@ class Record:
     worker: Worker | None = None
     failed_on: list[Name] = field(default_factory=list)
     made: Made | None = None
+    row: Name | None = None
 
     @property
     def lr(self) -> float:
@@ -207,6 +211,12 @@ class Record:
     def self_trained(self) -> SelfTrained:
         """How it used rows without labels."""
         how: SelfTrained = _adapter(SelfTrained).validate_python(self.config.get("selftrain") or {})
+        return how
+
+    @property
+    def taught_by(self) -> TaughtBy:
+        """What its training made small."""
+        how: TaughtBy = _adapter(TaughtBy).validate_python(self.config.get("objective") or {})
         return how
 
     @property
@@ -258,25 +268,6 @@ def read_record(path: Path) -> Record:
 def finished_record(path: Path) -> Record | None:
     """The record at this path, if it is whole and its run ended well."""
     return read_record(path) if record_status(path) == "done" and damage(path) is None else None
-
-
-@dataclass(frozen=True)
-class Glance:
-    """What is seen of a record without looking at the rest.
-
-    Attributes:
-        status: how the run ended; None: there is no record, or a damaged one. One of another schema counts as "done":
-            it is never run over.
-        hashes: what the run was made of.
-        seconds: what it took; peak_mb: MiB that it took at most. None: it does not say.
-        failed_on: hosts on which the cell failed.
-    """
-
-    status: str | None = None
-    hashes: Hashes = field(default_factory=Hashes)
-    seconds: Amount | None = None
-    peak_mb: Amount | None = None
-    failed_on: list[Name] = field(default_factory=list)
 
 
 def record_status(path: Path) -> str | None:

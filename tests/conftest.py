@@ -103,6 +103,21 @@ def row_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome
     return made
 
 
+@pytest.fixture(scope="session")
+def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on the same rows with another backbone; tests read it."""
+    folder = tmp_path_factory.mktemp("older")
+    words = [
+        *TINY,
+        "model=bert_mini",
+        "method=bitfit",
+        "protocol.lr=0.02",
+        f"outputs={folder / 'outputs'}",
+        f"cache={folder / 'cache'}",
+    ]
+    return run(compose.cell_from(words), compose.resolved(compose.load(words)), words).path.parent
+
+
 @pytest.fixture
 def finished_study(finished: Path, tmp_path: Path) -> Path:
     """The folder of a study with that one record."""

@@ -88,6 +88,11 @@ def assemble(cell: Cell) -> tuple[Model, Tuner, Trainer]:
     return model, tuner, trainer
 
 
+def updating(old: Path, new: Path) -> list[str]:
+    """The words of an update of a newer run that an older one teaches."""
+    return ["objective=muscle", f"objective.old={old}", f"init_from={new}"]
+
+
 def bridged() -> list[str]:
     """The words of methods that peft runs."""
     paths = sorted((compose.conf_dir() / "method").glob("[a-z0-9]*.yaml"))

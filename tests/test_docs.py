@@ -2,11 +2,17 @@
 
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from support import call
+
+from peftbench.config import compose
+from peftbench.ground.files import DELTA_FILE, RECORD_FILE
+from peftbench.record import read_record, write_record
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -35,6 +41,19 @@ def commands(page: Path) -> Iterator[list[str]]:
                 line = line.replace(f"${name}", value)
             if line.startswith("peftbench ") and "$" not in line:
                 yield shlex.split(line, comments=True)[1:]
+
+
+def run_of(words: list[str], finished: Path, folder: Path) -> None:
+    """A finished run, as a page's words take it for granted: of their task, with what another learned."""
+    if folder.exists():
+        return
+    folder.mkdir(parents=True)
+    shutil.copy(finished / DELTA_FILE, folder / DELTA_FILE)
+    cell = compose.cell_from([word for word in words[1:] if word.startswith(("task=", "model="))])
+    record = read_record(finished / RECORD_FILE)
+    name = replace(record.cell, task=cell.task.name, model=cell.model.name)
+    task = {**record.config["task"], "labels": list(cell.task.labels or ())}
+    write_record(replace(record, cell=name, config={**record.config, "task": task}), folder)
 
 
 SHOWN = [words for page in PAGES for words in commands(page)]
@@ -75,7 +94,10 @@ def test_every_command_shown_exists_with_its_options(words: tuple[str, ...], tmp
 
 
 @pytest.mark.parametrize("words", RUNS, ids=" ".join)
-def test_every_run_shown_is_one_that_can_be_asked_for(words: list[str], tmp_path: Path) -> None:
+def test_every_run_shown_is_one_that_can_be_asked_for(words: list[str], tmp_path: Path, finished: Path) -> None:
+    for word in words:
+        if word.startswith(("init_from=", "objective.old=")):
+            run_of(words, finished, tmp_path / word.partition("=")[2])
     done = call("plan", *(word for word in words[1:] if word != "-m"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     tasks = {word for word in words if word.startswith("task=")}

@@ -30,15 +30,29 @@ OTHER = {
     "kept prefix": ["method=full", "scope.layers=1", "protocol.keep_prefix=true"],
     "peft's running averages": ["method=peft", "method.type=adalora", "method.config.target_r=2", "protocol.lr=0.05"],
     "peft's noise in training": ["method=pvera", "protocol.lr=0.05"],
+    "update": [
+        "method=lora",
+        "objective=muscle",
+        "objective.old={older}",
+        "init_from={finished}",
+        "tracker.log_every=4",
+    ],
     "patience": ["method=full", "protocol.patience=3", "protocol.evaluate_every=1", "protocol.lr=0.01"],
 }
 
 
 @pytest.mark.parametrize("name", [*ROWS, *OTHER])
 def test_a_stopped_run_ends_as_an_undisturbed_one(
-    name: str, run_tiny: Run, row_run: Callable[[str], Outcome], signal_at: Signal, tmp_path: Path
+    name: str,
+    run_tiny: Run,
+    row_run: Callable[[str], Outcome],
+    signal_at: Signal,
+    tmp_path: Path,
+    finished: Path,
+    older: Path,
 ) -> None:
-    overrides = OTHER.get(name) or list(ROWS[name].overrides)
+    words = OTHER.get(name) or ROWS[name].overrides
+    overrides = [word.format(finished=finished, older=older) for word in words]
     whole = row_run(name) if name in ROWS else run_tiny(*overrides, f"outputs={tmp_path / 'whole'}")
     signal_at(3)
     with pytest.raises(Stopped):

@@ -23,6 +23,7 @@ from peftbench.methods.wrapper import WrapperTuner
 from peftbench.runner.counts import count_cell
 from peftbench.runner.deltas import attach
 from peftbench.runner.run import Outcome
+from peftbench.training.objective import Objective
 from peftbench.training.trainer import Trainer
 
 Run = Callable[..., Outcome]
@@ -257,7 +258,7 @@ def test_a_run_that_diverges_in_its_last_step_is_not_done(run_tiny: Run, words: 
 def test_an_objective_of_ones_own_sees_the_numbers_of_its_rows(tiny: Callable[..., Cell]) -> None:
     seen: list[int] = []
 
-    class Doubled:
+    class Doubled(Objective):
         def loss(self, logits: torch.Tensor, labels: torch.Tensor | None, rows: np.ndarray) -> torch.Tensor:
             seen.extend(rows.tolist())
             return 2 * nn.functional.cross_entropy(logits, labels, reduction="sum")

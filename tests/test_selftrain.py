@@ -27,6 +27,7 @@ from peftbench.record import read_record
 from peftbench.runner.counts import count_cell
 from peftbench.runner.run import Outcome, read_rows
 from peftbench.study.reproduce import cells_of_table
+from peftbench.training.objective import Objective
 from peftbench.training.selftraining import MetaWeights, Reads, SelfTraining, alignments, divergence, trained
 from peftbench.training.stopping import Stopped
 from peftbench.training.trainer import Trainer
@@ -99,7 +100,7 @@ def test_the_loss_of_a_session(tiny: Callable[..., Cell]) -> None:
 
 
 def test_a_step_of_no_weight_changes_nothing(tiny: Callable[..., Cell]) -> None:
-    class Nothing:
+    class Nothing(Objective):
         def loss(self, logits: torch.Tensor, labels: torch.Tensor | None, rows: np.ndarray) -> torch.Tensor:
             return torch.zeros(()) if rows[0] == 0 else logits.sum()
 

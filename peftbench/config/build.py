@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from peftbench.config import checks, sizes
 from peftbench.config import words as yaml_words
 from peftbench.config.few import ReadoutSpec, SelfTrain, Shots
+from peftbench.config.objective import ObjectiveSpec
 from peftbench.config.spec import (
     Budget,
     Cell,
@@ -93,11 +94,15 @@ def build_plain(data: Plain, to_come: Collection[Path] = ()) -> Cell:
     parts = _parts(raw, choices, problems)
     top = {key: value for key, value in raw.items() if key not in GROUPS}
     checks.top(top, problems, to_come)
+    objective = parts["objective"]
+    if objective is not None:
+        checks.folder_of_a_run("objective.old", objective.old, problems)
     if problems:
         raise ConfigError(problems)
     for key in checks.OF_THE_RUNNER:
         del top[key]
-    cell = Cell(**parts, **top, init_sha256=_delta_sha256(top["init_from"]))
+    old = objective.old if objective.asks_old else None
+    cell = Cell(**parts, **top, init_sha256=_delta_sha256(top["init_from"]), old_sha256=_delta_sha256(old))
     checks.together(cell)
     return cell
 
@@ -175,6 +180,7 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
         "shots": parse(Shots, raw["shots"], "shots", problems),
         "readout": parse(ReadoutSpec, raw["readout"], "readout", problems),
         "selftrain": parse(SelfTrain, raw["selftrain"], "selftrain", problems),
+        "objective": parse(ObjectiveSpec, raw["objective"], "objective", problems),
         "tracker": parse(TrackerSpec, raw["tracker"], "tracker", problems),
     }
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.config.bounds import CONTROL, LARGEST, MOST, TOO_LONG, too_long
+from peftbench.config.parents import of_update
 from peftbench.config.spec import Cell, TaskSpec
 from peftbench.config.validate import method_class, show
 from peftbench.config.words import GROUPS
@@ -45,9 +46,13 @@ def top(keys: Mapping[str, Any], problems: list[str], to_come: Collection[Path] 
     every = keys.get("checkpoint_every")
     if every is not None and (type(every) not in (int, float) or not 0 <= every <= LARGEST):
         problems.append(f"checkpoint_every={shown(show(every))}: must be seconds up to {LARGEST:g}, or null")
-    start = keys.get("init_from")
-    if start is not None and not (isinstance(start, str) and _is_run(Path(start), to_come)):
-        problems.append(f"init_from={shown(show(start), 100)}: no {DELTA_FILE} there (it must be the folder of a run)")
+    folder_of_a_run("init_from", keys.get("init_from"), problems, to_come)
+
+
+def folder_of_a_run(key: str, value: Any, problems: list[str], to_come: Collection[Path] = ()) -> None:
+    """A folder with what a run learned or, of those to come, will learn; or null."""
+    if value is not None and not (isinstance(value, str) and _is_run(Path(value), to_come)):
+        problems.append(f"{key}={shown(show(value), 100)}: no {DELTA_FILE} there (it must be the folder of a run)")
 
 
 def _is_run(folder: Path, to_come: Collection[Path]) -> bool:
@@ -83,6 +88,7 @@ def together(cell: Cell) -> None:
     for task in cell.task.parts:
         problems += few_labels(cell, task)
     problems += joint(cell)
+    problems += of_update(cell)
     if cell.selftrain.kind == "list":
         if not cell.shots.few:
             problems.append("selftrain=list: no row of train is without a label; give shots.total or shots.per_class")

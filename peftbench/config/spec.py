@@ -24,6 +24,7 @@ from peftbench.config.bounds import (
 )
 from peftbench.config.few import ALL_LABELS, BY_CLASSIFIER, NOT_SELF_TRAINED, ReadoutSpec, SelfTrain, Shots
 from peftbench.config.fingerprint import STREAMS, digest, without_added, without_addresses
+from peftbench.config.objective import BY_TASK, ObjectiveSpec
 from peftbench.config.tasks import Task as Task
 from peftbench.config.tasks import TaskSpec as TaskSpec
 
@@ -257,6 +258,8 @@ class Cell:
     shots: Shots = ALL_LABELS
     readout: ReadoutSpec = BY_CLASSIFIER
     selftrain: SelfTrain = NOT_SELF_TRAINED
+    objective: ObjectiveSpec = BY_TASK
+    old_sha256: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -297,6 +300,8 @@ class Cell:
             decides["readout"] = {**asdict(self.readout), "prompt": prompt}
         if self.selftrain.kind != "none":
             decides["selftrain"] = asdict(self.selftrain)
+        if self.objective.kind != "task":
+            decides["objective"] = self.objective.meaning(self.old_sha256)
         if self.shots.few:
             decides["shots"] = {key: value for key, value in asdict(self.shots).items() if key != "split"}
         return digest(decides)[:16]

@@ -42,6 +42,7 @@ PARTS = (
     "shots",
     "readout",
     "selftrain",
+    "objective",
     "tracker",
 )  # groups a cell is made of
 GROUPS = (*PARTS, "experiment")

@@ -89,6 +89,12 @@ def expanded(path: str | Path) -> Path:
         raise ConfigError(f"{shown(path, 100)}: this user has no home folder; give the path without ~") from None
 
 
+def place(folder: Path, outputs: Path) -> str:
+    """A run's folder as records name it: under `outputs`, or absolute where it lies elsewhere."""
+    here, there = folder.resolve(), outputs.resolve()
+    return str(here.relative_to(there) if here.is_relative_to(there) else here)
+
+
 def cache_folder(path: str) -> Path:
     """The folder of caches; who has no home has one of their own among the temporary files.
 

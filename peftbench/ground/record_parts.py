@@ -180,7 +180,7 @@ class Hashes:
         weights: of the file of weights; None for random ones.
         tokenizer: of the tokenizer (records of version 0.3 on).
         delta: of the delta's file.
-        parents: of the deltas of the runs that an artefact was made of, by their folders, under `outputs` or absolute.
+        parents: of the deltas of the runs that an artefact or an update was made of, by their folders (`files.place`).
     """
 
     data: dict[Name, Name] = field(default_factory=dict)
@@ -188,6 +188,25 @@ class Hashes:
     tokenizer: Name | None = None
     delta: Name | None = None
     parents: dict[Place, Name] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Glance:
+    """What is seen of a record without looking at the rest.
+
+    Attributes:
+        status: how the run ended; None: there is no record, or a damaged one. One of another schema counts as "done":
+            it is never run over.
+        hashes: what the run was made of.
+        seconds: what it took; peak_mb: MiB that it took at most. None: it does not say.
+        failed_on: hosts on which the cell failed.
+    """
+
+    status: str | None = None
+    hashes: Hashes = field(default_factory=Hashes)
+    seconds: Amount | None = None
+    peak_mb: Amount | None = None
+    failed_on: list[Name] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -278,6 +297,21 @@ class SelfTrained:
             return ""
         changed = [self.weights != "meta" and self.weights, self.labels != "soft" and self.labels]
         return "-".join([self.kind, *(word for word in changed if word), *([] if self.fresh else ["kept"])])
+
+
+@dataclass(frozen=True)
+class TaughtBy:
+    """What a run's training made small, and who taught it."""
+
+    kind: Name = "task"
+    teacher: Name = "student_wrong"
+
+    @property
+    def words(self) -> str:
+        """As a table says it; empty for the task's own loss."""
+        if self.kind == "task":
+            return ""
+        return self.kind if self.teacher == "student_wrong" else f"{self.kind}-{self.teacher}"
 
 
 @dataclass(frozen=True)

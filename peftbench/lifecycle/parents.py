@@ -7,7 +7,7 @@ from pathlib import Path
 from peftbench.config.spec import DataSpec, ModelSpec, Task, TaskSpec
 from peftbench.config.spec import Protocol as TrainingProtocol
 from peftbench.ground.errors import ConfigError, DataError
-from peftbench.ground.files import RECORD_FILE
+from peftbench.ground.files import RECORD_FILE, place
 from peftbench.record import Record, read_record
 from peftbench.runner.deltas import model_spec
 from peftbench.runner.readouts import one_task, task_of
@@ -28,9 +28,8 @@ class Parent:
     delta: str
 
     def place(self, outputs: Path) -> str:
-        """Its folder as an artefact's record names it: under `outputs`, or absolute where it lies elsewhere."""
-        here, there = self.folder.resolve(), outputs.resolve()
-        return str(here.relative_to(there) if here.is_relative_to(there) else here)
+        """Its folder as an artefact's record names it."""
+        return place(self.folder, outputs)
 
     @property
     def model(self) -> ModelSpec:

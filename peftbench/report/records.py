@@ -14,7 +14,7 @@ from peftbench.record import Record, find_records, read_record
 
 # What two cells may differ in and still be the same cell of a table, beside the seed.
 UNRELATED = {"seed", "study", "outputs", "cache", "tracker", "progress", "predict_test", "checkpoint_every", "rerun"}
-UNRELATED |= {"cells_per_gpu", "data.path", "init_from", "shots.split"}
+UNRELATED |= {"cells_per_gpu", "data.path", "init_from", "objective.old", "shots.split"}
 SHORT = {"matthews_correlation": "MCC", "accuracy": "acc", "accuracy_matched": "acc m", "accuracy_mismatched": "acc mm"}
 
 
@@ -117,11 +117,14 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def made_of(record: Record) -> str:
-    """What a score was made of: the cell's fingerprint, the hashes of rows (test rows apart) and weights."""
+    """What a score was made of: the cell's fingerprint, the hashes of rows (test rows apart) and weights.
+
+    Of a cell with parents its row's: seeds of one row have parents of one row.
+    """
     drawn = ("train", "held_out", "unlabelled") if record.few else ()  # another part of train in every split
     hashes = record.hashes.data.items()
     scored = {split: sha256 for split, sha256 in hashes if not split.startswith(("test", *drawn))}
-    return json.dumps([record.fingerprint, scored, record.hashes.weights], sort_keys=True)
+    return json.dumps([record.row or record.fingerprint, scored, record.hashes.weights], sort_keys=True)
 
 
 def other_inputs(one: Record, other: Record) -> list[str]:
@@ -140,6 +143,7 @@ def name_of(record: Record, several_models: bool = False) -> str:
     words += [record.cell.budget] if record.cell.budget != "none" else []
     words += [record.read_by.words] if record.read_by.words else []
     words += [record.self_trained.words] if record.self_trained.words else []
+    words += [record.taught_by.words] if record.taught_by.words else []
     words += [record.few.words] if record.few else []
     words += [f"({record.cell.model})"] if several_models else []
     return " ".join(words)

@@ -123,7 +123,7 @@ def stale(study: Study, rows: pd.DataFrame) -> list[str]:
     names: dict[str, None] = {}
     done = [run for run in zip(study.folders, study.records, strict=True) if run[1].status == "done"]
     for place, (folder, record) in enumerate(done):
-        if record.made and changed_parents(record.hashes, folder.parents[2]):
+        if changed_parents(record.hashes, folder.parents[2]):
             names[str(rows["name"].iloc[place])] = None
     return list(names)
 
@@ -136,6 +136,9 @@ def apart(study: Study) -> tuple[pd.DataFrame, list[str]]:
     rows = frame(records)
     if rows.empty:
         return rows, []
+    # one seed comes twice where its parents were run again, or are others of their row
+    again = rows.groupby(["name", "column", "made_of", "seed", "split"]).cumcount()
+    rows["made_of"] += [f" {times}" if times else "" for times in again]
     for (_, _), same in rows.groupby(["name", "column"], sort=False):
         order = list(dict.fromkeys(same["made_of"]))
         order.sort(key=lambda made_of: -int((same["made_of"] == made_of).sum()))
@@ -144,7 +147,8 @@ def apart(study: Study) -> tuple[pd.DataFrame, list[str]]:
             places = same[same["made_of"] == other]
             one = records[int(places["record"].iloc[0])]
             differing = [f"{key}={new} (not {old})" for key, (old, new) in differences(main, one).items()]
-            text = ", ".join([*differing, *other_inputs(main, one)]) or "another version"
+            text = ", ".join([*differing, *other_inputs(main, one)])
+            text = text or ("other parents" if one.hashes.parents else "another version")
             mark = marks.setdefault(text, SUFFIX + (str(len(marks) + 1) if marks else ""))
             rows.loc[places.index, "name"] = [f"{name}{mark}" for name in places["name"]]
     return rows, [f"{mark.strip()}: {text}" for text, mark in marks.items()]

@@ -147,14 +147,15 @@ def start_from(cell: Cell, model: Model, start: Delta | None = None) -> Tuner:
     """Attach the cell's method to a backbone with the delta that it starts from.
 
     A delta of the same method, scope and budget is trained further; that of another is merged into the backbone
-    first. The head starts anew, unless it is to be kept (init_head), or the task can only be evaluated (AX).
+    first. The head starts anew, unless it is to be kept (init_head), the task can only be evaluated (AX), or that run is
+    updated.
 
     Raises:
         DataError: the delta does not fit.
     """
     if start is None:
         return attach(cell.method, cell.scope, cell.budget, model, cell.seed)
-    kept = cell.init_head == "kept" or cell.task.train is None
+    kept = cell.init_head == "kept" or cell.task.train is None or cell.objective.updates
     tuner = restore(start, model, head=kept, known=classes_of(cell.method))
     if goes_on(cell, start):
         return tuner

@@ -13,10 +13,11 @@ import numpy as np
 import yaml
 
 from peftbench.backbone.model import Model
+from peftbench.config.parents import parents
 from peftbench.config.spec import Cell, Task
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
-from peftbench.ground.files import write_atomically
+from peftbench.ground.files import expanded, place, write_atomically
 from peftbench.record import (
     SCHEMA,
     Attention,
@@ -70,6 +71,7 @@ def record_of(
     error: str | None,
     *,
     fingerprint: str,
+    row: str | None,
     times: Times,
     config: Mapping[str, Any],
     overrides: Sequence[str],
@@ -81,6 +83,7 @@ def record_of(
     Args:
         cell: as it was run, with its budget as a number and the learning rate that was chosen.
         fingerprint: of the cell as it was asked for.
+        row: see `parents.row_of`.
         failed_on: hosts on which it failed, this time included.
     """
     return Record(
@@ -113,6 +116,7 @@ def record_of(
         attention=work.attention,
         worker=Worker(socket.gethostname(), os.getpid()),
         failed_on=list(dict.fromkeys(failed_on)),
+        row=row,
     )
 
 
@@ -164,9 +168,11 @@ def throughput(fit: Fit) -> Throughput | None:
     )
 
 
-def hashes_of(rows: Mapping[str, Split], tokens: Mapping[str, Tokens], model: Model) -> dict[str, Any]:
+def hashes_of(cell: Cell, rows: Mapping[str, Split], tokens: Mapping[str, Tokens], model: Model) -> dict[str, Any]:
     """Hashes of what the run was made from."""
+    made_of = parents(cell).values() if cell.objective.updates else ()
     return {
+        "parents": {place(folder, expanded(cell.outputs)): sha256 for folder, sha256 in made_of},
         "data": {name: split.sha256 for name, split in rows.items()},
         "tokenizer": next((split.tokenizer for split in tokens.values()), None),
         "weights": model.weights_sha256,

@@ -14,6 +14,7 @@ from peftbench.backbone.model import load_model
 from peftbench.backbone.weights import weights_folder
 from peftbench.config.few import PromptSpec
 from peftbench.config.fingerprint import digest
+from peftbench.config.parents import row_of
 from peftbench.config.spec import Cell, ModelSpec, Task, TrackerSpec
 from peftbench.data.joint import joined
 from peftbench.data.rows import POOL, Rows, rows_of
@@ -23,7 +24,7 @@ from peftbench.ground.errors import BadInput, ConfigError, Diverged
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE, cache_folder, expanded, keep_last, stamp
 from peftbench.ground.machine import process_state
 from peftbench.record import Record, Search, write_record
-from peftbench.runner import budgets, deltas, provenance, readouts, selftrain
+from peftbench.runner import budgets, deltas, objectives, provenance, readouts, selftrain
 from peftbench.runner.chosen import chosen
 from peftbench.runner.counts import count_cell, count_trained, counted_again, entries
 from peftbench.runner.recording import (
@@ -76,7 +77,7 @@ def run(
     """
     watch, started = Stopwatch(), datetime.now(UTC)
     provenance.reset_peak_memory()
-    folder, fingerprint = expanded(cell.outputs) / cell.folder, cell.fingerprint
+    folder, fingerprint, row = expanded(cell.outputs) / cell.folder, cell.fingerprint, row_of(cell)
     cell = budgets.resolve(cell)
     work = Work(counts=count_cell(cell))
     cell = chosen(cell, search)
@@ -99,6 +100,7 @@ def run(
         status,
         None if error is None else "".join(traceback.format_exception(error)),
         fingerprint=fingerprint,
+        row=row,
         times=times_of(work.fit, watch, started),
         config=config,
         overrides=overrides,
@@ -131,6 +133,7 @@ def execute(
     start = deltas.start_of(cell)  # before any cost: it may be refused
     if len(cell.task.parts) > 1 and process_state().num_processes > 1:
         raise ConfigError("task=joint: one process trains; several are not supported")
+    objectives.check(cell)
     rows = read_rows(rows_of(cell))
     if sizes := [len(rows[name]) for name in cell.task.trained]:
         for steps in selftrain.lengths(cell, *sizes):
@@ -138,8 +141,9 @@ def execute(
     weights = weights_folder(cell.model)
     work.tokens = tokens = tokens_of(rows, tokenizing(cell, weights), cell.task)
     readout = readouts.made(cell.readout, cell.task, cell.model, weights)
+    objective = objectives.made(cell, tokens.get("train"), stop.check)
     model, _ = load_model(cell.model, cell.task.num_labels, cell.seed, readout)
-    work.hashes, work.drawn = hashes_of(rows, tokens, model), sorted(model.drawn)
+    work.hashes, work.drawn = hashes_of(cell, rows, tokens, model), sorted(model.drawn)
     work.attention = model.attention()
     before = entries(model)
     tuner = deltas.attached(cell, model, start)
@@ -160,7 +164,6 @@ def execute(
         log_every=cell.tracker.log_every,
         stop=stop,
     )
-    objective = readouts.objective(cell.readout, cell.task)
     trainer = make(model, tuner, cell.protocol, train=tokens.get("train"), objective=objective)
     title = f"{cell.task.name} {cell.method.name} seed {cell.seed}" if cell.progress else None
     described = described_to_wandb(cell, {**config, "fingerprint": fingerprint})

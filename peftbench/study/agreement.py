@@ -30,7 +30,7 @@ class Agreement:
 
 def agreement(one: Record, other: Record) -> Agreement:
     """Compare two records of one cell."""
-    first, second = asdict(one), asdict(other)
+    first, second = _comparable(one), _comparable(other)
     made = [line for key in MADE for line in _differences(key, first[key], second[key])]
     causes = [line for key in ("versions", "hardware", "git") for line in _differences(key, first[key], second[key])]
     if not made:
@@ -41,6 +41,13 @@ def agreement(one: Record, other: Record) -> Agreement:
     explained = bool(causes) or one.hardware.device != "cpu"  # the same machine on a CPU gives the same bits
     close = same_inputs and near and explained and one.status == other.status
     return Agreement("close" if close else "differs", made, causes)
+
+
+def _comparable(record: Record) -> dict[str, Any]:
+    """All of a record by key; its parents wherever they lie."""
+    raw = asdict(record)
+    raw["hashes"]["parents"] = sorted(record.hashes.parents.values())
+    return raw
 
 
 def _differences(key: str, one: Any, other: Any) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, TypeAdapter
 
 from peftbench.config.fingerprint import digest
+from peftbench.config.parents import parents
 from peftbench.config.spec import Cell
 from peftbench.data.rows import Rows, rows_of
 from peftbench.ground import strangers
@@ -49,6 +50,7 @@ class Reads:
         weights: model.weights.
         init_from: the run it starts from, and the hash of that run's delta when the cell was composed.
         cache: the folder of caches.
+        updates: the runs that an update is made of: the hash of each one's delta, likewise, by its folder.
     """
 
     rows: Rows
@@ -56,6 +58,7 @@ class Reads:
     init_from: str | None
     init_sha256: str | None
     cache: str
+    updates: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ class InputHashes:
 
     Attributes:
         tests: the splits whose predictions may be added later.
-        parents: of the deltas that an artefact is made of, by their folders.
+        parents: of the deltas that an artefact or an update is made of, by their folders.
     """
 
     rows: Mapping[str, str] | None
@@ -79,7 +82,7 @@ class InputHashes:
         made_of = record.hashes.data
         if self.weights is not None and record.hashes.weights != self.weights:
             return "run"
-        if record.hashes.parents != self.parents:
+        if set(record.hashes.parents.values()) != set(self.parents.values()):  # wherever they lie
             return "run"
         if self.rows is None:
             return "predict" if self.tests - made_of.keys() else "nothing"
@@ -90,7 +93,9 @@ class InputHashes:
 
 def reads_of(cell: Cell) -> Reads:
     """What a cell reads."""
-    return Reads(rows_of(cell), cell.model.weights, cell.init_from, cell.init_sha256, cell.cache)
+    made_of = parents(cell).values() if cell.objective.updates else ()
+    updates = {str(folder): sha256 for folder, sha256 in made_of}
+    return Reads(rows_of(cell), cell.model.weights, cell.init_from, cell.init_sha256, cell.cache, updates)
 
 
 def reads_from(raw: Any) -> Reads:
@@ -128,16 +133,18 @@ def hash_inputs(reads: Reads) -> InputHashes:
     rows, cache = reads.rows, cache_folder(reads.cache)
     tests = frozenset(rows.task.test if rows.tested and rows.task.train else ())
     sha256 = None if rows.data.source == "hub" else _remembered(cache, repr(rows), rows.stamps(), lambda: _hashes(rows))
-    return InputHashes(sha256, None if reads.weights in NAMED else _weights(reads.weights, cache), tests)
+    weights = None if reads.weights in NAMED else _weights(reads.weights, cache)
+    return InputHashes(sha256, weights, tests, reads.updates)
 
 
 def still_starts_from(reads: Reads) -> bool:
-    """Whether the delta that a cell starts from is the one with which it was composed."""
-    if reads.init_from is None:
-        return True
-    path = Path(reads.init_from) / DELTA_FILE
+    """Whether the deltas that a cell starts from, or is taught by, are those with which it was composed."""
+    composed_with = dict(reads.updates)
+    if reads.init_from is not None and reads.init_sha256 is not None:
+        composed_with[reads.init_from] = reads.init_sha256
+    cache = cache_folder(reads.cache)
     try:
-        return _file_sha256(path, cache_folder(reads.cache)) == reads.init_sha256
+        return all(_file_sha256(Path(folder) / DELTA_FILE, cache) == sha256 for folder, sha256 in composed_with.items())
     except OSError:
         return False
 

@@ -23,6 +23,7 @@ class Meter:
         """`fit` gets the tokens that were computed."""
         self._fit = fit
         self._losses, self._penalties = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._parts: dict[str, torch.Tensor] = {}
         self._penalised = False
         self._since, self._logged_at, self._seen_tokens = time.perf_counter(), 0, 0
         self.norm = torch.zeros(())
@@ -33,9 +34,11 @@ class Meter:
         self._fit.tokens += real
         self._fit.padded += batch.inputs["input_ids"].numel() - real
 
-    def add(self, loss: torch.Tensor) -> None:
-        """A part of a step's loss, as a share of the whole batch."""
+    def add(self, loss: torch.Tensor, parts: Mapping[str, torch.Tensor]) -> None:
+        """A part of a step's loss, and what it is made of by name, as a share of the whole batch."""
         self._losses += loss.detach()
+        for name, value in parts.items():
+            self._parts[name] = self._parts.get(name, 0.0) + value
 
     def add_penalty(self, penalty: torch.Tensor) -> None:
         """A step's penalty."""
@@ -64,6 +67,7 @@ class Meter:
         seconds = max(time.perf_counter() - self._since, 1e-9)
         facts = {
             "loss": loss,
+            **{name: total(value).item() / count for name, value in self._parts.items()},
             "lr": lr,
             "grad_norm": float(self.norm),
             "tokens_per_s": (self._fit.tokens - self._seen_tokens) / seconds,
@@ -71,17 +75,19 @@ class Meter:
         if self._penalised:
             facts["penalty"] = self._penalties.item() / count
         self._losses.zero_()
+        self._parts = {}
         self._penalties.zero_()
         self._since, self._logged_at, self._seen_tokens = time.perf_counter(), step, self._fit.tokens
         return facts
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far."""
-        sums = {"losses": self._losses, "penalties": self._penalties, "norm": self.norm}
+        sums = {"losses": self._losses, "penalties": self._penalties, "norm": self.norm, "parts": self._parts}
         return {**sums, "penalised": self._penalised, "logged_at": self._logged_at, "tokens": self._seen_tokens}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up such a state."""
         self._losses, self._penalties = (state[key].to(self._losses.device) for key in ("losses", "penalties"))
+        self._parts = {name: value.to(self._losses.device) for name, value in state.get("parts", {}).items()}
         self.norm, self._penalised = state["norm"], state["penalised"]
         self._logged_at, self._seen_tokens = state["logged_at"], state["tokens"]

@@ -1,5 +1,6 @@
 """What training makes small: the task's loss, or another one in its place."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from peftbench.data.tokens import Mix
 
 
 class Objective(Protocol):
-    """A loss of some training rows."""
+    """A loss of some training rows. One that derives from this need not have parts."""
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor | None, rows: np.ndarray) -> torch.Tensor:
         """The loss, summed over rows: a scalar that autograd can go back from; else the step changes nothing.
@@ -24,9 +25,13 @@ class Objective(Protocol):
         """
         ...
 
+    def parts(self, logits: torch.Tensor, labels: torch.Tensor | None, rows: np.ndarray) -> Mapping[str, torch.Tensor]:
+        """What a log line says of these rows beside the loss, summed over them: scalars by name, as of `loss`."""
+        return {}
+
 
 @dataclass(frozen=True)
-class TaskLoss:
+class TaskLoss(Objective):
     """The task's own loss: cross entropy, or squared error for a regression."""
 
     regression: bool
@@ -40,7 +45,7 @@ class TaskLoss:
 
 
 @dataclass(frozen=True)
-class LossByTask:
+class LossByTask(Objective):
     """Of several tasks that are learned together the batch's own: its rows are of one.
 
     Attributes:
@@ -65,7 +70,7 @@ def own_loss(task: Task, mix: Mix | None) -> Objective:
 
 
 @dataclass(frozen=True)
-class ScoreShare:
+class ScoreShare(Objective):
     """The loss of a score between two words (LM-BFF's for STS-B): cross entropy of its share of the way between bounds.
 
     It is the KL divergence from the label's share, less the label's own entropy.

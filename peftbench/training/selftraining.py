@@ -13,12 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from peftbench.backbone.model import Model
 from peftbench.data.batches import Batch
 from peftbench.methods.base import Tuner
+from peftbench.training.objective import Objective
 
 Parameters = dict[str, torch.Tensor]
 Weigh = Callable[[np.ndarray], torch.Tensor | None]  # of rows: weights, summing to 1 or all 0; None: equal
 
 
-class SelfTraining:
+class SelfTraining(Objective):
     """The loss of a session: cross entropy of labelled rows, w_i KL(teacher || student) of the others (an `Objective`).
 
     Train's first rows are the labelled ones. Where all weights of a step are 0 its loss has no gradient.

@@ -265,12 +265,14 @@ class Trainer:
             mine, weight = [rows[:1]], 0.0
         learned = False
         for i, part in enumerate(mine):
-            loss = self.loss(part) * weight
+            logits, labels = self._logits(part)
+            loss = self._objective.loss(logits, labels, part) * weight
             self.tuner.before_backward(step, last=i + 1 == len(mine))
             if loss.requires_grad:
                 loss.backward()
                 learned = True
-            self._meter.add(loss)
+            made_of = self._objective.parts(logits.detach(), labels, part)
+            self._meter.add(loss, {name: value * weight for name, value in made_of.items()})
         if (penalty := self.tuner.penalty()) is not None:
             (penalty / self.state.num_processes).backward()
             self._meter.add_penalty(penalty)
@@ -279,6 +281,10 @@ class Trainer:
 
     def loss(self, rows: np.ndarray) -> torch.Tensor:
         """The objective of some training rows, summed over them: a scalar."""
+        return self._objective.loss(*self._logits(rows), rows)
+
+    def _logits(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits of some training rows, and their labels."""
         assert self.train is not None
         batch = self.forward.batch(self.train, rows)
         if self.model.module.training:
@@ -287,7 +293,7 @@ class Trainer:
         # An objective may pass over a batch; a model that cannot learn is a fault.
         if not logits.requires_grad:
             raise RuntimeError("nothing that trains reaches the logits: the run would learn nothing")
-        return self._objective.loss(logits, batch.labels, rows)
+        return logits, batch.labels
 
     def _passes(self, count: int, size: int | None = None) -> Iterator[None]:
         """Run batches of training rows forward and backward without dropout; yields after each."""
