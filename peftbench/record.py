@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationErr
 from peftbench.ground import strangers
 from peftbench.ground.errors import DataError, printable, shown
 from peftbench.ground.files import RECORD_FILE, write_atomically
+from peftbench.ground.quantity import quantity
 from peftbench.ground.record_parts import (
     Attention,
     BudgetFacts,
@@ -365,7 +366,7 @@ def _check_texts(raw: dict[str, Any]) -> None:
 
 def _first(error: ValidationError) -> str:
     if error.error_count() > MOST_ERRORS:  # spelled out, each takes a kilobyte or two
-        return f"{error.error_count():,} values in it are wrong"
+        return quantity(error.error_count(), "value in it is wrong", "values in it are wrong")
     first = error.errors(include_url=False, include_context=False)[0]
     key = ".".join(str(step) for step in first["loc"])
     return f"{shown(key)}: {shown(first['msg'], 120)}"

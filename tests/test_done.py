@@ -61,7 +61,7 @@ def test_a_sweep_over_two_folders_of_rows_ends_with_both_results(tmp_path: Path)
     assert sweep.returncode == 0, sweep.stderr
     assert sweep.stdout.splitlines()[-1] == "2 cells: 2 done, 0 failed"
     assert len(result_folders(tmp_path)) == 2
-    assert call("status", "s", cwd=tmp_path).stdout.startswith("s: 1 cells: 1 done")
+    assert call("status", "s", cwd=tmp_path).stdout.startswith("s: 1 cell: 1 done")
     again = call("run", "-m", *WORDS, "data.path=one,two", cwd=tmp_path)
     assert again.stdout.splitlines()[-1] == "2 cells: 2 done (2 of them before), 0 failed"
 

@@ -21,7 +21,7 @@ def listed(**changes: Any) -> bytes:
 
 
 NO_LIST = "not a list of a study's cells"
-OUTSIDE = "1 cells left out, not inside the study"
+OUTSIDE = "1 cell left out, not inside the study"
 # What stands in study.json, by kind, and what the line about it says.
 LISTS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", NO_LIST),
@@ -77,7 +77,7 @@ def test_a_forged_list_of_cells_is_one_line_and_nothing_outside_is_touched(
     before = seen(tmp_path)
     code, out, err = command("status", "s")
     assert (code, seen(tmp_path)) == (0, before)
-    assert out == "s: 1 cells: 1 done\n"
+    assert out == "s: 1 cell: 1 done\n"
     assert line in err
     assert len(err.splitlines()) == 1
 
@@ -89,7 +89,7 @@ def test_what_is_no_list_of_cells_at_all_is_one_line(
     PLACES[kind](finished_study / index.FILE)
     monkeypatch.chdir(tmp_path)
     code, out, err = command("status", "s")
-    assert (code, out, len(err.splitlines())) == (0, "s: 1 cells: 1 done\n", 1)
+    assert (code, out, len(err.splitlines())) == (0, "s: 1 cell: 1 done\n", 1)
 
 
 def test_a_list_of_another_version_is_left_as_it_is_and_a_damaged_one_set_aside_by_who_writes(
@@ -159,6 +159,6 @@ def test_the_worst_lists_and_zips_take_no_memory(finished_study: Path, tmp_path:
     (tmp_path / "bomb.zip").write_bytes(bomb(3 << 30))
     peak, out, err = peak_mb([["status", "s"], ["submission", "--check", "bomb.zip"]], tmp_path)
     assert peak < MOST_MB
-    assert out.startswith("s: 1 cells: 1 done")
+    assert out.startswith("s: 1 cell: 1 done")
     assert NO_LIST in err
     assert "CoLA.tsv" in err

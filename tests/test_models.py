@@ -154,7 +154,7 @@ def test_missing_tensors_and_other_numbers_are_refused(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["encoder.layer.3.output.dense.weight"]
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(DataError, match=r"lacks 1 tensors of the backbone, bert.encoder.layer.3.output.dense.weight"):
+    with pytest.raises(DataError, match=r"lacks 1 tensor of the backbone, bert.encoder.layer.3.output.dense.weight"):
         load_model(spec_of(folder, "model.sha256=null"), 2, seed=0)
     with pytest.raises(DataError, match="num_hidden_layers=6"):
         load_model(spec_of(folder, "model.sha256=null", "model.config.num_hidden_layers=4"), 2, seed=0)

@@ -55,7 +55,7 @@ def test_a_plan_is_answered_from_its_own_cells_alone(write_run: Callable[..., Pa
     plans.register(path, nowhere, "made", planned, ["lora > bitfit", "bitfit = lora"], 1.0)
     said = plans.answers(made_study(tmp_path), plans.read(path))
     assert said[1].startswith("missing: 2 of 12 planned cells, so every answer is provisional: ")
-    assert said[2] == f"left out: 1 cells that ran before the plan was registered: {early}"
+    assert said[2] == f"left out: 1 cell that ran before the plan was registered: {early}"
     assert said[3].startswith("added: 2 cells that are not planned have no part in this: ")
     assert all(cell in said[3] for cell in added)
     assert said[4].startswith("confirmed: lora > bitfit on mrpc acc: ahead by 10.0 points")

@@ -42,7 +42,7 @@ def test_ssh_starts_workers_on_every_machine_that_answers(tmp_path: Path) -> Non
     assert started.stderr == "away: not reached\n"
     assert started.stdout.startswith("here: log ")
     assert len(list(find_records(tmp_path / "outputs" / "pilot"))) == 1
-    assert "1 cells: 1 done, 0 failed" in (tmp_path / "outputs" / ".ssh" / "here.log").read_text()
+    assert "1 cell: 1 done, 0 failed" in (tmp_path / "outputs" / ".ssh" / "here.log").read_text()
 
 
 def test_ray_starts_every_worker_as_a_task(tmp_path: Path) -> None:

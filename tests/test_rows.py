@@ -87,7 +87,7 @@ REFUSED = [  # RTE's dev.tsv, what the line says
     (HEAD + b"0\ta\rb\tc\tentailment\n", "dev.tsv, line 2: a CR"),
     ((HEAD + ROW).replace(b"\t", b","), "dev.tsv, line 1: the file is comma-separated"),
     (b'"index","sentence1","sentence2","label"\n0,a,b,entailment\n', "dev.tsv, line 1: the file is comma-separated"),
-    (HEAD + b"0,a,b,entailment\n", "dev.tsv, line 2: 1 fields where the file has 4 columns; it looks comma-separated"),
+    (HEAD + b"0,a,b,entailment\n", "dev.tsv, line 2: 1 field where the file has 4 columns; it looks comma-separated"),
     (HEAD.replace(b"index", b"label") + ROW, "dev.tsv, line 1: 2 columns 'label'"),
     (HEAD.replace(b"sentence1", b"sentence2") + ROW, "dev.tsv, line 1: no column 'sentence1'"),
     (HEAD + ROW + b"1\ta\tb\tEntailment\n", "dev.tsv, line 3 (dev, row 1): unknown label 'Entailment'"),
@@ -121,7 +121,7 @@ def test_a_score_is_a_finite_number_in_its_range(tmp_path: Path, score: str, sai
 
 def test_files_without_a_header_line_are_held_to_the_same_rules(tmp_path: Path) -> None:
     put(tmp_path, "CoLA/dev.tsv", b"gj04,1,,A sentence.\n")
-    assert "dev.tsv, line 1: 1 fields where the file has 4 columns; it looks comma-separated" in refused(
+    assert "dev.tsv, line 1: 1 field where the file has 4 columns; it looks comma-separated" in refused(
         lambda: folder(tmp_path, "cola")
     )
     put(tmp_path, "CoLA/dev.tsv", b"gj04\t1\t\tA.\rgj04\t0\t\tB.\r")
@@ -188,14 +188,14 @@ def test_what_is_shown_is_short_and_printable(text: str, limit: int) -> None:
 BOUNDS = [  # a task's lists, what the line says
     ("sst2", "task.hub.text=[a,b,c]", 'task.hub.text=["a", "b", "c"]: must have at most 2 entries'),
     ("rte", "task.folder.text=[a,b,c]", 'task.folder.text=["a", "b", "c"]: must have at most 2 entries'),
-    ("rte", "task.folder.text=[]", "task.folder.text=[]: must have at least 1 entries"),
+    ("rte", "task.folder.text=[]", "task.folder.text=[]: must have at least 1 entry"),
     ("rte", "task.folder.text=[a,a]", 'task.folder.text=["a", "a"]: must not name one thing twice'),
-    ("rte", "task.folder.text=['']", "task.folder.text.0=: must have at least 1 characters"),
+    ("rte", "task.folder.text=['']", "task.folder.text.0=: must have at least 1 character"),
     ("rte", "task.folder.label=sentence1", "task.folder: label=sentence1 is a text column, too"),
     ("rte", "task.hub.label=sentence1", "task.hub: label=sentence1 is a text column, too"),
     ("rte", "task.labels=[a,a]", 'task.labels=["a", "a"]: must not name one thing twice'),
     ("rte", "task.labels=[a]", 'task.labels=["a"]: must have at least 2 entries'),
-    ("rte", f"task.labels=[{','.join(f'c{i}' for i in range(1001))}]", "must have at most 1000 entries"),
+    ("rte", f"task.labels=[{','.join(f'c{i}' for i in range(1001))}]", "must have at most 1,000 entries"),
     ("rte", f"task.labels=[a,{'b' * 5_000}]", "must have at most 200 characters"),
     ("rte", f"task.labels=[a,{'b' * 100_000}]", "longer than 10,000 characters"),
     ("sst2", 'task.folder.label_values=["0","1","2"]', "folder.label_values names 3 classes, labels names 2"),
@@ -213,7 +213,7 @@ BOUNDS = [  # a task's lists, what the line says
     ("rte", "task.dev=[../up]", "task.dev.0=../up: must be letters, digits and _"),
     ("rte", "task.train=dev", "task.train=dev: must be train"),
     ("cola", "task.folder.columns.dev=[a,a]", "must not name one thing twice"),
-    ("cola", "task.folder.columns.dev=[]", "task.folder.columns.dev=[]: must have at least 1 entries"),
+    ("cola", "task.folder.columns.dev=[]", "task.folder.columns.dev=[]: must have at least 1 entry"),
     ("rte", "data.path=null", "data: path must be given"),
 ]
 

@@ -21,7 +21,7 @@ def test_a_record_is_run_again_bit_for_bit_and_a_forged_score_is_found(
 ) -> None:
     alone = start("verify", str(finished), cwd=finished_study)
     assert alone.returncode == 0, alone.stderr
-    assert alone.stdout == f"same: {finished}\n1 records run again: 1 bit for bit the same\n"
+    assert alone.stdout == f"same: {finished}\n1 record run again: 1 bit for bit the same\n"
     (path,) = find_records(finished_study)
     record = read_record(path)
     write_record(replace(record, headline=replace(record.headline, value=0.99)), path.parent)
@@ -29,7 +29,7 @@ def test_a_record_is_run_again_bit_for_bit_and_a_forged_score_is_found(
     assert code == 1
     assert out.splitlines()[0] == f"differs: {path.parent}"
     assert out.splitlines()[1].startswith("  headline.value: 0.99 -> ")
-    assert out.splitlines()[-1] == "1 records run again: 1 different"
+    assert out.splitlines()[-1] == "1 record run again: 1 different"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_studies_are_put_together_and_disagreement_is_refused_before_any_copy(
     (b / other / "metrics.jsonl").symlink_to("/etc/hostname")
     together = tmp_path / "outputs"
     said = command("collect", str(a), str(b), "--outputs", str(together))
-    assert said == (0, "2 cells copied, 1 were there before and agree\n", "")
+    assert said == (0, "2 cells copied, 1 was there before and agrees\n", "")
     assert {str(path.parent.relative_to(together / "s")) for path in find_records(together / "s")} == {CELL, other}
     assert (together / "s" / CELL / "metrics.jsonl").read_text() == "a"
     assert not (together / "s" / other / "metrics.jsonl").exists(), "links are not followed"

@@ -115,7 +115,7 @@ BROKEN: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("RTE.tsv", lambda text: text.replace(b"index\tprediction", b"id\tlabel"), "RTE.tsv, line 1: must be index<TAB>"),
     ("RTE.tsv", lambda text: text.replace(b"\n7\t", b"\n8\t", 1), "RTE.tsv, line 9: must begin with the index 7"),
     ("RTE.tsv", lambda text: text.replace(b"\n7\tentailment", b"\n7\tmaybe"), "RTE.tsv, line 9: 'maybe' is none of"),
-    ("RTE.tsv", lambda text: text.rsplit(b"\n", 1)[0], "RTE.tsv: 2999 rows, the official test split has 3000"),
+    ("RTE.tsv", lambda text: text.rsplit(b"\n", 1)[0], "RTE.tsv: 2,999 rows, the official test split has 3,000"),
     ("RTE.tsv", lambda text: text.replace(b"\n7\t", b"\n7 ", 1), "RTE.tsv, line 9"),
     ("STS-B.tsv", lambda text: text.replace(b"\n3\t2.701", b"\n3\t5.2"), "'5.2' is no number from 0 to 5"),
     ("STS-B.tsv", lambda text: text.replace(b"\n3\t2.701", b"\n3\tnan"), "'nan' is no number from 0 to 5"),
@@ -203,7 +203,7 @@ def test_sync_logs_the_study_and_says_when_wandb_cannot_be_reached(tmp_path: Pat
     words = [word for word in TINY if not word.startswith("tracker=")]
     assert call("run", *words, "study=s", "method=bitfit", cwd=tmp_path).returncode == 0
     for environment, line in (
-        ({"WANDB_MODE": "offline"}, "1 runs wait to be sent, and W&B has no key here"),
+        ({"WANDB_MODE": "offline"}, "1 run waits to be sent, and W&B has no key here"),
         (
             {"WANDB_MODE": "online", "WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"},
             "http://127.0.0.1:9: W&B cannot be reached",

@@ -60,7 +60,7 @@ def test_a_worker_whose_time_is_up_leaves_its_cell_to_others(
     call("plan", *STUDY, "protocol.max_steps=100000", "--save", cwd=tmp_path)
     left = call("work", "pilot", *words, cwd=tmp_path, **environment)
     assert left.returncode == 1, left.stderr
-    assert left.stdout == "left: its time is up\n1 cells: 0 done, 0 failed, 1 left\n"
+    assert left.stdout == "left: its time is up\n1 cell: 0 done, 0 failed, 1 left\n"
     assert not list(tmp_path.rglob(lock.FILE))
 
 
@@ -69,7 +69,7 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path) -> None:
     worker = subprocess.Popen([*PYTHON, "work", "pilot"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
     until(lambda: any(path.stat().st_size > 200 for path in tmp_path.rglob("metrics.jsonl")), worker)
     stopped = start("stop", "pilot", cwd=tmp_path)
-    assert stopped.stdout == "pilot: workers are asked to leave; 1 cells are running\n"
+    assert stopped.stdout == "pilot: workers are asked to leave; 1 cell is running\n"
     assert worker.communicate(timeout=300)[0].splitlines()[0] == "left: the study's workers are stopped"
     assert worker.returncode == 1
     (kept,) = tmp_path.rglob("checkpoint.safetensors")
@@ -77,7 +77,7 @@ def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not (kept.parent / "result.json").exists()
     with Lock(kept.parent):  # those that begin after the stop are not meant
         later = call("work", "pilot", cwd=tmp_path)
-    assert (later.returncode, later.stdout) == (0, "1 cells: 0 done, 0 failed, 1 with another runner\n")
+    assert (later.returncode, later.stdout) == (0, "1 cell: 0 done, 0 failed, 1 with another runner\n")
 
 
 def test_a_worker_leaves_after_so_many_cells_and_tries_none_twice(tmp_path: Path) -> None:
@@ -213,9 +213,9 @@ def test_a_cell_with_which_three_runners_died_is_left_alone_by_workers(tmp_path:
     assert re.fullmatch(r"its runners died: (process \d+ on \S+(, )?){3} \(workers leave it alone\)", cell.reason or "")
     left = "0 done, 1 failed, 1 of these with three deaths of who ran them (peftbench run -m tries them again)"
     done = call("work", "pilot", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (101, f"1 cells: {left}\n"), done.stderr
+    assert (done.returncode, done.stdout) == (101, f"1 cell: {left}\n"), done.stderr
     again = call("run", "-m", *words, cwd=tmp_path)
-    assert again.stdout.splitlines()[-1] == "1 cells: 1 done, 0 failed", again.stderr
+    assert again.stdout.splitlines()[-1] == "1 cell: 1 done, 0 failed", again.stderr
     assert not lock.deaths(outputs / planned.folder)
 
 

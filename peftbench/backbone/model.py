@@ -19,6 +19,7 @@ from peftbench.backbone.readout import Classifier, Readout
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, weights_folder
 from peftbench.config.spec import Layout, ModelSpec, Scope
 from peftbench.ground.errors import ConfigError, DataError, first_line, near, shown
+from peftbench.ground.quantity import quantity
 from peftbench.ground.seeds import drawn_from
 from peftbench.record import Attention
 
@@ -308,11 +309,11 @@ def _from_folder(spec: ModelSpec, folder: Path, num_labels: int, readout: Readou
     absent = [name for name in backbone if "pooler" not in model.place(name).kinds]
     lacks = f"model={spec.name}: {folder / WEIGHTS_FILE} lacks"
     if absent:
-        raise DataError(f"{lacks} {len(absent)} tensors of the backbone, {absent[0]} among them")
+        raise DataError(f"{lacks} {quantity(len(absent), 'tensor')} of the backbone, {absent[0]} among them")
     if readout.pretrained and head:
         name = min(head)
         raise ConfigError(
-            f"{lacks} {len(head)} tensors of the head that the readout reads, {name} among them; "
+            f"{lacks} {quantity(len(head), 'tensor')} of the head that the readout reads, {name} among them; "
             "peftbench backbone make=mlm trains one for masked tokens"
         )
     model.drawn = {name: torch.empty(0) for name in backbone}

@@ -13,6 +13,7 @@ from peftbench.config import compose
 from peftbench.config.words import CONFIG_NAME, conf_dir
 from peftbench.ground import environment
 from peftbench.ground.errors import ConfigError, DataError
+from peftbench.ground.quantity import quantity
 from peftbench.training import stopping
 
 if TYPE_CHECKING:
@@ -79,9 +80,8 @@ def summed_up(prepared: "Sweep", codes: Sequence[int]) -> int:
     texts |= {"elsewhere": "with another runner", "left": "left"}
     notes = [f"{tally[key]} {text}" for key, text in texts.items() if tally[key]]
     before = f" ({prepared.before} of them before)" if prepared.before else ""
-    print(
-        ", ".join([f"{len(prepared.cells)} cells: {tally['done']} done{before}", f"{tally['failed']} failed", *notes])
-    )
+    cells = quantity(len(prepared.cells), "cell")
+    print(", ".join([f"{cells}: {tally['done']} done{before}", f"{tally['failed']} failed", *notes]))
     if tally["failed"]:
         return 100 + min(99, tally["failed"])
     if codes and all(code in REFUSED for code in codes) and tally["left"] == len(prepared.cells):

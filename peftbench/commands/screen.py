@@ -12,6 +12,7 @@ from rich.text import Text
 from peftbench.commands.tables import Grid, console, paste, say, show
 from peftbench.config.spec import Cell
 from peftbench.ground import escape
+from peftbench.ground.quantity import quantity
 from peftbench.record import Record, Search
 from peftbench.study.boundaries import in_words
 
@@ -168,7 +169,7 @@ def summary(record: Record) -> None:
         )
     if counts is not None:
         share = f"{counts.backbone / max(1, counts.model):.3%} of the model"
-        table.add_row("trained", f"{counts.backbone:,} backbone entries ({share}) + {counts.head:,} head")
+        table.add_row("trained", f"{quantity(counts.backbone, 'backbone entry')} ({share}) + {counts.head:,} head")
         if counts.kept not in (None, counts.backbone):
             table.add_row("kept", f"{counts.kept:,} of the backbone entries")
         if counts.stored_bytes is not None:
@@ -216,9 +217,10 @@ def status(study: str, cells: Sequence["CellStatus"], numbers: Mapping["State", 
     """How a study stands: one line, then a line for every cell that failed, with what runs it again."""
     parts = [f"{number} {state}" for state, number in numbers.items() if number or state == "done"]
     left = "" if seconds is None or not seconds else f"; about {duration(seconds)} left for one runner"
-    paste(f"{study}: {len(cells)} cells: {', '.join(parts)}{left}")
+    paste(f"{study}: {quantity(len(cells), 'cell')}: {', '.join(parts)}{left}")
     if unknown := sum(cell.unknown for cell in cells):
-        paste(f"{unknown} of them are not compared with the rows and weights that they name: not at hand here")
+        compared = quantity(unknown, "of them is", "of them are")
+        paste(f"{compared} not compared with the rows and weights that are named: not at hand here")
     for cell in cells:
         if cell.reason is not None:
             paste(f"{cell.state}: {cell.folder}: {cell.reason}")
@@ -237,10 +239,9 @@ def plan(sweep: "Sweep", seconds: float | None, peak_mb: float | None) -> None:
         print(cell.folder)
     cost = "nothing is known about their time yet" if seconds is None else f"about {duration(seconds)} for one runner"
     cost += "" if peak_mb is None else f", {peak_mb:,.0f} MiB each at most"
-    print(
-        f"{len(sweep.cells)} cells: {sweep.before} need no run, {len(sweep.left)} to run"
-        + (f"; {cost}" if sweep.left else "")
-    )
+    before = quantity(sweep.before, "needs no run", "need no run")
+    cost = f"; {cost}" if sweep.left else ""
+    print(f"{quantity(len(sweep.cells), 'cell')}: {before}, {len(sweep.left):,} to run{cost}")
 
 
 def failures(records: Sequence[Record]) -> None:
@@ -300,7 +301,8 @@ def reproduction(paper: "Paper", table: "Reproduction") -> None:
     for words in [*table.first, *(words for words, _ in table.after_mnli)]:
         print(" ".join(words))
     after = f", {len(table.after_mnli)} of them from an MNLI run" if table.after_mnli else ""
-    print(f"{paper.name}: {len(table.first) + len(table.after_mnli)} cells{after}; {paper.split}, {paper.selection}")
+    cells = quantity(len(table.first) + len(table.after_mnli), "cell")
+    print(f"{paper.name}: {cells}{after}; {paper.split}, {paper.selection}")
     for line in table.missing:
         print(f"missing: {line}")
 

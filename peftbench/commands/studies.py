@@ -8,6 +8,7 @@ from dataclasses import asdict
 from peftbench.commands.run import rerun_word, run_cells
 from peftbench.config import compose
 from peftbench.ground.files import expanded
+from peftbench.ground.quantity import quantity
 
 
 def plan(arguments: Sequence[str]) -> int:
@@ -99,5 +100,5 @@ def reproduce(arguments: Sequence[str]) -> int:
     codes = [run_cells(sweep.prepare(table.first))]
     if table.after_mnli:
         codes.append(run_cells(sweep.prepare(reproduce.cells_after_mnli(table))))
-    print(f"{paper.name}: {number} cells; peftbench table {defaults['study'][6:]} --paper {paper.name}")
+    print(f"{paper.name}: {quantity(number, 'cell')}; peftbench table {defaults['study'][6:]} --paper {paper.name}")
     return max(codes)

@@ -8,6 +8,7 @@ from pathlib import Path
 from peftbench.commands.tables import paste
 from peftbench.ground.errors import BadInput
 from peftbench.ground.files import expanded
+from peftbench.ground.quantity import quantity
 
 MOST_LINES = 12  # of differences that are shown for one record
 
@@ -39,7 +40,7 @@ def verify(arguments: Sequence[str]) -> int:
         paste(f"{agreement.verdict}: {path.parent}")
         for line in [*agreement.made, *agreement.causes][:MOST_LINES] if agreement.made else []:
             paste(f"  {line}")
-    paste(f"{len(paths)} records run again: {verify.counted(compared) or 'none'}")
+    paste(f"{quantity(len(paths), 'record')} run again: {verify.counted(compared) or 'none'}")
     return 1 if any(one.verdict == "differs" for one in compared) else refused
 
 
@@ -52,5 +53,6 @@ def collect(arguments: Sequence[str]) -> int:
     from peftbench.study import collect
 
     copied, twice = collect.collect([expanded(folder) for folder in options.folders], expanded(options.outputs))
-    print(f"{copied} cells copied" + (f", {twice} were there before and agree" if twice else ""))
+    before = quantity(twice, "was there before and agrees", "were there before and agree")
+    print(f"{quantity(copied, 'cell')} copied" + (f", {before}" if twice else ""))
     return 0

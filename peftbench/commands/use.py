@@ -11,6 +11,7 @@ from peftbench.config import compose, recipes, userfiles
 from peftbench.config.spec import Cell, ModelSpec
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import DELTA_FILE, cache_folder
+from peftbench.ground.quantity import quantity
 
 
 def apply(arguments: Sequence[str]) -> int:
@@ -128,7 +129,7 @@ def _low_rank(cell: Cell, recipe: recipes.LowRank, folder: Path) -> list[str]:
     ranks = plan(cell, recipe)
     facts = make_low_rank(cell, recipe, ranks, empty(folder))
     before, after = facts.entries
-    lines = [f"backbone: {after:,} entries of {before:,} ({after / before:.1%})"]
+    lines = [f"backbone: {quantity(after, 'entry')} of {before:,} ({after / before:.1%})"]
     if facts.distilled:
         states = f"{facts.distilled.before:.3g} before, {facts.distilled.after:.3g} after"
         lines.append(f"squared difference of hidden states on held-out text: {states}")

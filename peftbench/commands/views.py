@@ -9,6 +9,7 @@ from peftbench.commands import shows
 from peftbench.commands.paths import writable
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import expanded
+from peftbench.ground.quantity import quantity
 
 PORT = 8765  # of a live page, unless another is given
 
@@ -179,7 +180,7 @@ def sync(arguments: Sequence[str]) -> int:
     study = records.read_study(outputs, options.study, options.model)
     runs = sync.offline_runs(study)
     sync.send(runs, mode("auto"))
-    print(f"{len(runs)} runs sent")
+    print(f"{quantity(len(runs), 'run')} sent")
     print(sync.log_study(study, writable(outputs / options.study), options.project, mode("auto")))
     return 0
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from peftbench.commands.screen import duration
 from peftbench.commands.tables import console
+from peftbench.ground.quantity import quantity
 from peftbench.study import status
 from peftbench.study.status import CellStatus
 
@@ -44,8 +45,10 @@ def view(study: str, cells: Sequence[CellStatus], done_before: int, seconds: flo
     rate = f"{(numbers['done'] - done_before) / max(seconds, 1e-9) * 60:.1f} cells a minute"
     left = status.seconds_left(cells)
     if left:
-        rate += f", about {duration(left / max(1, numbers['running']))} left for {numbers['running']} workers"
-    table = Terminal(title=Text(f"{study}: {len(cells)} cells: {states}\n{rate}"), box=None, title_justify="left")
+        workers = quantity(numbers["running"], "worker")
+        rate += f", about {duration(left / max(1, numbers['running']))} left for {workers}"
+    title = Text(f"{study}: {quantity(len(cells), 'cell')}: {states}\n{rate}")
+    table = Terminal(title=title, box=None, title_justify="left")
     for head in ("worker", "cell", "for"):
         table.add_column(head)
     for cell in cells:

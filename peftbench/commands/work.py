@@ -12,6 +12,7 @@ from peftbench.commands import run
 from peftbench.ground import environment
 from peftbench.ground.errors import BadInput
 from peftbench.ground.files import expanded
+from peftbench.ground.quantity import quantity
 from peftbench.record import Record, Search
 from peftbench.training import stopping
 
@@ -51,7 +52,7 @@ def stop(arguments: Sequence[str]) -> int:
     outputs = expanded(options.outputs)
     running = [cell for cell in status.cells_of(outputs, options.study) if cell.state == "running"]
     work.stop(outputs / options.study)
-    print(f"{options.study}: workers are asked to leave; {len(running)} cells are running")
+    print(f"{options.study}: workers are asked to leave; {quantity(len(running), 'cell is', 'cells are')} running")
     return 0
 
 

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from peftbench.config.spec import MethodSpec
 from peftbench.ground.errors import ConfigError, near, shown
+from peftbench.ground.quantity import quantity
 
 Spec = TypeVar("Spec")
 OURS = re.compile(r"peftbench\.methods\.\w+\.\w+", re.ASCII)  # the classes whose modules may always be imported
@@ -87,13 +88,14 @@ def _phrase(item: Mapping[str, Any]) -> str:
         "greater_than_equal": "must be at least {ge:g}",
         "less_than": "must be less than {lt:g}",
         "less_than_equal": "must be at most {le:.10g}",
-        "too_short": "must have at least {min_length} entries",
-        "too_long": "must have at most {max_length} entries",
-        "string_too_short": "must have at least {min_length} characters",
-        "string_too_long": "must have at most {max_length} characters",
     }
     if kind in bounds:
         return bounds[kind].format(**context)
+    if kind in ("too_short", "string_too_short", "too_long", "string_too_long"):
+        of = "character" if kind.startswith("string") else "entry"
+        if kind.endswith("short"):
+            return f"must have at least {quantity(context['min_length'], of)}"
+        return f"must have at most {quantity(context['max_length'], of)}"
     return str(item["msg"])
 
 

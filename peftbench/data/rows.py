@@ -11,6 +11,7 @@ from peftbench.data import sources
 from peftbench.data.shots import draw
 from peftbench.data.split import Split
 from peftbench.ground.errors import ConfigError, DataError
+from peftbench.ground.quantity import quantity
 from peftbench.ground.seeds import stream
 
 POOL = "unlabelled"  # the split of the rows of train without labels
@@ -67,7 +68,9 @@ class Rows:
             order = np.random.default_rng(stream(0, "held_out")).permutation(len(train))
             kept = max(1, round(len(train) * self.held_out))
             if kept >= len(train):
-                raise DataError(f"protocol.held_out={self.held_out}: leaves none of {len(train)} rows to train on")
+                raise DataError(
+                    f"protocol.held_out={self.held_out}: leaves none of {quantity(len(train), 'row')} to train on"
+                )
             rows["held_out"] = train.rows(np.sort(order[:kept]), "held_out")
             rows[task.train] = train.rows(np.sort(order[kept:]), "train")
         return rows

@@ -7,6 +7,7 @@ import numpy as np
 from peftbench.config.few import Shots
 from peftbench.data.split import Split
 from peftbench.ground.errors import ConfigError
+from peftbench.ground.quantity import quantity
 from peftbench.ground.seeds import stream
 
 
@@ -28,7 +29,7 @@ def draw(train: Split, classes: Sequence[str] | None, shots: Shots) -> dict[str,
     assert wanted is not None
     name, sets = f"shots.{key}={wanted}", 2 if shots.dev == "same" else 1
     if wanted * sets > len(train):
-        raise ConfigError(f"{name}: {_times(sets)}more than the {len(train)} rows of train")
+        raise ConfigError(f"{name}: {_times(sets)}more than the {quantity(len(train), 'row')} of train")
     if key == "total" and not shots.stratified:
         parts = [order[i * wanted : (i + 1) * wanted] for i in range(sets)]
     else:
@@ -36,7 +37,9 @@ def draw(train: Split, classes: Sequence[str] | None, shots: Shots) -> dict[str,
         sizes = [wanted] * len(of_class) if key == "per_class" else shares(wanted, [len(rows) for rows in of_class])
         for rows, size, label in zip(of_class, sizes, classes or (), strict=True):
             if size * sets > len(rows):
-                raise ConfigError(f"{name}: {_times(sets)}{size} rows of class {label}, and train has {len(rows)}")
+                raise ConfigError(
+                    f"{name}: {_times(sets)}{quantity(size, 'row')} of class {label}, and train has {len(rows)}"
+                )
         pairs = list(zip(of_class, sizes, strict=True))
         parts = [np.concatenate([rows[i * size : (i + 1) * size] for rows, size in pairs]) for i in range(sets)]
     for label in (label for i, label in enumerate(classes or ()) if i not in train.labels[parts[0]]):

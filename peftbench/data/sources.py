@@ -13,6 +13,7 @@ from peftbench.data.split import Split, checked_split
 from peftbench.data.tsv import read_table
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import expanded, stamp
+from peftbench.ground.quantity import quantity
 
 SAMPLE = Path(__file__).resolve().parent / "sample"
 
@@ -70,7 +71,9 @@ def _read_folder(data: DataSpec, task: TaskSpec, split: str) -> Split:
     columns = (*layout.text, *([layout.label] if public else []))
     table = read_table(path, columns, layout.columns.get(split, ()), layout.skip_incomplete)
     if table.left_out:
-        line = f"{table.path}: {table.left_out:,} lines of other than {table.width} fields left out"
+        line = (
+            f"{table.path}: {quantity(table.left_out, 'line')} of other than {quantity(table.width, 'field')} left out"
+        )
         print(line, file=sys.stderr)
     texts = {column: table.columns[column] for column in layout.text}
     labels = table.columns[layout.label] if public else None

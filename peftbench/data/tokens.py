@@ -17,6 +17,7 @@ from peftbench.config.spec import ModelSpec
 from peftbench.data.split import Split
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import set_aside, write_atomically
+from peftbench.ground.quantity import quantity
 
 VERSION = "2"  # raised when the layout of the cached file changes
 KEY = "sha256"
@@ -165,7 +166,7 @@ def _misfit(tokenizer: Any, config: Mapping[str, Any]) -> str | None:
     if tokenizer.pad_token_id is None:
         return "it has no padding token"
     if isinstance(rows, int) and max(ids) >= rows:
-        return f"its ids go to {max(ids)}, the embedding has {rows} rows"
+        return f"its ids go to {max(ids)}, the embedding has {quantity(rows, 'row')}"
     for name in SPECIAL:
         key = f"{name}_token_id"
         own, stated = getattr(tokenizer, key), config.get(key)

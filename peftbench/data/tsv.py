@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftbench.ground.errors import DataError, shown
+from peftbench.ground.quantity import quantity
 
 MAX_BYTES = 2**30  # MNLI's train.tsv has 78 million
 
@@ -96,7 +97,7 @@ def _misshapen(line: str, width: int) -> str | None:
         return None
     comma_separated = fields == 1 and line.count(",") + 1 >= width
     hint = "; it looks comma-separated, fields must be separated by tabs" if comma_separated else ""
-    return f"{fields} fields where the file has {width} columns{hint}"
+    return f"{quantity(fields, 'field')} where the file has {quantity(width, 'column')}{hint}"
 
 
 def _wrong_head(line: str, head: Sequence[str], needed: Sequence[str]) -> str | None:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from peftbench.ground.quantity import quantity
+
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -263,7 +265,7 @@ class FewLabels:
         """The number as a table says it; empty where all rows had theirs."""
         if self.per_class is not None:
             return f"{self.per_class}/class"
-        return "" if self.total is None else f"{self.total} rows"
+        return "" if self.total is None else quantity(self.total, "row")
 
 
 @dataclass(frozen=True)

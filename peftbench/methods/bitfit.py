@@ -9,6 +9,7 @@ from peftbench.backbone.model import Model
 from peftbench.config.bounds import Count
 from peftbench.config.spec import Kind, Scope
 from peftbench.ground.errors import ConfigError
+from peftbench.ground.quantity import quantity
 from peftbench.methods.base import ParameterTuner, narrowed, require
 
 # Under a budget: first what the paper found to matter most (query and intermediate, section 4.2), then the rest.
@@ -63,5 +64,5 @@ def _those_that_fit(model: Model, biases: dict[str, nn.Parameter], entries: int)
             entries -= biases[name].numel()
     if not kept:
         smallest = min(p.numel() for p in biases.values())
-        raise ConfigError(f"budget: {entries:,} entries; the smallest bias here has {smallest:,}")
+        raise ConfigError(f"budget: {quantity(entries, 'entry')}; the smallest bias here has {smallest:,}")
     return {name: p for name, p in biases.items() if name in kept}

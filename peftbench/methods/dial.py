@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from peftbench.backbone.model import Model, empty_copy
 from peftbench.config.spec import Scope
 from peftbench.ground.errors import ConfigError
+from peftbench.ground.quantity import quantity
 from peftbench.methods.base import Method
 
 Made = TypeVar("Made", bound=Method)
@@ -51,7 +52,7 @@ def turned(method: Any, dial: str, entries: int, count: Callable[[Any], int]) ->
         raise ConfigError(f"budget: nothing in {type(method).__name__} here has a {dial} that it could turn")
     if first > entries:
         raise ConfigError(
-            f"budget: {entries:,} entries; {type(method).__name__} here needs at least {first:,} ({dial} 1)"
+            f"budget: {quantity(entries, 'entry')}; {type(method).__name__} here needs at least {first:,} ({dial} 1)"
         )
     value = 1 + (entries - first) // each
     fitted = replace(method, **{dial: value})
@@ -76,7 +77,7 @@ def largest(
     """
     smallest = count(make(1))
     if smallest > entries:
-        raise ConfigError(f"budget: {entries:,} entries; {name} here needs at least {smallest:,} ({key} 1)")
+        raise ConfigError(f"budget: {quantity(entries, 'entry')}; {name} here needs at least {smallest:,} ({key} 1)")
     each = count(make(2)) - smallest
     if each <= 0:
         raise ConfigError(f"budget: {name} does not grow with {key} here")

@@ -10,6 +10,7 @@ from peftbench.backbone.model import Model
 from peftbench.config.bounds import Count
 from peftbench.config.spec import Scope
 from peftbench.ground.errors import ConfigError
+from peftbench.ground.quantity import quantity
 from peftbench.methods.base import ParameterTuner, Training, require
 
 
@@ -101,5 +102,5 @@ def _those_that_fit(groups: list[dict[str, nn.Parameter]], entries: int) -> list
         kept.append(group)
     if not kept:
         smallest = sum(p.numel() for p in groups[0].values())
-        raise ConfigError(f"budget: {entries:,} entries; the topmost group alone has {smallest:,}")
+        raise ConfigError(f"budget: {quantity(entries, 'entry')}; the topmost group alone has {smallest:,}")
     return kept

@@ -11,6 +11,7 @@ from peftbench.backbone.model import Model, empty_copy
 from peftbench.config.bounds import Count, InnerShare, NotNegative, Positive, Share
 from peftbench.config.spec import Scope
 from peftbench.ground.errors import ConfigError, DataError
+from peftbench.ground.quantity import quantity
 from peftbench.methods.base import Training, copy_into, narrowed, require
 from peftbench.methods.dial import largest
 from peftbench.methods.maps import MapsTuner, named_factors, wrap
@@ -342,9 +343,8 @@ class LightPEFT:
         share = isinstance(self.estimation, float)
         first = min(LONGEST, max(1, round(steps * self.estimation))) if share else int(self.estimation)
         if first >= steps:
-            raise ConfigError(
-                f"method.estimation={self.estimation}: {first:,} steps; the run has {steps:,}, one must be left"
-            )
+            left = f"{quantity(first, 'step')}; the run has {steps:,}, one must be left"
+            raise ConfigError(f"method.estimation={self.estimation}: {left}")
         return first
 
     def remaining(self, heads: Sequence[Units], neurons: Sequence[Units], modules: int) -> Remaining:

@@ -12,6 +12,7 @@ from peftbench.backbone.model import Model, empty_copy
 from peftbench.config.bounds import Count, Positive
 from peftbench.config.spec import Scope
 from peftbench.ground.errors import ConfigError
+from peftbench.ground.quantity import quantity
 from peftbench.methods.base import ParameterTuner, Training, decays_by_name, require
 from peftbench.methods.narrow import Narrow, reductions
 from peftbench.methods.narrow_start import Heads, check_known, fisher, magnitude, prune
@@ -233,8 +234,8 @@ class LST:
             if least <= entries:
                 return replace(thinned, reduction=next(size for size, trained in sizes if trained <= entries))
         raise ConfigError(
-            f"budget: {entries:,} entries; LST here needs at least {least:,} (reduction {possible[-1]}, the last rung "
-            "alone)"
+            f"budget: {quantity(entries, 'entry')}; LST here needs at least {least:,} "
+            f"(reduction {possible[-1]}, the last rung alone)"
         )
 
     def _entries(self, empty: Model, scope: Scope, reduction: int) -> int:

@@ -11,6 +11,7 @@ from torch import nn
 
 from peftbench.backbone.model import Model
 from peftbench.ground.errors import ConfigError, first_line
+from peftbench.ground.quantity import quantity
 from peftbench.methods.base import ParameterTuner, Training, check_fit
 
 ADAPTER = "default"  # peft's name for the only adapter
@@ -119,7 +120,9 @@ class AdaLoRATuner(PeftTuner):
         """
         tinit, tfinal = self.config.tinit, self.config.tfinal
         if tinit + tfinal >= steps:
-            raise ConfigError(f"method.config: tinit={tinit} and tfinal={tfinal} leave nothing of {steps} steps")
+            raise ConfigError(
+                f"method.config: tinit={tinit} and tfinal={tfinal} leave nothing of {quantity(steps, 'step')}"
+            )
 
     def prepare(self, training: Training) -> None:
         """Tell the allocator how long training is."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from peftbench.ground.errors import ConfigError
+from peftbench.ground.quantity import quantity
 from peftbench.report import aggregates, columns, over_tasks, verdict
 from peftbench.report.over_tasks import OverTasks
 from peftbench.report.records import Study, tasks_alone
@@ -35,7 +36,7 @@ def lines(study: Study, first: str, second: str, margin: float = MARGIN) -> list
         raise ConfigError(f"{first} and {second}: no task and seed in common in study {study.name}")
     verdicts = verdict.judge(
         {(first, second, name): paired for name, paired in pairs.items()},
-        "1 task" if len(pairs) == 1 else f"{len(pairs)} tasks",
+        quantity(len(pairs), "task"),
         margin,
         {column.name: column.rows or 0 for column in both},
     )

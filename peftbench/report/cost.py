@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from peftbench.ground.quantity import quantity
 from peftbench.record import Record
 from peftbench.report import axes
 from peftbench.report.axes import Measure, Measured
@@ -46,7 +47,7 @@ def line(records: Sequence[Record]) -> str:
     parts = [f"{amount:.2f} {unit} hours" for unit, amount in hours.items() if amount]
     workers = {(record.worker.host, record.worker.process) for record in records if record.worker is not None}
     hosts = len({host for host, _ in workers})
-    on = f" on {len(workers)} workers of {hosts} host{'' if hosts == 1 else 's'}" if len(workers) > 1 else ""
+    on = f" on {quantity(len(workers), 'worker')} of {quantity(hosts, 'host')}" if len(workers) > 1 else ""
     return f"cost: {' and '.join(parts) or '0 core hours'}{on}"
 
 

@@ -15,6 +15,7 @@ from peftbench.config.validate import parse
 from peftbench.ground import strangers
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import RECORD_FILE, write_atomically
+from peftbench.ground.quantity import quantity
 from peftbench.ground.version import __version__
 from peftbench.report import columns, comparison, verdict
 from peftbench.report.records import Study
@@ -63,7 +64,8 @@ def register(path: Path, outputs: Path, study: str, cells: Sequence[str], claims
     for claim in claims:
         parts(claim)
     if run := [cell for cell in cells if (outputs / cell / RECORD_FILE).exists()]:
-        late = f"{len(run)} of {len(cells)} cells have results, and a plan comes before them: {run[0]}"
+        of_all = quantity(len(cells), "cell has a result", "cells have results")
+        late = f"{len(run)} of {of_all}, and a plan comes before them: {run[0]}"
         raise ConfigError(f"--register {shown(path)}: {late}")
     plan = Plan(study, datetime.now(UTC).isoformat(), __version__, margin, list(cells), list(claims))
     content = {**asdict(plan), "sha256": digest(asdict(plan))}
@@ -129,14 +131,15 @@ def answers(study: Study, plan: Plan) -> list[str]:
                 pairs[first, second, column.name], claimed[first, second, column.name] = both, word
     if not pairs:
         raise ConfigError(f"--plan: none of its claims has two finished runs of one seed in study {study.name}")
-    family = f"the {len(pairs)} tests of this plan"
+    family = f"the {quantity(len(pairs), 'test')} of this plan"
     judged = verdict.judge(pairs, family, plan.margin, {column.name: column.rows or 0 for column in every})
     said = [
         f"{_answer(item.word, claimed[key])}: {item.first} {_sign(claimed[key])} {item.second} on "
         f"{comparison.sentence(item, pairs[key])}"
         for key, item in zip(pairs, judged, strict=True)
     ]
-    return [f"plan registered {plan.registered[:16]}, {len(plan.claims)} claims", *notes, *said, comparison.how(judged)]
+    head = f"plan registered {plan.registered[:16]}, {quantity(len(plan.claims), 'claim')}"
+    return [head, *notes, *said, comparison.how(judged)]
 
 
 def _answer(word: Word, claimed: Word) -> str:
@@ -155,14 +158,15 @@ def _planned(study: Study, plan: Plan) -> tuple[Study, list[str]]:
     done = [i for i, record in enumerate(study.records) if record.status == "done"]
     cells = set(plan.cells)
     registered = datetime.fromisoformat(plan.registered).timestamp() - 1  # records know whole seconds
-    early = {i for i in done if names[i] in cells and _started(study.records[i].time.started) < registered}
-    kept = [i for i in done if names[i] in cells and i not in early]
+    early = {names[i] for i in done if names[i] in cells and _started(study.records[i].time.started) < registered}
+    kept = [i for i in done if names[i] in cells - early]
     missing = sorted(cells - {names[i] for i in kept})
     added = sorted({names[i] for i in done} - cells)
+    others = quantity(len(added), "cell that is not planned has", "cells that are not planned have")
     lines = {
-        f"missing: {len(missing)} of {len(cells)} planned cells, so every answer is provisional": missing,
-        f"left out: {len(early)} cells that ran before the plan was registered": [names[i] for i in sorted(early)],
-        f"added: {len(added)} cells that are not planned have no part in this": added,
+        f"missing: {len(missing)} of {quantity(len(cells), 'planned cell')}, so every answer is provisional": missing,
+        f"left out: {quantity(len(early), 'cell')} that ran before the plan was registered": sorted(early),
+        f"added: {others} no part in this": added,
     }
     notes = [f"{line}: {_some(named)}" for line, named in lines.items() if named]
     return Study(study.name, [study.records[i] for i in kept], [study.folders[i] for i in kept]), notes

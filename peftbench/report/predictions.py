@@ -9,6 +9,7 @@ import numpy as np
 
 from peftbench.ground.errors import LONGEST_LINE, DataError, short_line
 from peftbench.ground.predictions import columns, numbers, path_of
+from peftbench.ground.quantity import quantity
 from peftbench.record import Record
 from peftbench.report import bootstrap
 
@@ -71,5 +72,5 @@ def headline(run: Path, record: Record) -> Scored | None:
 def name_unusable(problems: Sequence[str]) -> None:
     """Say on the terminal which files of predictions are left out: the first, and how many more."""
     if problems:
-        others = f"; and {len(problems) - 1} more files of predictions" if len(problems) > 1 else ""
+        others = f"; and {quantity(len(problems) - 1, 'more file')} of predictions" if len(problems) > 1 else ""
         print(f"left out: {short_line(problems[0], LONGEST_LINE - 10 - len(others))}{others}", file=sys.stderr)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from peftbench.ground import escape, predictions, strangers
 from peftbench.ground.errors import ConfigError, DataError, shown
+from peftbench.ground.quantity import quantity
 from peftbench.record import Record
 from peftbench.report.records import Study
 
@@ -175,7 +176,7 @@ def _problem(file: File, content: bytes) -> str | None:
     if not lines or lines[0] != HEAD:
         return ", line 1: must be index<TAB>prediction"
     if len(lines) - 1 != file.rows:
-        return f": {len(lines) - 1} rows, the official test split has {file.rows}"
+        return f": {quantity(len(lines) - 1, 'row')}, the official test split has {file.rows:,}"
     for number, line in enumerate(lines[1:]):
         index, tab, value = line.partition("\t")
         if not tab or index != str(number):

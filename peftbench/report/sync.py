@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.ground.errors import ConfigError
+from peftbench.ground.quantity import quantity
 from peftbench.report import plots, render
 from peftbench.report.records import Study
 from peftbench.report.table import build
@@ -33,7 +34,8 @@ def send(runs: list[Path], mode: str) -> None:
     if not runs:
         return
     if mode != "online":
-        raise ConfigError(f"{len(runs)} runs wait to be sent, and W&B has no key here; wandb login, or WANDB_API_KEY")
+        waiting = quantity(len(runs), "run waits", "runs wait")
+        raise ConfigError(f"{waiting} to be sent, and W&B has no key here; wandb login, or WANDB_API_KEY")
     _check_reachable(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
     for run in runs:
         command = [sys.executable, "-P", "-m", "wandb", "sync", str(run)]

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from peftbench.ground.quantity import quantity
 from peftbench.report import bootstrap
 from peftbench.report.columns import Column
 from peftbench.report.statistics import ALPHA, MARGIN, Interval, Paired, holm
@@ -127,7 +128,8 @@ def matrix(columns: Sequence[Column], margin: float = MARGIN) -> list[Verdict]:
             for first, second in itertools.combinations(order, 2)
             if (paired := column.paired(first, second)) is not None
         }
-        verdicts += judge(pairs, f"{len(pairs)} pairs in {column.name}", margin, {column.name: column.rows or 0})
+        family = f"{quantity(len(pairs), 'pair')} in {column.name}"
+        verdicts += judge(pairs, family, margin, {column.name: column.rows or 0})
     return verdicts
 
 

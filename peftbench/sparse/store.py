@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from peftbench.ground.errors import ConfigError, DataError
+from peftbench.ground.quantity import quantity
 
 
 class SparseStore:
@@ -31,7 +32,7 @@ class SparseStore:
             self.offsets.append(self.offsets[-1] + size)
         self.total = self.offsets[-1]
         if budget > self.total:
-            raise ConfigError(f"budget: {budget:,} entries asked, the candidates have {self.total:,}")
+            raise ConfigError(f"budget: {quantity(budget, 'entry')} asked, the candidates have {self.total:,}")
         if self.total >= 2**31:
             raise ConfigError(f"scope: {self.total:,} candidate entries; an int32 index reaches 2,147,483,647")
         device = self.tensors[0].device
@@ -122,7 +123,7 @@ class SparseStore:
             values.append(tensors[f"{self.names[i]}.values"])
         count = sum(part.numel() for part in ids)
         if count > self.budget:
-            raise DataError(f"the delta does not fit: {count:,} entries, the budget is {self.budget:,}")
+            raise DataError(f"the delta does not fit: {quantity(count, 'entry')}, the budget is {self.budget:,}")
         self._choose(self.index[:0])
         if ids:
             every, order = torch.cat(ids).sort()

@@ -18,6 +18,7 @@ from peftbench.config.words import conf_dir
 from peftbench.ground import strangers
 from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, shown
 from peftbench.ground.files import set_aside, write_atomically
+from peftbench.ground.quantity import quantity
 from peftbench.ground.version import __version__
 from peftbench.study import done
 from peftbench.study.done import Reads
@@ -89,7 +90,7 @@ def read(study: Path) -> dict[str, Planned]:
         return {}
     outside = [cell.folder for cell in file.cells.values() if not _is_inside(cell.folder, study.name)]
     if outside:
-        line = f"{study / FILE}: {len(outside)} cells left out, not inside the study: {outside[0]}"
+        line = f"{study / FILE}: {quantity(len(outside), 'cell')} left out, not inside the study: {outside[0]}"
         print(shown(line, LONGEST_LINE), file=sys.stderr)
     return _planned(file, study.name)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from peftbench.ground.quantity import quantity
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -30,7 +32,7 @@ def score(names: Sequence[str], predictions: np.ndarray, references: np.ndarray)
     Constant predictions give a Matthews correlation and correlations of 0 (scipy would say nan), and `collapsed`.
     """
     if len(predictions) != len(references) or len(references) == 0:
-        raise ValueError(f"{len(predictions)} predictions for {len(references)} rows")
+        raise ValueError(f"{quantity(len(predictions), 'prediction')} for {quantity(len(references), 'row')}")
     collapsed = bool((predictions == predictions[0]).all())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # constant or one-class input, which `collapsed` and 0 stand for

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from peftbench.ground.quantity import quantity
 from peftbench.ground.record_parts import Moment
 from peftbench.record import BudgetFacts, Record, budget_facts
 from peftbench.report.figures.parts import Figure, Map, Material, Panel, Series
@@ -31,7 +32,10 @@ def curves(material: Material) -> Iterator[Figure]:
                 continue
             values = np.array([[curve[step] for step in steps] for curve in scores])
             middle, low, high = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
-            notes = [f"{y:.2f} after {x:,} steps (mean of {len(scores)})" for x, y in zip(steps, middle, strict=True)]
+            notes = [
+                f"{y:.2f} after {quantity(x, 'step')} (mean of {len(scores)})"
+                for x, y in zip(steps, middle, strict=True)
+            ]
             series.append(Series(name, [*map(float, steps)], middle.tolist(), low.tolist(), high.tolist(), notes))
         panels.append(Panel(column, "optimizer steps", "dev score (%)", column, series=series))
     note = "mean over seeds; band: from the lowest to the highest seed"
@@ -68,7 +72,7 @@ def growth(material: Material) -> Iterator[Figure]:
             if not facts[0].growth:
                 continue
             points = facts[0].growth[:: max(1, len(facts[0].growth) // MOST_POINTS)]
-            notes = [f"{count:,} entries after {step:,} steps" for step, count in points]
+            notes = [f"{quantity(count, 'entry')} after {quantity(step, 'step')}" for step, count in points]
             steps, counts = ([float(point[axis]) for point in points] for axis in (0, 1))
             series.append(Series(name, steps, counts, notes=notes))
         if series:
@@ -101,7 +105,7 @@ def _maps_over_time(facts: Sequence[BudgetFacts], column: str) -> Iterator[Panel
             [_share([(m.by_place.get(f"{layer} {kind}", 0), _all(m)) for m in same]) for kind in kinds]
             for layer in layers
         ]
-        yield Panel(f"after {same[0].step:,} steps", "kind", "layer", column, map=Map(layers, kinds, values))
+        yield Panel(f"after {quantity(same[0].step, 'step')}", "kind", "layer", column, map=Map(layers, kinds, values))
 
 
 def _margins(facts: Sequence[BudgetFacts], column: str) -> Iterator[Panel]:

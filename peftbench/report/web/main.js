@@ -57,7 +57,7 @@ function drawRuns() {
     run.name, run.column, String(run.seed), number(run.score, 2), number(run.error, 2), String(run.lr),
     number(run.backbone, 0), number(run.train_s, 1), number(run.peak_mb, 0),
   ]);
-  runs.show(`${kept.length.toLocaleString("en")} runs`, RUNS, lines, kept);
+  runs.show(quantity(kept.length, "run"), RUNS, lines, kept);
 }
 
 function open(at, line) {
@@ -106,7 +106,7 @@ function drawRest() {
   get("flips").hidden = !lines.length;
   if (lines.length) new View(get("flip-figures"), "flips").show("flips", head, lines);
   for (const task of data.flips.rows) {
-    inside(get("flip-rows"), `${task.title}: ${task.all} rows`, task.title, ["row", "label", "became wrong", "became right"], task.rows);
+    inside(get("flip-rows"), `${task.title}: ${quantity(task.all, "row")}`, task.title, ["row", "label", "became wrong", "became right"], task.rows);
   }
   if (!data.failures.length) get("failures").append(element("p", "none", { class: "notes" }));
   for (const failure of data.failures) {
@@ -173,7 +173,7 @@ function take(newer) {
   data = newer;
   document.title = `${data.study}, peftbench`;
   get("study").textContent = data.study;
-  get("summary").textContent = `${data.runs.length.toLocaleString("en")} runs, ${data.failures.length} failed`;
+  get("summary").textContent = `${quantity(data.runs.length, "run")}, ${data.failures.length} failed`;
   options("task", data.table.columns);
   options("budget", [...new Set(Object.values(data.rows).map(one => one.budget))]);
   drawRest();

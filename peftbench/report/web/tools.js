@@ -9,6 +9,10 @@ function element(tag, text, attributes = {}) {
   return made;
 }
 
+function quantity(number, noun) {
+  return `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+}
+
 function button(text, act, attributes = {}) {
   const made = element("button", text, { type: "button", ...attributes });
   made.addEventListener("click", act);
