@@ -28,6 +28,7 @@ YAMLS = sorted(
 )
 NEEDS = {"data/folder.yaml": ["data.path=."], "task/ax.yaml": [], "method/peft.yaml": ["method.type=vera"]}
 NEEDS["selftrain/list.yaml"] = ["shots.total=30"]
+NEEDS["task/joint.yaml"] = ["task.tasks=[rte,sst2]"]
 
 
 @pytest.mark.parametrize("path", YAMLS, ids=str)
