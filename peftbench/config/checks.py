@@ -112,6 +112,8 @@ def joint(cell: Cell) -> Iterator[str]:
         yield "readout=prompt: task=joint has a classifier for each task; label words differ from task to task"
     if cell.selftrain.kind != "none":
         yield f"selftrain={cell.selftrain.kind}: task=joint has no rows without labels; a teacher is of one task"
+    if cell.select.rule == "one_se":
+        yield "select.rule=one_se: task=joint has a mean of several scores, whose standard error is not taken"
 
 
 def few_labels(cell: Cell, task: TaskSpec) -> Iterator[str]:

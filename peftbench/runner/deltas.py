@@ -147,8 +147,8 @@ def start_from(cell: Cell, model: Model, start: Delta | None = None) -> Tuner:
     """Attach the cell's method to a backbone with the delta that it starts from.
 
     A delta of the same method, scope and budget is trained further; that of another is merged into the backbone
-    first. The head starts anew, unless it is to be kept (init_head), the task can only be evaluated (AX), or that run is
-    updated.
+    first. The head starts anew, unless it is to be kept (init_head), the task can only be evaluated (AX), or that run
+    is updated.
 
     Raises:
         DataError: the delta does not fit.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from peftbench.config.spec import Cell
+from peftbench.config.tasks import TaskSpec
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import expanded
 from peftbench.record import SEARCH_SUFFIX, Evaluation, Record, Search
@@ -172,6 +173,7 @@ def _error(cell: Cell, judged: Evaluation | None, folder: str) -> float | None:
         return None
     from peftbench.runner.spread import error_of
 
+    assert isinstance(cell.task, TaskSpec)  # a joint one is refused
     return error_of(expanded(cell.outputs) / folder, cell.task, cell.select.rows, judged.chosen_by)
 
 
