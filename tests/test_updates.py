@@ -116,7 +116,7 @@ def test_a_regression_has_no_right_answers(run_tiny: Run, tiny: Callable[..., Ce
         ({"config": config("task", labels=["bad", "good"])}, "of other labels, and this cell is of task=sst2"),
         ({"config": config("readout", kind="prompt")}, "its readout is a prompt, this cell's a classifier"),
         ({"hashes": hashes(tokenizer="0" * 64)}, "objective.old: its run has another tokenizer"),
-        (None, "result.json: not a readable record (No such file or directory)"),
+        (None, "not a readable record (No such file or directory)"),
         ("damaged", "its sha256 does not match"),
     ],
     ids=["status", "delta", "task", "labels", "readout", "tokenizer", "unfinished", "damaged"],

@@ -226,7 +226,8 @@ def tally(sweep: Sweep) -> dict[str, int]:
 
 def _compose(lines: Mapping[str, list[str]], to_come: Mapping[Path, str]) -> dict[str, Planned]:
     """Folder of each cell; cells that differ by their seed alone are composed once."""
-    seeds = {name: None if "${seed}" in "".join(words) else _seed(words) for name, words in lines.items()}
+    # Hydra escapes the braces where a folder holds ${seed}
+    seeds = {name: None if "{seed" in "".join(words) else _seed(words) for name, words in lines.items()}
     bases = {name: tuple(word for word in words if word != f"seed={seeds[name]}") for name, words in lines.items()}
     first = {base: lines[name] for name, base in reversed(bases.items())}
     cells = dict(zip(first, many.cells_from(list(first.values()), to_come), strict=True))
