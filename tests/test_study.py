@@ -126,7 +126,7 @@ def test_a_cell_that_failed_on_two_hosts_is_left_alone_unless_asked(tmp_path: Pa
     before = path.read_bytes()
     third = call("run", *words, cwd=tmp_path)
     assert third.returncode == 101
-    left_alone = "1 of these on two hosts or with two runners' deaths (rerun=failed tries them again)"
+    left_alone = "1 of these on two hosts (rerun=failed tries them again)"
     assert third.stdout == f"1 cell: 0 done, 1 failed, {left_alone}\n"
     assert path.read_bytes() == before
     (cell,) = status.cells_of(tmp_path / "outputs", "pilot")

@@ -123,7 +123,7 @@ def stale(study: Study, rows: pd.DataFrame) -> list[str]:
     names: dict[str, None] = {}
     done = [run for run in zip(study.folders, study.records, strict=True) if run[1].status == "done"]
     for place, (folder, record) in enumerate(done):
-        if changed_parents(record.hashes, folder.parents[2]):
+        if record.hashes.parents and changed_parents(record.hashes, folder.parents[2]):
             names[str(rows["name"].iloc[place])] = None
     return list(names)
 
