@@ -25,13 +25,13 @@ class OfEachTask(nn.Module):
         for task, part in parts.items():
             self.add_module(PREFIX + task, part)
 
-    def of(self, task: str) -> nn.Module:
+    def part_of(self, task: str) -> nn.Module:
         """The module of a task."""
         return self.get_submodule(PREFIX + task)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """What the chosen one makes of the inputs."""
-        return self.of(self._tasks[self.chosen])(*inputs, **named)
+        return self.part_of(self._tasks[self.chosen])(*inputs, **named)
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def leave_one(module: nn.Module, task: str, outputs: int) -> None:
     """Put a task's head in the place of all: a plain model of that task."""
     for name, part in list(module.named_modules()):
         if isinstance(part, OfEachTask):
-            module.set_submodule(name, part.of(task))
+            module.set_submodule(name, part.part_of(task))
     whole: Any = module
     whole.config.num_labels = whole.num_labels = outputs
 

@@ -12,12 +12,12 @@ from peftbench.record import Record, read_record
 
 def parents(cell: Cell) -> dict[str, tuple[Path, str]]:
     """The runs that a cell starts from or is taught by: by key, each one's folder and the hash of its delta."""
-    found = {}
+    runs = {}
     if cell.init_from is not None and cell.init_sha256 is not None:
-        found["init_from"] = Path(cell.init_from), cell.init_sha256
+        runs["init_from"] = Path(cell.init_from), cell.init_sha256
     if cell.objective.old is not None and cell.old_sha256 is not None:
-        found["objective.old"] = Path(cell.objective.old), cell.old_sha256
-    return found
+        runs["objective.old"] = Path(cell.objective.old), cell.old_sha256
+    return runs
 
 
 def row_of(cell: Cell) -> str | None:

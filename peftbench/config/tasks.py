@@ -27,14 +27,11 @@ OF_SCORES = frozenset({"pearson", "spearman"})  # the metrics of regressions
 MOST_TASKS = 20  # that are learned together: their names are one folder's
 
 
-@dataclass(frozen=True)
-class HubLayout:
-    """How the Hub's copy of a task names things."""
+class _Columns:
+    """A label beside texts, each a column of its own."""
 
-    config: Name
     text: Texts
     label: Name
-    splits: SplitFiles
 
     def __post_init__(self) -> None:
         if self.label in self.text:
@@ -42,7 +39,17 @@ class HubLayout:
 
 
 @dataclass(frozen=True)
-class FolderLayout:
+class HubLayout(_Columns):
+    """How the Hub's copy of a task names things."""
+
+    config: Name
+    text: Texts
+    label: Name
+    splits: SplitFiles
+
+
+@dataclass(frozen=True)
+class FolderLayout(_Columns):
     """How the official download names things."""
 
     name: Name
@@ -52,10 +59,6 @@ class FolderLayout:
     label_values: Labels | None = None
     columns: SplitColumns = field(default_factory=dict)
     skip_incomplete: bool = False
-
-    def __post_init__(self) -> None:
-        if self.label in self.text:
-            refuse(f"label={self.label} is a text column, too")
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ class TaskSpec:
         """The splits that are trained on."""
         return (self.train,) if self.train else ()
 
-    def of(self, split: str) -> "TaskSpec":
+    def task_of(self, split: str) -> "TaskSpec":
         """The task that a split is of."""
         return self
 
@@ -208,13 +211,13 @@ class JointTask:
         """What the headline may be."""
         return (self.headline,)
 
-    def of(self, split: str) -> TaskSpec:
+    def task_of(self, split: str) -> TaskSpec:
         """The task that a split is of."""
         return next(task for task in self.tasks if split in _splits(task))
 
     def metric_name(self, split: str, metric: str) -> str:
         """How a record names a metric of a split: as the task's own runs do, after the task's name."""
-        task = self.of(split)
+        task = self.task_of(split)
         return f"{task.name}_{task.metric_name(split.removesuffix(f'_{task.name}'), metric)}"
 
     def headlines(self) -> list[tuple[str, str]]:

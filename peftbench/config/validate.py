@@ -92,10 +92,10 @@ def _phrase(item: Mapping[str, Any]) -> str:
     if kind in bounds:
         return bounds[kind].format(**context)
     if kind in ("too_short", "string_too_short", "too_long", "string_too_long"):
-        of = "character" if kind.startswith("string") else "entry"
+        noun = "character" if kind.startswith("string") else "entry"
         if kind.endswith("short"):
-            return f"must have at least {quantity(context['min_length'], of)}"
-        return f"must have at most {quantity(context['max_length'], of)}"
+            return f"must have at least {quantity(context['min_length'], noun)}"
+        return f"must have at most {quantity(context['max_length'], noun)}"
     return str(item["msg"])
 
 

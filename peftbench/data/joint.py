@@ -23,7 +23,7 @@ def joined(tokens: Mapping[str, Tokens], task: Task) -> Mapping[str, Tokens]:
         return tokens
     numbers = {one.name: number for number, one in enumerate(task.tasks)}
     own = {
-        name: replace(split, mix=Mix(np.full(len(split), numbers[task.of(name).name])))
+        name: replace(split, mix=Mix(np.full(len(split), numbers[task.task_of(name).name])))
         for name, split in tokens.items()
     }
     if not (parts := [own.pop(name) for name in task.trained if name in own]):

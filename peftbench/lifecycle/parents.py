@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from peftbench.config.recorded import part
 from peftbench.config.spec import DataSpec, ModelSpec, Task, TaskSpec
 from peftbench.config.spec import Protocol as TrainingProtocol
 from peftbench.ground.errors import ConfigError, DataError
@@ -11,7 +12,6 @@ from peftbench.ground.files import RECORD_FILE, place
 from peftbench.record import Record, read_record
 from peftbench.runner.deltas import model_spec
 from peftbench.runner.readouts import one_task, task_of
-from peftbench.study.recorded import part
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Parent:
     @property
     def data(self) -> DataSpec:
         """Where its rows came from."""
-        return part(self.record, DataSpec, "data", {"name": self.record.cell.data})
+        return part(self.record, DataSpec, "data")
 
     @property
     def outputs(self) -> Path:
@@ -62,7 +62,7 @@ class Parent:
     @property
     def protocol(self) -> TrainingProtocol:
         """How it was trained."""
-        return part(self.record, TrainingProtocol, "protocol", {})
+        return part(self.record, TrainingProtocol, "protocol")
 
 
 def parent(folder: Path) -> Parent:

@@ -14,7 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from peftbench.ground.errors import ConfigError
-from peftbench.report.bootstrap import LEVEL
+from peftbench.report import bootstrap
 from peftbench.report.records import Study, tasks_alone
 from peftbench.report.sheet import Sheet
 from peftbench.report.table import SUFFIX, apart
@@ -87,42 +87,41 @@ def sheet(study: Study) -> Sheet:
         ConfigError: no row has.
     """
     rows = apart(study)[0]
-    found = comparable(rows)
-    if not found.scores:
+    together = comparable(rows)
+    if not together.scores:
         raise ConfigError(
             f"study {study.name}: no row of its table has a run with every task, so nothing is put together"
         )
     head = ["method", *AGGREGATES, "runs of each task"]
     texts: list[list[str]] = []
     numbers: list[list[Any]] = [["method", "aggregate", "value", "low", "high", "runs", "tasks", "scale"]]
-    for name, scores in found.scores.items():
+    for name, scores in together.scores.items():
         figures = {word: aggregate(scores, function) for word, function in AGGREGATES.items()}
-        texts.append([name, *(in_words(figure, found.relative) for figure in figures.values()), str(len(scores))])
+        texts.append([name, *(in_words(figure, together.relative) for figure in figures.values()), str(len(scores))])
         numbers += [
-            [name, word, figure.value, figure.low, figure.high, len(scores), len(found.columns), found.scale]
+            [name, word, figure.value, figure.low, figure.high, len(scores), len(together.columns), together.scale]
             for word, figure in figures.items()
         ]
-    title = f"{study.name}: {', '.join(found.columns)} put together, {found.scale} [95% interval]"
-    return Sheet(title, head, texts, _notes(found, set(rows["name"])), numbers)
+    title = f"{study.name}: {', '.join(together.columns)} put together, {together.scale} [95% interval]"
+    return Sheet(title, head, texts, _notes(together, set(rows["name"])), numbers)
 
 
-def _notes(found: Comparable, names: set[str]) -> list[str]:
+def _notes(together: Comparable, names: set[str]) -> list[str]:
     """What the figures are, what they are relative to, and what they do not say."""
-    of = len(found.columns)
-    kept = np.mean([shares(scores) for scores in found.scores.values()], axis=0)
-    parts = ", ".join(f"{100 * share:.0f}% {column}" for share, column in zip(kept, found.columns, strict=True))
+    kept = np.mean([shares(scores) for scores in together.scores.values()], axis=0)
+    parts = ", ".join(f"{100 * share:.0f}% {column}" for share, column in zip(kept, together.columns, strict=True))
     notes = [
         "IQM: mean of the middle half of all runs; median, mean: of the tasks' means; intervals: runs drawn anew "
         "within each task, from 3 runs on (Agarwal et al. 2021)",
         "relative to the mean of full on each task, which is taken as known"
-        if found.relative
+        if together.relative
         else "full has not every task here, so these are dev scores in percent, whatever the metric",
         f"what IQM's middle half is of: {parts}",
-        f"the intervals say what other seeds would change, not what others than these {of} tasks would",
+        f"the intervals say what other seeds would change, not what others than these {len(kept)} tasks would",
     ]
-    if min(len(scores) for scores in found.scores.values()) < FEW_RUNS:
+    if min(len(scores) for scores in together.scores.values()) < FEW_RUNS:
         notes.append("with few runs these intervals are too narrow: about 80% of them hold with 3, 85% with 4")
-    if left := sorted(names - found.scores.keys()):
+    if left := sorted(names - together.scores.keys()):
         notes.append(f"left out, without a seed that has every task: {', '.join(left)}")
     return notes
 
@@ -223,5 +222,4 @@ def _drawn(scores: np.ndarray) -> np.ndarray:
 def _bounded(value: float, drawn: np.ndarray | None) -> Bounded:
     if drawn is None:
         return Bounded(value, None, None)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Bounded(value, float(low), float(high))
+    return Bounded(value, *bootstrap.interval(drawn))

@@ -85,11 +85,11 @@ def places(study: Study) -> list[Place]:
         raise ConfigError(f"study {study.name}: no finished run that was scored on one task")
     done = [run for run in zip(study.folders, study.records, strict=True) if run[1].status == "done"]
     order = list(dict.fromkeys(rows["name"]))
-    found = [
+    cells = [
         Place(str(column), str(name), [done[int(place)] for place in same["record"]])
         for (column, name), same in rows.groupby(["column", "name"], sort=True)
     ]
-    return sorted(found, key=lambda place: (place.column, order.index(place.row)))
+    return sorted(cells, key=lambda place: (place.column, order.index(place.row)))
 
 
 def stored(place: Place, unusable: list[str]) -> Iterator[tuple[Run, Scored]]:
@@ -111,12 +111,12 @@ def stored(place: Place, unusable: list[str]) -> Iterator[tuple[Run, Scored]]:
             unusable.append(f"{run[0]}: predictions with other labels than those of the runs before it")
 
 
-def sheet(title: str, measures: Sequence[Measure], found: Sequence[Measured], notes: Sequence[str]) -> Sheet:
+def sheet(title: str, measures: Sequence[Measure], cells: Sequence[Measured], notes: Sequence[str]) -> Sheet:
     """The view of some measures, those that no cell has left out: a line for every cell of the study's table."""
-    measures = [measure for measure in measures if any(one.values.get(measure.name, ()) for one in found)]
+    measures = [measure for measure in measures if any(one.values.get(measure.name, ()) for one in cells)]
     texts: list[list[str]] = []
     numbers: list[list[Any]] = [["task", "method", "measure", "mean", "sd", "runs"]]
-    for one in found:
+    for one in cells:
         column, row, runs = one.place.column, one.place.row, one.runs
         texts.append(
             [column, row, *(measure.text(one.values.get(measure.name, ())) for measure in measures), str(runs)]
@@ -139,14 +139,14 @@ def of_classes(study: Study, measured: Callable[[Place, list[str]], Measured]) -
     """
     unusable: list[str] = []
     every = places(study)
-    found = [measured(place, unusable) for place in every if place.classes]
+    cells = [measured(place, unusable) for place in every if place.classes]
     predictions.name_unusable(unusable)
     without = dict.fromkeys(place.column for place in every if not place.classes)
     notes = [f"left out, a task without classes: {', '.join(without)}"] if without else []
-    return found, [*notes, *not_stored(found)]
+    return cells, [*notes, *not_stored(cells)]
 
 
-def not_stored(found: Sequence[Measured]) -> list[str]:
+def not_stored(cells: Sequence[Measured]) -> list[str]:
     """The footnote that names the cells without a run whose predictions are stored; none where all have some."""
-    without = [f"{one.place.row} on {one.place.column}" for one in found if not one.runs]
+    without = [f"{one.place.row} on {one.place.column}" for one in cells if not one.runs]
     return [f"no predictions are stored of: {', '.join(without)}"] if without else []

@@ -42,7 +42,12 @@ def crossed(differences: np.ndarray) -> tuple[float, float]:
     seeds, resamples = differences.shape
     drawn = np.random.default_rng(1).integers(0, seeds, size=(seeds, resamples))
     means = np.take_along_axis(differences, drawn, axis=0).mean(axis=0)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return interval(means)
+
+
+def interval(drawn: np.ndarray) -> tuple[float, float]:
+    """The percentile interval (95%) of a figure that was drawn anew many times (resamples,)."""
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

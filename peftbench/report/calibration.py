@@ -45,13 +45,13 @@ def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def sheet(study: Study) -> Sheet:
     """Calibration error, Brier score and mean confidence of every cell of the study's table whose task has classes."""
-    found, left_out = axes.of_classes(study, _measured)
+    cells, left_out = axes.of_classes(study, _measured)
     notes = [
         f"ECE: expected calibration error in percent, {BINS} bins of equal width",
         "Brier score: summed over classes, 0 to 2; confidence: mean of the largest probability, in percent",
         "probabilities: softmax of the stored logits (5 decimals)",
     ]
-    return axes.sheet(f"{study.name}: calibration on dev, mean ± sd over runs", MEASURES, found, [*notes, *left_out])
+    return axes.sheet(f"{study.name}: calibration on dev, mean ± sd over runs", MEASURES, cells, [*notes, *left_out])
 
 
 def _measured(place: Place, unusable: list[str]) -> Measured:

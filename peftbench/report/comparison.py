@@ -115,12 +115,12 @@ def over_all(together: OverTasks, tasks: int, margin: float) -> list[str]:
 def improvement(tasks: Sequence[columns.Column], first: str, second: str) -> str:
     """How often a run of the first scores above one of the second, whatever the seeds."""
     runs = [[np.array(list(task.scores[name].values())) for name in (first, second)] for task in tasks]
-    found = aggregates.improvement([(one, other) for one, other in runs])
+    figure = aggregates.improvement([(one, other) for one, other in runs])
     interval = "no interval: below 3 runs, or all pairs of a task agree"
-    if found.low is not None and found.high is not None:
-        interval = f"95% interval {100 * found.low:.0f} to {100 * found.high:.0f}, over runs; 50%: neither is better"
+    if figure.low is not None and figure.high is not None:
+        interval = f"95% interval {100 * figure.low:.0f} to {100 * figure.high:.0f}, over runs; 50%: neither is better"
     over = f", mean of these {len(tasks)} tasks" if len(tasks) > 1 else ""
-    often = f"{first} scores above {second} in {100 * found.value:.0f}% of pairs of runs{over}"
+    often = f"{first} scores above {second} in {100 * figure.value:.0f}% of pairs of runs{over}"
     return f"probability of improvement: {often} ({interval})"
 
 

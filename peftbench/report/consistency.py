@@ -34,13 +34,13 @@ def pairwise(answers: np.ndarray) -> float:
 
 def sheet(study: Study) -> Sheet:
     """Agreement of every cell of the study's table whose task has classes."""
-    found, left_out = axes.of_classes(study, _measured)
+    cells, left_out = axes.of_classes(study, _measured)
     notes = [
         f"in percent of the dev rows; {PAIRS}: mean over all pairs of runs",
         f"{ALL}, {RIGHT}: fall with the number of runs; compare them at equal numbers",
         "two runs of accuracy a that err independently agree on a² + (1 - a)² of the rows, where there are two classes",
     ]
-    return axes.sheet(f"{study.name}: answers of different runs on dev", MEASURES, found, [*notes, *left_out])
+    return axes.sheet(f"{study.name}: answers of different runs on dev", MEASURES, cells, [*notes, *left_out])
 
 
 def _measured(place: Place, unusable: list[str]) -> Measured:

@@ -53,20 +53,20 @@ def line(records: Sequence[Record]) -> str:
 
 def sheet(study: Study) -> Sheet:
     """The costs of every cell of the study's table."""
-    found = []
+    cells = []
     for place in axes.places(study):
         values = {
             measure.name: [value for _, record in place.runs if (value := cost(record)) is not None]
             for measure, cost in COSTS.items()
         }
-        found.append(Measured(place, values, len(place.runs)))
+        cells.append(Measured(place, values, len(place.runs)))
     machines = dict.fromkeys(_machine(record) for record in study.done())
     notes = [
         f"times and memory measured on: {'; '.join(machines)}",
         "memory: of the process, or of the GPU where there is one; search: once for all seeds of a cell",
         "not in any record: floating-point operations, energy",
     ]
-    return axes.sheet(f"{study.name}: what runs cost, mean ± sd", [*COSTS], found, notes)
+    return axes.sheet(f"{study.name}: what runs cost, mean ± sd", [*COSTS], cells, notes)
 
 
 def _step(record: Record) -> float | None:

@@ -22,12 +22,11 @@ from peftbench.ground import escape
 from peftbench.ground.errors import DataError, shown
 from peftbench.ground.predictions import path_of, read
 from peftbench.record import Record
-from peftbench.report import predictions
+from peftbench.report import bootstrap, predictions
 from peftbench.report.versions import Version
 
 RESAMPLES = 1000
 CHUNK = 50  # resamples at a time: QQP's 40,430 rows take 8 MB each 50
-LEVEL = 0.95
 MEASURES = ("accuracy", "change", "NFR", "PFR", "NFR_mc", "NFI", "trust", "loss", "gain")
 UNITS = ("loss", "gain")  # the measures that are no shares
 REGRESSION = ("pearson", "spearman")
@@ -175,7 +174,7 @@ def _of_task(old: Version, new: Version) -> tuple[Flips, dict[str, np.ndarray]]:
     drawn = _draws(parts)
     floors = [_floor(version) for version in (before, after)]
     figures = {
-        name: Figure(float(np.mean(values)), *_interval(drawn[name]), *(floor.get(name) for floor in floors))
+        name: Figure(float(np.mean(values)), *bootstrap.interval(drawn[name]), *(floor.get(name) for floor in floors))
         for name, values in measures(parts.mean(axis=2, dtype=np.float64)).items()
     }
     flipped = _flipped(parts, before[seeds[0][0]].truth)
@@ -280,11 +279,6 @@ def _draws(parts: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.concatenate(values) for name, values in drawn.items()}
 
 
-def _interval(draws: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
 def _floor(version: Mapping[int, Answers]) -> dict[str, float]:
     """The mean of every measure from one seed to another of the same version; empty where there is one seed."""
     means = [per_row(one, other).mean(axis=1, dtype=np.float64) for one, other in permutations(version.values(), 2)]
@@ -308,7 +302,7 @@ def _overall(compared: Sequence[Flips], draws: Sequence[Mapping[str, np.ndarray]
         figures = {}
         for name in compared[places[0]].figures:
             every = [compared[i].figures[name] for i in places]
-            interval = _interval(np.mean([draws[i][name] for i in places], axis=0))
+            interval = bootstrap.interval(np.mean([draws[i][name] for i in places], axis=0))
             floors = [_mean([getattr(one, side) for one in every]) for side in ("old_floor", "new_floor")]
             figures[name] = Figure(float(np.mean([one.value for one in every])), *interval, *floors)
         before, after = (_mean([compared[i].scores[side] for i in places]) for side in (0, 1))

@@ -144,18 +144,18 @@ def sheet(study: Study, at: Constants) -> Sheet:
     Raises:
         ConfigError: no row has every task.
     """
-    found = costed(apart(study)[0])
-    if not found.names:
+    costs = costed(apart(study)[0])
+    if not costs.names:
         raise ConfigError(f"study {study.name}: no row of its table has a run with every task")
-    values, varied = found.pscp(at), found.varied(at)
-    of_entries, of_memory = penalty(found.entries, at.c_p, at.beta_p), penalty(found.memory, at.c_m, at.beta_m)
-    parts = found.scores, found.entries, of_entries, found.memory, of_memory, values, ranks(values)
+    values, varied = costs.pscp(at), costs.varied(at)
+    of_entries, of_memory = penalty(costs.entries, at.c_p, at.beta_p), penalty(costs.memory, at.c_m, at.beta_m)
+    parts = costs.scores, costs.entries, of_entries, costs.memory, of_memory, values, ranks(values)
     head = ["method", *FORMS, *(f"rank by {key}" for key in GRID)]
     numbers: list[list[object]] = [
         ["method", *FORMS, *(f"{edge} rank by {key}" for key in GRID for edge in ("best", "worst"))]
     ]
     texts = []
-    for i, name in enumerate(found.names):
+    for i, name in enumerate(costs.names):
         edges = [(int(by[:, i].min()), int(by[:, i].max())) for by in varied.values()]
         figures = [float(part[i]) for part in parts]
         shown_ranks = [str(best) if best == worst else f"{best} to {worst}" for best, worst in edges]
@@ -164,15 +164,15 @@ def sheet(study: Study, at: Constants) -> Sheet:
         )
         numbers.append([name, *figures[:-1], int(figures[-1]), *(edge for both in edges for edge in both)])
     title = f"{study.name}: PSCP (arXiv:2511.21285) without its factor of FLOPs, at {_in_words(at)}"
-    return Sheet(title, head, texts, _notes(found, at, varied), numbers)
+    return Sheet(title, head, texts, _notes(costs, at, varied), numbers)
 
 
-def _notes(found: Costed, at: Constants, varied: Mapping[str, np.ndarray]) -> list[str]:
+def _notes(costs: Costed, at: Constants, varied: Mapping[str, np.ndarray]) -> list[str]:
     """What the score is made of, and how far its ranking depends on the constants."""
-    before = ranks(found.pscp(at))
+    before = ranks(costs.pscp(at))
     notes = ["no record counts FLOPs: right for what can be merged into the backbone, too kind to all else"]
     for key, by in varied.items():
-        firsts = dict.fromkeys(found.names[int(place.argmin())] for place in by)
+        firsts = dict.fromkeys(costs.names[int(place.argmin())] for place in by)
         kept = int((by == before).all(axis=0).sum())
         grid = ", ".join(f"{value:g}" for value in GRID[key])
         notes.append(f"{key} over {grid}: {kept} of {len(before)} ranks stay; first: {' or '.join(firsts)}")

@@ -50,15 +50,15 @@ def tried(study: Study, rows: pd.DataFrame) -> list[Tried]:
     Args:
         rows: the study's finished runs, as `table.apart` gives them.
     """
-    found, records = [], study.done()
+    tries, records = [], study.done()
     for (name, column), same in rows.groupby(["name", "column"], sort=False) if len(rows) else []:
         search = records[int(same["record"].iloc[0])].search  # one for all seeds
         if search is None or search.strata:
             continue
-        found.append(Tried(str(name), str(column), "lr", _percent(search.scores), search.chosen))
+        tries.append(Tried(str(name), str(column), "lr", _percent(search.scores), search.chosen))
         if search.chosen_head is not None:
-            found.append(Tried(str(name), str(column), "head_lr", _percent(search.head_scores), search.chosen_head))
-    return found
+            tries.append(Tried(str(name), str(column), "head_lr", _percent(search.head_scores), search.chosen_head))
+    return tries
 
 
 def notes(study: Study, rows: pd.DataFrame) -> list[str]:

@@ -76,7 +76,7 @@ def sheet(study: Study, texts_of: Callable[[Record, str], Texts]) -> Sheet:
     """
     unusable: list[str] = []
     known: dict[str, Subsets] = {}
-    found, notes = [], []
+    cells, notes = [], []
     for place in axes.places(study):
         record = place.runs[0][1]
         name = predictions.scored_split(record)
@@ -84,12 +84,12 @@ def sheet(study: Study, texts_of: Callable[[Record, str], Texts]) -> Sheet:
         if sha256 not in known:
             known[sha256] = split(texts_of(record, name))
             notes.append(f"{place.column}: {_described(known[sha256])}")
-        found.append(_measured(place, known[sha256], unusable))
+        cells.append(_measured(place, known[sha256], unusable))
     predictions.name_unusable(unusable)
     notes.append("a part where all answers, or all labels, are one class gives 0 to F1, MCC and correlations")
-    notes += axes.not_stored(found)
+    notes += axes.not_stored(cells)
     title = f"{study.name}: dev scores in percent on parts of the rows, mean ± sd over runs"
-    return axes.sheet(title, MEASURES, found, notes)
+    return axes.sheet(title, MEASURES, cells, notes)
 
 
 def _described(subsets: Subsets) -> str:

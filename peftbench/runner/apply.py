@@ -8,6 +8,7 @@ import numpy as np
 
 from peftbench.backbone import low_rank
 from peftbench.backbone.weights import weights_folder
+from peftbench.config.recorded import part
 from peftbench.config.spec import Protocol as TrainingProtocol
 from peftbench.config.spec import TaskSpec
 from peftbench.data.split import make_split
@@ -19,7 +20,6 @@ from peftbench.ground.machine import process_state
 from peftbench.record import read_record
 from peftbench.runner import readouts
 from peftbench.runner.deltas import model_spec, reload
-from peftbench.runner.readouts import spec_of
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.forward import Forward
 from peftbench.training.metrics import predict
@@ -87,7 +87,7 @@ def label(run: Path, file: Path, cache: Path, known: Collection[str] = (), task:
     rows = make_split("new", tuple(table.columns[column] for column in asked.folder.text), None)
     model, _, _ = reload(run, known, task)
     spec = model_spec(record)
-    protocol = spec_of(record, TrainingProtocol, "protocol")
+    protocol = part(record, TrainingProtocol, "protocol")
     prompt = readouts.asked(readouts.readout_spec(record), asked)
     tokens = tokenize(rows, readouts.tokenizer(prompt, spec, weights_folder(spec)), protocol.max_length, cache)
     forward = Forward(model, protocol.precision, process_state().device)

@@ -1,19 +1,18 @@
 """A cell's readout, tokenizer and loss, which belong together: a prompt's label words are tokens."""
 
 from pathlib import Path
-from typing import Any
 
 from peftbench.backbone.heads import Heads
 from peftbench.backbone.model import CLASSIFIER
 from peftbench.backbone.readout import Prompt, Readout
 from peftbench.backbone.weights import weights_folder
 from peftbench.config.few import PromptSpec, ReadoutSpec
+from peftbench.config.recorded import part
 from peftbench.config.spec import ModelSpec, Task, TaskSpec
 from peftbench.config.tasks import JointTask
-from peftbench.config.validate import parse
 from peftbench.data.prompts import PromptTokenizer
 from peftbench.data.tokens import Tokenizer, tokenizer_for
-from peftbench.ground.errors import ConfigError, DataError, near, shown
+from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.record import Record
 from peftbench.training.objective import Objective, ScoreShare
 
@@ -81,8 +80,9 @@ def task_of(record: Record) -> Task:
     Raises:
         DataError: that part of the record is not of this version.
     """
-    task: Task = spec_of(record, JointTask if "tasks" in record.config["task"] else TaskSpec, "task")
-    return task
+    if "tasks" in record.config["task"]:
+        return part(record, JointTask, "task")
+    return part(record, TaskSpec, "task")
 
 
 def one_task(record: Record, word: str | None, place: object) -> TaskSpec:
@@ -109,24 +109,7 @@ def readout_spec(record: Record) -> ReadoutSpec:
     Raises:
         DataError: that part of the record is not of this version.
     """
-    spec: ReadoutSpec = spec_of(record, ReadoutSpec, "readout") if "readout" in record.config else ReadoutSpec()
-    return spec
-
-
-def spec_of(record: Record, kind: type[Any], part: str) -> Any:
-    """A part of the record's configuration as its dataclass.
-
-    Raises:
-        DataError: it is not of this version.
-    """
-    raw = record.config[part]
-    if part == "task":
-        raw = {"name": getattr(record.cell, part), **raw}
-    problems: list[str] = []
-    parsed = parse(kind, raw, part, problems)
-    if parsed is None or problems:
-        raise DataError(f"the record's {part} is not one of this version: {problems[0]}")
-    return parsed
+    return part(record, ReadoutSpec, "readout") if "readout" in record.config else ReadoutSpec()
 
 
 def asked(readout: ReadoutSpec, task: Task) -> PromptSpec | None:

@@ -216,7 +216,7 @@ def keep_predictions(
         check: as of `write_atomically`.
     """
     for split, values in logits.items():
-        labels, names = known[split], task.of(split).labels
+        labels, names = known[split], task.task_of(split).labels
         lines = ["\t".join(["index", "prediction", "label", *(names or ["score"])])]
         for i, (row, prediction) in enumerate(zip(values, predict(values), strict=True)):
             shown = names[int(prediction)] if names else f"{prediction:.4f}"

@@ -42,7 +42,7 @@ class Evaluator:
         arrays = [(rows, logits.cpu().numpy()) for rows, logits in pieces]
         if state.num_processes > 1:
             arrays = gather_object(arrays)
-        out = np.empty((len(tokens), self._task.of(tokens.name).num_labels), dtype=np.float32)
+        out = np.empty((len(tokens), self._task.task_of(tokens.name).num_labels), dtype=np.float32)
         for rows, logits in arrays:
             out[rows] = logits
         return out
@@ -64,7 +64,7 @@ class Evaluator:
         for name, tokens in scored.items():
             if tokens.labels is None:
                 continue
-            task = self._task.of(name)
+            task = self._task.task_of(name)
             scores = score(task.metrics, predict(logits[name]), tokens.labels)
             collapsed = collapsed or scores.collapsed
             of_split = {self._task.metric_name(name, metric): value for metric, value in scores.values.items()}

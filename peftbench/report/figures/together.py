@@ -23,11 +23,11 @@ def profiles(material: Material) -> Iterator[Figure]:
     thresholds = np.linspace(np.quantile(every, LOWEST), every.max(), THRESHOLDS).tolist()
     series = []
     for name, scores in together.scores.items():
-        found = [_in_percent(share) for share in profile(scores, thresholds)]
+        percents = [_in_percent(share) for share in profile(scores, thresholds)]
         notes = [
-            f"{in_words(share, False)}% of runs above {at:.1f}" for at, share in zip(thresholds, found, strict=True)
+            f"{in_words(share, False)}% of runs above {at:.1f}" for at, share in zip(thresholds, percents, strict=True)
         ]
-        series.append(Series(name, thresholds, [share.value for share in found], *_edges(found), notes))
+        series.append(Series(name, thresholds, [share.value for share in percents], *_edges(percents), notes))
     title = f"{len(together.columns)} tasks"
     panel = Panel(title, together.scale, "runs that score above (%)", series=series)
     yield Figure("profiles", GROUP, "performance profiles", "lines", [panel], f"higher is better; band: {RUNS}")
@@ -40,12 +40,12 @@ def aggregates(material: Material) -> Iterator[Figure]:
         return
     panels = []
     for word, function in AGGREGATES.items():
-        found = {name: aggregate(scores, function) for name, scores in together.scores.items()}
+        figures = {name: aggregate(scores, function) for name, scores in together.scores.items()}
         series = [
             Series(name, [one.value], [0.0], *_edges([one]), [in_words(one, together.relative)])
-            for name, one in found.items()
+            for name, one in figures.items()
         ]
-        limits, below = limits_of({name: _whole(one) for name, one in found.items()})
+        limits, below = limits_of({name: _whole(one) for name, one in figures.items()})
         title = f"{word} of {len(together.columns)} tasks"
         panels.append(Panel(title, together.scale, "", series=series, limits=limits, below=below))
     note = f"IQM: mean of the middle half of all runs; median, mean: of the tasks' means; bars: {RUNS}"
@@ -62,7 +62,7 @@ def _whole(one: Bounded) -> Summary:
     return Summary(one.value, one.low, one.high, [edge for edge in (one.low, one.value, one.high) if edge is not None])
 
 
-def _edges(found: list[Bounded]) -> tuple[list[float], list[float]]:
+def _edges(points: list[Bounded]) -> tuple[list[float], list[float]]:
     """Low and high of every point; nothing where none is known."""
-    low, high = [one.low for one in found if one.low is not None], [one.high for one in found if one.high is not None]
+    low, high = [one.low for one in points if one.low is not None], [one.high for one in points if one.high is not None]
     return low, high
