@@ -1,4 +1,7 @@
-"""The kernels' code is kept in a folder that nobody but us may write, and compiled again where that cannot be used."""
+"""The kernels' code is kept in a folder that nobody but us may write, and compiled again where that cannot be used.
+
+On a CPU without bf16 instructions bf16 is multiplied in fp32.
+"""
 
 import os
 import subprocess
@@ -14,6 +17,30 @@ import torch
 from peftbench.kernels.sampled import sampled_bf16
 x = torch.eye(4, dtype=torch.bfloat16)
 print(sampled_bf16(x, x, torch.arange(16, dtype=torch.int32)).sum().item())
+"""
+
+# as on a CPU without bf16 instructions; in a process of its own, for torch keeps what replaces its kernels
+PRODUCTS = """
+import torch
+torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda: False
+from peftbench.kernels.products import widen_products
+
+torch.manual_seed(0)
+x, w, b, y = (torch.randn(size).bfloat16() for size in ((3, 70, 40), (50, 40), (50,), (3, 70, 50)))
+
+def products(dtype):
+    inputs = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x, w, b)]
+    out = torch.nn.functional.linear(*inputs)
+    out.backward(y.to(dtype))
+    ys = y.to(dtype)
+    sums = torch.baddbmm(inputs[0].detach(), ys, inputs[1].detach().expand(3, -1, -1), beta=0.5, alpha=2)
+    return [out, ys @ ys.transpose(1, 2), sums, inputs[0].grad, inputs[1].grad]
+
+want = products(torch.float32)
+widen_products()
+assert all(torch.equal(one.bfloat16(), other) for one, other in zip(want, products(torch.bfloat16), strict=True))
+assert all(torch.equal(one, other) for one, other in zip(want, products(torch.float32), strict=True))
+print("equal")
 """
 
 
@@ -58,3 +85,8 @@ def test_no_link_and_no_file_is_a_folder_of_ours(tmp_path: Path) -> None:
     for name in ("link", "file"):
         with pytest.raises(PermissionError):
             private_folder(tmp_path / name)
+
+
+def test_bf16_is_multiplied_in_fp32_where_a_cpu_has_no_instructions_for_it_and_fp32_stays_as_it_was() -> None:
+    done = subprocess.run([sys.executable, "-c", PRODUCTS], capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.stderr) == ("equal\n", "")

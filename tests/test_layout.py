@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": {*GROUND, "config"},
     "backbone": {*GROUND, "config", "kernels", "data"},
     "methods": {*GROUND, "config", "sparse", "backbone"},
-    "training": {*GROUND, "config", "data", "backbone", "methods"},
+    "training": {*GROUND, "config", "kernels", "data", "backbone", "methods"},
     "runner": {*GROUND, "config", "data", "backbone", "methods", "training"},
     "study": {*GROUND, "config", "papers", "data", "runner"},
     "lifecycle": {*GROUND, "config", "data", "backbone", "methods", "training", "runner", "study"},

@@ -87,8 +87,7 @@ class Distillation:
     def _states(self, model: Model, batch: Batch) -> Sequence[torch.Tensor]:
         """Embedding output and every layer's, each (rows, tokens, hidden)."""
         base: nn.Module = model.module.base_model  # type: ignore[assignment]
-        low = self.protocol.precision == "bf16"
-        with torch.autocast(batch.inputs["input_ids"].device.type, dtype=torch.bfloat16, enabled=low):
+        with self._forward.autocast():
             states: Sequence[torch.Tensor] = base(**batch.inputs, output_hidden_states=True).hidden_states
         return states
 

@@ -12,6 +12,7 @@ from peftbench.backbone.prefix import Prefix
 from peftbench.backbone.recomputing import recomputed
 from peftbench.data.batches import Batch, collate, evaluation_order
 from peftbench.data.tokens import Tokens
+from peftbench.kernels.products import widen_products
 
 
 class Forward:
@@ -33,6 +34,8 @@ class Forward:
         model.module.to(device)
         self.model, self.prefix = model, prefix
         self._low, self._device = precision == "bf16", device
+        if self._low and device.type == "cpu":
+            widen_products()
         self._checkpointing = checkpointing
         self._type_ids = getattr(model.module.config, "type_vocab_size", 0) > 1
 

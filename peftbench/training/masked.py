@@ -90,8 +90,7 @@ class MaskedTraining:
         shown, hidden = hide(ids.cpu().numpy(), self._vocabulary, self.recipe.masked, (stream(seed, "mask"), step))
         self._hidden = torch.from_numpy(hidden).to(ids.device)
         batch.inputs["input_ids"] = torch.from_numpy(shown).to(ids.device)
-        low = self.protocol.precision == "bf16"
-        with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=low):
+        with self._forward.autocast():
             logits = self.model.module(**batch.inputs).logits
         return functional.cross_entropy(logits.float(), ids[self._hidden])
 
