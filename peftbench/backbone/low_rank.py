@@ -17,7 +17,7 @@ from peftbench.config.bounds import Count, Name, NotNegative, Whole
 from peftbench.config.spec import ModelSpec
 from peftbench.config.validate import parse
 from peftbench.ground import strangers
-from peftbench.ground.errors import DataError, shown
+from peftbench.ground.errors import ConfigError, DataError, shown
 
 FACTS_FILE = "lowrank.json"
 FORMAT: Literal["peftbench-lowrank-1"] = "peftbench-lowrank-1"
@@ -172,11 +172,12 @@ def ranks_of(spec: ModelSpec) -> Mapping[str, int]:
         return {}
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    problems: list[str] = []
-    facts = parse(LowRankFacts, raw, "facts", problems) if isinstance(raw, dict) else None
-    if facts is None or problems:
-        raise DataError(f"{path}: not the facts of a low-rank backbone: {problems[0] if problems else 'no mapping'}")
-    return facts.ranks
+    if not isinstance(raw, dict):
+        raise DataError(f"{path}: not the facts of a low-rank backbone: no mapping")
+    try:
+        return parse(LowRankFacts, raw, "facts").ranks
+    except ConfigError as error:
+        raise DataError(f"{path}: not the facts of a low-rank backbone: {error.every[0]}") from None
 
 
 def lowered(whole: type[nn.Module], ranks: Mapping[str, int]) -> Any:

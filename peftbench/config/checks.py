@@ -20,39 +20,39 @@ OF_THE_RUNNER = ("rerun", "cells_per_gpu")  # say how cells are run, not what a 
 WORDS = {"rerun": ("unfinished", "failed", "all"), "init_head": ("new", "kept")}
 
 
-def top(keys: Mapping[str, Any], problems: list[str], to_come: Collection[Path] = ()) -> None:
-    """The keys that belong to no group.
+def top(keys: Mapping[str, Any], to_come: Collection[Path] = ()) -> Iterator[str]:
+    """A line for whatever is wrong with the keys that belong to no group.
 
     Args:
         to_come: folders of runs that may be named in init_from before they have left their delta.
     """
     allowed = [*TOP, "init_from", "checkpoint_every", *GROUPS]
-    problems.extend(f"{key}: there is no such key; {near(key, allowed)}" for key in keys if key not in allowed)
+    yield from (f"{key}: there is no such key; {near(key, allowed)}" for key in keys if key not in allowed)
     for key, kind in TOP.items():
         if type(keys.get(key)) is not kind:
             kind_name = {int: "a whole number", str: "a text", bool: "true or false"}[kind]
-            problems.append(f"{key}={shown(show(keys.get(key)))}: must be {kind_name}")
+            yield f"{key}={shown(show(keys.get(key)))}: must be {kind_name}"
         elif kind is str and CONTROL.search(keys[key]):
-            problems.append(f"{key}={shown(keys[key])}: must not hold control codes")
+            yield f"{key}={shown(keys[key])}: must not hold control codes"
         elif key in ("outputs", "cache") and too_long(keys[key]):
-            problems.append(f"{key}={shown(keys[key])}: {TOO_LONG}")
+            yield f"{key}={shown(keys[key])}: {TOO_LONG}"
         elif kind is int and not LEAST[key] <= keys[key] <= MOST:
-            problems.append(f"{key}={shown(keys[key])}: must be at least {LEAST[key]} and at most {MOST}")
+            yield f"{key}={shown(keys[key])}: must be at least {LEAST[key]} and at most {MOST}"
     if isinstance(keys.get("study"), str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", keys["study"]):
-        problems.append(f"study={shown(keys['study'])}: must be letters, digits, '.', '_' and '-' (it names a folder)")
+        yield f"study={shown(keys['study'])}: must be letters, digits, '.', '_' and '-' (it names a folder)"
     for key, words in WORDS.items():
         if isinstance(keys.get(key), str) and keys[key] not in words:
-            problems.append(f"{key}={shown(keys[key])}: must be one of {', '.join(words)}")
+            yield f"{key}={shown(keys[key])}: must be one of {', '.join(words)}"
     every = keys.get("checkpoint_every")
     if every is not None and (type(every) not in (int, float) or not 0 <= every <= LARGEST):
-        problems.append(f"checkpoint_every={shown(show(every))}: must be seconds up to {LARGEST:g}, or null")
-    folder_of_a_run("init_from", keys.get("init_from"), problems, to_come)
+        yield f"checkpoint_every={shown(show(every))}: must be seconds up to {LARGEST:g}, or null"
+    yield from folder_of_a_run("init_from", keys.get("init_from"), to_come)
 
 
-def folder_of_a_run(key: str, value: Any, problems: list[str], to_come: Collection[Path] = ()) -> None:
-    """A folder with what a run learned or, of those to come, will learn; or null."""
+def folder_of_a_run(key: str, value: Any, to_come: Collection[Path] = ()) -> Iterator[str]:
+    """A line where it is neither null nor a folder with what a run learned or, of those to come, will learn."""
     if value is not None and not (isinstance(value, str) and _is_run(Path(value), to_come)):
-        problems.append(f"{key}={shown(show(value), 100)}: no {DELTA_FILE} there (it must be the folder of a run)")
+        yield f"{key}={shown(show(value), 100)}: no {DELTA_FILE} there (it must be the folder of a run)"
 
 
 def _is_run(folder: Path, to_come: Collection[Path]) -> bool:
@@ -134,8 +134,12 @@ def few_labels(cell: Cell, task: TaskSpec) -> Iterator[str]:
         yield "select.rows=held_out: of few labelled rows none are held out; give shots.dev=same"
 
 
-def layers(value: Any, depth: int, problems: list[str]) -> list[int] | None:
-    """Layer numbers from a list or a range like "6-11", checked against the depth of the backbone."""
+def layers(value: Any, depth: int) -> list[int] | None:
+    """Layer numbers from a list or a range like "6-11", checked against the depth of the backbone.
+
+    Raises:
+        ConfigError: it is none of these, or outside the backbone.
+    """
     if value is None:
         return None
     if isinstance(value, str) and (match := re.fullmatch(r"(\d{1,4})-(\d{1,4})", value)):
@@ -145,9 +149,7 @@ def layers(value: Any, depth: int, problems: list[str]) -> list[int] | None:
     elif isinstance(value, list) and all(type(item) is int for item in value):
         numbers = value
     else:
-        problems.append(f"scope.layers={shown(show(value))}: must be a range like 2-5 or a list like [0,5]")
-        return None
+        raise ConfigError(f"scope.layers={shown(show(value))}: must be a range like 2-5 or a list like [0,5]")
     if not numbers or min(numbers) < 0 or max(numbers) >= depth:
-        problems.append(f"scope.layers={shown(show(value))}: outside the backbone, which has layers 0 to {depth - 1}")
-        return None
+        raise ConfigError(f"scope.layers={shown(show(value))}: outside the backbone, which has layers 0 to {depth - 1}")
     return sorted(set(numbers))

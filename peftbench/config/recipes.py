@@ -88,11 +88,7 @@ def recipe(group: str, overrides: Sequence[str], kind: Callable[[str], type[Keys
         raise ConfigError(f"{group}={shown(','.join(chosen))}: {near(','.join(chosen), words(group))}")
     keys = _defaults(group, chosen[0])
     keys |= dict(_value(group, item) for item in own if not item.startswith(f"{group}="))
-    problems: list[str] = []
-    made = parse(kind(chosen[0]), keys, group, problems)
-    if made is None or problems:
-        raise ConfigError(problems)
-    return made, [item for item in overrides if item not in own]
+    return parse(kind(chosen[0]), keys, group), [item for item in overrides if item not in own]
 
 
 def _defaults(group: str, word: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from typing import TypeVar
 
 from peftbench.config.validate import parse
-from peftbench.ground.errors import DataError
+from peftbench.ground.errors import ConfigError, DataError
 from peftbench.record import Record
 
 NAMED = ("task", "data")  # whose names the record keeps with the cell
@@ -23,8 +23,7 @@ def part(record: Record, kind: type[T], name: str) -> T:
     raw = record.config[name]
     if name in NAMED:
         raw = {"name": getattr(record.cell, name), **raw}
-    problems: list[str] = []
-    parsed = parse(kind, raw, name, problems)
-    if parsed is None or problems:
-        raise DataError(f"the record's {name} is not one of this version: {problems[0]}")
-    return parsed
+    try:
+        return parse(kind, raw, name)
+    except ConfigError as error:
+        raise DataError(f"the record's {name} is not one of this version: {error.every[0]}") from None

@@ -18,32 +18,39 @@ EPSILONS = ("layer_norm_eps", "norm_eps")
 DIVIDED = (("hidden_size", "num_attention_heads"), ("dim", "n_heads"))
 
 
-def check(model: Mapping[str, Any], problems: list[str]) -> None:
-    """Add a line to `problems` for every number of `model.config` that is missing, out of bounds or does not fit."""
+def problems_of(model: Mapping[str, Any]) -> list[str]:
+    """A line for every number of `model.config` that is missing, out of bounds or does not fit."""
     config, layout = model.get("config"), model.get("layout")
     if not isinstance(config, Mapping) or not isinstance(layout, Mapping):
-        return
-    depth = str(layout.get("depth", "num_hidden_layers"))
-    before = len(problems)
-    problems.extend(f"model.config.{key}: must be given" for key in NEEDED if key not in config)
+        return []
+    return _out_of_bounds(config, str(layout.get("depth", "num_hidden_layers"))) or _misfits(config)
+
+
+def _out_of_bounds(config: Mapping[str, Any], depth: str) -> list[str]:
+    problems = [f"model.config.{key}: must be given" for key in NEEDED if key not in config]
     if depth not in config:
         problems.append(f"model.config.{shown(depth)}: must be given, for model.layout.depth names it")
     for key, (least, most) in {**SIZES, depth: LAYERS}.items():
         if key in config and not (type(config[key]) is int and least <= config[key] <= most):
             line = f"model.config.{key}={shown(show(config[key]))}: must be a whole number, at least {least}"
             problems.append(f"{line} and at most {most}")
-    problems.extend(
+    problems += [
         f"model.config.{key}={shown(show(config[key]))}: must be a number between 0 and 1"
         for key in EPSILONS
         if key in config and not (type(config[key]) in (int, float) and 0 < config[key] < 1)
-    )
-    if len(problems) > before:
-        return
-    for hidden, heads in DIVIDED:
-        if hidden in config and heads in config and config[hidden] % config[heads]:
-            problems.append(f"model.config.{hidden}={config[hidden]}: not divisible by {heads}={config[heads]}")
+    ]
+    return problems
+
+
+def _misfits(config: Mapping[str, Any]) -> list[str]:
+    problems = [
+        f"model.config.{hidden}={config[hidden]}: not divisible by {heads}={config[heads]}"
+        for hidden, heads in DIVIDED
+        if hidden in config and heads in config and config[hidden] % config[heads]
+    ]
     pad = config["pad_token_id"]
     if not (type(pad) is int and 0 <= pad < config["vocab_size"]):
         problems.append(
             f"model.config.pad_token_id={shown(show(pad))}: not among the {config['vocab_size']} of vocab_size"
         )
+    return problems

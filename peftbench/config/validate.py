@@ -23,19 +23,24 @@ def _adapter(spec: Any) -> TypeAdapter[Any]:
     return TypeAdapter(spec)
 
 
-def parse(spec: type[Spec], raw: Mapping[str, Any], path: str, problems: list[str]) -> Spec | None:
-    """Make a dataclass from a mapping, or add a line to `problems` for each thing that is wrong with it."""
+def parse(spec: type[Spec], raw: Mapping[str, Any], path: str) -> Spec:
+    """Make a dataclass from a mapping, whose keys lie at `path`.
+
+    Raises:
+        ConfigError: a line for each thing that is wrong with it.
+    """
     allowed = [item.name for item in dataclasses.fields(spec)]  # type: ignore[arg-type]
     unknown = [key for key in raw if key not in allowed]
-    problems.extend(f"{path}.{shown(key)}: there is no such key; {near(key, allowed)}" for key in unknown)
+    problems = [f"{path}.{shown(key)}: there is no such key; {near(key, allowed)}" for key in unknown]
     known = {key: value for key, value in raw.items() if key in allowed}
     try:
         # JSON mode takes lists for tuples and is strict about everything else: "8" is no number, true is no 1.
         parsed: Spec = _adapter(cast(Any, spec)).validate_json(json.dumps(known), strict=True)
-        return parsed
     except ValidationError as error:
-        problems.extend(_validation_lines(error, known, path))
-        return None
+        raise ConfigError([*problems, *_validation_lines(error, known, path)]) from None
+    if problems:
+        raise ConfigError(problems)
+    return parsed
 
 
 def _validation_lines(error: ValidationError, raw: Any, path: str) -> list[str]:
@@ -135,35 +140,39 @@ def make_method(spec: MethodSpec) -> Any:
     Raises:
         ConfigError: its class or its arguments are not possible.
     """
-    problems: list[str] = []
-    method = parse(method_class(spec.target), spec.arguments, "method", problems)
-    if problems:
-        raise ConfigError(problems)
-    return method
+    return parse(method_class(spec.target), spec.arguments, "method")
 
 
-def spelled_out(target: str, raw: Mapping[str, Any], problems: list[str], path: str = "method") -> dict[str, Any]:
-    """A method's arguments, checked, with what its class reads from files in the place of their names."""
+def spelled_out(target: str, raw: Mapping[str, Any], path: str = "method") -> dict[str, Any]:
+    """A method's arguments, checked, with what its class reads from files in the place of their names.
+
+    Raises:
+        ConfigError: a line for whatever is wrong with them, those of methods within included.
+    """
     arguments = dict(raw)
     try:
         if (complete := getattr(method_class(target), "spelled_out", None)) is not None:
             arguments = complete(raw)
     except ConfigError as error:
-        problems.extend(_under(path, error))
-        return arguments
-    check_method(target, arguments, problems, path)
+        raise ConfigError([*_under(path, error)]) from None
+    if problems := [*_method_problems(target, arguments, path)]:
+        raise ConfigError(problems)
     return arguments
 
 
-def check_method(target: str, raw: Mapping[str, Any], problems: list[str], path: str = "method") -> None:
-    """Add a line to `problems` for whatever is wrong with a method's arguments, those of methods within included."""
+def _method_problems(target: str, raw: Mapping[str, Any], path: str) -> Iterator[str]:
     try:
-        parse(method_class(target), raw, path, problems)
+        kind = method_class(target)
     except ConfigError as error:
-        problems.extend(_under(path, error))
+        yield from _under(path, error)
+    else:
+        try:
+            parse(kind, raw, path)
+        except ConfigError as error:
+            yield from error.every
     for key, inner in _methods_within(raw, path):
         spec = MethodSpec.from_keys(key, inner)
-        check_method(spec.target, spec.arguments, problems, key)
+        yield from _method_problems(spec.target, spec.arguments, key)
 
 
 def targets(raw: Any) -> Iterator[str]:

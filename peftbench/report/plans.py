@@ -86,11 +86,11 @@ def read(path: Path) -> Plan:
         raise DataError(f"--plan {shown(path)}: no yaml of a plan") from None
     if not isinstance(raw, dict):
         raise DataError(f"--plan {shown(path)}: no plan")
-    problems: list[str] = []
     sha256 = raw.pop("sha256", None)
-    plan = parse(Plan, raw, "plan", problems)
-    if plan is None or problems:
-        raise DataError([f"{shown(path)}: {problem}" for problem in problems])
+    try:
+        plan = parse(Plan, raw, "plan")
+    except ConfigError as error:
+        raise DataError([f"{shown(path)}: {problem}" for problem in error.every]) from None
     if digest(asdict(plan)) != sha256:
         raise DataError(f"--plan {shown(path)}: was edited after it was registered (its sha256 is another)")
     return plan

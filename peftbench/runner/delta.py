@@ -18,7 +18,7 @@ from peftbench.config.bounds import Whole
 from peftbench.config.spec import Budget, MethodSpec, Scope
 from peftbench.config.validate import parse
 from peftbench.ground import strangers
-from peftbench.ground.errors import DataError
+from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.files import write_atomically
 
 FORMAT = "peftbench-delta-1"
@@ -133,15 +133,16 @@ def _check_file(path: Path) -> None:
 
 
 def _facts(path: Path, text: str) -> DeltaFacts:
-    problems: list[str] = []
     try:
         raw = strangers.parse_json(text)
     except ValueError as error:
         raise DataError(f"{path}: its facts are not readable ({error})") from None
-    facts = parse(DeltaFacts, raw, "facts", problems) if isinstance(raw, dict) else None
-    if facts is None or problems:
-        raise DataError(f"{path}: not the facts of a delta: {problems[0] if problems else 'not a mapping'}")
-    return facts
+    if not isinstance(raw, dict):
+        raise DataError(f"{path}: not the facts of a delta: not a mapping")
+    try:
+        return parse(DeltaFacts, raw, "facts")
+    except ConfigError as error:
+        raise DataError(f"{path}: not the facts of a delta: {error.every[0]}") from None
 
 
 def _without_start(facts: dict[str, Any]) -> dict[str, Any]:

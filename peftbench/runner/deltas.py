@@ -226,11 +226,10 @@ def model_spec(record: Record) -> ModelSpec:
     if newer and word in compose.words("model"):
         today = asdict(compose.cell_from([f"model={word}"]).model.layout)
         raw = {**raw, "layout": {**today, **raw["layout"]}}
-    problems: list[str] = []
-    spec = parse(ModelSpec, {"name": word, **raw}, "model", problems)
-    if spec is None or problems:
-        raise DataError(f"the record's model is not one of this version: {problems[0]}")
-    return spec
+    try:
+        return parse(ModelSpec, {"name": word, **raw}, "model")
+    except ConfigError as error:
+        raise DataError(f"the record's model is not one of this version: {error.every[0]}") from None
 
 
 def delta_of(run: Path) -> Delta:
