@@ -3,7 +3,8 @@
     python scripts/bench_shared.py [--steps 20] [--rounds 3]
 
 Whole processes of `peftbench run` (LoRA, MiniLM, the built-in sample, on all cores) take turns: alone; beside a process
-that computes on one thread; two of them at once. Prints seconds as a Markdown table: medians, least and greatest.
+that computes on one thread; two of them at once. Prints seconds as they are measured, and a
+Markdown table: medians, least and greatest.
 """
 
 import argparse
@@ -72,6 +73,7 @@ def main() -> None:
             for company in COMPANY:
                 for waiting in WAITING:
                     taken[company, waiting].append(seconds(waiting, company, asked.steps, Path(folder)))
+                    print(f"{company}, {waiting}: {taken[company, waiting][-1]:.1f} s", file=sys.stderr, flush=True)
     print("| threads wait |", " | ".join(COMPANY), "|\n|---|" + "---:|" * len(COMPANY))
     for waiting in WAITING:
         cells = (taken[company, waiting] for company in COMPANY)

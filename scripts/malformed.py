@@ -160,7 +160,9 @@ def main() -> None:
     fell: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         warm(Path(folder))
-        for made, wrong in check(inputs, asked.seconds):
+        for number, (made, wrong) in enumerate(check(inputs, asked.seconds), 1):
+            if number % 100 == 0:
+                print(f"{number} of {len(inputs)}, {fell.total()} fell short", file=sys.stderr, flush=True)
             if wrong:
                 fell[made.kind.partition(":")[0]] += 1
                 words = " ".join(word for word in made.words if word not in kinds.TINY)

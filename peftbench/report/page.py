@@ -125,8 +125,8 @@ def _notes(material: Material) -> dict[str, dict[str, str]]:
     """Mean and interval of every cell of the table, in words."""
     notes: dict[str, dict[str, str]] = defaultdict(dict)
     if not material.rows.empty:
-        for (name, column), found in material.summaries.items():
-            notes[name][column] = found.words()
+        for (name, column), summary in material.summaries.items():
+            notes[name][column] = summary.words()
     return notes
 
 

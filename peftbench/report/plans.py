@@ -103,8 +103,8 @@ def parts(claim: str) -> tuple[str, Word, str]:
         ConfigError: the claim has not this form.
     """
     for sign, word in SIGNS.items():
-        first, found, second = (text.strip() for text in claim.partition(sign))
-        if found and first and second and not set(SIGNS) & set(second):
+        first, separator, second = (text.strip() for text in claim.partition(sign))
+        if separator and first and second and not set(SIGNS) & set(second):
             return first, word, second
     raise ConfigError(f'--claim {shown(claim)}: "ONE > OTHER" (ahead), or "ONE = OTHER" (tied within the margin)')
 

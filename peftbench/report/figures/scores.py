@@ -31,7 +31,7 @@ def costs(material: Material) -> Iterator[Figure]:
             panels.append(_against(column, column, SCORE, points, cost, log))
         if relative:
             rows = material.rows
-            points = {name: (_cost(rows[rows["name"] == name], key), found) for name, found in relative.items()}
+            points = {name: (_cost(rows[rows["name"] == name], key), score) for name, score in relative.items()}
             panels.append(
                 _against(f"mean of {len(tasks_alone(material.columns))} tasks", None, label, points, cost, log)
             )
@@ -43,8 +43,8 @@ def seeds(material: Material) -> Iterator[Figure]:
     """Every seed's score by method, the mean and its interval."""
     panels = []
     for column in material.columns:
-        found = {name: material.summaries[name, column] for name, _ in material.of(column)}
-        panels.append(_by_row(column, column, SCORE, found))
+        summaries = {name: material.summaries[name, column] for name, _ in material.of(column)}
+        panels.append(_by_row(column, column, SCORE, summaries))
     relative, label = relative_scores(material)
     if relative:
         panels.append(_by_row(f"mean of {len(tasks_alone(material.columns))} tasks", None, label, relative))
@@ -61,8 +61,8 @@ def budgets(material: Material) -> Iterator[Figure]:
             if name in (method, f"{method} {budget}"):  # under the main protocol, with all labels
                 point = (_cost(same, "backbone"), material.summaries[name, column], name)
                 points.setdefault(method, []).append(point)
-        several = {method: sorted(found, key=lambda point: point[0]) for method, found in points.items()}
-        series = [_line(method, found) for method, found in several.items() if len({cost for cost, *_ in found}) > 1]
+        lines = {method: sorted(line, key=lambda point: point[0]) for method, line in points.items()}
+        series = [_line(method, line) for method, line in lines.items() if len({cost for cost, *_ in line}) > 1]
         if series:
             panels.append(Panel(column, "trainable backbone entries", SCORE, column, log=True, series=series))
     if panels:
@@ -77,8 +77,8 @@ def relative_scores(material: Material) -> tuple[dict[str, Summary], str]:
     together = material.together
     if len(together.columns) < 2:
         return {}, ""
-    found = {name: summary(runs.mean(axis=1)) for name, runs in together.scores.items()}
-    return found, together.scale if together.relative else f"mean {together.scale}"
+    means = {name: summary(runs.mean(axis=1)) for name, runs in together.scores.items()}
+    return means, together.scale if together.relative else f"mean {together.scale}"
 
 
 def front_of(points: Sequence[tuple[float, Summary]]) -> Front:
@@ -102,14 +102,14 @@ def _against(
         Series(
             name,
             [places[name]],
-            [found.mean],
-            *_interval([found]),
-            [f"{found.words()}, {x:,.0f} {cost}"],
-            [(places[name], score) for score in found.scores],
+            [one.mean],
+            *_interval([one]),
+            [f"{one.words()}, {x:,.0f} {cost}"],
+            [(places[name], score) for score in one.scores],
         )
-        for name, (x, found) in points.items()
+        for name, (x, one) in points.items()
     ]
-    limits, below = limits_of({name: found for name, (_, found) in points.items()})
+    limits, below = limits_of({name: scores for name, (_, scores) in points.items()})
     front = front_of(list(points.values())) if points else None
     return Panel(title, cost, label, column, log, series, front, limits=limits, below=below)
 
@@ -117,10 +117,8 @@ def _against(
 def _by_row(title: str, column: str | None, label: str, rows: dict[str, Summary]) -> Panel:
     limits, below = limits_of(rows)
     series = [
-        Series(
-            name, [found.mean], [0.0], *_interval([found]), [found.words()], [(score, 0.0) for score in found.scores]
-        )
-        for name, found in rows.items()
+        Series(name, [one.mean], [0.0], *_interval([one]), [one.words()], [(score, 0.0) for score in one.scores])
+        for name, one in rows.items()
     ]
     return Panel(title, label, "", column, series=series, limits=limits, below=below)
 
@@ -155,18 +153,18 @@ def _side_by_side(costs: dict[str, float], log: bool) -> dict[str, float]:
 
 
 def _line(method: str, points: Sequence[tuple[float, Summary, str]]) -> Series:
-    found = [summary for _, summary, _ in points]
+    summaries = [summary for _, summary, _ in points]
     notes = [f"{name}: {summary.words()}, {cost:,.0f} entries" for cost, summary, name in points]
     x = [cost for cost, *_ in points]
-    return Series(method, x, [summary.mean for summary in found], *_interval(found), notes)
+    return Series(method, x, [summary.mean for summary in summaries], *_interval(summaries), notes)
 
 
-def _interval(found: Sequence[Summary]) -> tuple[list[float], list[float]]:
+def _interval(summaries: Sequence[Summary]) -> tuple[list[float], list[float]]:
     """The interval of every point; the mean itself where none is known, nothing where none has one."""
-    if all(summary.low is None for summary in found):
+    if all(summary.low is None for summary in summaries):
         return [], []
-    low = [summary.mean if summary.low is None else summary.low for summary in found]
-    return low, [summary.mean if summary.high is None else summary.high for summary in found]
+    low = [summary.mean if summary.low is None else summary.low for summary in summaries]
+    return low, [summary.mean if summary.high is None else summary.high for summary in summaries]
 
 
 def _cost(rows: pd.DataFrame, key: str) -> float:
