@@ -154,6 +154,7 @@ class Driver:
         self.lost, self.wrong, self.again = self.lost + len(lost), self.wrong + len(wrong), self.again + len(again)
         if code or lost or wrong or again:
             print(f"{kind}: exit {code}, lost {lost}, wrong {wrong}, run again {again}\n{screen}", file=sys.stderr)
+        print(f"{self.counts.total()} faults so far", file=sys.stderr)
         self.clear(name)
 
     def clear(self, name: str) -> None:
