@@ -37,7 +37,7 @@ PLAIN = (sys.executable, "-m", "peftbench")
 # Every phase of a run -> the function that goes wrong in it, and the calls of it among which one is drawn.
 PHASES = {
     "load": ("peftbench.runner.run", "load_model", 3),
-    "train": ("peftbench.training.trainer", "Trainer.loss", 10),
+    "train": ("peftbench.training.forward", "Forward.logits", 10),
     "evaluate": ("peftbench.training.evaluation", "Evaluator.predict", 3),
     "write": ("peftbench.runner.run", "keep_predictions", 2),
 }
@@ -231,7 +231,7 @@ class Driver:
         module, name, calls = PHASES[phase]
         command = [sys.executable, "-c", WRAPPER, module, name, kind, str(self.random.randint(1, calls))]
         code, screen = self.run("injected", command=command)
-        if code != 101 or "Traceback" in screen:
+        if code != 101 or "Traceback" in screen:  # 0: nothing was injected
             self.wrong += 1
             print(f"{kind} in {phase}: exit {code} instead of 101\n{screen}", file=sys.stderr)
         self.recover(f"{kind} while it should {phase}", "injected", self.records("injected"))
