@@ -1,5 +1,6 @@
 """Recipes that start workers: each gives the command that a worker is."""
 
+import json
 import os
 import subprocess
 import sys
@@ -24,6 +25,14 @@ def test_kubernetes_starts_the_command(tmp_path: Path) -> None:
     assert refused.stderr.startswith("study big: no list of cells under"), "the words are those of the command"
     names = {mount["name"] for mount in container["volumeMounts"]}
     assert names == {volume["name"] for volume in spec["template"]["spec"]["volumes"]}
+
+
+def test_the_kubernetes_client_knows_every_word_of_the_job() -> None:
+    reason = "a development dependency: pip install 'peftbench[dev]'"
+    client = pytest.importorskip("kubernetes.client", reason=reason).ApiClient()
+    job = yaml.safe_load((SCRIPTS / "workers_kubernetes.yaml").read_text(encoding="utf-8"))
+    read = client.deserialize(json.dumps(job), "V1Job", "application/json")
+    assert client.sanitize_for_serialization(read) == job, "words that it does not know are left out"
 
 
 def test_ssh_starts_workers_on_every_machine_that_answers(tmp_path: Path) -> None:
