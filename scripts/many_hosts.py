@@ -3,11 +3,17 @@
     sudo python scripts/many_hosts.py [--minutes 30] [--hosts 4] [--cells 240] [--older CHECKOUT] [--seed 0]
 
 A host is a worker with process numbers, a host name, a network and a clock of its own (unshare). First one worker
-runs the study undisturbed: that gives the reference, the overhead per cell and the share of time that it computes. Then
-hosts share it, study after study until the time is over, while they are killed, stopped beyond the heartbeat, their
-clocks jump by minutes, the folder is read-only or full for a moment, workers are asked to leave, and a runner of an
-older version (--older: its source) takes part. A host that ended is started again with the same command. Prints figures
-as JSON and exits with 1 where one is not what it should be.
+runs the study undisturbed, which gives the reference. Then hosts share it, study after study until the time is over,
+while they are killed, stopped beyond the heartbeat, their clocks jump by minutes, the folder is read-only or full for a
+moment, workers are asked to leave, and a runner of an older version (--older: its source) takes part. A host that ended
+is started again with the same command; cells that workers leave alone are asked for. Prints figures as
+JSON and exits with 1 where one is not what it should be.
+
+Of the undisturbed worker, per cell, in seconds of wall time (means over all cells but the first, which pays for
+imports): `between_s` passes from the end of a cell's run to the start of the next one's, for claiming, composing,
+checking what is there, and writing the record; `fixed_s` passes in the run and is neither training nor evaluation;
+`overhead_s` is the sum of both. `busy` is the share of time that is not between runs. `processor_s` is the processor's
+time per cell for all of it, training included, which says more than the others where the machine has other work.
 """
 
 import argparse
@@ -27,7 +33,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from peftbench.ground.files import RECORD_FILE
 from peftbench.record import find_records, read_record, record_status
+from peftbench.study import status
 from peftbench.study.lock import DEAD
 
 CELL = [
@@ -35,7 +43,7 @@ CELL = [
     "data.limit=48", "protocol.max_length=24", "protocol.batch_size=8", "protocol.max_steps=8", "tracker=none",
     "protocol.evaluate_every=4", "progress=false", "checkpoint_every=0", "method=bitfit,lora,id3", "budget.like=bitfit",
 ]  # fmt: skip
-ENDED = re.compile(r"done: \S+: .*, ([0-9.]+) s")
+ENDED = re.compile(r"done: (\S+): .* s$")
 PATIENCE = 600  # seconds without a new record after which what is missing counts as lost
 # What a host's Python runs first: its clock, which jumps when the file says another number of seconds.
 CLOCK = """
@@ -59,7 +67,7 @@ class Host:
         self.own.mkdir(exist_ok=True)
         (self.own / "sitecustomize.py").write_text(CLOCK)
         self.process: subprocess.Popen[str] | None = None
-        self.ended: list[tuple[float, float]] = []  # of every cell: when its line came, and the seconds that it says
+        self.ended: list[tuple[float, float, str]] = []  # of every cell: when its line came, processor time, folder
 
     def start(self, *words: str) -> None:
         """Start the command with these words, unless it runs."""
@@ -71,30 +79,25 @@ class Host:
             "PEFTBENCH_CACHE": str(self.own / "cache"), "HF_HUB_OFFLINE": "1",
         }  # fmt: skip
         inside = f'hostname {self.name}; exec "$@"'
-        line = [
-            "unshare",
-            "--pid",
-            "--uts",
-            "--net",
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-            "sh",
-            "-c",
-            inside,
-            "sh",
-        ]
+        line = ["unshare", "--pid", "--uts", "--net", "--fork", "--kill-child", "--mount-proc", "sh", "-c", inside]
         self.process = subprocess.Popen(
-            [*line, sys.executable, "-m", "peftbench", *words], env=variables, cwd=self.own, text=True,
+            [*line, "sh", sys.executable, "-m", "peftbench", *words], env=variables, cwd=self.own, text=True,
             stdout=subprocess.PIPE, stderr=(self.own / "errors.txt").open("a"), start_new_session=True,
         )  # fmt: skip
-        threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
+        self.reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
+        self.reader.start()
+
+    def wait(self) -> None:
+        """Wait until it has ended, and all that it said is read."""
+        assert self.process is not None
+        self.reader.join()
+        self.process.wait()
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         for line in process.stdout:
             if match := ENDED.search(line):
-                self.ended.append((time.monotonic(), float(match[1])))
+                self.ended.append((time.monotonic(), processor_seconds(process.pid), match[1]))
 
     def send(self, number: int) -> None:
         """Send a signal to all its processes."""
@@ -110,6 +113,16 @@ class Host:
             self.process.wait()
 
 
+def processor_seconds(parent: int) -> float:
+    """What the processor gave so far to the children of a process that only waits for them."""
+    seconds = 0.0
+    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        with suppress(OSError):
+            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 class Driver:
     """The hosts, their faults, and what is found."""
 
@@ -123,6 +136,7 @@ class Driver:
         self.faults: collections.Counter[str] = collections.Counter()
         self.seen: dict[Path, str] = {}  # hash of every record when it was first seen
         self.found = {"lost": 0, "wrong": 0, "written twice": 0}
+        self.found_left_alone = 0
         self.words = [*CELL, f"seed=range({max(1, asked.cells // 3)})", f"outputs={self.shared}"]
         self.until: list[tuple[float, str, Host]] = []  # what of a fault is to be undone, and when
 
@@ -131,23 +145,27 @@ class Driver:
         return subprocess.run(line, capture_output=True).returncode == 0
 
     def alone(self) -> dict[str, float]:
-        """One worker, undisturbed: the reference, and what a cell costs beside its run."""
-        self.plan("reference")
+        """One worker, undisturbed: the reference, and what a cell costs beside training and evaluation."""
+        self.plan("reference", "checkpoint_every=300")  # as it is by default
         host = self.hosts[0]
         host.start("work", "reference", "--outputs", str(self.shared))
-        assert host.process is not None
-        host.process.wait()
+        host.wait()
         self.reference = self.state("reference")
         if len(self.reference) != self.cells:
             raise SystemExit("the undisturbed study did not finish; see errors.txt")
-        spans = [after[0] - before[0] for before, after in zip(host.ended, host.ended[1:], strict=False)]
-        ran = [seconds for _, seconds in host.ended[1:]]
-        overhead = [span - seconds for span, seconds in zip(spans, ran, strict=True)]
-        return {"overhead_s": round(sum(overhead) / len(overhead), 3), "busy": round(sum(ran) / sum(spans), 3)}
+        (first, processor_first, _), *others = host.ended
+        last, processor_last, _ = others[-1]
+        times = [read_record(self.shared / folder / RECORD_FILE).time for _, _, folder in others]
+        ran = sum(one.total_s for one in times)
+        between, fixed = last - first - ran, sum(one.setup_s for one in times)
+        per_cell = {"overhead_s": between + fixed, "between_s": between, "fixed_s": fixed}
+        per_cell["processor_s"] = processor_last - processor_first
+        mean = {name: round(seconds / len(others), 3) for name, seconds in per_cell.items()}
+        return {**mean, "busy": round(ran / (last - first), 3)}
 
-    def plan(self, study: str) -> None:
+    def plan(self, study: str, *more: str) -> None:
         """List a study's cells."""
-        line = [sys.executable, "-m", "peftbench", "plan", f"study={study}", *self.words, "--save"]
+        line = [sys.executable, "-m", "peftbench", "plan", f"study={study}", *self.words, *more, "--save"]
         listed = subprocess.run(line, check=True, capture_output=True, text=True, cwd=self.shared).stdout.splitlines()
         self.cells = sum(line.startswith(f"{study}/") for line in listed)
 
@@ -157,6 +175,11 @@ class Driver:
         done, progress = 0, time.monotonic()
         next_fault = time.monotonic() + 10
         while done < self.cells and time.monotonic() - progress < PATIENCE:
+            if time.monotonic() - progress > 2 * DEAD and (number := self.left_alone(study)):
+                self.found_left_alone += number
+                self.hosts[0].end()
+                self.hosts[0].start("run", "-m", f"study={study}", *self.words, "rerun=failed")
+                progress = time.monotonic()
             for host in self.hosts:
                 host.start("work", study, "--outputs", str(self.shared))
             if time.monotonic() >= next_fault:
@@ -173,6 +196,10 @@ class Driver:
         self.found["lost"] += len(self.reference.keys() - states.keys())
         self.found["wrong"] += sum(states[cell] != kept for cell, kept in self.reference.items() if cell in states)
         self.look(study)
+
+    def left_alone(self, study: str) -> int:
+        """How many cells are tried again only if somebody asks: failed on two hosts, or with three deaths."""
+        return status.by_state(status.cells_of(self.shared, study))["failed"]
 
     def disturb(self, study: str) -> None:
         """One fault, for some seconds or for good."""
@@ -270,7 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 subprocess.run(["umount", str(driver.shared)], check=False)
     faults = {"faults": sum(driver.faults.values()), "injected": dict(driver.faults)}
     print(json.dumps({"hosts": asked.hosts, "studies": studies, "cells": driver.cells * studies} | faults | alone
-                     | driver.found, indent=1))  # fmt: skip
+                     | {"left alone": driver.found_left_alone} | driver.found, indent=1))  # fmt: skip
     return int(any(driver.found.values()))
 
 
