@@ -46,7 +46,7 @@ lint: $(STAMP)
 golden: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python scripts/golden.py $(NAMES)
 
-# A Slurm cluster of this machine alone (as root, on Debian), and a sweep through it with a killed job.
+# A Slurm cluster of this machine alone (as root, on Debian), and workers on it, while one and the daemon are killed.
 slurm: $(STAMP)
 	scripts/slurm_one_node.sh start
 	$(BIN)/python scripts/slurm_sweep.py

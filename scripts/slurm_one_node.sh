@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# A Slurm cluster of this one machine, on loopback, to try `hydra/launcher=slurm` on. As root, on Debian or Ubuntu:
-#   scripts/slurm_one_node.sh start    installs slurm-wlm and munge if need be, starts the daemons
+# A Slurm cluster of this one machine, on loopback, to try workers and launchers on. As root, on Debian or Ubuntu:
+#   scripts/slurm_one_node.sh start       installs slurm-wlm and munge if need be, starts the daemons
+#   scripts/slurm_one_node.sh kill-node   kills the node's daemon; its jobs run on
+#   scripts/slurm_one_node.sh start-node  starts it again
 #   scripts/slurm_one_node.sh stop
 set -euo pipefail
 STATE=/var/tmp/peftbench-slurm
@@ -10,7 +12,8 @@ start() {
     command -v slurmctld slurmd munged > /dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge > /dev/null
     stop
     mkdir -p "$STATE"/{ctld,d} /etc/slurm /run/munge
-    local host; host=$(hostname -s)
+    local host cores; host=$(hostname -s); cores=$(nproc)
+    [ "$cores" -ge 4 ] || cores=4  # room for four workers, whatever the machine has
     cat > "$CONF" <<CONF
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
@@ -23,6 +26,7 @@ SelectTypeParameters=CR_Core_Memory
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 ReturnToService=2
+SlurmdParameters=config_overrides
 KillWait=30
 StateSaveLocation=$STATE/ctld
 SlurmdSpoolDir=$STATE/d
@@ -30,7 +34,7 @@ SlurmctldLogFile=$STATE/slurmctld.log
 SlurmdLogFile=$STATE/slurmd.log
 SlurmctldPidFile=$STATE/slurmctld.pid
 SlurmdPidFile=$STATE/slurmd.pid
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$(($(free -m | awk '/^Mem:/ {print $2}') * 9 / 10)) State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$cores RealMemory=$(($(free -m | awk '/^Mem:/ {print $2}') * 9 / 10)) State=UNKNOWN
 PartitionName=all Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
     chown -R munge: /run/munge 2> /dev/null || true
@@ -45,18 +49,25 @@ CONF
     exit 1
 }
 
+kill-node() { kill -9 "$(cat "$STATE/slurmd.pid")"; }
+
+start-node() { slurmd; }
+
 stop() {
-    for name in slurmctld slurmd; do
-        [ -f "$STATE/$name.pid" ] && kill "$(cat "$STATE/$name.pid")" 2> /dev/null || true
-    done
-    for name in slurmctld slurmd; do  # they write their state as they leave
-        timeout 20 sh -c "while pgrep -x $name > /dev/null; do sleep 0.2; done" || pkill -9 -x $name || true
-    done
-    pkill -x munged 2> /dev/null || true
+    end slurmctld "$STATE/slurmctld.pid"
+    end slurmd "$STATE/slurmd.pid"
+    end munged /run/munge/munged.pid
     rm -rf "$STATE"
 }
 
+end() {  # the daemon of this name whose number is in a file; it writes its state as it leaves
+    local pid; pid=$(cat "$2" 2> /dev/null) || return 0
+    [ "$(cat "/proc/$pid/comm" 2> /dev/null)" = "$1" ] || return 0
+    kill "$pid"
+    timeout 20 sh -c "while [ -d /proc/$pid ]; do sleep 0.2; done" || kill -9 "$pid"
+}
+
 case "${1:-}" in
-    start | stop) "$1" ;;
-    *) sed -n '2,4p' "$0"; exit 2 ;;
+    start | kill-node | start-node | stop) "$1" ;;
+    *) sed -n '2,6p' "$0"; exit 2 ;;
 esac

@@ -61,11 +61,11 @@ def test_failures_in_other_processes_are_counted(tmp_path: Path) -> None:
     shutil.which("sinfo") is None or subprocess.run(["sinfo"], capture_output=True).returncode != 0,
     reason="no Slurm cluster answers here; scripts/slurm_one_node.sh start makes one",
 )
-def test_a_killed_slurm_job_loses_nothing(tmp_path: Path) -> None:
+def test_a_killed_worker_and_a_killed_daemon_of_slurm_lose_nothing(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "scripts" / "slurm_sweep.py"
     proof = subprocess.run([sys.executable, script, "--work", tmp_path], capture_output=True, text=True, timeout=900)
     assert proof.returncode == 0, proof.stdout
-    assert "scores as without Slurm, bit for bit" in proof.stdout
+    assert "scores are those of the plain sweep, bit for bit" in proof.stdout
 
 
 def test_what_launchers_refuse(tmp_path: Path) -> None:
