@@ -195,7 +195,7 @@ def cell_name(cell: Cell) -> CellName:
 def keep_hydra_files(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
     """Write `.hydra/config.yaml` and `.hydra/overrides.yaml`, as Hydra does for its own folders."""
     for name, content in (("config", dict(config)), ("overrides", list(overrides))):
-        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        text = yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)
         write_atomically(folder / ".hydra" / f"{name}.yaml", text.encode())
 
 

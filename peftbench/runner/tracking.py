@@ -115,6 +115,9 @@ def _step_of(line: str) -> float:
 @contextmanager
 def bar(title: str, show: bool) -> Iterator[list[Bar]]:
     """A progress bar while the block runs, or none where nobody looks at a terminal."""
+    if not show:
+        yield []
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
@@ -122,7 +125,7 @@ def bar(title: str, show: bool) -> Iterator[list[Bar]]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, transient=True, disable=not show) as progress:
+    with Progress(*columns, transient=True) as progress:
         yield [] if progress.disable or not progress.console.is_terminal else [Bar(progress, title)]
 
 
