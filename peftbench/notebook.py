@@ -45,7 +45,7 @@ def run(*words: str) -> Result:
         Exception: whatever ended the training; `Diverged` where a loss was not finite. The record says so too.
     """
     listener = _Listener()
-    settle(compose.load(words), [compose.longhand(word) for word in words], listener)
+    settle(compose.plain(words), [compose.longhand(word) for word in words], listener)
     assert listener.result is not None
     return listener.result
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from forgery import Said
-from support import PYTHON, TINY, call, start, until, what_is_left
+from support import PYTHON, TINY, call, logged, start, until, what_is_left
 
 from peftbench.commands import tables, watch
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
+from peftbench.ground.files import RECORD_FILE
 from peftbench.record import Search, Worker, find_records, read_record, write_record
 from peftbench.report import cost
 from peftbench.runner.run import Outcome
@@ -49,6 +50,22 @@ def test_workers_share_a_study_and_each_cell_is_the_cell_alone(
     assert what_is_left(Outcome(read_record(path), path)) == what_is_left(alone)
     swept = call("run", "-m", *STUDY, "method=bitfit,head", "seed=0,1", cwd=tmp_path)
     assert swept.stdout == "4 cells: 4 done (4 of them before), 0 failed\n"
+
+
+def test_every_cell_of_a_warm_worker_is_the_cell_of_a_process_of_its_own(tmp_path: Path) -> None:
+    words = [*STUDY, "method=bitfit,lora,random_masking", "budget.like=bitfit", "seed=0,1"]
+    call("plan", *words, "--save", cwd=tmp_path)
+    moved = (tmp_path / "outputs").rename(tmp_path / "somebody's outputs")
+    worked = call("work", "pilot", "--outputs", moved.name, cwd=tmp_path)
+    assert worked.stdout.splitlines()[-1] == "6 cells: 6 done, 0 failed", worked.stderr
+    assert not (tmp_path / "outputs").exists()
+    for cell in index.read(moved / "pilot").values():
+        alone = call("run", *cell.overrides, cwd=tmp_path)
+        assert alone.returncode == 0, alone.stderr
+        path = tmp_path / "outputs" / cell.folder / RECORD_FILE
+        warm, own = (Outcome(read_record(one), one) for one in (moved / cell.folder / RECORD_FILE, path))
+        assert what_is_left(warm) == what_is_left(own)
+        assert logged(warm) == logged(own)
 
 
 @pytest.mark.parametrize(

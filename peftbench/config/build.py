@@ -1,8 +1,9 @@
 """A composed configuration in, a validated `Cell` out: DictConfig stops here."""
 
+import copy
 import hashlib
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,25 @@ OTHERS = {  # parts that are their keys alone
     "objective": ObjectiveSpec,
     "tracker": TrackerSpec,
 }
-Plain = tuple[dict[str, str], dict[str, Any]]  # the word chosen in every group, and all keys with their values
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A cell as plain data.
+
+    Attributes:
+        choices: the word chosen in every group.
+        raw: all keys with their values, as its record has them.
+        like: the method that budget.like names: what a word means may change.
+    """
+
+    choices: dict[str, str]
+    raw: dict[str, Any]
+    like: dict[str, Any] | None = None
+
+    def having(self, **values: Any) -> "Plain":
+        """A copy with these values of keys at the top."""
+        return Plain(dict(self.choices), {**copy.deepcopy(self.raw), **values}, copy.deepcopy(self.like))
 
 
 def build(config: DictConfig) -> Cell:
@@ -60,7 +79,8 @@ def plain(config: DictConfig) -> Plain:
     """
     choices = {str(key): value for key, value in config.hydra.runtime.choices.items()}
     _check_method_yaml(config, choices)
-    return choices, _with_like(config, resolved(config))
+    raw = resolved(config)
+    return Plain(choices, raw, _like(config, raw))
 
 
 def resolved(config: DictConfig) -> dict[str, Any]:
@@ -96,7 +116,9 @@ def build_plain(data: Plain, to_come: Collection[Path] = ()) -> Cell:
     Raises:
         ConfigError: as `build`.
     """
-    choices, raw = data
+    choices, raw = data.choices, data.raw
+    if data.like is not None:
+        raw = {**raw, "budget": {**raw["budget"], "like": data.like}}
     if absent := [group for group in PARTS if not isinstance(raw.get(group), dict) or not choices.get(group)]:
         raise ConfigError([f"{group}: must be chosen; {near('', words(group))}" for group in absent])
     missing = [f"{path}: must be given, as {path}=..." for path in _missing(raw)]
@@ -126,8 +148,8 @@ def _check_method_yaml(config: DictConfig, choices: Mapping[str, str]) -> None:
         raise ConfigError(f"method={choices['method']}: its yaml file does not give {' and '.join(absent)}")
 
 
-def _with_like(config: DictConfig, raw: dict[str, Any]) -> dict[str, Any]:
-    """The same with the method that budget.like names in the place of its word: what it means may change.
+def _like(config: DictConfig, raw: dict[str, Any]) -> dict[str, Any] | None:
+    """The method that budget.like names, where it names one.
 
     Raises:
         ConfigError: there is no such method.
@@ -135,20 +157,19 @@ def _with_like(config: DictConfig, raw: dict[str, Any]) -> dict[str, Any]:
     budget = raw.get("budget")
     word = budget.get("like") if isinstance(budget, dict) else None
     if word is None:
-        return raw
+        return None
     paths = _searchpaths(config)
     if word not in (known := words_for_globs("method", paths)):
         raise ConfigError(f"budget.like={shown(show(word))}: there is no such method; {near(str(word), known)}")
-    copy = OmegaConf.merge(config)  # a copy, so that what its yaml takes from other groups is the cell's own
-    assert isinstance(copy, DictConfig)
+    other = OmegaConf.merge(config)  # a copy, so that what its yaml takes from other groups is the cell's own
+    assert isinstance(other, DictConfig)
     try:
-        with open_dict(copy):
-            copy.method = composed([*paths, f"method={word}"]).method
-        _check_method_yaml(copy, {"method": word})
+        with open_dict(other):
+            other.method = composed([*paths, f"method={word}"]).method
+        _check_method_yaml(other, {"method": word})
     except COMPOSE_ERRORS as error:
         raise ConfigError(f"budget.like={word}: {one_line(error)}") from None
-    like = MethodSpec.from_keys(word, resolved(copy)["method"])
-    return {**raw, "budget": {**raw["budget"], "like": dict(vars(like))}}
+    return dict(vars(MethodSpec.from_keys(word, resolved(other)["method"])))
 
 
 def _searchpaths(config: DictConfig) -> list[str]:

@@ -1,25 +1,33 @@
 """Hydra's words in, a validated `Cell` out, with every problem of all of them reported at once."""
 
 import bisect
+import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
+from peftbench.config import build as building
 from peftbench.config import userfiles
+from peftbench.config.build import Plain as Plain
 from peftbench.config.build import build as build
+from peftbench.config.build import build_plain as build_plain
 from peftbench.config.build import resolved as resolved
 from peftbench.config.spec import Cell
 from peftbench.config.userfiles import SEARCHPATH as SEARCHPATH
-from peftbench.config.words import COMPOSE_ERRORS, GROUPS, composed, one_line, without_hydra
+from peftbench.config.words import COMPOSE_ERRORS, GROUPS, composed, one_line, surroundings, without_hydra
 from peftbench.config.words import conf_dir as conf_dir
 from peftbench.config.words import words as words
 from peftbench.ground.errors import ConfigError, near, shown
 
 LONGEST_OVERRIDE = 10_000  # characters
+SEED = re.compile(r"seed=(0|[1-9]\d{0,17})", re.ASCII)
+NO_SEED = re.compile(r"(?!hydra|seed)\w[^$]*", re.ASCII)  # what means the same whatever the seed, or Hydra's own part
+MOST_KEPT = 256  # cells, their seeds apart, of about 20 KiB each
 
 
 class WrongWords(ConfigError):
@@ -51,6 +59,30 @@ def load(overrides: Sequence[str]) -> DictConfig:
         reason = one_line(error)
     wrong = _override_problems(overrides)
     raise WrongWords(list(wrong.values()) or [reason], wrong)
+
+
+def plain(overrides: Sequence[str], outputs: Path | None = None) -> Plain:
+    """What a cell is built from, as plain data; those that differ by their seed alone are composed once.
+
+    Args:
+        outputs: the folder of studies, where it is not the one that the overrides name.
+
+    Raises:
+        ConfigError: as `load` and `build.plain`.
+    """
+    here = {} if outputs is None else {"outputs": str(outputs)}
+    seeds = [seed for override in overrides if (seed := SEED.fullmatch(override))]
+    others = tuple(override for override in overrides if not SEED.fullmatch(override))
+    if not seeds or any(not NO_SEED.fullmatch(override) for override in others):
+        config = load(overrides)
+        config.update(here)
+        return building.plain(config)
+    return _plain(others, surroundings()).having(seed=int(seeds[-1][1]), **here)
+
+
+@functools.lru_cache(MOST_KEPT)
+def _plain(overrides: tuple[str, ...], _: Hashable) -> Plain:
+    return building.plain(load(overrides))
 
 
 def longhand(override: str) -> str:

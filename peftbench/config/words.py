@@ -126,6 +126,11 @@ def _chosen(choices: tuple[str, ...], yaml_files: Hashable) -> DictConfig:
         return compose(CONFIG_NAME, overrides=list(choices), return_hydra_config=True)
 
 
+def surroundings() -> Hashable:
+    """What a cell depends on beside its words: yaml files of ours, the environment, and the folder we are in."""
+    return _yaml_files(), frozenset(os.environ.items()), os.getcwd()
+
+
 def _yaml_files() -> Hashable:
     """What a composed configuration depends on, beside the choices and the folder we are in."""
     folder = str(conf_dir())

@@ -98,10 +98,10 @@ def _run(words: list[str], settled: Settled) -> Parent:
         Elsewhere: another runner has it.
         DataError: it did not end well.
     """
-    config = compose.load(words)
-    cell = compose.build(config)
+    plain = compose.plain(words)
+    cell = compose.build_plain(plain)
     folder = expanded(cell.outputs) / cell.folder
-    code = study_cell.settle(config, words, settled.screen)
+    code = study_cell.settle(plain, words, settled.screen)
     if code == Elsewhere.exit_code:
         raise Elsewhere(f"{folder}: another runner is training it; the same command goes on")
     if code:

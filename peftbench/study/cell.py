@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from omegaconf import DictConfig, open_dict
 
-from peftbench.config import compose
+from peftbench.config import build, compose
+from peftbench.config.build import Plain
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import BadInput, ConfigError, shown
 from peftbench.ground.files import RECORD_FILE, expanded
@@ -51,7 +52,7 @@ class Screen(Protocol):
 def run_cell(config: DictConfig, overrides: Sequence[str], screen: Screen) -> int:
     """As `settle`; what is wrong with the input, or cannot be written, is said too and gives its exit code."""
     try:
-        return settle(config, overrides, screen)
+        return settle(build.plain(config), overrides, screen)
     except BadInput as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
@@ -66,11 +67,11 @@ def run_cell(config: DictConfig, overrides: Sequence[str], screen: Screen) -> in
         return 1
 
 
-def settle(config: DictConfig, overrides: Sequence[str], screen: Screen, claimed: Lock | None = None) -> int:
+def settle(plain: Plain, overrides: Sequence[str], screen: Screen, claimed: Lock | None = None) -> int:
     """Run one composed cell unless its finished record is there; returns its exit code.
 
     Args:
-        config: the cell's, Hydra's own part included.
+        plain: the cell's configuration.
         overrides: what the user typed.
         screen: told how it goes.
         claimed: the lock of the cell's folder, where it is held already.
@@ -80,16 +81,16 @@ def settle(config: DictConfig, overrides: Sequence[str], screen: Screen, claimed
         DataError: rows or weights cannot be read.
         OSError: something could not be written.
     """
-    cell = compose.build(config)
+    cell = build.build_plain(plain)
     if claimed is not None and claimed.path.parent != folder_of(cell):
         raise ConfigError(f"{claimed.path.parent}: its words mean {cell.folder} now; peftbench plan ... --save")
     with nullcontext(claimed) if claimed or _rank() else Lock(folder_of(cell)) as lock:
-        decision = _agreed(functools.partial(_settled, cell, lock, config.rerun == "all", screen))
+        decision = _agreed(functools.partial(_settled, cell, lock, plain.raw["rerun"] == "all", screen))
         if isinstance(decision, int):
             return decision
-        gpus.take_place(config.cells_per_gpu)
+        gpus.take_place(plain.raw["cells_per_gpu"])
         check = _nothing if lock is None else lock.check
-        return _predict(cell, screen, check) if decision == "predict" else _run(cell, config, overrides, screen, check)
+        return _predict(cell, screen, check) if decision == "predict" else _run(cell, plain, overrides, screen, check)
 
 
 def folder_of(cell: Cell) -> Path:
@@ -169,7 +170,7 @@ def _nothing() -> None:
     """Another process of several that compute one cell has the lock, and writes."""
 
 
-def _run(cell: Cell, config: DictConfig, overrides: Sequence[str], screen: Screen, check: Callable[[], None]) -> int:
+def _run(cell: Cell, plain: Plain, overrides: Sequence[str], screen: Screen, check: Callable[[], None]) -> int:
     searched = None
     if cell.select.factors is not None:
         searched = search.try_rates(cell, functools.partial(_run_try, overrides))
@@ -177,7 +178,7 @@ def _run(cell: Cell, config: DictConfig, overrides: Sequence[str], screen: Scree
         searched = boundaries.try_strata(cell, functools.partial(_run_try, overrides))
     if searched is not None and _rank() == 0:
         screen.searched(searched)
-    outcome = _runner()(cell, compose.resolved(config), overrides, searched, check, glance(record_of(cell)).failed_on)
+    outcome = _runner()(cell, plain.raw, overrides, searched, check, glance(record_of(cell)).failed_on)
     if _rank() == 0:
         forget_deaths(folder_of(cell))
         screen.ended(outcome)
@@ -196,8 +197,8 @@ def _predict(cell: Cell, screen: Screen, check: Callable[[], None]) -> int:
 
 def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[Record, str] | None:
     """One try of a search: find its record, or run it; None where another runner has it."""
-    config = compose.load([*overrides, *words])
-    cell = compose.build(config)
+    plain = compose.plain([*overrides, *words])
+    cell = build.build_plain(plain)
     with Lock(folder_of(cell)) as lock:
         inputs = _inputs(cell)
         if inputs is not None and (result := _finished(cell, inputs)) is not None:
@@ -208,7 +209,7 @@ def _run_try(overrides: Sequence[str], words: Sequence[str]) -> tuple[Record, st
                 return None
             if inputs is not None:
                 done.make_way(folder_of(cell), inputs)
-            record = _runner()(cell, compose.resolved(config), [*overrides, *words], check=lock.check).record
+            record = _runner()(cell, plain.raw, [*overrides, *words], check=lock.check).record
             forget_deaths(folder_of(cell))
     return record, cell.folder
 

@@ -43,7 +43,7 @@ def cells_from(lines: Sequence[Sequence[str]], to_come: Collection[Path] = ()) -
 def _plain(words: Sequence[str]) -> build.Plain | None:
     """What the cell is built from; None where it is not possible."""
     try:
-        return build.plain(compose.load(words))
+        return compose.plain(words)
     except ConfigError:
         return None
 

@@ -45,13 +45,12 @@ def verify(path: Path, scratch: Path, searchpath: str | None = None) -> tuple[Ag
 
     record = read_record(path)
     words = [*words_of(record, path, searchpath), *OWN]
-    config = compose.load(words)
-    config.outputs = str(scratch)
-    cell = compose.build(config)
+    plain = compose.plain(words, scratch)
+    cell = compose.build_plain(plain)
     if cell.fingerprint != record.fingerprint:
         made_by, here = record.versions.get("peftbench"), record.cell.method
         raise DataError(f"{path}: its words mean another cell here ({here}, recorded by version {made_by})")
-    again = run(cell, compose.resolved(config), words, record.search).record
+    again = run(cell, plain.raw, words, record.search).record
     return agreement(record, again), again
 
 

@@ -53,9 +53,9 @@ class Cells:
 
     def _run(self, planned: Planned, claimed: Lock) -> int:
         try:
-            config = compose.load(planned.overrides)
-            config.outputs = str(self._queue.outputs)  # the folder may lie elsewhere on the machine that planned
-            return settle(config, planned.overrides, self._screen, claimed)
+            # the folder may lie elsewhere on the machine that planned
+            plain = compose.plain(planned.overrides, self._queue.outputs)
+            return settle(plain, planned.overrides, self._screen, claimed)
         finally:
             claimed.release()
 
