@@ -18,7 +18,7 @@ from peftbench.record import Record, Search, find_records, read_record
 from peftbench.runner import deltas
 from peftbench.runner.chosen import chosen
 from peftbench.runner.delta import Delta
-from peftbench.study import boundaries
+from peftbench.study import boundaries, journal
 
 RANK = "method.strata.lora.methods.lora.rank=2"
 SMALL = [*TINY, "method=spafit", RANK, "select=boundaries", "select.trials=4", "select.max_steps=3"]
@@ -149,7 +149,7 @@ def test_without_optuna_one_line_says_how_to_get_it(tmp_path: Path, monkeypatch:
 def test_a_damaged_journal_is_refused(text: str, tmp_path: Path) -> None:
     cell = compose.cell_from([*SMALL, f"outputs={tmp_path}"])
     searched(cell)
-    (journal,) = tmp_path.rglob(boundaries.JOURNAL)
-    journal.write_text(text)
+    (path,) = tmp_path.rglob(journal.FILE)
+    path.write_text(text)
     with pytest.raises(DataError, match="not a readable journal"):
         searched(cell)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from peftbench.commands import hydras, screen
+from peftbench.commands import hydras, screen, trials
 from peftbench.config import compose
 from peftbench.config.words import CONFIG_NAME, conf_dir
 from peftbench.ground import environment
@@ -40,6 +40,8 @@ def run(arguments: Sequence[str]) -> int:
     hydra_s = [item for item in options.overrides if item.lstrip("+~").startswith(prefixes)]
     hydras.check(options, hydra_s)
     own = [item for item in options.overrides if item not in hydra_s or item.startswith(compose.SEARCHPATH)]
+    if trials.asked_for(hydra_s):
+        return trials.run(own, hydra_s, options.multirun, functools.partial(_launch, arguments))
     if options.multirun:
         return run_sweep(arguments, own)
     compose.cell_from(own)

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from peftbench.commands.run import rerun_word, run_cells
 from peftbench.config import compose
+from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
 
@@ -23,9 +24,13 @@ def plan(arguments: Sequence[str]) -> int:
     parser.add_argument("--claim", action="append", default=[], metavar="'ONE > OTHER'")
     parser.add_argument("--margin", type=float, default=1.0)
     options, words = parser.parse_known_args(list(arguments))
-    from peftbench.commands import screen
+    from peftbench.commands import screen, trials
     from peftbench.study import status, sweep
 
+    if trials.asked_for(words):
+        if options.save or options.register:
+            raise ConfigError(f"{trials.WORD}: trials follow from those before them, and make no list to save")
+        return trials.plan([compose.longhand(word) for word in words if word != "-m"])
     saved = options.save
     rerun, overrides = rerun_word(words), [compose.longhand(argument) for argument in words if argument != "-m"]
     lines = sweep.cells_of(overrides)

@@ -1,26 +1,22 @@
 """Where strata end and what trains in each, chosen before a cell runs, by Optuna (TPE) from tries on held-out rows.
 
-Every try is an ordinary cell of the study "<study>.search". Optuna's journal lies beside them, and one runner at a time
-asks it; the next proposal follows from the journal alone, so a search that was stopped goes on as if it had not been.
+Every try is an ordinary cell of the study "<study>.search". Optuna's journal lies beside them.
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from peftbench.config.spec import Cell
-from peftbench.ground.errors import ConfigError, DataError
+from peftbench.ground.errors import ConfigError
 from peftbench.record import SEARCH_SUFFIX, Record, Search, Taken
-from peftbench.study.lock import Lock
+from peftbench.study import journal
 from peftbench.study.search import of_every_try, score
 
 RunTry = Callable[[list[str]], tuple[Record, str] | None]
 Strata = dict[str, Taken]
-JOURNAL = "trials.journal"
-ABSENT = "select.trials: needs Optuna, which is not installed: pip install 'peftbench[search]'"
 
 
 def try_strata(cell: Cell, run_try: RunTry) -> Search:
@@ -35,19 +31,10 @@ def try_strata(cell: Cell, run_try: RunTry) -> Search:
         DataError: the journal of an earlier search cannot be read.
     """
     names = _names(cell)
-    try:
-        import optuna
-    except ImportError:
-        raise ConfigError(ABSENT) from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    journal.check("select.trials")
     folder = Path(cell.outputs).expanduser() / f"{cell.study}{SEARCH_SUFFIX}" / f"boundaries-{cell.fingerprint}"
-    while True:
-        with Lock(folder) as lock:
-            if lock.refused:
-                raise ConfigError(f"outputs={cell.outputs}: {folder} cannot be written ({lock.refused})")
-            if lock.held:
-                return _chosen(cell, list(_tries(cell, names, _opened(folder / JOURNAL), run_try)))
-        time.sleep(1)
+    with journal.alone(folder, cell.outputs):
+        return _chosen(cell, list(_tries(cell, names, journal.opened(folder / journal.FILE, "strata"), run_try)))
 
 
 def in_words(strata: Mapping[str, Taken]) -> str:
@@ -59,21 +46,7 @@ def _names(cell: Cell) -> list[str]:
     strata = cell.method.arguments.get("strata")
     if not isinstance(strata, Mapping) or len(strata) < 2:
         raise ConfigError(f"select.trials: method={cell.method.name} has no named strata to search; spafit has")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("select.trials: strata are searched by one process; run it once without a launcher")
     return list(strata)
-
-
-def _opened(journal: Path) -> Any:
-    from optuna import create_study
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    try:
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        return create_study(study_name="strata", storage=storage, direction="maximize", load_if_exists=True)
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError):
-        raise DataError(f"{journal}: not a readable journal of Optuna; delete it, finished tries are kept") from None
 
 
 def _tries(cell: Cell, names: list[str], study: Any, run_try: RunTry) -> Iterator[tuple[Strata, Record | None, str]]:
@@ -83,7 +56,7 @@ def _tries(cell: Cell, names: list[str], study: Any, run_try: RunTry) -> Iterato
     space, seen, number = _space(cell.model.depth, names), 0, 0
     while seen < (cell.select.trials or 0):
         trials = study.get_trials(deepcopy=False)
-        trial = trials[number] if number < len(trials) else _asked(study, space, cell.select.seed + number)
+        trial = trials[number] if number < len(trials) else journal.asked(study, space, cell.select.seed + number)
         number += 1
         strata = _strata(trial.params, names) if set(trial.params) == set(space) else None
         record, place = (None, "") if strata is None else _run(cell, strata, run_try)
@@ -93,13 +66,6 @@ def _tries(cell: Cell, names: list[str], study: Any, run_try: RunTry) -> Iterato
         if strata is not None:  # a runner that was killed while it asked left none
             seen += 1
             yield strata, record, place
-
-
-def _asked(study: Any, space: Mapping[str, Any], seed: int) -> Any:
-    from optuna.samplers import TPESampler
-
-    study.sampler = TPESampler(seed=seed)  # anew for every proposal: no state but the journal
-    return study.ask(space)
 
 
 def _space(depth: int, names: list[str]) -> dict[str, Any]:

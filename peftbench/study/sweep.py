@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from peftbench.config import compose
@@ -31,30 +32,42 @@ def cells_of(overrides: Sequence[str]) -> list[list[str]]:
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
-    words = GlobWords([item for item in overrides if item.startswith(compose.SEARCHPATH)])
-    parser = OverridesParser.create(words)  # type: ignore[arg-type]
-    problems, parsed = [], []
-    for override in overrides:
-        try:
-            parsed += parser.parse_overrides([override])  # of one only: it then knows where to look for globs
-        except HydraException:
-            problems.append(f"{override}: not of the form key=value or key=value1,value2")
-    if problems:
-        raise ConfigError(problems)
-    plain = [item.input_line for item in parsed if not item.is_sweep_override()]
-    swept = dict(compose.load([str(line) for line in plain]).hydra.sweeper.params or {})
-    typed = {item.key_or_group for item in parsed}
-    lines = [f"{key}={value}" for key, value in swept.items() if key not in typed]
-    swept_over = [item for item in parsed if item.is_discrete_sweep()]
+    items = parsed(overrides)
+    swept_over = [item for item in items if item.is_discrete_sweep()]
     if fixed := [item.key_or_group for item in swept_over if item.key_or_group in OF_ALL_CELLS]:
         raise ConfigError([f"{key}: has one value in a sweep, the same for all cells" for key in fixed])
     if empty := [item.input_line for item in swept_over if not list(item.sweep_string_iterator())]:
         raise ConfigError([f"{line}: nothing to sweep over" for line in empty])
+    if intervals := [item.input_line for item in items if item.is_interval_sweep()]:
+        raise ConfigError([f"{line}: an interval is searched, by run -m hydra/sweeper=optuna" for line in intervals])
     try:
-        batches = BasicSweeper.split_arguments(parser.parse_overrides(lines) + parsed, max_batch_size=None)
+        batches = BasicSweeper.split_arguments(items, max_batch_size=None)
     except HydraException as error:
         raise ConfigError(str(error)) from None
     return [list(words) for batch in batches for words in batch]
+
+
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """What Hydra reads in the words of a multirun; those of an experiment's own sweep come first.
+
+    Raises:
+        ConfigError: an override cannot be read.
+    """
+    words = GlobWords([item for item in overrides if item.startswith(compose.SEARCHPATH)])
+    parser = OverridesParser.create(words)  # type: ignore[arg-type]
+    problems: list[str] = []
+    items: list[Override] = []
+    for override in overrides:
+        try:
+            items += parser.parse_overrides([override])  # of one only: it then knows where to look for globs
+        except HydraException:
+            problems.append(f"{override}: not of the form key=value or key=value1,value2")
+    if problems:
+        raise ConfigError(problems)
+    plain = [str(item.input_line) for item in items if not item.is_sweep_override()]
+    swept = dict(compose.load(plain).hydra.sweeper.params or {})
+    typed = {item.key_or_group for item in items}
+    return parser.parse_overrides([f"{key}={value}" for key, value in swept.items() if key not in typed]) + items
 
 
 def is_sweep(overrides: Sequence[str]) -> bool:
