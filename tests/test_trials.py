@@ -12,7 +12,7 @@ from forgery import Said
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import TINY, call
+from support import TINY, call, start
 
 from peftbench.config import compose
 from peftbench.ground.errors import ConfigError, DataError
@@ -66,12 +66,12 @@ def test_a_search_is_made_of_cells_goes_on_and_says_how_to_run_the_best(tmp_path
 def test_trials_run_side_by_side_and_one_that_diverges_has_no_score(tmp_path: Path) -> None:
     words = [*SMALL, "protocol.lr=choice(1e-3,1e9)", "method=full", "protocol.clip=null", "protocol.schedule=constant"]
     more = ["hydra/launcher=local", "hydra.sweeper.at_once=2", "hydra.sweeper.trials=4", f"outputs={tmp_path}"]
-    done = call("run", "-m", WORD, *words, *more, cwd=tmp_path)
+    done = start("run", "-m", WORD, *words, *more, cwd=tmp_path)  # a forked process would wait for idle workers
     assert done.returncode == 0, done.stderr
     statuses = sorted(read_record(path).status for path in find_records(tmp_path / "pilot.search"))
     assert statuses == ["diverged", "done"]
     assert "4 of 4 trials done, " in done.stdout
-    assert "on held-out rows, protocol.lr=1e-3" in done.stdout
+    assert "on held-out rows, protocol.lr=0.001" in done.stdout
 
 
 @pytest.fixture
