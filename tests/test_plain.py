@@ -77,3 +77,9 @@ def test_another_folder_of_studies_is_taken_whatever_signs_it_has(start: str) ->
         composed = compose.plain([*TINY, "outputs=there", "seed=0", start], Path(path))
         assert composed.raw["outputs"] == path
         assert composed.raw["init_from"] == ("old" if start == "init_from=old" else f"{path}/old")
+
+
+def test_no_yaml_of_ours_takes_a_value_from_the_seed() -> None:
+    files = list(compose.conf_dir().rglob("*.yaml"))
+    assert files
+    assert not [path for path in files if "${seed" in path.read_text(encoding="utf-8")]
