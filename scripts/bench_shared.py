@@ -3,8 +3,8 @@
     python scripts/bench_shared.py [--steps 20] [--rounds 3]
 
 Whole processes of `peftbench run` (LoRA, MiniLM, the built-in sample, on all cores) take turns: alone; beside a process
-that computes on one thread; two of them at once. Prints seconds as they are measured, and a
-Markdown table: medians, least and greatest.
+that computes on one thread; two of them at once. Prints seconds as they are measured, and a Markdown table: medians,
+least and greatest.
 """
 
 import argparse

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from peftbench.commands.run import rerun_word, run_cells
 from peftbench.config import compose
+from peftbench.config.words import OPTUNA
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
@@ -29,7 +30,7 @@ def plan(arguments: Sequence[str]) -> int:
 
     if trials.asked_for(words):
         if options.save or options.register:
-            raise ConfigError(f"{trials.WORD}: trials follow from those before them, and make no list to save")
+            raise ConfigError(f"{OPTUNA}: trials follow from those before them, and make no list to save")
         return trials.plan([compose.longhand(word) for word in words if word != "-m"])
     saved = options.save
     rerun, overrides = rerun_word(words), [compose.longhand(argument) for argument in words if argument != "-m"]

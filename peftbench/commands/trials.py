@@ -6,18 +6,17 @@ from typing import TYPE_CHECKING
 
 from peftbench.commands.tables import paste, say
 from peftbench.config import compose
+from peftbench.config.words import OPTUNA
 from peftbench.ground import escape
 from peftbench.ground.errors import ConfigError
 
 if TYPE_CHECKING:
     from peftbench.study.trials import Asked, Best
 
-WORD = "hydra/sweeper=optuna"
-
 
 def asked_for(words: Sequence[str]) -> bool:
     """Whether Optuna is to propose the cells of a command line."""
-    return WORD in words
+    return OPTUNA in words
 
 
 def run(overrides: Sequence[str], hydra_s: Sequence[str], multirun: bool, launch: Callable[[], object]) -> int:
@@ -33,7 +32,7 @@ def run(overrides: Sequence[str], hydra_s: Sequence[str], multirun: bool, launch
         ConfigError: what is searched, or how, is not possible, or no trial has a score.
     """
     if not multirun:
-        raise ConfigError(f"{WORD}: a search needs -m (peftbench run -m ...)")
+        raise ConfigError(f"{OPTUNA}: a search needs -m (peftbench run -m ...)")
     from peftbench.study import trials
 
     asked = prepared(overrides, hydra_s)
@@ -82,7 +81,7 @@ def _say(asked: "Asked", best: "Best", before: int) -> None:
     say(f"{best.trials} of {asked.settings.trials} trials done{earlier}{failed}")
     if best.score is None:
         if best.trials:
-            raise ConfigError(f"{WORD}: none of {best.trials} trials has a score")
+            raise ConfigError(f"{OPTUNA}: none of {best.trials} trials has a score")
         return
     rows = asked.cell.select.rows.replace("_", "-")
     say(f"best: {asked.cell.task.headline} {best.score:.4f} on {rows} rows, {' '.join(best.values)}")

@@ -32,7 +32,7 @@ def _widened(name: str) -> Callable[..., torch.Tensor]:
     own = torch.library.get_kernel(name, "CPU")
 
     def product(keys: torch.DispatchKeySet, *args: Any, **scales: Any) -> torch.Tensor:
-        if args[0].dtype != torch.bfloat16:
+        if any(tensor.dtype != torch.bfloat16 for tensor in args):  # torch refuses what is of several
             return own.call_boxed(keys, *args, **scales)
         return own.call_boxed(keys, *(tensor.float() for tensor in args), **scales).bfloat16()
 

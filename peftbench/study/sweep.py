@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from peftbench.config import compose
 from peftbench.config.bounds import TOO_LONG, too_long
 from peftbench.config.spec import Cell
-from peftbench.config.words import words_for_globs
+from peftbench.config.words import OPTUNA, words_for_globs
 from peftbench.ground.errors import ConfigError, shown
 from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, expanded
 from peftbench.record import record_status
@@ -39,7 +39,7 @@ def cells_of(overrides: Sequence[str]) -> list[list[str]]:
     if empty := [item.input_line for item in swept_over if not list(item.sweep_string_iterator())]:
         raise ConfigError([f"{line}: nothing to sweep over" for line in empty])
     if intervals := [item.input_line for item in items if item.is_interval_sweep()]:
-        raise ConfigError([f"{line}: an interval is searched, by run -m hydra/sweeper=optuna" for line in intervals])
+        raise ConfigError([f"{line}: an interval is searched, by run -m {OPTUNA}" for line in intervals])
     try:
         batches = BasicSweeper.split_arguments(items, max_batch_size=None)
     except HydraException as error:

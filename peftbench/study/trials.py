@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from peftbench.config import compose
 from peftbench.config.fingerprint import digest
 from peftbench.config.spec import Cell
+from peftbench.config.words import OPTUNA
 from peftbench.ground.errors import ConfigError, shown
 from peftbench.ground.files import RECORD_FILE, expanded
 from peftbench.record import SEARCH_SUFFIX, finished_record, record_status
@@ -24,7 +25,6 @@ from peftbench.study import journal, space, sweep
 from peftbench.study.lock import Elsewhere
 from peftbench.study.search import of_every_try, score
 
-SWEEPER = "hydra/sweeper=optuna"
 MOST = 10_000  # trials
 MOST_AT_ONCE = 1000
 MOST_SEED = 2**31 - 1 - MOST  # every trial adds one
@@ -181,7 +181,7 @@ def prepare(overrides: Sequence[str], settings: Mapping[str, Any]) -> Asked:
     Raises:
         ConfigError: Optuna is not installed, nothing is searched, a space is none, a setting or a cell is not possible.
     """
-    journal.check(SWEEPER)
+    journal.check(OPTUNA)
     checked = _settings(settings)
     items = sweep.parsed(overrides)
     swept = {item.get_key_element(): item for item in items if item.is_sweep_override()}
@@ -191,14 +191,14 @@ def prepare(overrides: Sequence[str], settings: Mapping[str, Any]) -> Asked:
         raise ConfigError([f"{key}: has one value in a search, the same for all trials" for key in fixed])
     if not swept:
         forms = "KEY=interval(LOW,HIGH), tag(log,interval(LOW,HIGH)), choice(A,B) or range(FIRST,END)"
-        raise ConfigError(f"{SWEEPER}: nothing to search; give {forms}")
+        raise ConfigError(f"{OPTUNA}: nothing to search; give {forms}")
     plain = [word for word in plain if not word.startswith("seed=")]
     _check_numeric(swept, plain)
     searched = {key: space.distribution(item) for key, item in swept.items()}
     first, *others = (space.values(point) for point in space.points(searched))
     cell = compose.cell_from([*plain, *first])
     if cell.select.factors is not None or cell.select.trials is not None:
-        raise ConfigError(f"select: {SWEEPER} is a search itself; give select=none")
+        raise ConfigError(f"select: {OPTUNA} is a search itself; give select=none")
     words = [*plain, *of_every_try(cell)]
     for values in (first, *others):
         compose.cell_from([*words, *values])
