@@ -3,7 +3,7 @@
 import bisect
 import functools
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,17 +96,24 @@ def longhand(override: str) -> str:
     return f"++{override}" if override.startswith("method.config.") else override
 
 
-def cell_from(overrides: Sequence[str]) -> Cell:
-    """The cell that these overrides describe, with every problem of all of them in one `ConfigError`."""
+def cell_from(overrides: Sequence[str], to_come: Collection[Path] = ()) -> Cell:
+    """The cell that these overrides describe.
+
+    Args:
+        to_come: see `build.build_plain`.
+
+    Raises:
+        ConfigError: every problem of all of them.
+    """
     try:
-        config = load(overrides)
+        data = plain(overrides)
     except WrongWords as error:
         good = [override for override in map(longhand, overrides) if override not in error.overrides]
         if not error.overrides:
             raise
         # Values are looked at too, so that one mistyped key does not hide a bad number.
         raise WrongWords([*error.every, *_value_problems(good)], error.overrides) from None
-    return build(config)
+    return build_plain(data, to_come)
 
 
 def _override_problems(overrides: Sequence[str]) -> dict[str, str]:

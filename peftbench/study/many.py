@@ -24,7 +24,7 @@ def cells_from(lines: Sequence[Sequence[str]], to_come: Collection[Path] = ()) -
         to_come: see `build.build_plain`.
     """
     if len(lines) < FEW:
-        yield from (_cell(words, _plain(words), to_come) for words in lines)
+        yield from (_cell(words, None, to_come) for words in lines)
         return
     with ProcessPoolExecutor(max(1, _cores() - 1), initializer=_leave_signals_to_the_parent) as others:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none reaches a child that is not set up yet
@@ -49,8 +49,9 @@ def _plain(words: Sequence[str]) -> build.Plain | None:
 
 
 def _cell(words: Sequence[str], plain: build.Plain | None, to_come: Collection[Path]) -> Cell | ConfigError:
+    """The cell, out of its words where it has not been composed."""
     try:
-        return compose.cell_from(words) if plain is None else build.build_plain(plain, to_come)
+        return compose.cell_from(words, to_come) if plain is None else build.build_plain(plain, to_come)
     except ConfigError as error:
         return error
 
