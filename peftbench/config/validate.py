@@ -38,6 +38,8 @@ def parse(spec: type[Spec], raw: Mapping[str, Any], path: str) -> Spec:
         parsed: Spec = _adapter(cast(Any, spec)).validate_json(json.dumps(known), strict=True)
     except ValidationError as error:
         raise ConfigError([*problems, *_validation_lines(error, known, path)]) from None
+    except ConfigError as error:  # a method's own, which knows its keys as method's
+        raise ConfigError([*problems, *_under(path, error)]) from None
     if problems:
         raise ConfigError(problems)
     return parsed
