@@ -7,6 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -14,7 +15,14 @@ from peftbench.cli import main
 
 ESC = "\x1b]52;c;ZXZpbA==\x07"  # puts a word on the clipboard of many terminals
 MOST_MB = 1000  # that a command may take, whatever it is given
-Said = tuple[int, str, str]
+
+
+class Said(NamedTuple):
+    """What a command that ran in this process said."""
+
+    code: int
+    out: str
+    err: str
 
 
 def seen(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -36,7 +44,7 @@ def in_process(words: list[str], capture: pytest.CaptureFixture[str], patch: pyt
     assert "Traceback" not in err
     assert not set("\x1b\x07\x9b") & set(out + err), "a terminal would obey"
     assert all(len(line) <= 200 for line in err.splitlines()), err
-    return int(ended.value.code or 0), out, err
+    return Said(int(ended.value.code or 0), out, err)
 
 
 def peak_mb(lines: list[list[str]], folder: Path) -> tuple[float, str, str]:

@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from peftbench.record import Counts, Evaluation, Headline, Metrics, Record, write_record
+from peftbench.ground.files import DELTA_FILE, RECORD_FILE
+from peftbench.record import Counts, Evaluation, Headline, Metrics, Record, read_record, write_record
 from peftbench.report import records
 from peftbench.report.records import Study
+from peftbench.runner.delta import Delta
 
 TASKS = {"mrpc": ["not_equivalent", "equivalent"], "cola": ["unacceptable", "acceptable"]}
 
@@ -60,3 +62,12 @@ def full_study(write: Callable[..., Path]) -> None:
         write("lora", task, i, 0.80 + 0.001 * i, entries=900)
         write("bitfit", task, i, 0.70 + 0.001 * (2 * i % 5), entries=100)
         write("id3", task, i, 0.799 + 0.0012 * (4 - i), entries=300)
+
+
+def learn_otherwise(run: Path) -> str:
+    """Give the run another head, as another training would; returns the hash of its delta."""
+    delta, record = Delta.load(run / DELTA_FILE), read_record(run / RECORD_FILE)
+    tensors = {name: tensor + name.startswith("head.") for name, tensor in delta.tensors.items()}
+    sha256 = Delta(tensors, delta.facts).save(run / DELTA_FILE)
+    write_record(dataclasses.replace(record, hashes=dataclasses.replace(record.hashes, delta=sha256)), run)
+    return sha256

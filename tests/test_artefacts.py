@@ -1,6 +1,5 @@
 """Artefacts: made once of finished runs, found again, stale when a run changes, shown beside the runs."""
 
-import dataclasses
 import json
 import os
 import shutil
@@ -9,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from forgery import Said
+from studies import learn_otherwise
 from support import TINY
 
 from peftbench.config import compose
-from peftbench.ground.files import DELTA_FILE, RECORD_FILE
+from peftbench.ground.files import RECORD_FILE
 from peftbench.lifecycle import score
-from peftbench.record import find_records, read_record, write_record
-from peftbench.runner.delta import Delta
+from peftbench.record import find_records, read_record
 from peftbench.runner.run import Outcome, run
 from peftbench.study import status
 from peftbench.study.lock import Lock
@@ -47,15 +46,6 @@ def rte(trained: Path, tmp_path: Path) -> Path:
 def artefacts(run: Path) -> list[Path]:
     """The folders of artefacts in the run's study."""
     return [path.parent for path in find_records(run.parents[1]) if read_record(path).made is not None]
-
-
-def learn_otherwise(run: Path) -> str:
-    """Give the run another head, as another training would; returns the hash of its delta."""
-    delta, record = Delta.load(run / DELTA_FILE), read_record(run / RECORD_FILE)
-    tensors = {name: tensor + name.startswith("head.") for name, tensor in delta.tensors.items()}
-    sha256 = Delta(tensors, delta.facts).save(run / DELTA_FILE)
-    write_record(dataclasses.replace(record, hashes=dataclasses.replace(record.hashes, delta=sha256)), run)
-    return sha256
 
 
 def states(run: Path) -> dict[Path, str]:

@@ -10,7 +10,7 @@ import torch
 from checkpoints import checkpoint
 from forgery import Said
 from safetensors.torch import load_file, save_file
-from test_artefacts import learn_otherwise
+from studies import learn_otherwise
 
 from peftbench.backbone.model import load_model
 from peftbench.backbone.weights import WEIGHTS_FILE
@@ -161,6 +161,8 @@ def test_rows_lie_between_floor_and_run_are_found_again_and_go_stale(
     assert differing == {"head.classifier.weight", "head.classifier.bias"}
     again = port(command, here, *words)
     assert again.count("already there: ") == len(names)
+    assert port(command, here, *words, "--save") == "p: 1 line kept; peftbench work p\n"
+    assert command("work", "p", "--outputs", str(outputs)).out.count("already there: ") == len(names)
     code, table, _ = command("table", "p", "--outputs", str(outputs), "--format", "md")
     assert code == 0
     assert all(f"| {name} |" in table for name in names)

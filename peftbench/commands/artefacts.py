@@ -1,11 +1,17 @@
 """`peftbench score`, `merge`, `port`: what is made of finished runs, and stands in the same tables."""
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from peftbench.commands.use import add_searchpath, known_classes
+from peftbench.ground.errors import ConfigError
+from peftbench.ground.quantity import quantity
+
+if TYPE_CHECKING:
+    from peftbench.lifecycle.saved import Line
 
 
 def score(arguments: Sequence[str]) -> int:
@@ -13,15 +19,16 @@ def score(arguments: Sequence[str]) -> int:
     parser = ArgumentParser(prog="peftbench score")
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("words", nargs="*", help="task=, and where needed data=, study=, outputs=, cache=")
-    parser.add_argument("-m", "--multirun", action="store_true", help="as of run; words with commas are swept anyway")
-    add_searchpath(parser)
+    _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
     from peftbench.commands import screen
     from peftbench.config import recipes
     from peftbench.lifecycle.artefact import where_of
     from peftbench.lifecycle.parents import parent
-    from peftbench.lifecycle.score import check_labels, score
+    from peftbench.lifecycle.score import check_labels, lines, score
 
+    if options.save:
+        return _save(options, lines(Path(options.run), options.words))
     run, known = parent(Path(options.run)), known_classes(options.searchpath)
     own = [] if options.searchpath is None else ["--searchpath", options.searchpath]
     every = {tuple(words): where_of(words, run) for words in recipes.swept(options.words)}
@@ -34,14 +41,15 @@ def merge(arguments: Sequence[str]) -> int:
     """`peftbench merge from=STUDY method=WORD merge=WORD`: one backbone for all tasks, made of runs of one seed."""
     parser = ArgumentParser(prog="peftbench merge")
     parser.add_argument("words", nargs="*", help="from=, method=, merge= and its keys, seed=, tasks=[...], study=, ...")
-    parser.add_argument("-m", "--multirun", action="store_true", help="as of run; words with commas are swept anyway")
-    add_searchpath(parser)
+    _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
     from peftbench.commands import screen
-    from peftbench.lifecycle.asked import ask
+    from peftbench.lifecycle.asked import ask, lines
     from peftbench.lifecycle.merge import bounds, merge
     from peftbench.lifecycle.runs import joint_words
 
+    if options.save:
+        return _save(options, lines(options.words))
     codes, bounded = [], set()
     for asked in ask(options.words, known_classes(options.searchpath)):
         shown = screen.Artefacts()
@@ -60,24 +68,46 @@ def port(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "words", nargs="*", help="from=, model=, model.weights=, port.steps=, ...; method=, task=, seed=, study=, ..."
     )
-    parser.add_argument("-m", "--multirun", action="store_true", help="as of run; words with commas are swept anyway")
-    add_searchpath(parser)
+    _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
     from peftbench.commands import screen
     from peftbench.lifecycle import trained_on
-    from peftbench.lifecycle.asked_port import ask
+    from peftbench.lifecycle.asked_port import ask, lines
     from peftbench.lifecycle.port import Settled, port
 
+    if options.save:
+        return _save(options, lines(options.words))
     codes: list[int] = []
-    lines: list[str] = []
+    ceilings: list[str] = []
     jobs = ask(options.words, known_classes(options.searchpath), options.searchpath)
     for _, same_run in groupby(jobs, key=lambda job: id(job.patch)):
         settled = Settled(screen.Artefacts())
         for job in same_run:
             codes.append(port(job, settled))
             codes += trained_on.go_on(job, settled) if codes[-1] == 0 else []
-            lines += trained_on.ceilings(job, settled)
+            ceilings += trained_on.ceilings(job, settled)
         job.patch.forget()
-    for line in dict.fromkeys(lines):
+    for line in dict.fromkeys(ceilings):
         print(line)
     return max(codes)
+
+
+def _add_choices(parser: ArgumentParser) -> None:
+    """What the three commands have in common."""
+    parser.add_argument("-m", "--multirun", action="store_true", help="as of run; words with commas are swept anyway")
+    parser.add_argument("--save", action="store_true", help="make nothing: the study keeps the line for its workers")
+    add_searchpath(parser)
+
+
+def _save(options: Namespace, lines: Sequence[tuple[Path, str, "Line"]]) -> int:
+    """Keep lines for workers, each in its study."""
+    from peftbench.lifecycle import saved
+
+    if options.searchpath is not None:
+        raise ConfigError("--save: a list names no classes of your own; give --searchpath without it")
+    for study in dict.fromkeys(outputs / name for outputs, name, _ in lines):
+        own = [line for outputs, name, line in lines if outputs / name == study]
+        new = saved.add(study, own)
+        before = "" if len(new) == len(own) else f" ({len(own) - len(new)} of them before)"
+        print(f"{study.name}: {quantity(len(own), 'line')} kept{before}; peftbench work {study.name}")
+    return 0

@@ -32,7 +32,8 @@ train:
   backbone make=WORD      a backbone made from another (lowrank, mlm, merged): ... --to DIR, for model.weights=DIR
 
 many machines:
-  work STUDY              take the open cells of a study that plan --save listed; on as many machines as there are
+  work STUDY              take the open cells of a study that plan --save listed, then its artefacts (merge --save, ...);
+                          on as many machines as there are
   stop STUDY              ask all its workers to leave after their step
   status STUDY            how a sweep stands: done, running, failed, stopped, missing, time left; --watch, --json
   verify STUDY|RECORD     run records again and say what differs, bit for bit on a CPU

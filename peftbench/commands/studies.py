@@ -60,7 +60,7 @@ def status(arguments: Sequence[str]) -> int:
     form.add_argument("--watch", action="store_true", help="show it as it goes, while any cell is running")
     form.add_argument("--json", action="store_true", help="for scripts")
     options = parser.parse_args(arguments)
-    from peftbench.commands import screen
+    from peftbench.commands import artefact_work, screen
     from peftbench.study import status
 
     outputs = expanded(options.outputs)
@@ -71,11 +71,15 @@ def status(arguments: Sequence[str]) -> int:
     else:
         cells = status.cells_of(outputs, options.study)
     numbers, seconds = status.by_state(cells), status.seconds_left(cells)
+    lines = artefact_work.counted(outputs, options.study)
     if options.json:
         listed = [{key: value for key, value in asdict(cell).items() if value is not None} for cell in cells]
-        print(json.dumps({"study": options.study, "states": numbers, "seconds_left": seconds, "cells": listed}))
+        raw = {"study": options.study, "states": numbers, "seconds_left": seconds, "cells": listed}
+        print(json.dumps(raw | ({"artefacts": lines} if lines else {})))
     else:
         screen.status(options.study, cells, numbers, seconds)
+        if lines:
+            print(f"{quantity(sum(lines.values()), 'line')} of artefacts: {artefact_work.in_words(lines)}")
     return 0
 
 

@@ -4,13 +4,14 @@ import multiprocessing
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peftbench.commands import run
+from peftbench.commands import artefact_work, run
+from peftbench.commands.artefact_work import in_words
 from peftbench.ground import environment
-from peftbench.ground.errors import BadInput
+from peftbench.ground.errors import BadInput, ConfigError
 from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
 from peftbench.record import Record, Search
@@ -25,7 +26,8 @@ MOST_WORKERS = 1000
 
 
 def work(arguments: Sequence[str]) -> int:
-    """`peftbench work STUDY`: take open cells, the longest first, until none is left; the exit code of a sweep."""
+    """`peftbench work STUDY`: take open cells, the longest first, then artefacts of them, until nothing is left; the
+    exit code of a sweep."""
     parser = ArgumentParser(prog="peftbench work")
     parser.add_argument("study", help="name of the study, a folder under the outputs; plan ... --save lists its cells")
     parser.add_argument("--outputs", default="outputs", help="where the records lie, a folder that all workers share")
@@ -37,8 +39,20 @@ def work(arguments: Sequence[str]) -> int:
 
     outputs = expanded(options.outputs)
     queue = Queue(outputs, options.study)  # what is wrong with the study is said once
+    if not queue.cells and not artefact_work.counted(outputs, options.study):
+        problem = f"no list of cells under {outputs}; peftbench plan ... --save makes it"
+        raise ConfigError(f"study {options.study}: {problem}")
     codes = _share(options) if options.workers > 1 else _work(options, queue)
-    return run.summed_up(queue.sweep(), codes)
+    code = run.summed_up(queue.sweep(), codes) if queue.cells else 0
+    return code or _artefacts_summed_up(artefact_work.counted(outputs, options.study))
+
+
+def _artefacts_summed_up(numbers: Mapping[str, int]) -> int:
+    """Say how the lines of artefacts stand, where there are any, and give their exit code."""
+    if not numbers:
+        return 0
+    print(f"{quantity(sum(numbers.values()), 'line')} of artefacts: {in_words(numbers)}")
+    return 100 + min(99, numbers["failed"]) if numbers["failed"] else int(numbers["open"] > 0)
 
 
 def stop(arguments: Sequence[str]) -> int:
@@ -65,9 +79,10 @@ def _work(options: Namespace, queue: "Queue") -> list[int]:
     from peftbench.study import work
 
     leaving = work.Leaving(queue.outputs / queue.study, options.until)
+    made = artefact_work.Artefacts(queue.outputs, queue.study)
     try:
         with leaving:
-            return work.work([work.Cells(queue, Brief(queue.outputs))], options.cells)
+            return work.work([work.Cells(queue, Brief(queue.outputs)), made], options.cells)
     except stopping.Stopped:
         if leaving.reason is None:
             raise

@@ -30,6 +30,11 @@ def command(words: Sequence[str]) -> str:
     return shell(["peftbench", *(["run"] if is_cell else []), *words])
 
 
+def value(text: str) -> str:
+    """A text as the value of an override, whatever signs it has: Hydra reads backslashes as such but before a quote."""
+    return "'" + re.sub(r"(\\*)('|\Z)", lambda part: part[1] * 2 + part[2].replace("'", "\\'"), text) + "'"
+
+
 def csv(value: Any) -> Any:
     """A cell that no spreadsheet takes for a formula; numbers stay numbers."""
     return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -23,6 +23,7 @@ from peftbench.config.spec import Cell, ModelSpec, TaskSpec
 from peftbench.data.rows import Rows
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
+from peftbench.ground import escape
 from peftbench.ground.errors import ConfigError, DataError, near, shown
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE, expanded
 from peftbench.lifecycle.parents import Parent, one_seed
@@ -92,7 +93,8 @@ def where_of(words: Sequence[str], run: Parent, allowed: Sequence[str] = WORDS) 
     typed = {word.partition("=")[0].lstrip("+~").partition(".")[0] for word in words}
     if other := sorted(typed - set(allowed)):
         raise ConfigError(f"{shown(other[0])}: not a word of an artefact; {near(other[0], allowed)}")
-    cell = compose.cell_from([*words, f"init_from={quoted(run.folder)}"])  # a task without training rows asks for one
+    start = f"init_from={escape.value(str(run.folder))}"  # a task without training rows asks for one
+    cell = compose.cell_from([*words, start])
     if "task" not in typed:
         cell = replace(cell, task=run.one_task())
     if len(cell.task.parts) > 1:
@@ -101,11 +103,6 @@ def where_of(words: Sequence[str], run: Parent, allowed: Sequence[str] = WORDS) 
         cell = replace(cell, data=run.data)
     outputs = expanded(cell.outputs) if "outputs" in typed else run.outputs
     return Where(cell, outputs, cell.study if "study" in typed else run.record.cell.study)
-
-
-def quoted(path: Path) -> str:
-    """A path as the value of a word, whatever signs it has."""
-    return "'" + str(path).replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 @dataclass(frozen=True)

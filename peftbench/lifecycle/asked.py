@@ -2,15 +2,18 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 
 from peftbench.config import compose, recipes
+from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.ground.files import expanded
+from peftbench.lifecycle import saved
 from peftbench.lifecycle.artefact import Where, where_of
 from peftbench.lifecycle.merge import Group, Job
-from peftbench.lifecycle.merging import METHODS
+from peftbench.lifecycle.merging import METHODS, Merge
 from peftbench.lifecycle.parents import Parent
 from peftbench.lifecycle.runs import by_seed, joint_run
 
@@ -48,9 +51,56 @@ def ask(words: Sequence[str], known: Collection[str] = ()) -> list[Asked]:
     return result
 
 
+@dataclass(frozen=True)
+class _Words:
+    """The words of one merge, of which every value is possible.
+
+    Attributes:
+        typed: key -> value of those that choose runs.
+        place: those that say where the artefacts are scored and kept.
+        cell: what `place` describes.
+    """
+
+    way: Merge
+    typed: Mapping[str, str]
+    place: Sequence[str]
+    cell: Cell
+
+
+def lines(words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]:
+    """The same as command lines for workers, each with the folder of studies and the study that keeps it; the runs need
+    not be there yet.
+
+    Raises:
+        ConfigError: a word is not one of merge, or not possible.
+    """
+    result = []
+    for one in recipes.swept(words):
+        read = _read(one)
+        study = read.cell.study if "study" in read.typed else read.typed["from"]
+        kept = [word for word in one if not word.startswith("outputs=")]
+        result.append((expanded(read.cell.outputs), study, saved.Line(("merge", *kept))))
+    return result
+
+
 def _of(words: Sequence[str]) -> list[tuple[tuple[str, ...], list[Parent], Job, dict[str, Where], str]]:
-    way, rest = recipes.recipe("merge", words, METHODS.__getitem__)
+    read = _read(words)
+    typed, place = read.typed, read.place
     word = next(item.partition("=")[2] for item in words if item.startswith("merge="))
+    outputs = expanded(read.cell.outputs)
+    runs = by_seed(outputs, typed["from"], typed["method"], typed.get("budget"), _tasks(typed), _seeds(typed))
+    asked = []
+    for seed, parents in runs.items():
+        where = {one.record.cell.task: where_of(place, one) for one in parents}
+        group = (typed["from"], typed["method"], str(typed.get("budget")), *where, f"{seed:09d}", str(place))
+        line = ["merge", *(item for item in words if not item.startswith("seed=")), f"seed={seed}"]
+        cache = next(iter(where.values())).cell.cache
+        asked.append((group, parents, Job(word, read.way, line), where, cache))
+    return asked
+
+
+def _read(words: Sequence[str]) -> _Words:
+    way, rest = recipes.recipe("merge", words, METHODS.__getitem__)
     typed = {key: value for key, _, value in (item.partition("=") for item in rest)}
     for key in typed:
         if key.partition(".")[0] not in (*OWN, *PLACE):
@@ -61,16 +111,8 @@ def _of(words: Sequence[str]) -> list[tuple[tuple[str, ...], list[Parent], Job, 
                 f"{key}: must be given, {'the study whose' if key == 'from' else 'of the'} runs are merged"
             )
     place = [item for item in rest if item.partition("=")[0].partition(".")[0] in PLACE]
-    outputs = expanded(compose.cell_from([item for item in place if item.startswith("outputs=")]).outputs)
-    runs = by_seed(outputs, typed["from"], typed["method"], typed.get("budget"), _tasks(typed), _seeds(typed))
-    asked = []
-    for seed, parents in runs.items():
-        where = {one.record.cell.task: where_of(place, one) for one in parents}
-        group = (typed["from"], typed["method"], str(typed.get("budget")), *where, f"{seed:09d}", str(place))
-        line = ["merge", *(item for item in words if not item.startswith("seed=")), f"seed={seed}"]
-        cache = next(iter(where.values())).cell.cache
-        asked.append((group, parents, Job(word, way, line), where, cache))
-    return asked
+    _tasks(typed), _seeds(typed)
+    return _Words(way, typed, place, compose.cell_from(place))
 
 
 def _tasks(typed: Mapping[str, str]) -> list[str]:

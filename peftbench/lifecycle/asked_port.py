@@ -1,14 +1,14 @@
 """What the words of `peftbench port` ask for: which runs, onto which backbone, kept where."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peftbench.config import compose, recipes
-from peftbench.config.spec import ModelSpec
+from peftbench.config.spec import Cell, ModelSpec
 from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.ground.files import expanded
-from peftbench.lifecycle import artefact, trained_on
+from peftbench.lifecycle import artefact, saved, trained_on
 from peftbench.lifecycle.artefact import where_of
 from peftbench.lifecycle.parents import Parent
 from peftbench.lifecycle.patch import Patch, check_fit, weights_sha256
@@ -47,7 +47,41 @@ def ask(words: Sequence[str], known: Collection[str] = (), searchpath: str | Non
     return sorted(jobs, key=lambda job: (str(job.patch.run.folder), job.keys.steps))  # what a run needs once, together
 
 
+@dataclass(frozen=True)
+class _Words:
+    """The words of one port, of which every value is possible.
+
+    Attributes:
+        typed: key -> value of those that are no key of port.
+        place: those that say where the artefacts are scored and kept, and on which backbone.
+        cell: what `place` describes.
+    """
+
+    keys: Port
+    typed: Mapping[str, str]
+    place: Sequence[str]
+    cell: Cell
+
+
+def lines(words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]:
+    """The same as command lines for workers: see `asked.lines`."""
+    result = []
+    for one in recipes.swept(words):
+        read = _read(one)
+        study = read.cell.study if "study" in read.typed else read.typed["from"]
+        kept = [word for word in one if not word.startswith("outputs=")]
+        result.append((expanded(read.cell.outputs), study, saved.Line(("port", *kept))))
+    return result
+
+
 def _of(words: Sequence[str], known: Collection[str], patches: dict[tuple[Path, str], Patch]) -> list[Job]:
+    read = _read(words)
+    chosen = {key: read.typed[key] for key in CHOOSE if key in read.typed}
+    runs = matching(expanded(read.cell.outputs), read.typed["from"], **chosen)
+    return [_job(run, read.keys, words, read.place, known, patches) for run in _older(runs, read.cell.model)]
+
+
+def _read(words: Sequence[str]) -> _Words:
     default = [] if any(word.startswith(f"{GROUP}=") for word in words) else [f"{GROUP}=default"]
     keys, rest = recipes.recipe(GROUP, [*default, *words], lambda word: Port)
     typed = {key: value for key, _, value in (item.partition("=") for item in rest)}
@@ -61,10 +95,7 @@ def _of(words: Sequence[str], known: Collection[str], patches: dict[tuple[Path, 
     if keys.scale != 1 and keys.steps:
         raise ConfigError(f"port.scale={keys.scale:g}: only the whole change is trained on from; port.steps=0")
     place = [item for item in rest if item.partition("=")[0].partition(".")[0] in (*PLACE, "model")]
-    start = compose.cell_from([item for item in place if item.startswith(("outputs=", "model"))])
-    chosen = {key: typed[key] for key in CHOOSE if key in typed}
-    runs = matching(expanded(start.outputs), typed["from"], **chosen)
-    return [_job(run, keys, words, place, known, patches) for run in _older(runs, start.model)]
+    return _Words(keys, typed, place, compose.cell_from(place))
 
 
 def _older(runs: Sequence[Parent], newer: ModelSpec) -> list[Parent]:

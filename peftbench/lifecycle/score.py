@@ -2,17 +2,22 @@
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from peftbench.backbone.model import compute_precision
 from peftbench.backbone.weights import weights_folder
+from peftbench.config import compose, recipes
 from peftbench.config.spec import Cell, TaskSpec
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
-from peftbench.ground.errors import ConfigError
+from peftbench.ground import escape
+from peftbench.ground.errors import ConfigError, near, shown
+from peftbench.ground.files import expanded, place
 from peftbench.ground.machine import process_state
-from peftbench.lifecycle.artefact import Recipe, Result, Where, settle
+from peftbench.lifecycle import saved
+from peftbench.lifecycle.artefact import WORDS, Recipe, Result, Where, settle
 from peftbench.lifecycle.parents import Parent
 from peftbench.runner.deltas import reload
 from peftbench.runner.run import Tokenizing, tokenize_rows
@@ -20,6 +25,27 @@ from peftbench.study.cell import Screen
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.fit import Scores
 from peftbench.training.forward import Forward
+
+
+def lines(run: Path, words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]:
+    """Scores of a run as command lines for workers: see `asked.lines`.
+
+    Raises:
+        ConfigError: a word is not one of an artefact, or not possible, or the run does not lie under the outputs.
+    """
+    result = []
+    for one in recipes.swept(words):
+        typed = {word.partition("=")[0].partition(".")[0] for word in one}
+        if other := sorted(typed - set(WORDS)):
+            raise ConfigError(f"{shown(other[0])}: not a word of an artefact; {near(other[0], WORDS)}")
+        start = run.resolve()
+        cell = compose.cell_from([*one, f"init_from={escape.value(str(start))}"], [start])
+        outputs = expanded(cell.outputs) if "outputs" in typed else start.parents[2]
+        folder = place(start, outputs)
+        study = cell.study if "study" in typed else folder.partition("/")[0]
+        kept = [word for word in one if not word.startswith("outputs=")]
+        result.append((outputs, study, saved.Line(("score", folder, *kept))))
+    return result
 
 
 def score(run: Parent, where: Where, words: Sequence[str], screen: Screen, known: Collection[str] = ()) -> int:

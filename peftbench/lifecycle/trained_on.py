@@ -12,7 +12,7 @@ from peftbench.data.split import Split
 from peftbench.ground import escape
 from peftbench.ground.errors import BadInput, DataError
 from peftbench.ground.files import RECORD_FILE, expanded
-from peftbench.lifecycle.artefact import Recipe, Result, folder_of, inputs_of, quoted
+from peftbench.lifecycle.artefact import Recipe, Result, folder_of, inputs_of
 from peftbench.lifecycle.distance import by_kind, cosine, length, minus, ratio
 from peftbench.lifecycle.parents import Parent, parent
 from peftbench.lifecycle.port import HEADS, Head, Job, Settled, port_recipe, scored
@@ -85,7 +85,7 @@ def _trained_on(job: Job, head: Head, settled: Settled, rows: Mapping[str, Split
     recipe = port_recipe(job, head)
     start = done.find(folder_of(recipe, job.where), inputs_of(recipe, job.where))[0]
     words = words_of(job, job.where.study + SUFFIX, job.keys.steps)
-    run = _run([*words, f"init_from={quoted(start)}", "init_head=kept"], settled)
+    run = _run([*words, f"init_from={escape.value(str(start))}", "init_head=kept"], settled)
     on = _reloaded(job, run)
     facts = {"run": run.place(job.where.outputs), "started_from": str(start.relative_to(job.where.outputs))}
     return scored(on, "kept", job.keys.refit_rows, rows, run.record.counts, facts)

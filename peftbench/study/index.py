@@ -88,7 +88,7 @@ def read(study: Path) -> dict[str, Planned]:
     except DataError as error:
         print(f"{error.problems[0]}; what its folders show is taken", file=sys.stderr)
         return {}
-    outside = [cell.folder for cell in file.cells.values() if not _is_inside(cell.folder, study.name)]
+    outside = [cell.folder for cell in file.cells.values() if not is_inside(cell.folder, study.name)]
     if outside:
         line = f"{study / FILE}: {quantity(len(outside), 'cell')} left out, not inside the study: {outside[0]}"
         print(shown(line, LONGEST_LINE), file=sys.stderr)
@@ -137,7 +137,7 @@ def _planned(file: _File, study: str) -> dict[str, Planned]:
             cell.after,
         )
         for name, cell in file.cells.items()
-        if _is_inside(cell.folder, study)
+        if is_inside(cell.folder, study)
     }
 
 
@@ -149,7 +149,8 @@ def _reads(raw: Any) -> Reads | None:
         return None
 
 
-def _is_inside(folder: str, study: str) -> bool:
+def is_inside(folder: str, study: str) -> bool:
+    """Whether the name of a folder under the outputs is that of a cell of the study."""
     parts = folder.split("/")
     return len(parts) == 3 and parts[0] == study and not {"", ".", ".."} & set(parts) and folder.isprintable()
 
@@ -167,7 +168,7 @@ def add(study: Path, cells: Mapping[str, Planned]) -> None:
         if all(known.get(name) == cell for name, cell in cells.items()):
             return
     try:
-        with _alone(study):
+        with alone(study):
             cells = {**_planned(_undamaged(path), study.name), **cells}
             tables = {json.dumps(asdict(reads)): None for reads in _distinct(cells.values())}
             place = {id(reads): list(tables).index(json.dumps(asdict(reads))) for reads in _distinct(cells.values())}
@@ -206,7 +207,7 @@ def forget(study: Path, folders: Collection[str], also: Collection[str]) -> None
     """
     if not study.is_dir():
         return
-    with suppress(OSError, DataError), _alone(study):
+    with suppress(OSError, DataError), alone(study):
         lists = {FILE, LOCK, *also}
         known = {cell.folder for cell in _planned(_file(study / FILE), study.name).values()}
         if known != set(folders) or {path.name for path in study.iterdir()} - lists:
@@ -218,7 +219,12 @@ def forget(study: Path, folders: Collection[str], also: Collection[str]) -> None
 
 
 @contextmanager
-def _alone(study: Path) -> Iterator[None]:
+def alone(study: Path) -> Iterator[None]:
+    """Within, no other runner changes the study's lists; its folder is made if need be.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     file = None
     while file is None:
         study.mkdir(parents=True, exist_ok=True)

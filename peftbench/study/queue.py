@@ -12,7 +12,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from peftbench.ground.errors import BadInput, ConfigError, DataError
+from peftbench.ground.errors import BadInput, DataError
 from peftbench.ground.files import RECORD_FILE, stamp
 from peftbench.study import done, index, lock, sweep
 from peftbench.study.index import Planned, kind_of
@@ -36,9 +36,6 @@ class Queue:
     """
 
     def __init__(self, outputs: Path, study: str) -> None:
-        """Raises:
-        ConfigError: the study has no list of cells.
-        """
         self.outputs, self.study = outputs, study
         self.cells: dict[str, Planned] = {}
         self._by_words: dict[str, Planned] = {}
@@ -53,8 +50,6 @@ class Queue:
         self._began = self._now = lock.clock_of(outputs / study)
         self._round = 0.0
         self._read_list()
-        if not self.cells:
-            raise ConfigError(f"study {study}: no list of cells under {outputs}; peftbench plan ... --save makes it")
 
     def take(self) -> tuple[Planned, Lock] | None:
         """The next open cell and its lock, which is held; None: no cell is open.

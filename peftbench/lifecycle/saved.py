@@ -1,0 +1,185 @@
+"""Command lines of artefacts that a study keeps for its workers, and how each of them ended."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from peftbench.ground import escape, strangers
+from peftbench.ground.errors import ConfigError, DataError, shown
+from peftbench.ground.files import write_atomically
+from peftbench.study import index
+
+FILE = "artefacts.json"
+ENDS = ".artefacts"  # a folder for every line: its lock, and how it ended
+END = "end.json"
+SCHEMA = 1
+MOST_LINES = 10_000
+MOST_WORDS = 100
+LONGEST_WORD = 10_000  # characters
+MOST_BYTES = 16 << 20
+COMMANDS = ("merge", "port", "score")
+
+
+@dataclass(frozen=True)
+class Line:
+    """What a worker makes.
+
+    Attributes:
+        words: the command and its words, but for outputs=, which every machine has its own of. Of `score` the run
+            comes second, by its folder under the outputs.
+    """
+
+    words: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """The same for the same words."""
+        return hashlib.sha256(json.dumps(self.words).encode()).hexdigest()[:16]
+
+    @property
+    def source(self) -> str:
+        """The study of the runs that it is made of."""
+        if self.words[0] == "score":
+            return self.words[1].partition("/")[0]
+        return next(word.partition("=")[2] for word in self.words if word.startswith("from="))
+
+    @property
+    def run(self) -> str | None:
+        """The folder of the one run that it is made of; None: any runs of the study may be."""
+        return self.words[1] if self.words[0] == "score" else None
+
+    def arguments(self, outputs: Path) -> list[str]:
+        """What the command is given where the studies lie in `outputs`."""
+        run = [] if self.run is None else [str(outputs / self.run)]
+        return [*run, *self.words[1 + len(run) :], f"outputs={escape.value(str(outputs))}"]
+
+
+@dataclass(frozen=True)
+class End:
+    """How a line ended the last time.
+
+    Attributes:
+        failed_on: hosts on which it failed since it last went well.
+        reason: why it failed.
+    """
+
+    status: Literal["done", "failed"]
+    failed_on: tuple[str, ...] = ()
+    reason: str | None = None
+
+
+def read(study: Path) -> list[Line]:
+    """The lines of a study, in the order in which they were added.
+
+    Raises:
+        DataError: its file cannot be read, or holds what no line can be.
+    """
+    path = study / FILE
+    try:
+        raw = strangers.read_json(path, MOST_BYTES)
+        if isinstance(raw, dict) and raw.get("schema", SCHEMA) != SCHEMA:
+            raise DataError(f"{path}: of schema {shown(raw['schema'])}, this version reads schema {SCHEMA}")
+        lines = [Line(words) for words in _file().validate_python(raw).lines]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValidationError:
+        raise DataError(f"{path}: not a list of artefacts' lines") from None
+    except ValueError as error:
+        raise DataError(f"{path}: not a list of artefacts' lines ({error})") from None
+    for line in lines:
+        if (problem := _problem(line)) is not None:
+            raise DataError(f"{path}: {shown(' '.join(line.words))}: {problem}")
+    return lines
+
+
+def add(study: Path, lines: Sequence[Line]) -> list[Line]:
+    """Add lines to a study; gives those that it did not have.
+
+    Raises:
+        ConfigError: a line cannot be kept, there are too many, or the folder cannot be written.
+        DataError: as `read`.
+    """
+    for line in lines:
+        if (problem := _problem(line)) is not None:
+            raise ConfigError(f"{shown(' '.join(line.words))}: {problem}")
+    try:
+        with index.alone(study):
+            known = read(study)
+            new = [line for line in dict.fromkeys(lines) if line not in known]
+            if len(known) + len(new) > MOST_LINES:
+                raise ConfigError(f"{study / FILE}: a study keeps {MOST_LINES:,} lines at most")
+            raw = {"schema": SCHEMA, "lines": [line.words for line in [*known, *new]]}
+            if new:
+                write_atomically(study / FILE, json.dumps(raw, ensure_ascii=False, indent=1).encode())
+            return new
+    except OSError as error:
+        raise ConfigError(f"outputs={study.parent}: {study} cannot be written ({error.strerror})") from None
+
+
+def folder_of(study: Path, line: Line) -> Path:
+    """Where a line's lock and end lie."""
+    return study / ENDS / line.key
+
+
+def end_of(study: Path, line: Line) -> End | None:
+    """How a line ended; None: it did not yet, or nobody can tell."""
+    try:
+        raw = strangers.read_json(folder_of(study, line) / END, MOST_BYTES)
+        end: End = _end().validate_python(raw)
+    except (OSError, ValueError):
+        return None
+    return end
+
+
+def write_end(study: Path, line: Line, end: End) -> None:
+    """Keep how a line ended.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    write_atomically(folder_of(study, line) / END, json.dumps(asdict(end), ensure_ascii=False).encode())
+
+
+def _problem(line: Line) -> str | None:
+    """Why these words are no line that a worker takes."""
+    command, *words = line.words
+    if command not in COMMANDS:
+        return f"{shown(command)} is none of {', '.join(COMMANDS)}"
+    if wrong := [word for word in words if word.startswith(("-", "outputs=")) or not word.isprintable()]:
+        return f"{shown(wrong[0])} cannot be kept in a list"
+    if command == "score":
+        is_run = index.is_inside(words[0], words[0].partition("/")[0])
+        return None if is_run else "a run's folder, STUDY/CELL/SEED, must come first"
+    sources = [word.partition("=")[2] for word in words if word.startswith("from=")]
+    if len(sources) != 1 or sources[0] in ("", ".", "..") or "/" in sources[0]:
+        return "from= must name one study"
+    return None
+
+
+_Word = Annotated[str, Field(max_length=LONGEST_WORD)]
+
+
+@dataclass(frozen=True)
+class _File:
+    lines: Annotated[
+        list[Annotated[tuple[_Word, ...], Field(min_length=2, max_length=MOST_WORDS)]], Field(max_length=MOST_LINES)
+    ]
+    schema: int = SCHEMA
+
+
+@cache
+def _file() -> TypeAdapter[Any]:
+    return TypeAdapter(_File)
+
+
+@cache
+def _end() -> TypeAdapter[End]:
+    return TypeAdapter(End)

@@ -1,0 +1,220 @@
+"""Artefacts as work: lines that a study keeps are made by its workers, once the runs that they are of have ended."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from forgery import Said
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
+from studies import learn_otherwise
+from support import PYTHON, TINY, start, until
+
+from peftbench.commands.artefact_work import Artefacts, counted
+from peftbench.config import compose
+from peftbench.ground import escape
+from peftbench.lifecycle import saved
+from peftbench.record import find_records, read_record
+from peftbench.runner.run import run
+from peftbench.study import lock
+from peftbench.study.lock import Lock
+
+Command = Callable[..., Said]
+CELLS = [*TINY, "study=s", "method=lora", "protocol.max_steps=3", "protocol.precision=fp32"]
+MERGE = ["from=s", "method=lora", "merge=average,ties", "merge.scale=1", "merge.refit_rows=16"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The outputs with the two runs of the study."""
+    folder = tmp_path_factory.mktemp("trained")
+    for task in ("rte", "sst2"):
+        words = [*CELLS, f"task={task}", f"outputs={folder / 'outputs'}", f"cache={folder / 'cache'}"]
+        run(compose.cell_from(words), compose.resolved(compose.load(words)), words)
+    return folder / "outputs"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, in which commands run."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def artefacts(study: Path) -> dict[tuple[str, str], Path]:
+    """The records of a study's artefacts, by task and name."""
+    records = {path: read_record(path) for path in find_records(study)}
+    return {(one.cell.task, one.cell.method): path for path, one in records.items() if one.made is not None}
+
+
+def results(study: Path) -> dict[tuple[str, str], tuple[object, ...]]:
+    """What is the same of equal artefacts."""
+    kept = {}
+    for name, path in artefacts(study).items():
+        record = read_record(path)
+        predictions = (path.parent / "predictions" / "dev.tsv").read_bytes()
+        kept[name] = (record.fingerprint, record.metrics, record.counts, record.hashes, record.made, predictions)
+    return kept
+
+
+def test_workers_run_cells_first_and_make_artefacts_of_them_once(here: Path, command: Command) -> None:
+    assert command("plan", *CELLS, "task=rte,sst2", "--save").code == 0
+    kept = command("merge", *MERGE, "--save")
+    assert kept == (0, "s: 2 lines kept; peftbench work s\n", "")
+    again = command("merge", *MERGE, "--save")
+    assert again.out == "s: 2 lines kept (2 of them before); peftbench work s\n"
+    assert "2 lines of artefacts: 0 done, 2 open" in command("status", "s").out
+    worked = start("work", "s", "--workers", "2", cwd=here)
+    assert worked.returncode == 0, worked.stderr
+    assert worked.stdout.splitlines()[-2:] == ["2 cells: 2 done, 0 failed", "2 lines of artefacts: 2 done"]
+    assert json.loads(command("status", "s", "--json").out)["artefacts"] == {"done": 2, "failed": 0, "open": 0}
+    made = results(here / "outputs" / "s")
+    assert {name for _, name in made} >= {"ties of lora, kept head", "average of lora, kept head"}
+    assert command("merge", *MERGE, "study=alone").code == 0
+    assert results(here / "outputs" / "alone") == made
+
+
+def test_a_run_that_learned_something_else_opens_its_artefacts_anew(
+    here: Path, trained: Path, command: Command
+) -> None:
+    shutil.copytree(trained, here / "outputs")
+    assert command("merge", *MERGE, "merge=ties", "--save")[0] == 2, "a word twice"
+    assert command("merge", *MERGE[:2], "merge=ties", *MERGE[3:], "--save").code == 0
+    worked = command("work", "s")
+    assert (worked.code, worked.err) == (0, "")
+    study = here / "outputs" / "s"
+    before = {path: path.stat().st_mtime_ns for path in artefacts(study).values()}
+    assert command("work", "s").out.count("already there: ") == len(before)
+    assert {path: path.stat().st_mtime_ns for path in artefacts(study).values()} == before
+    (rte,) = study.glob("rte-lora-*/seed0")
+    sha256 = learn_otherwise(rte)
+    assert command("work", "s").code == 0
+    assert all(sha256 in read_record(path).hashes.parents.values() for path in before if "rte" in path.parts[-3])
+
+
+def test_a_line_waits_for_runs_that_are_open_and_another_workers_is_left(
+    here: Path, trained: Path, command: Command
+) -> None:
+    command("plan", *CELLS, "task=rte,sst2", "--save")
+    command("merge", *MERGE, "--save")
+    outputs = here / "outputs"
+    source = Artefacts(outputs, "s")
+    assert source.take() is None, "no run is there yet"
+    shutil.copytree(trained, outputs, dirs_exist_ok=True)
+    one, other = saved.read(outputs / "s")
+    with Lock(saved.folder_of(outputs / "s", one)):
+        job = source.take()
+        assert job is not None
+        assert job() == 0
+        assert source.take() is None, "somebody else has the other one"
+    assert counted(outputs, "s") == {"done": 1, "failed": 0, "open": 1}
+    assert saved.end_of(outputs / "s", other) == saved.End("done")
+    assert source.take() is not None
+
+
+def test_a_line_that_fails_is_named_and_does_not_stop_the_others(here: Path, trained: Path, command: Command) -> None:
+    shutil.copytree(trained, here / "outputs")
+    command("merge", *MERGE, "seed=7", "--save")
+    command("merge", *MERGE, "seed=0", "--save")
+    code, out, err = command("work", "s")
+    assert code == 102
+    assert out.splitlines()[-1] == "4 lines of artefacts: 2 done, 2 failed"
+    assert err.count("failed: merge from=s method=lora") == 2
+    assert err.count("no finished run of lora on rte, seed 7") == 2
+    for line in saved.read(here / "outputs" / "s"):
+        end = saved.end_of(here / "outputs" / "s", line)
+        assert end is not None
+        if end.status == "failed":
+            saved.write_end(here / "outputs" / "s", line, saved.End("failed", ("one", "two"), end.reason))
+    assert command("work", "s").err == "", "what failed on two hosts is left alone"
+
+
+def test_a_worker_that_dies_in_an_artefact_leaves_it_to_the_next(here: Path, trained: Path, command: Command) -> None:
+    shutil.copytree(trained, here / "outputs")
+    command("merge", *MERGE[:2], "merge=ties", *MERGE[3:], "--save")
+    running = subprocess.Popen([*PYTHON, "work", "s"], cwd=here, stdout=subprocess.PIPE, text=True)
+    until(lambda: any((here / "outputs" / "s" / saved.ENDS).glob(f"*/{lock.FILE}")), running)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    rest = command("work", "s")
+    assert (rest.code, rest.err) == (0, "")
+    assert rest.out.splitlines()[-1] == "1 line of artefacts: 1 done"
+
+
+def test_outputs_may_lie_elsewhere_and_a_worker_leaves_after_so_many(
+    here: Path, trained: Path, command: Command
+) -> None:
+    shutil.copytree(trained, here / "outputs")
+    (rte,) = (here / "outputs" / "s").glob("rte-lora-*/seed0")
+    kept = command("score", str(rte), "data=sample", "data.limit=12,24", "--save")
+    assert kept == (0, "s: 2 lines kept; peftbench work s\n", "")
+    (here / "outputs").rename(here / "some'body's outputs")
+    worked = command("work", "s", "--outputs", "some'body's outputs", "--cells", "1")
+    assert (worked.code, worked.err) == (1, "")
+    assert worked.out.splitlines()[-1] == "2 lines of artefacts: 1 done, 1 open"
+    assert not (here / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["merge", "from=s", "method=lora", "merge=tiess"], "merge=tiess"),
+        (["merge", "from=s", "method=lora", "merge=ties", "sed=1"], "sed: not a word of merge"),
+        (["merge", "method=lora", "merge=ties"], "from: must be given"),
+        (["merge", "from=../s", "method=lora", "merge=ties"], "from= must name one study"),
+        (["merge", "from=s", "method=lora", "merge=ties", "seed=x"], "seed=x"),
+        (["merge", "from=s", "method=lora", "merge=ties", "--searchpath", "own"], "--searchpath"),
+        (["port", "from=s"], "model: must be given"),
+        (["port", "from=s", "model=minilm_l6", "port.steps=-1"], "port.steps=-1"),
+        (["score", "outputs/s/cell/seed0", "method=lora"], "method: not a word of an artefact"),
+        (["score", "cell", "task=ax", "outputs=elsewhere"], "a run's folder, STUDY/CELL/SEED"),
+    ],
+)
+def test_a_line_that_cannot_be_is_refused_before_it_is_kept(
+    here: Path, command: Command, words: list[str], named: str
+) -> None:
+    code, out, err = command(*words, "--save")
+    assert (code, out) == (2, "")
+    assert named in err
+    assert not list(here.rglob(saved.FILE))
+
+
+FORGED = {
+    "no json": "{",
+    "a list": "[]",
+    "another schema": '{"schema": 9, "lines": []}',
+    "another command": '{"lines": [["run", "task=rte"]]}',
+    "an option": '{"lines": [["merge", "from=s", "--searchpath=own"]]}',
+    "another place": '{"lines": [["score", "../../home/run", "task=ax"]]}',
+    "another study": '{"lines": [["merge", "from=../s", "merge=ties"]]}',
+    "control signs": '{"lines": [["merge", "from=s", "merge=\\u001b[2J"]]}',
+    "a number": '{"lines": [["merge", 5]]}',
+    "too many words": json.dumps({"lines": [["merge", "from=s", *["a=b"] * 200]]}),
+    "too many lines": json.dumps({"lines": [["merge", "from=s"]] * 10_001}),
+    "deep": '{"lines": ' + "[" * 200 + "]" * 200 + "}",
+}
+
+
+@pytest.mark.parametrize("content", FORGED.values(), ids=FORGED)
+def test_a_forged_list_of_lines_is_one_line(here: Path, command: Command, content: str) -> None:
+    folder = here / "outputs" / "s"
+    folder.mkdir(parents=True)
+    (folder / saved.FILE).write_text(content)
+    for words in (("work", "s"), ("merge", *MERGE, "--save")):
+        code, out, err = command(*words)
+        assert (code, out) == (3, "")
+        assert len(err.splitlines()) == 1
+        assert saved.FILE in err
+    assert (folder / saved.FILE).read_text() == content
+
+
+@given(st.text(st.characters(exclude_categories=["C"]), min_size=1).filter(lambda text: text.strip() == text))
+def test_a_quoted_value_is_the_text_whatever_its_signs(text: str) -> None:
+    parsed = OverridesParser.create().parse_override(f"key={escape.value(text)}")
+    assert parsed.value() == text
