@@ -170,3 +170,12 @@ def test_an_mnli_run_predicts_ax_whose_labels_are_not_public(run_tiny: Run, comm
     texts = [file.read_text().splitlines()[1:] for file in (path.parent, mnli) for file in file.glob("predictions/*")]
     assert [line.split("\t")[1] for line in texts[0]] == [line.split("\t")[1] for line in texts[1]]
     assert command("score", str(mnli), "task=ax")[1].startswith("already done")
+
+
+@pytest.mark.parametrize("to", [".", "/dev/null"])
+@pytest.mark.parametrize("words", [("report", "s"), ("submission", "s", "--method", "bitfit")])
+def test_what_is_no_file_is_not_written_over(rte: Path, command: Command, words: tuple[str, ...], to: str) -> None:
+    before = Path(to).stat().st_ino
+    line = line_of(command(*words, "--outputs", str(rte.parents[2]), "--to", to), 2)
+    assert line.startswith(f"--to {to}: ")
+    assert Path(to).stat().st_ino == before

@@ -6,7 +6,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import pytest
+from checkpoints import checkpoint
 from support import TINY, call
 
 from peftbench.backbone.weights import weights_folder
@@ -138,6 +140,57 @@ def test_another_task_is_another_cell(here: Path, word: str) -> None:
     words = [*WORDS, "data.path=one"]
     first = compose.cell_from(words)
     assert compose.cell_from([*words, word]).folder != first.folder
+
+
+def other_dropout(folder: Path) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, "hidden_dropout_prob": 0.25}))
+
+
+def other_words(folder: Path) -> None:
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    words = raw["model"]["vocab"]
+    words["film"], words["movie"] = words["movie"], words["film"]
+    (folder / "tokenizer.json").write_text(json.dumps(raw))
+
+
+@pytest.mark.parametrize("change", [other_dropout, other_words])
+def test_what_lies_beside_the_weights_counts_as_they_do(here: Path, change: Callable[[Path], None]) -> None:
+    words = [*WORDS, "data.path=one", *checkpoint("bert_base_uncased", here / "weights")]
+    first = run(*words)
+    assert run(*words).record == first.record
+    run(*words, "seed=1")
+    change(here / "weights")
+    assert len(sweep.survey(sweep.cells_of(words)).left) == 1
+    later = run(*words)
+    assert later.record.hashes.weights == first.record.hashes.weights
+    assert (later.record.hashes.tokenizer == first.record.hashes.tokenizer) == (change is other_dropout)
+    assert run(*words).record == later.record
+    built = table.build(records.read_study(here / "outputs", "s"))
+    assert [next(iter(line.entries.values())).seeds for line in built.lines] == [1, 2]  # seed 1 is as the first
+    assert [note for note in built.notes if "another tokenizer or config.json" in note]
+
+
+def test_rows_of_the_hub_that_no_commit_holds_are_compared(tmp_path: Path) -> None:
+    def rows_are(*labels: int) -> None:
+        features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.Value("int64")})
+        content = {"sentence": [f"film {number}" for number in range(len(labels))], "label": list(labels)}
+        for split in ("train", "validation"):
+            datasets.Dataset.from_dict(content, features=features).to_parquet(tmp_path / "copy" / f"{split}.parquet")
+
+    def said() -> str:
+        words = [*(word for word in WORDS if word != "data=folder"), "data=hub", "data.path=copy", "task.test=[]"]
+        done = call("run", *words, "task.hub.config=default", cwd=tmp_path, HF_DATASETS_CACHE=str(tmp_path / "hf"))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    (tmp_path / "copy").mkdir()
+    rows_are(0, 1, 0, 1)
+    said()
+    assert "already done" in said()
+    rows_are(0, 1, 1, 1)
+    assert "already done" not in said()
+    assert len(result_folders(tmp_path)) == 2
 
 
 def test_a_mean_is_never_taken_over_other_rows(here: Path) -> None:

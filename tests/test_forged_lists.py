@@ -1,6 +1,7 @@
 """Forged lists of cells, and of what was typed for one: a line each, and nothing outside the study is touched."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,28 @@ def test_the_worst_lists_and_zips_take_no_memory(finished_study: Path, tmp_path:
     assert out.startswith("s: 1 cell: 1 done")
     assert NO_LIST in err
     assert "CoLA.tsv" in err
+
+
+@pytest.mark.parametrize(
+    "words", [["method._target_=lure.Method"], ["+method.inner={_target_: lure.Method}"], ["mine"]]
+)
+def test_a_class_that_a_list_names_is_not_imported_by_a_worker(
+    words: list[str], tmp_path: Path, command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "lure", raising=False)
+    (tmp_path / "lure.py").write_text("open('trace', 'w')\n")
+    (tmp_path / "own" / "method").mkdir(parents=True)
+    (tmp_path / "own" / "method" / "mine.yaml").write_text("_target_: lure.Method\ndefault_lr: 0.1\n")
+    if words == ["mine"]:
+        words = [f"hydra.searchpath=[file://{tmp_path / 'own'}]", "method=mine"]
+    study = tmp_path / "outputs" / "s"
+    study.mkdir(parents=True)
+    (study / index.FILE).write_bytes(listed(overrides=[*TINY, "study=s", *words]))
+    code, out, err = command("work", "s")
+    assert (code, out) == (3, "1 cell: 0 done, 0 failed, 1 left\n")
+    assert "lure.Method is none of this package's classes; --searchpath DIR says where yours are named" in err
+    assert not (tmp_path / "trace").exists()
+    command("work", "s", "--searchpath", str(tmp_path / "own"))
+    assert (tmp_path / "trace").exists(), "one's own configuration vouches for it"

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import checkpoint
 from safetensors.torch import load_file, save_file
 
+from peftbench.backbone.model import load_model
 from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
-from peftbench.ground.errors import DataError
+from peftbench.ground.errors import ConfigError, DataError
 from peftbench.runner.run import Outcome
 
 
@@ -78,6 +80,8 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown": (lambda f: tokenizer(f, only_letters), r"every word becomes \[UNK\]"),
     "no padding token": (lambda f: padding_token(f, None), "it has no padding token"),
     "padding": (other_padding, "config.json has pad_token_id=3, conf/model/minilm_l6.yaml 0"),
+    "activation": (lambda f: config_of(f, hidden_act="relu"), "config.json has hidden_act=relu, .* gelu"),
+    "epsilon": (lambda f: config_of(f, layer_norm_eps=1e-5), "config.json has layer_norm_eps=1e-05, .* 1e-12"),
     "special": (lambda f: config_of(f, sep_token_id=7), "its sep_token_id is 102, config.json has 7"),
     "pickle": (lambda f: renamed(f, "pytorch_model.bin"), "only pytorch_model.bin: a pickle"),
     "shards": (lambda f: renamed(f, "model.safetensors.index.json"), "only model.safetensors.index.json: shards"),
@@ -96,4 +100,25 @@ def test_a_bad_folder_is_refused_in_one_line(kind: str, tmp_path: Path, run_tiny
         run_tiny(*words)
     assert len(caught.value.problems) == 1
     assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("result.json"))
+
+
+def test_dropout_of_loaded_weights_is_what_the_cell_says(tmp_path: Path) -> None:
+    words = checkpoint("bert_base_uncased", tmp_path / "weights")
+    config_of(tmp_path / "weights", hidden_dropout_prob=0.3)
+    plain = compose.cell_from(words).model
+    assert load_model(plain, 2, seed=0)[0].module.config.hidden_dropout_prob == 0.3
+    spec = compose.cell_from([*words, "+model.config.hidden_dropout_prob=0.0"]).model
+    model, _ = load_model(spec, 2, seed=0)
+    assert {dropout.p for name, dropout in model.module.named_modules() if name.endswith("output.dropout")} == {0.0}
+
+
+@pytest.mark.parametrize("weights", ["random", "folder"])
+def test_a_number_that_the_architecture_does_not_have_is_refused(
+    weights: str, tmp_path: Path, run_tiny: Callable[..., Outcome]
+) -> None:
+    words = checkpoint("bert_base_uncased", tmp_path / "weights") + ["model.weights=random"] * (weights == "random")
+    line = r"model\.config\.hiden_dropout_prob: bert has no such key; did you mean hidden_dropout_prob"
+    with pytest.raises(ConfigError, match=line):
+        run_tiny(*words, "+model.config.hiden_dropout_prob=0.0")
     assert not list(tmp_path.rglob("result.json"))

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import nn
 
 from peftbench.config.bounds import Count, Name, NotNegative, Whole
-from peftbench.config.spec import ModelSpec
+from peftbench.config.spec import WEIGHTS_WORDS, ModelSpec
 from peftbench.config.validate import parse
 from peftbench.ground import strangers
 from peftbench.ground.errors import ConfigError, DataError, shown
@@ -22,7 +22,6 @@ from peftbench.ground.errors import ConfigError, DataError, shown
 FACTS_FILE = "lowrank.json"
 FORMAT: Literal["peftbench-lowrank-1"] = "peftbench-lowrank-1"
 MOST_BYTES = 4 << 20  # of the facts
-SOURCES = ("auto", "hub", "package", "random")  # words of model.weights that are no folder
 ROUNDING = 1e-6  # of a rank: 0.3333333333 is a third
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -163,7 +162,7 @@ def ranks_of(spec: ModelSpec) -> Mapping[str, int]:
     Raises:
         DataError: the facts cannot be read, or are none.
     """
-    if spec.weights in SOURCES:
+    if spec.weights in WEIGHTS_WORDS:
         return {}
     path = Path(spec.weights).expanduser() / FACTS_FILE
     try:

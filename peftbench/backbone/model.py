@@ -1,5 +1,7 @@
 """Backbone and head: built from config alone or loaded from safetensors, with every parameter's place known."""
 
+import inspect
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig
+from transformers import MODEL_MAPPING, AutoConfig
 from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
@@ -174,6 +176,7 @@ def build(spec: ModelSpec, num_labels: int, device: str = "cpu", readout: Readou
             raise ConfigError(
                 f"model.model_type={shown(spec.model_type)}: {near(spec.model_type, CONFIG_MAPPING_NAMES)}"
             )
+        _check_keys(spec)
         config = AutoConfig.for_model(spec.model_type, **spec.config, num_labels=num_labels)
         with torch.device(device), drawn:
             module = readout.architecture.from_config(config, attn_implementation=_attention(spec))
@@ -275,7 +278,7 @@ def _from_folder(spec: ModelSpec, folder: Path, num_labels: int, readout: Readou
         config = AutoConfig.from_pretrained(folder, num_labels=num_labels, trust_remote_code=False)
     except Exception as error:  # whatever its validation raises: the file is a stranger's
         raise DataError(f"model={spec.name}: {folder}/config.json: {first_line(error)}") from None
-    _check_numbers(spec, config, folder)
+    _take_over(spec, config, folder)
     ranks, architecture = low_rank.ranks_of(spec), readout.architecture
     if ranks:
         with torch.device("meta"), no_init_weights():
@@ -320,11 +323,33 @@ def _from_folder(spec: ModelSpec, folder: Path, num_labels: int, readout: Readou
     return model
 
 
-def _check_numbers(spec: ModelSpec, config: Any, folder: Path) -> None:
-    for key, expected in spec.config.items():
-        actual = getattr(config, key, expected)
-        shape = isinstance(expected, int) and not isinstance(expected, bool) and not key.endswith("_token_id")
-        if (shape or key == "pad_token_id") and actual != expected:
-            raise DataError(
-                f"model={spec.name}: {folder}/config.json has {key}={actual}, conf/model/{spec.name}.yaml {expected}"
-            )
+def _check_keys(spec: ModelSpec) -> None:
+    """See that the architecture has every key of model.config: transformers takes any word, and may never look at it.
+
+    Raises:
+        ConfigError: it does not have one.
+    """
+    known = AutoConfig.for_model(spec.model_type)
+    for key in (key for key in spec.config if not hasattr(known, key)):
+        code = sys.modules[MODEL_MAPPING[type(known)].__module__]
+        if key not in inspect.getsource(code):  # DeBERTa-v2 reads some that it does not declare
+            others = near(key, known.to_dict())
+            raise ConfigError(f"model.config.{shown(key)}: {spec.model_type} has no such key; {others}")
+
+
+def _take_over(spec: ModelSpec, config: Any, folder: Path) -> None:
+    """Set the dropout that the cell asks for. Everything else belongs to the weights and must be as it is there.
+
+    Raises:
+        ConfigError: the architecture has no such key.
+        DataError: the folder's configuration is another one.
+    """
+    _check_keys(spec)
+    ours = AutoConfig.for_model(spec.model_type, **spec.config)
+    for key in spec.config:
+        expected, actual = getattr(ours, key), getattr(config, key)
+        if "dropout" in key:
+            setattr(config, key, expected)
+        elif actual != expected and (key == "pad_token_id" or not key.endswith("_token_id")):
+            there = f"{folder}/config.json has {key}={shown(str(actual))}"
+            raise DataError(f"model={spec.name}: {there}, conf/model/{spec.name}.yaml {shown(str(expected))}")

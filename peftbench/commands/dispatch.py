@@ -32,7 +32,7 @@ train:
   backbone make=WORD      a backbone made from another (lowrank, mlm, merged): ... --to DIR, for model.weights=DIR
 
 many machines:
-  work STUDY              take the open cells of a study that plan --save listed, then its artefacts (merge --save, ...);
+  work STUDY              take the open cells of a study that plan --save listed, then artefacts (merge --save, ...);
                           on as many machines as there are
   stop STUDY              ask all its workers to leave after their step
   status STUDY            how a sweep stands: done, running, failed, stopped, missing, time left; --watch, --json

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from peftbench.ground.errors import ConfigError
+from peftbench.ground.errors import ConfigError, shown
 
 
 def writable(folder: Path) -> Path:
@@ -18,6 +18,18 @@ def writable(folder: Path) -> Path:
             return folder
     except OSError as error:
         raise ConfigError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
+def writable_file(path: Path) -> Path:
+    """A file that may be written, its folder made if need be.
+
+    Raises:
+        ConfigError: it is a folder, a device or the like, or its folder cannot be written.
+    """
+    if path.is_dir() or (path.exists() and not path.is_file()):
+        raise ConfigError(f"--to {shown(path, 100)}: {'a folder' if path.is_dir() else 'no regular file'}; name a file")
+    writable(path.resolve().parent)
+    return path
 
 
 def empty(folder: Path) -> Path:

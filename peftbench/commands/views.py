@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.commands import shows
-from peftbench.commands.paths import writable
+from peftbench.commands.paths import writable, writable_file
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
@@ -134,8 +134,7 @@ def report(arguments: Sequence[str]) -> int:
         return 0
     made = content()  # before a folder is made for it: there may be no such study
     path = Path(options.to) if options.to else outputs / options.study / "report.html"
-    writable(path.parent)
-    page.write(made, path)
+    page.write(made, writable_file(path))
     print(path)
     return 0
 
@@ -161,8 +160,8 @@ def submission(arguments: Sequence[str]) -> int:
     if not options.study or not options.method:
         parser.error("a study and --method, or --check ZIP")
     study = records.read_study(expanded(options.outputs), options.study, options.model)
-    writable(Path(options.to).resolve().parent)
-    for line in submission.write(study, options.method, Path(options.to), options.fill_majority):
+    to = writable_file(Path(options.to))
+    for line in submission.write(study, options.method, to, options.fill_majority):
         print(line)
     print(options.to)
     return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from peftbench.commands import artefact_work, run
 from peftbench.commands.artefact_work import in_words
+from peftbench.commands.use import add_searchpath, known_classes
 from peftbench.ground import environment
 from peftbench.ground.errors import BadInput, ConfigError
 from peftbench.ground.files import expanded
@@ -34,11 +35,10 @@ def work(arguments: Sequence[str]) -> int:
     parser.add_argument("--until", type=_seconds, help="leave after so long, e.g. 3h50m; what runs keeps a checkpoint")
     parser.add_argument("--cells", type=_count, help="leave after so many cells")
     parser.add_argument("--workers", type=_count, default=1, help="processes on this machine, which share its cores")
+    add_searchpath(parser)
     options = parser.parse_args(arguments)
-    from peftbench.study.queue import Queue
-
     outputs = expanded(options.outputs)
-    queue = Queue(outputs, options.study)  # what is wrong with the study is said once
+    queue = _queue(options)  # what is wrong with the study is said once
     if not queue.cells and not artefact_work.counted(outputs, options.study):
         problem = f"no list of cells under {outputs}; peftbench plan ... --save makes it"
         raise ConfigError(f"study {options.study}: {problem}")
@@ -68,6 +68,12 @@ def stop(arguments: Sequence[str]) -> int:
     work.stop(outputs / options.study)
     print(f"{options.study}: workers are asked to leave; {quantity(len(running), 'cell is', 'cells are')} running")
     return 0
+
+
+def _queue(options: Namespace) -> "Queue":
+    from peftbench.study.queue import Queue
+
+    return Queue(expanded(options.outputs), options.study, known_classes(options.searchpath))
 
 
 def _work(options: Namespace, queue: "Queue") -> list[int]:
@@ -109,12 +115,10 @@ def _share(options: Namespace) -> list[int]:
 
 
 def _as_worker(options: Namespace) -> None:
-    from peftbench.study.queue import Queue
-
     stopping.leave_on_signals()
     environment.prepare()
     try:
-        sys.exit(max(_work(options, Queue(expanded(options.outputs), options.study)), default=0))
+        sys.exit(max(_work(options, _queue(options)), default=0))
     except BadInput as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -66,6 +66,9 @@ class Layout:
     starts_in_the_middle: bool = True
 
 
+WEIGHTS_WORDS = ("auto", "hub", "package", "random")  # values of model.weights that are no folder
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """A backbone: where its weights come from, and the numbers to build it without them."""

@@ -132,8 +132,13 @@ def unknown_class(spec: MethodSpec, known: Collection[str]) -> str | None:
 
     Importing is running: of a method that a stranger's file describes this comes before `make_method`.
     """
-    unknown = sorted(name for name in classes_of(spec) if not OURS.fullmatch(name) and name not in known)
+    unknown = sorted(name for name in classes_of(spec) if not is_known(name, known))
     return shown(unknown[0]) if unknown else None
+
+
+def is_known(target: str, known: Collection[str]) -> bool:
+    """Whether a class may be imported: it is this package's, or in `known`."""
+    return target in known or OURS.fullmatch(target) is not None
 
 
 def make_method(spec: MethodSpec) -> Any:

@@ -2,12 +2,13 @@
 
 import errno
 import functools
+import hashlib
 import os
 import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -20,6 +21,10 @@ T = TypeVar("T")
 RECORD_FILE = "result.json"
 DELTA_FILE = "delta.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt", "spm.model", "spiece.model", "tokenizer.model"),
+)
 YOUNG = 2.0  # seconds; clocks of file systems tick in up to this many
 
 
@@ -162,6 +167,24 @@ def stamp(path: Path) -> tuple[str, int, int, int, int] | None:
     except OSError:
         return None
     return str(path.resolve()), info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """SHA-256 of the names and contents of files.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    sha256 = hashlib.sha256()
+    for path in paths:
+        sha256.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}".encode())
+    return sha256.hexdigest()
+
+
+def beside_weights(folder: Path) -> list[Path]:
+    """The configuration and the tokenizer's files that lie in a folder of weights."""
+    paths = (folder / name for name in ("config.json", *TOKENIZER_FILES))
+    return [path for path in paths if path.is_file()]  # a pipe would hold us up
 
 
 def settled(stamp: tuple[str, int, int, int, int] | None) -> bool:

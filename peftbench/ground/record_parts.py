@@ -181,6 +181,8 @@ class Hashes:
         data: of the rows of every split.
         weights: of the file of weights; None for random ones.
         tokenizer: of the tokenizer (records of version 0.3 on).
+        beside: of the configuration and the tokenizer's files, where the weights were in a folder that was named
+            (records of version 0.4 on).
         delta: of the delta's file.
         parents: of the deltas of the runs that an artefact or an update was made of, by their folders (`files.place`).
     """
@@ -188,6 +190,7 @@ class Hashes:
     data: dict[Name, Name] = field(default_factory=dict)
     weights: Name | None = None
     tokenizer: Name | None = None
+    beside: Name | None = None
     delta: Name | None = None
     parents: dict[Place, Name] = field(default_factory=dict)
 

@@ -117,14 +117,15 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def made_of(record: Record) -> str:
-    """What a score was made of: the cell's fingerprint, the hashes of rows (test rows apart) and weights.
+    """What a score was made of: the cell's fingerprint, the hashes of rows (test rows apart), weights and tokenizer.
 
     Of a cell with parents its row's: seeds of one row have parents of one row.
     """
     drawn = ("train", "held_out", "unlabelled") if record.few else ()  # another part of train in every split
     hashes = record.hashes.data.items()
     scored = {split: sha256 for split, sha256 in hashes if not split.startswith(("test", *drawn))}
-    return json.dumps([record.row or record.fingerprint, scored, record.hashes.weights], sort_keys=True)
+    hashes_of_model = [record.hashes.weights, record.hashes.tokenizer, record.hashes.beside]
+    return json.dumps([record.row or record.fingerprint, scored, *hashes_of_model], sort_keys=True)
 
 
 def other_inputs(one: Record, other: Record) -> list[str]:
@@ -132,7 +133,9 @@ def other_inputs(one: Record, other: Record) -> list[str]:
     first, second = one.hashes.data, other.hashes.data
     both = [split for split in first if split in second and not split.startswith("test")]
     words = [f"other rows of {split}" for split in both if first[split] != second[split]]
-    return words + (["other weights"] if one.hashes.weights != other.hashes.weights else [])
+    words += ["other weights"] if one.hashes.weights != other.hashes.weights else []
+    kept = [(one.hashes.tokenizer, other.hashes.tokenizer), (one.hashes.beside, other.hashes.beside)]
+    return words + (["another tokenizer or config.json"] if any(mine != theirs for mine, theirs in kept) else [])
 
 
 def name_of(record: Record, several_models: bool = False) -> str:

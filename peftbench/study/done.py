@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pydantic import Field, TypeAdapter
 
 from peftbench.config.fingerprint import digest
 from peftbench.config.parents import parents
-from peftbench.config.spec import Cell
+from peftbench.config.spec import WEIGHTS_WORDS, Cell
 from peftbench.data.rows import Rows, rows_of
 from peftbench.ground import strangers
 from peftbench.ground.errors import DataError
@@ -22,10 +23,12 @@ from peftbench.ground.files import (
     CHECKPOINT_FILE,
     DELTA_FILE,
     RECORD_FILE,
+    beside_weights,
     cache_folder,
     expanded,
     set_aside,
     settled,
+    sha256_of,
     stamp,
     write_atomically,
 )
@@ -33,7 +36,7 @@ from peftbench.record import Glance, damage, glance
 from peftbench.study import lock
 
 WEIGHTS_FILE = "model.safetensors"
-NAMED = ("random", "auto", "hub", "package")  # values of model.weights that are no folder: what they name stays
+COMMIT = re.compile("[0-9a-f]{40}")  # of a repository on the Hub; a branch moves on
 KEPT = 4096  # hashes that are remembered at most
 MOST_BYTES = 16 << 20  # of the file that they are remembered in
 
@@ -63,7 +66,9 @@ class Reads:
 
 @dataclass(frozen=True)
 class InputHashes:
-    """Hashes of what a cell would read now: of rows by split, and of weights. None: what never changes.
+    """Hashes of what a cell would read now: of rows by split, of weights, and of the files `beside` these.
+
+    None: what never changes.
 
     Attributes:
         tests: the splits whose predictions may be added later.
@@ -73,6 +78,7 @@ class InputHashes:
     rows: Mapping[str, str] | None
     weights: str | None
     tests: frozenset[str] = frozenset()
+    beside: str | None = None
     parents: Mapping[str, str] = field(default_factory=dict)
 
     def need(self, record: Glance) -> Need:
@@ -81,6 +87,8 @@ class InputHashes:
             return "run"
         made_of = record.hashes.data
         if self.weights is not None and record.hashes.weights != self.weights:
+            return "run"
+        if self.beside is not None and record.hashes.beside not in (None, self.beside):  # None: an older record
             return "run"
         if set(record.hashes.parents.values()) != set(self.parents.values()):  # wherever they lie
             return "run"
@@ -132,9 +140,19 @@ def hash_inputs(reads: Reads) -> InputHashes:
     """
     rows, cache = reads.rows, cache_folder(reads.cache)
     tests = frozenset(rows.task.test if rows.tested and rows.task.train else ())
-    sha256 = None if rows.data.source == "hub" else _remembered(cache, repr(rows), rows.stamps(), lambda: _hashes(rows))
-    weights = None if reads.weights in NAMED else _weights(reads.weights, cache)
-    return InputHashes(sha256, weights, tests, reads.updates)
+    weights = beside = None
+    if reads.weights not in WEIGHTS_WORDS:  # what a word names stays
+        weights, beside = _weights(reads.weights, cache), _beside(reads.weights, cache)
+    return InputHashes(_rows(rows, cache), weights, tests, beside, reads.updates)
+
+
+def _rows(rows: Rows, cache: Path) -> Mapping[str, str] | None:
+    """The hash of every split; None: they are those of a commit."""
+    data = rows.data
+    if data.source != "hub":
+        return _remembered(cache, repr(rows), rows.stamps(), lambda: _hashes(rows))
+    is_commit = COMMIT.fullmatch(data.revision or "") and not Path(str(data.path)).is_dir()
+    return None if is_commit else _hashes(rows)
 
 
 def still_starts_from(reads: Reads) -> bool:
@@ -190,7 +208,8 @@ def make_way(folder: Path, inputs: InputHashes) -> None:
     _set_aside_damaged(folder)
     seen = glance(folder / RECORD_FILE)
     if seen.status == "done" and inputs.need(seen) == "run":
-        read = {"data": seen.hashes.data, "weights": seen.hashes.weights}
+        read: dict[str, Any] = {"data": seen.hashes.data, "weights": seen.hashes.weights}
+        read |= {"beside": seen.hashes.beside} if seen.hashes.beside else {}
         made_of = digest({**read, "parents": seen.hashes.parents} if seen.hashes.parents else read)[:8]
         _move(folder, folder.with_name(f"{folder.name}-{made_of}"))
     if (other := find(folder, inputs)[0]) != folder:
@@ -227,6 +246,14 @@ def _weights(folder: str, cache: Path) -> str:
         return _file_sha256(path, cache)
     except OSError:
         raise DataError(f"model.weights={folder}: no {WEIGHTS_FILE} in that folder") from None
+
+
+def _beside(folder: str, cache: Path) -> str:
+    paths = beside_weights(expanded(folder))
+    try:
+        return _remembered(cache, "beside", [*map(stamp, paths)], lambda: {"files": sha256_of(paths)})["files"]
+    except OSError as error:
+        raise DataError(f"model.weights={folder}: {error.filename} cannot be read ({error.strerror})") from None
 
 
 def _file_sha256(path: Path, cache: Path) -> str:

@@ -10,9 +10,13 @@ import socket
 import statistics
 import time
 from collections import deque
+from collections.abc import Collection
 from pathlib import Path
 
-from peftbench.ground.errors import BadInput, DataError
+from peftbench.config import compose
+from peftbench.config.build import Plain
+from peftbench.config.validate import is_known, targets
+from peftbench.ground.errors import BadInput, DataError, shown
 from peftbench.ground.files import RECORD_FILE, stamp
 from peftbench.study import done, index, lock, sweep
 from peftbench.study.index import Planned, kind_of
@@ -35,8 +39,11 @@ class Queue:
         cells: all that the study lists, by their folders.
     """
 
-    def __init__(self, outputs: Path, study: str) -> None:
-        self.outputs, self.study = outputs, study
+    def __init__(self, outputs: Path, study: str, known: Collection[str] = ()) -> None:
+        """Args:
+        known: classes outside this package that cells may name.
+        """
+        self.outputs, self.study, self._classes = outputs, study, known
         self.cells: dict[str, Planned] = {}
         self._by_words: dict[str, Planned] = {}
         self._standings = Standings(outputs, study)
@@ -63,6 +70,21 @@ class Queue:
             return taken
         self._begin_round()
         return self._take_of_round()
+
+    def plain(self, planned: Planned) -> Plain:
+        """A cell as plain data, with the outputs of this machine: the list may have been made on another.
+
+        Raises:
+            ConfigError: its words cannot be composed.
+            DataError: they name a class that nobody here vouches for.
+        """
+        plain = compose.plain(planned.overrides, self.outputs)
+        like = [] if plain.like is None else [str(plain.like["target"])]
+        unknown = [name for name in (*targets([plain.raw, plain.like]), *like) if not is_known(name, self._classes)]
+        if unknown:
+            where = "--searchpath DIR says where yours are named"
+            raise DataError(f"{planned.folder}: {shown(unknown[0])} is none of this package's classes; {where}")
+        return plain
 
     def sweep(self) -> Sweep:
         """All cells, as a sweep that was asked for."""
@@ -183,6 +205,8 @@ class Queue:
             return True
         changed = {words: other for words, other in self._by_words.items() if other.after == cell.after}
         try:
+            for other in changed.values():
+                self.plain(other)
             sweep.list_again(self.outputs, self.study, {words: other.overrides for words, other in changed.items()})
         except BadInput:
             self._tries |= {other.folder: MOST_TRIES for other in changed.values()}

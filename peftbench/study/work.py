@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from peftbench.config import compose
 from peftbench.ground.errors import BadInput, ConfigError
 from peftbench.ground.files import write_atomically
 from peftbench.study import lock
@@ -53,9 +52,7 @@ class Cells:
 
     def _run(self, planned: Planned, claimed: Lock) -> int:
         try:
-            # the folder may lie elsewhere on the machine that planned
-            plain = compose.plain(planned.overrides, self._queue.outputs)
-            return settle(plain, planned.overrides, self._screen, claimed)
+            return settle(self._queue.plain(planned), planned.overrides, self._screen, claimed)
         finally:
             claimed.release()
 
