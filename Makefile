@@ -17,9 +17,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 # Six methods and the head alone on the built-in sample, real MiniLM weights, no network: a table and a page at the end.
 demo: $(STAMP)
-	$(BIN)/peftbench run -m study=demo experiment=demo
-	$(BIN)/peftbench run -m study=demo experiment=demo_lora
-	$(BIN)/peftbench run -m study=demo experiment=demo_selective
+	$(BIN)/peftbench plan study=demo experiment=demo --save
+	$(BIN)/peftbench plan study=demo experiment=demo_lora --save
+	$(BIN)/peftbench plan study=demo experiment=demo_selective --save
+	$(BIN)/peftbench work demo --workers 2
 	$(BIN)/peftbench table demo
 	$(BIN)/peftbench report demo
 
