@@ -141,8 +141,10 @@ def test_an_artefact_that_somebody_else_makes_is_left_and_its_line_stays_open(
     assert (left.code, left.err) == (1, "")
     assert left.out.splitlines()[-1] == "2 lines of artefacts: 1 done, 1 open"
     assert left.out.count("is running it") == MOST_TRIES
+    subprocess.run([sys.executable, "-c", DYING, str(made.parent)], check=False)
     assert command("work", "s").code == 0
     assert made.exists()
+    assert not list(study.rglob(f"{lock.FILE}*")), "nothing is left of who died with it"
 
 
 def test_a_run_that_learned_something_else_opens_its_artefacts_anew(
