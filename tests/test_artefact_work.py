@@ -128,6 +128,24 @@ def test_a_worker_leaves_a_line_to_the_one_who_has_its_last_cell(here: Path, tra
     assert command("work", "s").out.splitlines()[-1] == "2 lines of artefacts: 2 done"
 
 
+def test_a_score_waits_for_its_own_run_alone(here: Path, trained: Path, command: Command) -> None:
+    study = shutil.copytree(trained, here / "outputs") / "s"
+    command("merge", *MERGE[:2], "merge=ties", *MERGE[3:], "--save")
+    command("score", str(study / "sst2-of-later" / "seed0"), "data=sample", "task=sst2", "--save")
+    worked = command("work", "s")
+    assert (worked.code, worked.err) == (1, "")
+    assert worked.out.splitlines()[-1] == "2 lines of artefacts: 1 done, 1 open"
+    (sst2,) = study.glob("sst2-lora-*/seed0")
+    shutil.copytree(sst2, study / "sst2-of-later" / "seed0")
+    command("plan", *CELLS, "task=rte", "seed=5", "--save")
+    source = Artefacts(here / "outputs", "s")
+    job = source.take()
+    assert job is not None, "other cells of its study are open"
+    assert job() == 0
+    assert [one.state for one in lines_of(here / "outputs", "s")] == ["done", "done"]
+    assert source.take() is None, "the merge may be of them, too"
+
+
 def test_an_artefact_that_somebody_else_makes_is_left_and_its_line_stays_open(
     here: Path, trained: Path, command: Command
 ) -> None:

@@ -20,7 +20,6 @@ from peftbench.study import index, lock, status
 from peftbench.study.lock import Elsewhere, Lock
 from peftbench.study.queue import MOST_TRIES, Unwritable
 from peftbench.study.standing import DEATHS, HOSTS
-from peftbench.study.status import CellStatus
 
 COMMANDS = {"merge": artefacts.merge, "port": artefacts.port, "score": artefacts.score}
 ENDED = ("done", "failed", "stale")  # states of a cell that no worker will change
@@ -60,14 +59,14 @@ class Artefacts:
     def take(self) -> Callable[[], int] | None:
         """See `work.Source`. What another worker makes, or waits for runs, stays for a later look."""
         self._read_list()
-        cells_of = functools.cache(functools.partial(status.cells_if_any, self._outputs))  # one look for all lines
+        look = functools.cache(self._look)  # one serves all lines
         waiting: list[Line] = []
         try:
             while self._left:
                 line = self._left.pop()
                 if self._is_settled(line):
                     continue
-                claimed = Lock(saved.folder_of(self._study, line)).take() if self._has_runs(line, cells_of) else None
+                claimed = Lock(saved.folder_of(self._study, line)).take() if self._has_runs(line, look) else None
                 if claimed is not None and claimed.held:
                     self._tries[line] += 1
                     return functools.partial(self._make, line, claimed)
@@ -138,18 +137,25 @@ class Artefacts:
             return is_new
         return len(end.failed_on) >= HOSTS or (is_new and socket.gethostname() in end.failed_on)
 
-    def _has_runs(self, line: Line, cells_of: Callable[[str], Sequence[CellStatus]]) -> bool:
+    def _has_runs(self, line: Line, look: Callable[[str], bool]) -> bool:
         """Whether the runs that a line is made of have ended, well or not: of `score` one, else all of their study."""
-        now = stamp(self._outputs / line.source / index.FILE)
-        if line.run in self._ended or self._whole.get(line.source, ()) == now:
-            return True
-        ended = {cell.folder: cell.state in ENDED for cell in cells_of(line.source)}
-        if line.run is not None:
-            self._ended |= {folder for folder, has_ended in ended.items() if has_ended}
-            return line.run in self._ended
-        if all_ended := all(ended.values()):
-            self._whole[line.source] = now
-        return all_ended
+        if line.run is None:
+            now = stamp(self._outputs / line.source / index.FILE)
+            return self._whole.get(line.source, ()) == now or look(line.source)
+        if line.run not in self._ended:
+            look(line.source)
+        return line.run in self._ended
+
+    def _look(self, study: str) -> bool:
+        """Whether all cells of a study have ended; which ones have is kept."""
+        now = stamp(self._outputs / study / index.FILE)
+        cells = status.cells_if_any(self._outputs, study)
+        ended = {cell.folder for cell in cells if cell.state in ENDED}
+        self._ended |= ended
+        if len(ended) < len(cells):
+            return False
+        self._whole[study] = now
+        return True
 
 
 def lines_of(outputs: Path, study: str) -> list[LineStatus]:
