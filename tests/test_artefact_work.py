@@ -5,8 +5,11 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forgery import Said
@@ -16,17 +19,25 @@ from hypothesis import strategies as st
 from studies import learn_otherwise
 from support import PYTHON, TINY, start, until
 
-from peftbench.commands.artefact_work import Artefacts, counted
+from peftbench.commands.artefact_work import Artefacts, lines_of
 from peftbench.config import compose
 from peftbench.ground import escape
+from peftbench.ground.files import RECORD_FILE
 from peftbench.lifecycle import saved
-from peftbench.record import find_records, read_record
+from peftbench.record import MEASURED, find_records, read_record
 from peftbench.runner.run import run
 from peftbench.study import lock
 from peftbench.study.lock import Lock
+from peftbench.study.queue import MOST_TRIES
+from peftbench.study.work import MOST_REFUSED
 
 Command = Callable[..., Said]
 CELLS = [*TINY, "study=s", "method=lora", "protocol.max_steps=3", "protocol.precision=fp32"]
+DYING = """import os, pathlib, sys
+from peftbench.study.lock import Lock
+assert Lock(pathlib.Path(sys.argv[1])).take().held
+os.kill(os.getpid(), 9)
+"""
 MERGE = ["from=s", "method=lora", "merge=average,ties", "merge.scale=1", "merge.refit_rows=16"]
 
 
@@ -53,13 +64,15 @@ def artefacts(study: Path) -> dict[tuple[str, str], Path]:
     return {(one.cell.task, one.cell.method): path for path, one in records.items() if one.made is not None}
 
 
-def results(study: Path) -> dict[tuple[str, str], tuple[object, ...]]:
-    """What is the same of equal artefacts."""
+def results(study: Path) -> dict[tuple[str, str], tuple[dict[str, Any], bytes]]:
+    """Records without what is measured and what says where they lie, and the predictions' bytes."""
     kept = {}
     for name, path in artefacts(study).items():
-        record = read_record(path)
-        predictions = (path.parent / "predictions" / "dev.tsv").read_bytes()
-        kept[name] = (record.fingerprint, record.metrics, record.counts, record.hashes, record.made, predictions)
+        raw = asdict(read_record(path))
+        for key in (*MEASURED, "overrides", "config"):
+            del raw[key]
+        del raw["cell"]["study"]
+        kept[name] = raw, (path.parent / "predictions" / "dev.tsv").read_bytes()
     return kept
 
 
@@ -73,11 +86,83 @@ def test_workers_run_cells_first_and_make_artefacts_of_them_once(here: Path, com
     worked = start("work", "s", "--workers", "2", cwd=here)
     assert worked.returncode == 0, worked.stderr
     assert worked.stdout.splitlines()[-2:] == ["2 cells: 2 done, 0 failed", "2 lines of artefacts: 2 done"]
-    assert json.loads(command("status", "s", "--json").out)["artefacts"] == {"done": 2, "failed": 0, "open": 0}
+    assert json.loads(command("status", "s", "--json").out)["artefacts"] == {
+        "done": 2,
+        "running": 0,
+        "failed": 0,
+        "open": 0,
+    }
     made = results(here / "outputs" / "s")
     assert {name for _, name in made} >= {"ties of lora, kept head", "average of lora, kept head"}
     assert command("merge", *MERGE, "study=alone").code == 0
     assert results(here / "outputs" / "alone") == made
+
+
+def test_two_workers_make_a_line_once_when_the_last_cell_is_done(here: Path, command: Command) -> None:
+    command("plan", *CELLS, "task=rte,sst2", "seed=0,1", "--save")
+    command("merge", *MERGE[:2], "merge=ties", *MERGE[3:], "--save")
+    workers = [
+        subprocess.Popen([*PYTHON, "work", "s"], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    said = [worker.communicate(timeout=300) for worker in workers]
+    assert [err for _, err in said] == ["", ""]
+    assert 0 in [worker.returncode for worker in workers]
+    lines = [line for out, _ in said for line in out.splitlines()]
+    assert not [line for line in lines if "already there" in line]
+    made = [str(path.relative_to(here)) for path in find_records(here / "outputs" / "s") if read_record(path).made]
+    assert sorted(line for line in lines if line.endswith(RECORD_FILE)) == sorted(made)
+    assert len(made) == 20, "of two seeds"
+    assert [one.state for one in lines_of(here / "outputs", "s")] == ["done"]
+
+
+def test_a_worker_leaves_a_line_to_the_one_who_has_its_last_cell(here: Path, trained: Path, command: Command) -> None:
+    study = shutil.copytree(trained, here / "outputs") / "s"
+    command("plan", *CELLS, "task=rte,sst2", "--save")
+    command("merge", *MERGE, "--save")
+    (last,) = study.glob("rte-lora-*/seed0")
+    (last / RECORD_FILE).unlink()
+    with Lock(last):
+        left = command("work", "s")
+    assert (left.code, left.out.splitlines()[-1]) == (0, "2 lines of artefacts: 0 done, 2 open")
+    assert command("work", "s").out.splitlines()[-1] == "2 lines of artefacts: 2 done"
+
+
+def test_a_score_waits_for_its_own_run_alone(here: Path, trained: Path, command: Command) -> None:
+    study = shutil.copytree(trained, here / "outputs") / "s"
+    command("merge", *MERGE[:2], "merge=ties", *MERGE[3:], "--save")
+    command("score", str(study / "sst2-of-later" / "seed0"), "data=sample", "task=sst2", "--save")
+    worked = command("work", "s")
+    assert (worked.code, worked.err) == (1, "")
+    assert worked.out.splitlines()[-1] == "2 lines of artefacts: 1 done, 1 open"
+    (sst2,) = study.glob("sst2-lora-*/seed0")
+    shutil.copytree(sst2, study / "sst2-of-later" / "seed0")
+    command("plan", *CELLS, "task=rte", "seed=5", "--save")
+    source = Artefacts(here / "outputs", "s")
+    job = source.take()
+    assert job is not None, "other cells of its study are open"
+    assert job() == 0
+    assert [one.state for one in lines_of(here / "outputs", "s")] == ["done", "done"]
+    assert source.take() is None, "the merge may be of them, too"
+
+
+def test_an_artefact_that_somebody_else_makes_is_left_and_its_line_stays_open(
+    here: Path, trained: Path, command: Command
+) -> None:
+    study = shutil.copytree(trained, here / "outputs") / "s"
+    command("merge", *MERGE, "--save")
+    command("merge", *MERGE)
+    made = artefacts(study)["rte", "ties of lora, kept head"]
+    made.unlink()
+    with Lock(made.parent):
+        left = command("work", "s")
+    assert (left.code, left.err) == (1, "")
+    assert left.out.splitlines()[-1] == "2 lines of artefacts: 1 done, 1 open"
+    assert left.out.count("is running it") == MOST_TRIES
+    subprocess.run([sys.executable, "-c", DYING, str(made.parent)], check=False)
+    assert command("work", "s").code == 0
+    assert made.exists()
+    assert not list(study.rglob(f"{lock.FILE}*")), "nothing is left of who died with it"
 
 
 def test_a_run_that_learned_something_else_opens_its_artefacts_anew(
@@ -113,38 +198,78 @@ def test_a_line_waits_for_runs_that_are_open_and_another_workers_is_left(
         assert job is not None
         assert job() == 0
         assert source.take() is None, "somebody else has the other one"
-    assert counted(outputs, "s") == {"done": 1, "failed": 0, "open": 1}
+        assert [one.state for one in lines_of(outputs, "s")] == ["running", "done"]
+        code, out, err = command("work", "s")
+        assert (code, err) == (0, ""), "nothing is left for this worker"
+        assert out.endswith("2 lines of artefacts: 1 done, 1 running\n")
     assert saved.end_of(outputs / "s", other) == saved.End("done")
     assert source.take() is not None
 
 
 def test_a_line_that_fails_is_named_and_does_not_stop_the_others(here: Path, trained: Path, command: Command) -> None:
-    shutil.copytree(trained, here / "outputs")
-    command("merge", *MERGE, "seed=7", "--save")
+    study = shutil.copytree(trained, here / "outputs") / "s"
+    failing = MOST_REFUSED + 2  # so many cells in a row that cannot be run would end a worker
+    command("merge", *MERGE, f"seed=range(7,{7 + failing // 2})", "--save")
     command("merge", *MERGE, "seed=0", "--save")
     code, out, err = command("work", "s")
-    assert code == 102
-    assert out.splitlines()[-1] == "4 lines of artefacts: 2 done, 2 failed"
-    assert err.count("failed: merge from=s method=lora") == 2
-    assert err.count("no finished run of lora on rte, seed 7") == 2
-    for line in saved.read(here / "outputs" / "s"):
-        end = saved.end_of(here / "outputs" / "s", line)
-        assert end is not None
-        if end.status == "failed":
-            saved.write_end(here / "outputs" / "s", line, saved.End("failed", ("one", "two"), end.reason))
-    assert command("work", "s").err == "", "what failed on two hosts is left alone"
+    assert code == 100 + failing
+    assert out.splitlines()[-1] == f"{failing + 2} lines of artefacts: 2 done, {failing} failed"
+    assert err.count("failed: merge from=s method=lora") == err.count("s: no finished run of lora on rte") == failing
+    shown = command("status", "s").out
+    assert shown.count("failed: merge from=s method=lora") == shown.count("  s: no finished run of lora") == failing
+    assert len(results(study)) == 14, "of two merges and what they are compared with"
+
+
+def test_a_line_that_failed_on_two_hosts_is_left_alone_until_it_is_saved_again(
+    here: Path, trained: Path, command: Command
+) -> None:
+    study = shutil.copytree(trained, here / "outputs") / "s"
+    wrong = ["merge", "from=s", "method=lora", "merge=ties", "seed=7", "--save"]
+    command(*wrong)
+    assert command("work", "s").err.count("no finished run") == 1
+    assert command("work", "s").err.count("no finished run") == 1, "on one host it may have been the host"
+    (line,) = saved.read(study)
+    with Lock(saved.folder_of(study, line)) as held:
+        saved.write_end(study, line, saved.End("failed", ("one", "other"), "no memory"), held.check)
+    worked = command("work", "s")
+    assert (worked.code, worked.err) == (101, "")
+    assert "  no memory (failed on one, other; left alone until the line is saved again)" in command("status", "s").out
+    assert command(*wrong).out == "s: 1 line kept (1 of them before); peftbench work s\n"
+    assert command("work", "s").err.count("no finished run") == 1
+
+
+def test_a_line_that_kills_its_workers_is_left_alone_until_it_is_saved_again(
+    here: Path, trained: Path, command: Command
+) -> None:
+    study = shutil.copytree(trained, here / "outputs") / "s"
+    save = ["merge", *MERGE[:2], "merge=ties", *MERGE[3:], "--save"]
+    command(*save)
+    (line,) = saved.read(study)
+    for _ in range(3):
+        subprocess.run([sys.executable, "-c", DYING, str(saved.folder_of(study, line))], check=False)
+    worked = command("work", "s")
+    assert (worked.code, worked.out, worked.err) == (101, "1 line of artefacts: 0 done, 1 failed\n", "")
+    assert "  its workers died: process " in command("status", "s").out
+    command(*save)
+    assert command("work", "s").code == 0
 
 
 def test_a_worker_that_dies_in_an_artefact_leaves_it_to_the_next(here: Path, trained: Path, command: Command) -> None:
-    shutil.copytree(trained, here / "outputs")
+    study = shutil.copytree(trained, here / "outputs") / "s"
     command("merge", *MERGE[:2], "merge=ties", *MERGE[3:], "--save")
     running = subprocess.Popen([*PYTHON, "work", "s"], cwd=here, stdout=subprocess.PIPE, text=True)
-    until(lambda: any((here / "outputs" / "s" / saved.ENDS).glob(f"*/{lock.FILE}")), running)
+    until(lambda: len(list(find_records(study))) > 2, running)
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
+    before = {path: path.read_bytes() for path in find_records(study)}
+    assert [one.state for one in lines_of(here / "outputs", "s")] == ["open"]
     rest = command("work", "s")
     assert (rest.code, rest.err) == (0, "")
     assert rest.out.splitlines()[-1] == "1 line of artefacts: 1 done"
+    assert {path: path.read_bytes() for path in before} == before, "what was made is not made again"
+    assert not list(study.rglob(f"{lock.FILE}*"))
+    command("merge", *MERGE[:2], "merge=ties", *MERGE[3:], "study=alone")
+    assert results(study) == results(here / "outputs" / "alone")
 
 
 def test_outputs_may_lie_elsewhere_and_a_worker_leaves_after_so_many(
@@ -174,6 +299,8 @@ def test_outputs_may_lie_elsewhere_and_a_worker_leaves_after_so_many(
         (["port", "from=s", "model=minilm_l6", "port.steps=-1"], "port.steps=-1"),
         (["score", "outputs/s/cell/seed0", "method=lora"], "method: not a word of an artefact"),
         (["score", "cell", "task=ax", "outputs=elsewhere"], "a run's folder, STUDY/CELL/SEED"),
+        (["score", "a/b/c", "task=ax"], "a run's folder, STUDY/CELL/SEED"),
+        (["score", "/", "task=ax"], "a run's folder, STUDY/CELL/SEED"),
     ],
 )
 def test_a_line_that_cannot_be_is_refused_before_it_is_kept(

@@ -4,25 +4,43 @@ import functools
 import random
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from peftbench.commands import artefacts
-from peftbench.ground.errors import BadInput, DataError, shown
+from peftbench.ground.errors import BadInput, first_line, short_line
 from peftbench.ground.files import stamp
+from peftbench.ground.quantity import quantity
 from peftbench.lifecycle import saved
 from peftbench.lifecycle.saved import End, Line
 from peftbench.study import index, lock, status
 from peftbench.study.lock import Elsewhere, Lock
-from peftbench.study.queue import Unwritable
+from peftbench.study.queue import MOST_TRIES, Unwritable
 from peftbench.study.standing import DEATHS, HOSTS
 
 COMMANDS = {"merge": artefacts.merge, "port": artefacts.port, "score": artefacts.score}
 ENDED = ("done", "failed", "stale")  # states of a cell that no worker will change
 
 
+@dataclass(frozen=True)
+class LineStatus:
+    """How a line stands.
+
+    Attributes:
+        state: running: a worker has it now; failed: so it ended the last time, or its workers died with it.
+        reason: why, where it failed.
+    """
+
+    line: Line
+    state: Literal["done", "running", "failed", "open"]
+    reason: str | None = None
+
+
 class Artefacts:
-    """The lines of a study as one worker sees them. Each is taken once, and made anew where its runs have changed."""
+    """The lines of a study as one worker sees them. Each is looked at once, and made anew where its runs changed."""
 
     def __init__(self, outputs: Path, study: str) -> None:
         """Raises:
@@ -33,20 +51,24 @@ class Artefacts:
         self._listed: object = None
         self._known: set[Line] = set()
         self._left: list[Line] = []
-        self._ended: dict[str, object] = {}  # studies whose cells had all ended, and their lists then
+        self._tries: Counter[Line] = Counter()
+        self._whole: dict[str, object] = {}  # studies whose cells had all ended, and their lists then
+        self._ended: set[str] = set()  # runs, by their folders
         self._read_list()
 
     def take(self) -> Callable[[], int] | None:
         """See `work.Source`. What another worker makes, or waits for runs, stays for a later look."""
         self._read_list()
+        look = functools.cache(self._look)  # one serves all lines
         waiting: list[Line] = []
         try:
             while self._left:
                 line = self._left.pop()
                 if self._is_settled(line):
                     continue
-                claimed = Lock(saved.folder_of(self._study, line)).take() if self._has_runs(line) else None
+                claimed = Lock(saved.folder_of(self._study, line)).take() if self._has_runs(line, look) else None
                 if claimed is not None and claimed.held:
+                    self._tries[line] += 1
                     return functools.partial(self._make, line, claimed)
                 waiting.append(line)
                 if claimed is not None and claimed.refused:
@@ -56,29 +78,40 @@ class Artefacts:
         return None
 
     def _make(self, line: Line, claimed: Lock) -> int:
+        """Make a line's artefacts; those that another runner is making, or that cannot be written now, are left for
+        another try.
+
+        Raises:
+            Elsewhere: this process was paused and lost the line.
+            OSError: something could not be written.
+        """
+        ended = False
         try:
-            code = COMMANDS[line.words[0]](line.arguments(self._outputs))
+            code, end = self._tried(line)
             if code != Elsewhere.exit_code:
-                saved.write_end(self._study, line, End("done"))
+                saved.write_end(self._study, line, end, claimed.check)
                 lock.forget_deaths(claimed.path.parent)
+                ended = True
             return code
-        except (Elsewhere, OSError):
-            raise  # the worker waits, or goes on with something else
-        except BadInput as error:
-            self._failed(line, error.problems[0])
-            raise
-        except Exception as error:  # as of a cell that crashes, the next one is none the worse for it
-            reason = f"{type(error).__name__}: {error}"
-            self._failed(line, reason)
-            raise DataError(f"{' '.join(line.words)}: {reason}") from error
         finally:
             claimed.release()
+            if not ended and self._tries[line] < MOST_TRIES:
+                self._left.append(line)
 
-    def _failed(self, line: Line, reason: str) -> None:
+    def _tried(self, line: Line) -> tuple[int, End]:
+        """A line's exit code and how it ended. What is wrong is named, and the next line is none the worse for it."""
+        try:
+            return COMMANDS[line.words[0]](line.arguments(self._outputs)), End("done")
+        except (Elsewhere, OSError):
+            raise
+        except BadInput as error:
+            code, problems = error.exit_code, error.problems
+        except Exception as error:
+            code, problems = 1, [f"{type(error).__name__}: {first_line(error)}"]
+        print(short_line(f"failed: {line}"), *problems, sep="\n", file=sys.stderr)
         before = saved.end_of(self._study, line)
-        hosts = [*(before.failed_on if before else ()), socket.gethostname()]
-        saved.write_end(self._study, line, End("failed", tuple(dict.fromkeys(hosts)), shown(reason)))
-        print(f"failed: {shown(' '.join(line.words))}", file=sys.stderr)
+        hosts = dict.fromkeys([*(before.failed_on if before else ()), socket.gethostname()])
+        return code, End("failed", tuple(hosts), problems[0])
 
     def _read_list(self) -> None:
         """Read the study's list of lines, if it changed."""
@@ -96,42 +129,74 @@ class Artefacts:
         folder = saved.folder_of(self._study, line)
         if len(lock.deaths(folder)) >= DEATHS:
             return True
-        end = saved.end_of(self._study, line)
-        if end is None:
+        end, written = saved.end_of(self._study, line), stamp(folder / saved.END)
+        if end is None or written is None:
             return False
-        is_new = (folder / saved.END).stat().st_mtime >= self._began
+        is_new = written[2] / 1e9 >= self._began
         if end.status == "done":
             return is_new
         return len(end.failed_on) >= HOSTS or (is_new and socket.gethostname() in end.failed_on)
 
-    def _has_runs(self, line: Line) -> bool:
+    def _has_runs(self, line: Line, look: Callable[[str], bool]) -> bool:
         """Whether the runs that a line is made of have ended, well or not: of `score` one, else all of their study."""
-        now = stamp(self._outputs / line.source / index.FILE)
-        if line.source in self._ended and self._ended[line.source] == now:
-            return True
-        cells = status.cells_if_any(self._outputs, line.source)
-        if line.run is not None:
-            return any(cell.folder == line.run and cell.state in ENDED for cell in cells)
-        if all(cell.state in ENDED for cell in cells):
-            self._ended[line.source] = now
-            return True
-        return False
+        if line.run is None:
+            now = stamp(self._outputs / line.source / index.FILE)
+            return self._whole.get(line.source, ()) == now or look(line.source)
+        if line.run not in self._ended:
+            look(line.source)
+        return line.run in self._ended
+
+    def _look(self, study: str) -> bool:
+        """Whether all cells of a study have ended; which ones have is kept."""
+        now = stamp(self._outputs / study / index.FILE)
+        cells = status.cells_if_any(self._outputs, study)
+        ended = {cell.folder for cell in cells if cell.state in ENDED}
+        self._ended |= ended
+        if len(ended) < len(cells):
+            return False
+        self._whole[study] = now
+        return True
 
 
-def counted(outputs: Path, study: str) -> dict[str, int]:
-    """How many lines of a study are done, failed and open, where it has any.
+def lines_of(outputs: Path, study: str) -> list[LineStatus]:
+    """How the lines of a study stand, in the order in which they were saved.
 
     Raises:
         DataError: the list of lines cannot be read.
     """
-    lines = saved.read(outputs / study)
-    ends = [saved.end_of(outputs / study, line) for line in lines]
-    numbers = {"done": 0, "failed": 0, "open": 0}
-    for end in ends:
-        numbers["open" if end is None else end.status] += 1
-    return numbers if lines else {}
+    return [_status(outputs / study, line) for line in saved.read(outputs / study)]
 
 
-def in_words(numbers: Mapping[str, int]) -> str:
-    """What `counted` gives as a part of a line."""
-    return ", ".join(f"{number} {state}" for state, number in numbers.items() if number or state == "done")
+def _status(study: Path, line: Line) -> LineStatus:
+    folder, end = saved.folder_of(study, line), saved.end_of(study, line)
+    if lock.alive(folder / lock.FILE):
+        return LineStatus(line, "running")
+    alone = "left alone until the line is saved again"
+    if len(dead := lock.deaths(folder)) >= DEATHS:
+        return LineStatus(line, "failed", f"its workers died: {', '.join(map(str, dead))} ({alone})")
+    if end is None:
+        return LineStatus(line, "open")
+    if end.status == "done" or len(end.failed_on) < HOSTS:
+        return LineStatus(line, end.status, end.reason)
+    return LineStatus(line, "failed", f"{end.reason} (failed on {', '.join(end.failed_on)}; {alone})")
+
+
+def is_any_left(outputs: Path, lines: Sequence[LineStatus]) -> bool:
+    """Whether a line is open that nobody comes to: a runner of its study's last cells goes on with it."""
+    sources = {one.line.source for one in lines if one.state == "open"}
+    cells = (status.cells_if_any(outputs, source) for source in sources)
+    return not all(any(cell.state == "running" for cell in of_one) for of_one in cells)
+
+
+def by_state(lines: Sequence[LineStatus]) -> dict[str, int]:
+    """How many lines are in each state."""
+    numbers = {"done": 0, "running": 0, "failed": 0, "open": 0}
+    for line in lines:
+        numbers[line.state] += 1
+    return numbers
+
+
+def in_words(lines: Sequence[LineStatus]) -> str:
+    """The same for a person."""
+    parts = [f"{number} {state}" for state, number in by_state(lines).items() if number or state == "done"]
+    return f"{quantity(len(lines), 'line')} of artefacts: {', '.join(parts)}"

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from peftbench.commands.run import rerun_word, run_cells
 from peftbench.config import compose
 from peftbench.config.words import OPTUNA
-from peftbench.ground.errors import ConfigError
+from peftbench.ground.errors import ConfigError, short_line
 from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
 
@@ -71,15 +71,17 @@ def status(arguments: Sequence[str]) -> int:
     else:
         cells = status.cells_of(outputs, options.study)
     numbers, seconds = status.by_state(cells), status.seconds_left(cells)
-    lines = artefact_work.counted(outputs, options.study)
+    lines = artefact_work.lines_of(outputs, options.study)
     if options.json:
         listed = [{key: value for key, value in asdict(cell).items() if value is not None} for cell in cells]
         raw = {"study": options.study, "states": numbers, "seconds_left": seconds, "cells": listed}
-        print(json.dumps(raw | ({"artefacts": lines} if lines else {})))
+        print(json.dumps(raw | ({"artefacts": artefact_work.by_state(lines)} if lines else {})))
     else:
         screen.status(options.study, cells, numbers, seconds)
         if lines:
-            print(f"{quantity(sum(lines.values()), 'line')} of artefacts: {artefact_work.in_words(lines)}")
+            print(artefact_work.in_words(lines))
+        for failed in (one for one in lines if one.state == "failed"):
+            print(short_line(f"failed: {failed.line}"), short_line(f"  {failed.reason}"), sep="\n")
     return 0
 
 

@@ -4,12 +4,12 @@ import multiprocessing
 import re
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftbench.commands import artefact_work, run
-from peftbench.commands.artefact_work import in_words
+from peftbench.commands.artefact_work import LineStatus
 from peftbench.commands.use import add_searchpath, known_classes
 from peftbench.ground import environment
 from peftbench.ground.errors import BadInput, ConfigError
@@ -33,26 +33,28 @@ def work(arguments: Sequence[str]) -> int:
     parser.add_argument("study", help="name of the study, a folder under the outputs; plan ... --save lists its cells")
     parser.add_argument("--outputs", default="outputs", help="where the records lie, a folder that all workers share")
     parser.add_argument("--until", type=_seconds, help="leave after so long, e.g. 3h50m; what runs keeps a checkpoint")
-    parser.add_argument("--cells", type=_count, help="leave after so many cells")
+    parser.add_argument("--cells", type=_count, help="leave after so many cells and artefacts' lines")
     parser.add_argument("--workers", type=_count, default=1, help="processes on this machine, which share its cores")
     add_searchpath(parser)
     options = parser.parse_args(arguments)
     outputs = expanded(options.outputs)
     queue = _queue(options)  # what is wrong with the study is said once
-    if not queue.cells and not artefact_work.counted(outputs, options.study):
+    if not queue.cells and not artefact_work.lines_of(outputs, options.study):
         problem = f"no list of cells under {outputs}; peftbench plan ... --save makes it"
         raise ConfigError(f"study {options.study}: {problem}")
     codes = _share(options) if options.workers > 1 else _work(options, queue)
     code = run.summed_up(queue.sweep(), codes) if queue.cells else 0
-    return code or _artefacts_summed_up(artefact_work.counted(outputs, options.study))
+    return code or _artefacts_summed_up(outputs, artefact_work.lines_of(outputs, options.study))
 
 
-def _artefacts_summed_up(numbers: Mapping[str, int]) -> int:
+def _artefacts_summed_up(outputs: Path, lines: Sequence[LineStatus]) -> int:
     """Say how the lines of artefacts stand, where there are any, and give their exit code."""
-    if not numbers:
+    if not lines:
         return 0
-    print(f"{quantity(sum(numbers.values()), 'line')} of artefacts: {in_words(numbers)}")
-    return 100 + min(99, numbers["failed"]) if numbers["failed"] else int(numbers["open"] > 0)
+    print(artefact_work.in_words(lines))
+    if failed := artefact_work.by_state(lines)["failed"]:
+        return 100 + min(99, failed)
+    return int(artefact_work.is_any_left(outputs, lines))
 
 
 def stop(arguments: Sequence[str]) -> int:

@@ -50,7 +50,7 @@ from peftbench.runner.tracking import Stopwatch
 from peftbench.study import done
 from peftbench.study.cell import Screen
 from peftbench.study.done import InputHashes
-from peftbench.study.lock import Elsewhere, Lock, owner
+from peftbench.study.lock import Elsewhere, Lock, forget_deaths, owner
 from peftbench.training.fit import Fit, Scores
 
 WORDS = ("task", "data", "study", "outputs", "cache")  # that say where an artefact is scored and kept
@@ -191,6 +191,7 @@ def settle(recipe: Recipe, where: Where, make: Callable[[Mapping[str, Split]], R
         labels = {name: tokens.labels for name, tokens in result.tokens.items()}
         keep_predictions(folder, where.task, result.logits, labels, lock.check)
         write_record(record, folder, lock.check)
+        forget_deaths(folder)
     screen.ended(Outcome(record, folder / RECORD_FILE))
     return 0
 

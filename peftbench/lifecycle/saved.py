@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from peftbench.ground import escape, strangers
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import write_atomically
-from peftbench.study import index
+from peftbench.study import index, lock
 
 FILE = "artefacts.json"
 ENDS = ".artefacts"  # a folder for every line: its lock, and how it ended
@@ -23,7 +24,9 @@ MOST_LINES = 10_000
 MOST_WORDS = 100
 LONGEST_WORD = 10_000  # characters
 MOST_BYTES = 16 << 20
+LONGEST_END = 64 << 10  # bytes
 COMMANDS = ("merge", "port", "score")
+SEED = re.compile(r"/(split\d+-)?seed\d+\Z")
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Line:
     """
 
     words: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return " ".join(self.words)
 
     @property
     def key(self) -> str:
@@ -85,7 +91,7 @@ def read(study: Path) -> list[Line]:
         raw = strangers.read_json(path, MOST_BYTES)
         if isinstance(raw, dict) and raw.get("schema", SCHEMA) != SCHEMA:
             raise DataError(f"{path}: of schema {shown(raw['schema'])}, this version reads schema {SCHEMA}")
-        lines = [Line(words) for words in _file().validate_python(raw).lines]
+        lines = list(dict.fromkeys(Line(words) for words in _file().validate_python(raw).lines))
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -96,12 +102,12 @@ def read(study: Path) -> list[Line]:
         raise DataError(f"{path}: not a list of artefacts' lines ({error})") from None
     for line in lines:
         if (problem := _problem(line)) is not None:
-            raise DataError(f"{path}: {shown(' '.join(line.words))}: {problem}")
+            raise DataError(f"{path}: {shown(line)}: {problem}")
     return lines
 
 
 def add(study: Path, lines: Sequence[Line]) -> list[Line]:
-    """Add lines to a study; gives those that it did not have.
+    """Add lines to a study; gives those that it did not have. One that it had and that failed is open again.
 
     Raises:
         ConfigError: a line cannot be kept, there are too many, or the folder cannot be written.
@@ -109,16 +115,18 @@ def add(study: Path, lines: Sequence[Line]) -> list[Line]:
     """
     for line in lines:
         if (problem := _problem(line)) is not None:
-            raise ConfigError(f"{shown(' '.join(line.words))}: {problem}")
+            raise ConfigError(f"{shown(line)}: {problem}")
     try:
         with index.alone(study):
-            known = read(study)
+            known = dict.fromkeys(read(study))
             new = [line for line in dict.fromkeys(lines) if line not in known]
             if len(known) + len(new) > MOST_LINES:
                 raise ConfigError(f"{study / FILE}: a study keeps {MOST_LINES:,} lines at most")
             raw = {"schema": SCHEMA, "lines": [line.words for line in [*known, *new]]}
             if new:
                 write_atomically(study / FILE, json.dumps(raw, ensure_ascii=False, indent=1).encode())
+            for line in lines:
+                _open_again(study, line)
             return new
     except OSError as error:
         raise ConfigError(f"outputs={study.parent}: {study} cannot be written ({error.strerror})") from None
@@ -132,20 +140,31 @@ def folder_of(study: Path, line: Line) -> Path:
 def end_of(study: Path, line: Line) -> End | None:
     """How a line ended; None: it did not yet, or nobody can tell."""
     try:
-        raw = strangers.read_json(folder_of(study, line) / END, MOST_BYTES)
+        raw = strangers.read_json(folder_of(study, line) / END, LONGEST_END)
         end: End = _end().validate_python(raw)
     except (OSError, ValueError):
         return None
     return end
 
 
-def write_end(study: Path, line: Line, end: End) -> None:
+def write_end(study: Path, line: Line, end: End, check: Callable[[], None]) -> None:
     """Keep how a line ended.
+
+    Args:
+        check: as of `write_atomically`.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    write_atomically(folder_of(study, line) / END, json.dumps(asdict(end), ensure_ascii=False).encode())
+    write_atomically(folder_of(study, line) / END, json.dumps(asdict(end), ensure_ascii=False).encode(), check)
+
+
+def _open_again(study: Path, line: Line) -> None:
+    """Forget how a line failed, and who died with it."""
+    end = end_of(study, line)
+    if end is not None and end.status == "failed":
+        (folder_of(study, line) / END).unlink(missing_ok=True)
+    lock.forget_deaths(folder_of(study, line))
 
 
 def _problem(line: Line) -> str | None:
@@ -156,7 +175,7 @@ def _problem(line: Line) -> str | None:
     if wrong := [word for word in words if word.startswith(("-", "outputs=")) or not word.isprintable()]:
         return f"{shown(wrong[0])} cannot be kept in a list"
     if command == "score":
-        is_run = index.is_inside(words[0], words[0].partition("/")[0])
+        is_run = index.is_inside(words[0], words[0].partition("/")[0]) and SEED.search(words[0])
         return None if is_run else "a run's folder, STUDY/CELL/SEED, must come first"
     sources = [word.partition("=")[2] for word in words if word.startswith("from=")]
     if len(sources) != 1 or sources[0] in ("", ".", "..") or "/" in sources[0]:

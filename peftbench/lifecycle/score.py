@@ -40,7 +40,7 @@ def lines(run: Path, words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]
             raise ConfigError(f"{shown(other[0])}: not a word of an artefact; {near(other[0], WORDS)}")
         start = run.resolve()
         cell = compose.cell_from([*one, f"init_from={escape.value(str(start))}"], [start])
-        outputs = expanded(cell.outputs) if "outputs" in typed else start.parents[2]
+        outputs = expanded(cell.outputs) if "outputs" in typed else Path(*start.parts[:-3])
         folder = place(start, outputs)
         study = cell.study if "study" in typed else folder.partition("/")[0]
         kept = [word for word in one if not word.startswith("outputs=")]
