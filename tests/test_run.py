@@ -322,12 +322,13 @@ def test_learning_rate_schedules() -> None:
 def test_minilm_learns_similarity_on_real_glue(glue: Path, run_tiny: Run) -> None:
     words = ["model=minilm_l6", "model.weights=auto", "model.config.vocab_size=30522", "protocol.max_length=64"]
     record = run_tiny(
-        *words, "task=stsb", "method=full", "data=folder", f"data.path={glue}", "data.limit=800",
-        "protocol.max_steps=100", "protocol.batch_size=16", "protocol.lr=1e-4",
+        *words, "task=stsb", "method=full", "data=folder", f"data.path={glue}", "data.limit=400",
+        "protocol.max_steps=80", "protocol.batch_size=16", "protocol.lr=1e-4", "protocol.head_lr=1e-2",
+        "protocol.evaluate_every=1000",
         "protocol.precision=fp32",  # without bf16 instructions a product in bf16 takes eight times as long
     ).record  # fmt: skip
     assert record.headline.value is not None
-    assert record.headline.value > 0.5  # 0.60; a head on the untouched backbone has about 0.1
+    assert record.headline.value > 0.5  # 0.79; a head on the untouched backbone has about 0.1
 
 
 def test_the_head_may_have_a_learning_rate_of_its_own(run_tiny: Callable[..., Outcome]) -> None:
