@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from support import TINY
+from support import TINY, start
 
 from peftbench.cli import main
 from peftbench.data import hub
@@ -110,3 +110,13 @@ def test_an_installation_without_its_yaml_files_says_so(
     assert answer(words, monkeypatch) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"no yaml files: neither {tmp_path / 'peftbench' / 'conf'} nor ")
+
+
+def test_nothing_that_lies_in_the_folder_is_imported(tmp_path: Path) -> None:
+    for name in ("yaml", "torch", "hydra", "omegaconf", "numpy", "signal", "argparse", "json"):
+        (tmp_path / f"{name}.py").write_text(f"open('trace', 'a').write({name!r} + ' ')\n")
+    listed = start("list", "task", cwd=tmp_path)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "sst2" in listed.stdout
+    assert not (tmp_path / "trace").exists(), (tmp_path / "trace").read_text()
+    assert not (tmp_path / "__pycache__").exists()
