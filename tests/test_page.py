@@ -211,6 +211,27 @@ def shown_by_chromium(address: str, wait: int = 10_000) -> str:
     return done.stdout
 
 
+TYPED = ["method=$(touch f)", "task=`touch f`", "study='a;touch f'"]
+
+
+def test_a_command_that_the_page_offers_runs_nothing_when_it_is_pasted(
+    write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    for method, status in (("lora", "done"), ("bitfit", "failed")):
+        folder = write_run(method, "mrpc", 0, 0.5)
+        record = read_record(folder / "result.json")
+        write_record(dataclasses.replace(record, status=status, overrides=TYPED), folder)
+    content = page.content(made_study(tmp_path))
+    offered = [one["command"] for one in (*content["details"], *content["failures"])]
+    assert offered == ["""peftbench run 'method=$(touch f)' 'task=`touch f`' 'study='"'"'a;touch f'"'"''"""] * 2
+    (tmp_path / "peftbench").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (tmp_path / "peftbench").chmod(0o755)
+    where = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    pasted = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=where, capture_output=True, text=True)
+    assert pasted.stdout.splitlines() == ["run", *TYPED]
+    assert not (tmp_path / "f").exists()
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 def test_the_page_works_in_a_browser_and_runs_nothing_that_is_data(
     write_run: Callable[..., Path], tmp_path: Path
