@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -217,7 +217,8 @@ TYPED = ["method=$(touch f)", "task=`touch f`", "study='a;touch f'"]
 def test_a_command_that_the_page_offers_runs_nothing_when_it_is_pasted(
     write_run: Callable[..., Path], tmp_path: Path
 ) -> None:
-    for method, status in (("lora", "done"), ("bitfit", "failed")):
+    statuses: dict[str, Literal["done", "failed"]] = {"lora": "done", "bitfit": "failed"}
+    for method, status in statuses.items():
         folder = write_run(method, "mrpc", 0, 0.5)
         record = read_record(folder / "result.json")
         write_record(dataclasses.replace(record, status=status, overrides=TYPED), folder)
