@@ -1,11 +1,12 @@
 """Budgets: nobody exceeds one, selective methods take it exactly, and an impossible one is a single line."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from peftbench.config.fingerprint import digest
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
 from peftbench.runner.counts import count_cell
@@ -96,3 +97,17 @@ def test_strata_in_a_list_are_those_under_names(tiny: Callable[..., Cell]) -> No
     ]
     listed = replace(named.method, arguments={**named.method.arguments, "strata": strata})
     assert count_cell(replace(named, method=listed)) == count_cell(named)
+
+
+def test_another_method_takes_what_it_names_from_the_cell(tiny: Callable[..., Cell], tmp_path: Path) -> None:
+    own = tmp_path / "conf" / "method" / "mine.yaml"
+    own.parent.mkdir(parents=True)
+    own.write_text("defaults: [lora, _self_]\nrank: ${protocol.batch_size}\n")
+    words = ["method=id3", f"hydra.searchpath=[file://{own.parents[1]}]", "budget.like=mine"]
+    first, second = (tiny(*words, f"protocol.batch_size={size}") for size in (2, 4))
+    assert first.budget.like is not None
+    assert first.budget.like.arguments["rank"] == 2
+    assert count_cell(first).backbone == count_cell(tiny("method=lora", "method.rank=2")).backbone
+    assert count_cell(second).backbone == 2 * count_cell(first).backbone
+    assert digest(asdict(first.budget)) != digest(asdict(second.budget))
+    assert first.fingerprint != second.fingerprint

@@ -133,13 +133,24 @@ def test_weights_exchanged_inside_a_folder_are_noticed(here: Path) -> None:
     assert any("other weights" in note for note in table.build(kept).notes)
 
 
+SWAPPED = "task.folder.text=[label] task.folder.label=sentence"
+
+
 @pytest.mark.parametrize(
-    "word", ["task.labels=[b,a]", 'task.folder.label_values=["1","0"]', "task.version=2", "data.limit=40"]
-)
+    "word",
+    ["task.labels=[b,a]", SWAPPED, "task.folder.text=[review]", 'task.folder.label_values=["1","0"]',
+     "task.version=2", "data.limit=40"],
+)  # fmt: skip
 def test_another_task_is_another_cell(here: Path, word: str) -> None:
     words = [*WORDS, "data.path=one"]
     first = compose.cell_from(words)
-    assert compose.cell_from([*words, word]).folder != first.folder
+    assert compose.cell_from([*words, *word.split()]).folder != first.folder
+
+
+def test_texts_in_the_other_order_are_another_cell(here: Path) -> None:
+    words = [*WORDS, "data.path=one", "task=rte"]
+    turned = compose.cell_from([*words, "task.folder.text=[sentence2,sentence1]"])
+    assert turned.folder != compose.cell_from(words).folder
 
 
 def other_dropout(folder: Path) -> None:

@@ -4,9 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from support import start
 
 from peftbench.ground import environment
-from peftbench.ground.environment import cgroup_quota, prepare
+from peftbench.ground.environment import LAUNCHED, cgroup_quota, prepare
+from peftbench.ground.errors import ConfigError
 
 SET_HERE = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
@@ -73,3 +75,60 @@ def test_what_somebody_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare()
     assert {name: os.environ[name] for name in said} == said
     assert "OMP_WAIT_POLICY" not in os.environ
+
+
+TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.fixture
+def unlaunched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No word of torchrun in the environment."""
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("unlaunched")
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"RANK": "x"}, "RANK=x: must be a whole number, at least 0"),
+        ({"RANK": ""}, "RANK=: must be a whole number"),
+        ({"RANK": "²"}, "RANK=²: must be a whole number"),
+        ({"RANK": "\x1b]0;x\x07"}, r"RANK=\x1b]0;x\x07: must be a whole number"),
+        ({"RANK": "1"}, "RANK=1: must be below WORLD_SIZE, which is 1"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1: must be a whole number, at least 0"),
+        ({"LOCAL_RANK": "3"}, "LOCAL_RANK=3: must be below WORLD_SIZE"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0: must be a whole number, at least 1"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two: must be a whole number"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE=2: needs RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torchrun sets them"),
+        ({**TORCHRUN, "RANK": "2"}, "RANK=2: must be below WORLD_SIZE, which is 2"),
+        ({**TORCHRUN, "MASTER_PORT": "http"}, "MASTER_PORT=http: must be a whole number"),
+        ({"WANDB_INIT_TIMEOUT": "abc"}, "WANDB_INIT_TIMEOUT=abc: must be a number of seconds above 0"),
+        ({"WANDB_INIT_TIMEOUT": "nan"}, "WANDB_INIT_TIMEOUT=nan: must be a number of seconds above 0"),
+        ({"WANDB_MODE": "onlin"}, "WANDB_MODE=onlin: must be one of online, "),
+        ({"OMP_NUM_THREADS": "4,x"}, "OMP_NUM_THREADS=x: must be a whole number, at least 1"),
+    ],
+)
+def test_a_wrong_word_is_one_line_that_names_its_variable(
+    variables: dict[str, str], line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        prepare()
+    (problem,) = caught.value.problems
+    assert problem.startswith(line)
+
+
+@pytest.mark.usefixtures("unlaunched")
+def test_what_torchrun_sets_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    prepare()
+
+
+def test_python_without_documentation_is_refused_in_a_line(tmp_path: Path) -> None:
+    refused = start("count", cwd=tmp_path, PYTHONOPTIMIZE="2")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == "PYTHONOPTIMIZE=2: must be 0 or 1, libraries need their documentation\n"
+    assert list(tmp_path.iterdir()) == []

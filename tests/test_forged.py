@@ -52,6 +52,11 @@ def plain(content: bytes) -> Callable[[dict[str, Any]], bytes]:
     return lambda raw: content
 
 
+def failed(raw: dict[str, Any]) -> bytes:
+    """Signed anew as of a run that failed with this error."""
+    return signed({**raw, "status": "failed", "error": f"at\x1b[2J\nRuntimeError: no{ESC} such\r\x9b31m layer\n"})
+
+
 DEEP = json.loads("[" * 900 + "]" * 900)
 RECORDS: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "empty": plain(b""),
@@ -92,6 +97,7 @@ RECORDS: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "long-name": with_value("cell", "model", value="m" * 100_000),
     "empty-name": with_value("cell", "task", value=""),
 }
+FAILED = {"terminal-error": failed}  # of these the text is cleaned
 OTHER_VERSIONS = {"next-version": with_value("schema", value=99), "word-version": with_value("schema", value="2")}
 WORST: dict[str, Callable[[dict[str, Any]], bytes]] = {
     "lists": plain(b"[" + b"[]," * 4_000_000 + b"0]"),
@@ -127,7 +133,7 @@ def forgery(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("forgery")
     record = (finished / RECORD_FILE).read_bytes()
     (cell(where, "good") / RECORD_FILE).write_bytes(record)
-    for name, forge in {**RECORDS, **OTHER_VERSIONS}.items():
+    for name, forge in {**RECORDS, **FAILED, **OTHER_VERSIONS}.items():
         (cell(where, f"bad-{name}") / RECORD_FILE).write_bytes(forge(json.loads(record)))
     for name, put in PLACES.items():
         put(cell(where, f"bad-{name}") / RECORD_FILE)
@@ -149,12 +155,15 @@ def test_a_view_of_a_study_with_forged_records_names_each_and_shows_the_good_one
     assert code == 0, err
     assert seen(forgery) == before, "what only reads changes nothing"
     if view == "status":  # it looks at less of a record than a table does
-        records = {name: forgery / "outputs" / "s" / f"bad-{name}" / "seed0" / RECORD_FILE for name in RECORDS}
+        records = {
+            name: forgery / "outputs" / "s" / f"bad-{name}" / "seed0" / RECORD_FILE for name in (*RECORDS, *FAILED)
+        }
         failed = [*PLACES, *(name for name, path in records.items() if record_status(path) != "done")]
-        count = len([*RECORDS, *PLACES, *OTHER_VERSIONS, *BESIDE]) + 1
+        count = len([*RECORDS, *FAILED, *PLACES, *OTHER_VERSIONS, *BESIDE]) + 1
         assert len(failed) >= 20
         assert out.startswith(f"s: {count} cells: {count - len(failed)} done, {len(failed)} failed")
         assert all(f"failed: s/bad-{name}/seed0: " in out for name in failed)
+        assert "failed: s/bad-terminal-error/seed0: failed: RuntimeError: no\\x1b]52;" in out
         assert "peftbench run\n" not in out, "nothing says what was typed"
     else:
         names = (*RECORDS, *PLACES, *OTHER_VERSIONS)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
+from support import TINY
 
 from peftbench.cli import main
 from peftbench.data.sources import SAMPLE
@@ -90,9 +91,13 @@ DELTAS: dict[str, Forge] = {
 def refused(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., str]:
-    """Predict with a forged delta or configuration, beside a module that leaves a trace when it is imported."""
+    """Use a forged delta or configuration, beside a module that leaves a trace when it is imported."""
 
-    def call(forge: Forge | None, config: Callable[[dict[str, Any]], object] = lambda raw: None) -> str:
+    def call(
+        forge: Forge | None,
+        config: Callable[[dict[str, Any]], object] = lambda raw: None,
+        words: Sequence[str] = ("predict", "run", str(SAMPLE / "SST-2" / "dev.tsv")),
+    ) -> str:
         (tmp_path / "lure").mkdir()
         trace = f"open({str(tmp_path / 'trace')!r}, 'w')\n"
         for name in ("__init__", "within"):
@@ -114,7 +119,7 @@ def refused(
         raw["sha256"] = sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
         (folder / RECORD_FILE).write_text(json.dumps(raw))
         before = sorted(tmp_path.rglob("*"))
-        monkeypatch.setattr(sys, "argv", ["peftbench", "predict", "run", str(SAMPLE / "SST-2" / "dev.tsv")])
+        monkeypatch.setattr(sys, "argv", ["peftbench", *words])
         with pytest.raises(SystemExit) as ended:
             main()
         out, err = capfd.readouterr()
@@ -133,6 +138,20 @@ def refused(
 @pytest.mark.parametrize("kind", DELTAS)
 def test_a_forged_delta_is_refused_in_a_line(refused: Callable[..., str], kind: str) -> None:
     refused(DELTAS[kind])
+
+
+USES = {
+    "init_from": ["run", *TINY, "method=lora", "init_from=run"],
+    "init_from of another method": ["run", *TINY, "method=bitfit", "init_from=run"],
+    "apply": ["apply", "run", "--output", "made"],
+    "export": ["export", "run", "--to", "made"],
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("kind", ["target lure.Method", "without budget", "other weights", "rank", "not finite", "cut"])
+def test_no_use_of_a_forged_delta_leaves_anything(refused: Callable[..., str], use: str, kind: str) -> None:
+    refused(DELTAS[kind], words=USES[use])
 
 
 @pytest.mark.parametrize("package", ["lure.within/weights", "lure/weights", "unittest.__main__/x", "/etc", "..", ""])

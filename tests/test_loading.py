@@ -2,12 +2,13 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import checkpoint
+from checkpoints import SMALL, WORDS, checkpoint
 from safetensors.torch import load_file, save_file
 
 from peftbench.backbone.model import load_model
@@ -101,6 +102,51 @@ def test_a_bad_folder_is_refused_in_one_line(kind: str, tmp_path: Path, run_tiny
     assert len(caught.value.problems) == 1
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("result.json"))
+
+
+LURES = {
+    "config.json": {"auto_map": {name: f"lure.{name}" for name in ("AutoConfig", "AutoModel", "AutoTokenizer")}},
+    "tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["lure.Slow", "lure.Fast"]}, "tokenizer_class": "Fast"},
+}
+
+
+@pytest.mark.parametrize("name", LURES)
+def test_code_in_a_folder_of_a_known_architecture_is_never_run(
+    name: str, tmp_path: Path, run_tiny: Callable[..., Outcome], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "weights"
+    words = checkpoint("bert_base_uncased", folder)
+    (folder / "lure.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w')\nclass Fast: pass\n")
+    raw = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps({**raw, **LURES[name]}))
+    monkeypatch.chdir(folder)
+    outcome = run_tiny(*words)
+    assert outcome.record.status == "done"
+    assert not (tmp_path / "trace").exists()
+    assert not [module for module in sys.modules if "lure" in module]
+
+
+@pytest.mark.parametrize("name", ["cls", "sep", "bos", "eos"])
+def test_every_special_id_is_the_models(name: str, tmp_path: Path, run_tiny: Callable[..., Outcome]) -> None:
+    folder = tmp_path / "weights"
+    words = checkpoint("roberta_base", folder)
+    raw = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**raw, f"{name}_token": "film"}))
+    own, stated = WORDS.index("film"), SMALL[f"{name}_token_id"]
+    config_of(folder, **{f"{name}_token_id": stated})
+    with pytest.raises(DataError, match=f"its {name}_token_id is {own}, config.json has {stated}"):
+        run_tiny(*words)
+    config_of(folder, **{f"{name}_token_id": own})
+    assert run_tiny(*words).record.status == "done"
+
+
+def test_a_tokenizer_may_have_fewer_words_than_the_model_has_rows(
+    tmp_path: Path, run_tiny: Callable[..., Outcome]
+) -> None:
+    folder = tmp_path / "weights"
+    words = checkpoint("bert_base_uncased", folder)
+    tokenizer(folder, lambda raw: [raw["model"]["vocab"].pop(word) for word in WORDS[-5:]])
+    assert run_tiny(*words).record.status == "done"
 
 
 def test_dropout_of_loaded_weights_is_what_the_cell_says(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -209,6 +209,30 @@ def shown_by_chromium(address: str, wait: int = 10_000) -> str:
     )  # fmt: skip
     assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     return done.stdout
+
+
+TYPED = ["method=$(touch f)", "task=`touch f`", "study='a;touch f'"]
+
+
+def test_a_command_that_the_page_offers_runs_nothing_when_it_is_pasted(
+    write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    statuses: dict[str, Literal["done", "failed"]] = {"lora": "done", "bitfit": "failed"}
+    for method, status in statuses.items():
+        folder = write_run(method, "mrpc", 0, 0.5)
+        record = read_record(folder / "result.json")
+        write_record(dataclasses.replace(record, status=status, overrides=TYPED), folder)
+    content = page.content(made_study(tmp_path))
+    offered = [one["command"] for one in (*content["details"], *content["failures"])]
+    (line,) = set(offered)
+    assert len(offered) == 2
+    assert line == """peftbench run 'method=$(touch f)' 'task=`touch f`' 'study='"'"'a;touch f'"'"''"""
+    (tmp_path / "peftbench").write_text("#!/bin/sh\nprintf '%s\\n' \"$@\"\n")
+    (tmp_path / "peftbench").chmod(0o755)
+    where = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    pasted = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=where, capture_output=True, text=True)
+    assert pasted.stdout.splitlines() == ["run", *TYPED]
+    assert not (tmp_path / "f").exists()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")

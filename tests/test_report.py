@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forgery import Said
 from studies import full_study, made_study
 from support import call
 
@@ -125,6 +126,36 @@ def test_csv_holds_every_figure_as_a_number(write_run: Callable[..., Path], tmp_
         assert f"{float(row['mean']):.1f} ± {float(row['sd']):.1f}" == score.removeprefix("≈ ")
         assert (row["backbone"], row["head"], row["seeds"]) == (entries, "10", "5")
         assert (row["best"], row["tied"]) == (str(int(row["method"] == "lora")), str(int(row["method"] == "id3")))
+
+
+FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)")
+
+
+@pytest.mark.parametrize("words", [("table", "made", "--format", "csv"), ("flips", "made", "made", "--csv")])
+def test_no_cell_of_csv_is_a_formula(
+    write_run: Callable[..., Path],
+    command: Callable[..., Said],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for method in (*FORMULAS, "lora"):
+        write_run(method, "mrpc", 0, 0.7)
+    folder = write_run("lora", "cola", 0, 0.8)
+    record = read_record(folder / "result.json")
+    write_record(dataclasses.replace(record, cell=dataclasses.replace(record.cell, task="=1+1")), folder)
+    code, out, _ = command(*words, *(["--old-row", "lora"] if words[0] == "flips" else []))
+    assert code == 0
+    rows = list(csv.DictReader(io.StringIO(out)))
+    names = {row["method"] if words[0] == "table" else row["new"] for row in rows}
+    assert {f"'{formula}" for formula in FORMULAS} <= names
+    assert {cell for row in rows for cell in row.values() if cell[:1] in ("=", "+", "-", "@")} == set()
+    assert words[0] == "flips" or "'=1+1 acc" in {row["column"] for row in rows}
+
+
+def test_a_number_below_zero_stays_one_in_csv() -> None:
+    assert sheet.text(sheet.Sheet("", ["a"], [["-1"]], [], [["a"], [-1.5], ["-1.5"]]), "csv") == "a\n-1.5\n'-1.5\n"
 
 
 @pytest.mark.skipif(LATEX is None, reason="no pdflatex here (texlive-latex-recommended)")

@@ -1,5 +1,6 @@
 """A run that was stopped goes on where it stopped and ends, bit for bit, as if nothing had happened."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from matrix import ROWS
@@ -122,6 +124,40 @@ def test_a_checkpoint_of_other_rows_is_not_taken_up(
     assert kept.read() is None
     assert "of another data" in capsys.readouterr().err
     assert Checkpoints(path.parent, {"data": "other rows"}, every=None).read() is None
+
+
+def other_words(raw: dict[str, Any]) -> None:
+    words = raw["model"]["vocab"]
+    words["film"], words["movie"] = words["movie"], words["film"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "what"),
+    [
+        ("tokenizer.json", other_words, "tokenizer, folder of weights"),
+        ("config.json", lambda raw: raw.update(hidden_dropout_prob=0.25), "folder of weights"),
+    ],
+)
+def test_a_checkpoint_of_what_else_lies_beside_the_weights_is_not_taken_up(
+    name: str,
+    change: Callable[[dict[str, Any]], None],
+    what: str,
+    run_tiny: Run,
+    signal_at: Signal,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = checkpoint("bert_base_uncased", tmp_path / "weights")
+    signal_at(3)
+    with pytest.raises(Stopped):
+        run_tiny(*words)
+    signal_at(0)
+    (path,) = tmp_path.rglob(CHECKPOINT_FILE)
+    raw = json.loads((tmp_path / "weights" / name).read_text())
+    change(raw)
+    (tmp_path / "weights" / name).write_text(json.dumps(raw))
+    run_tiny(*words)
+    assert f"{path}: of another {what}; the cell starts anew" in capsys.readouterr().err
 
 
 nested = st.recursive(

@@ -18,6 +18,22 @@ def test_a_reader_that_is_gone_ends_the_command_silently(tmp_path: Path, words: 
     assert len(list(tmp_path.rglob("result.json"))) == (words[0] == "run"), "nothing that was computed is lost"
 
 
+def test_predictions_that_nobody_reads_to_the_end_are_no_error(finished: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("sentence\n" + "a good film\n" * 4000)  # more lines than a pipe holds
+    predict = subprocess.Popen(
+        [*PYTHON, "predict", str(finished), str(rows)],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    head = subprocess.run(["head", "-1"], stdin=predict.stdout, capture_output=True, text=True, timeout=300)
+    assert predict.stdout is not None
+    predict.stdout.close()
+    predict.stdout = None
+    assert predict.communicate(timeout=300)[1] == ""
+    assert predict.returncode == 0
+    assert head.stdout.startswith("index\tprediction\t")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 @pytest.mark.parametrize("words", [["list"], ["run", *TINY]])
 def test_a_full_device_is_one_line(tmp_path: Path, words: list[str]) -> None:

@@ -1,14 +1,18 @@
 """What the command stands on and may not have: a home, a cache, the Hub, its own yaml files."""
 
+import errno
 import os
 import pwd
+import re
 import socket
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support import TINY
+from forgery import seen
+from support import TINY, start
 
 from peftbench.cli import main
 from peftbench.data import hub
@@ -110,3 +114,50 @@ def test_an_installation_without_its_yaml_files_says_so(
     assert answer(words, monkeypatch) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"no yaml files: neither {tmp_path / 'peftbench' / 'conf'} nor ")
+
+
+def test_nothing_that_lies_in_the_folder_is_imported(tmp_path: Path) -> None:
+    for name in ("yaml", "torch", "hydra", "omegaconf", "numpy", "signal", "argparse", "json"):
+        (tmp_path / f"{name}.py").write_text(f"open('trace', 'a').write({name!r} + ' ')\n")
+    listed = start("list", "task", cwd=tmp_path)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "sst2" in listed.stdout
+    assert not (tmp_path / "trace").exists(), (tmp_path / "trace").read_text()
+    assert not (tmp_path / "__pycache__").exists()
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder of outputs with a finished study, on a file system that was mounted read-only; root may write any."""
+    monkeypatch.chdir(tmp_path)
+    assert answer(["run", *TINY], monkeypatch) == 0
+    make_draft, make_folder = tempfile.mkstemp, os.mkdir
+
+    def refuse(folder: Any) -> None:
+        if "outputs" in Path(folder or "").parts:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def draft(*rest: Any, dir: Any = None, **more: Any) -> tuple[int, str]:
+        refuse(dir)
+        return make_draft(*rest, dir=dir, **more)
+
+    def folder(path: Any, *rest: Any, **more: Any) -> None:
+        refuse(path)
+        make_folder(path, *rest, **more)
+
+    monkeypatch.setattr(tempfile, "mkstemp", draft)
+    monkeypatch.setattr(os, "mkdir", folder)
+    return tmp_path / "outputs"
+
+
+@pytest.mark.parametrize("words", [["run"], ["run", "-m"], ["plan", "--save"]], ids=" ".join)
+def test_outputs_that_are_read_only_from_the_start_are_one_line(
+    words: list[str], read_only: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = seen(read_only)
+    capsys.readouterr()
+    assert answer([*words, *TINY, "method=bitfit"], monkeypatch) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"outputs=outputs: outputs/default\S* cannot be written \(Read-only file system\)", line)
+    assert answer(["run", *TINY], monkeypatch) == 0, "what is finished is read"
+    assert seen(read_only).items() >= before.items(), "nothing is lost"

@@ -1,9 +1,12 @@
 """Test rows that are asked for after a run: predicted from its delta, without training."""
 
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forgery import Said
 from support import TINY
 
 from peftbench.data.sources import SAMPLE
@@ -22,6 +25,9 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "rows" / "SST-2" / "test.tsv").write_text("\n".join(["index\tsentence", *texts]) + "\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path / "rows"
+
+
+ROWS_OF_SST2 = 1821  # of the official test split
 
 
 def no_step(*_: object) -> None:
@@ -68,3 +74,24 @@ def test_a_run_that_starts_from_another_predicts_as_itself(rows: Path, monkeypat
     later = run(*words, "predict_test=true")
     kept = [(result.folder / "predictions" / "test.tsv").read_text() for result in (later, whole)]
     assert kept[0] == kept[1]
+
+
+def test_a_sweep_predicts_for_its_finished_cells_and_what_comes_of_it_can_be_submitted(
+    rows: Path, tmp_path: Path, command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = "".join(f"{number}\tgood\n" for number in range(ROWS_OF_SST2))
+    (rows / "SST-2" / "test.tsv").write_text(f"index\tsentence\n{texts}")
+    words = [*WORDS, "method=head", "seed=0,1", "data.limit=null"]
+    assert command("run", "-m", *words).code == 0
+    assert "2 cells: 2 need no run" in command("plan", *words).out
+    monkeypatch.setattr(Trainer, "step", no_step)
+    asked = [*words, "predict_test=true"]
+    planned = command("plan", *asked)
+    assert "2 cells: 0 need no run" in planned.out, planned.out
+    swept = command("run", "-m", *asked)
+    assert (swept.code, swept.out.splitlines()[-1]) == (0, "2 cells: 2 done, 0 failed"), swept
+    assert "2 cells: 2 need no run" in command("plan", *asked).out
+    submitted = command("submission", "s", "--method", "head", "--to", "glue.zip", "--fill-majority")
+    assert submitted.code == 0, submitted.err
+    with zipfile.ZipFile(tmp_path / "glue.zip") as packed:
+        assert len(packed.read("SST-2.tsv").splitlines()) == 1 + ROWS_OF_SST2

@@ -63,9 +63,9 @@ examples:
   peftbench run -m study=pilot method=full,lora task=rte,mrpc seed=0,1,2
   peftbench count model=bert_large_cased method=lora method.rank=64
 
-exit codes: 0 done, 1 a run failed or cells of a sweep were left, 2 wrong configuration, 3 wrong or missing data or
-            weights, 4 training diverged, 75 another runner has the cell, 100 + n: n cells of a sweep failed,
-            128 + n stopped by signal n (130 Ctrl-C, 143 SIGTERM)
+exit codes: 0 done, 1 a run failed or cells of a sweep were left, 2 wrong configuration or a folder that cannot be
+            written, 3 wrong or missing data or weights, 4 training diverged, 75 another runner has the cell,
+            100 + n: n cells of a sweep failed, 128 + n stopped by signal n (130 Ctrl-C, 143 SIGTERM)
 shell completion: eval "$(peftbench run -sc install=bash)"
 """
 

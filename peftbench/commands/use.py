@@ -3,13 +3,14 @@ ready for one."""
 
 import sys
 from argparse import ArgumentParser
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from peftbench.commands.paths import empty, writable
 from peftbench.config import compose, recipes, userfiles
 from peftbench.config.spec import Cell, ModelSpec
-from peftbench.ground.errors import ConfigError, DataError, shown
+from peftbench.ground.errors import BadInput, ConfigError, DataError, shown
 from peftbench.ground.files import DELTA_FILE, cache_folder
 from peftbench.ground.quantity import quantity
 
@@ -22,13 +23,14 @@ def apply(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", required=True, help="folder to write")
     add_searchpath(parser)
     options = parser.parse_intermixed_args(arguments)
-    run, task, output = _finished(options.run), _task(options.words), writable(Path(options.output))
+    run, task = _finished(options.run), _task(options.words)
     from peftbench.runner.apply import tasks_of, write_model
 
-    known, tasks = known_classes(options.searchpath), tasks_of(run)
-    several = len(tasks) > 1 and task is None
-    written = {output / one: one for one in tasks} if several else {output: task}
-    notes = [write_model(run, folder, known, one) for folder, one in written.items()]
+    with _output(Path(options.output)) as output:
+        known, tasks = known_classes(options.searchpath), tasks_of(run)
+        several = len(tasks) > 1 and task is None
+        written = {output / one: one for one in tasks} if several else {output: task}
+        notes = [write_model(run, folder, known, one) for folder, one in written.items()]
     for folder in written:
         print(folder if several else options.output)
     for note in dict.fromkeys(note for note in notes if note):
@@ -155,6 +157,20 @@ def add_searchpath(parser: ArgumentParser) -> None:
 def known_classes(searchpath: str | None) -> set[str]:
     """The classes outside this package that a run's files may name."""
     return set() if searchpath is None else userfiles.classes(Path(searchpath))
+
+
+@contextmanager
+def _output(folder: Path) -> Iterator[Path]:
+    """A folder that can be written; where the input is refused then, nothing of it is left that was not there."""
+    absent = [one for one in (folder, *folder.parents) if not one.exists()]
+    writable(folder)
+    try:
+        yield folder
+    except BadInput:
+        with suppress(OSError):  # something lies there
+            for one in absent:
+                one.rmdir()
+        raise
 
 
 def _task(words: Sequence[str]) -> str | None:

@@ -196,6 +196,7 @@ def identity(cell: Sequence[Any], hashes: Mapping[str, Any]) -> dict[str, Any]:
         "data": hashes["data"],
         "weights": hashes["weights"],
         "tokenizer": hashes["tokenizer"],
+        "folder of weights": hashes["beside"],
         "versions": provenance.versions(),
         "device": [state.device.type, state.num_processes],
     }
