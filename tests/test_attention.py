@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from test_models import small
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForSequenceClassification
 from uses import MODELS
 
 from peftbench.backbone.model import Model, load_model
@@ -25,10 +25,12 @@ def both(name: str, rate: float, **numbers: Any) -> tuple[Model, torch.nn.Module
     sizes = {"hidden_size": 48, "dim": 48, "embedding_size": 48, "intermediate_size": 64, "hidden_dim": 64}
     sizes |= {"num_attention_heads": 4, "n_heads": 4, "pooler_hidden_size": 48}
     config = spec.config | {key: value for key, value in (sizes | numbers).items() if key in spec.config}
-    config |= {"initializer_range": 0.3} | dict.fromkeys(RATES, 0.0)
+    declared = AutoConfig.for_model(spec.model_type).to_dict()
+    rates = dict.fromkeys(RATES, 0.0) | dict.fromkeys(OF_ATTENTION, rate)
+    config |= {"initializer_range": 0.3} | {key: value for key, value in rates.items() if key in declared}
     apart = {"key": (*spec.layout.kinds["key"], *(f"attention.self.pos_{kind}_proj" for kind in ("key", "query")))}
     layout = replace(spec.layout, kinds={**spec.layout.kinds, **apart})  # what no size of DeBERTa-v3 has
-    spec = replace(spec, layout=layout, config=config | dict.fromkeys(OF_ATTENTION, rate))
+    spec = replace(spec, layout=layout, config=config)
     ours, _ = load_model(spec, 2, seed=0)
     settings: Any = ours.module.config
     settings = type(settings)(**{**settings.to_dict(), **dict.fromkeys(OF_ATTENTION, 0.0)})

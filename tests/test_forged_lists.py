@@ -166,17 +166,17 @@ def test_the_worst_lists_and_zips_take_no_memory(finished_study: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    "words", [["method._target_=lure.Method"], ["+method.inner={_target_: lure.Method}"], ["mine"]]
+    "words", [["method._target_=bait.Method"], ["+method.inner={_target_: bait.Method}"], ["mine"]]
 )
 def test_a_class_that_a_list_names_is_not_imported_by_a_worker(
     words: list[str], tmp_path: Path, command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "lure", raising=False)
-    (tmp_path / "lure.py").write_text("open('trace', 'w')\n")
+    monkeypatch.delitem(sys.modules, "bait", raising=False)
+    (tmp_path / "bait.py").write_text("open('trace', 'w')\n")
     (tmp_path / "own" / "method").mkdir(parents=True)
-    (tmp_path / "own" / "method" / "mine.yaml").write_text("_target_: lure.Method\ndefault_lr: 0.1\n")
+    (tmp_path / "own" / "method" / "mine.yaml").write_text("_target_: bait.Method\ndefault_lr: 0.1\n")
     if words == ["mine"]:
         words = [f"hydra.searchpath=[file://{tmp_path / 'own'}]", "method=mine"]
     study = tmp_path / "outputs" / "s"
@@ -184,7 +184,7 @@ def test_a_class_that_a_list_names_is_not_imported_by_a_worker(
     (study / index.FILE).write_bytes(listed(overrides=[*TINY, "study=s", *words]))
     code, out, err = command("work", "s")
     assert (code, out) == (3, "1 cell: 0 done, 0 failed, 1 left\n")
-    assert "lure.Method is none of this package's classes; --searchpath DIR says where yours are named" in err
+    assert "bait.Method is none of this package's classes; --searchpath DIR says where yours are named" in err
     assert not (tmp_path / "trace").exists()
     command("work", "s", "--searchpath", str(tmp_path / "own"))
     assert (tmp_path / "trace").exists(), "one's own configuration vouches for it"
