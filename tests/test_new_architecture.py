@@ -113,8 +113,9 @@ def test_an_architecture_is_one_yaml(text: str, tmp_path: Path, run_tiny: Callab
     (tmp_path / "conf" / "model" / "mine.yaml").write_text(text)
     words = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "model=mine", "model.weights=random"]
     if "attention: " in text:  # what the layout says of it is held against what runs
+        dropout = "attention_dropout" if text == GPT_NEOX else "attention_probs_dropout_prob"
         with pytest.raises(ConfigError, match="0 of 3 attention modules of mine are this bench's own; give eager"):
-            run_tiny(*words, "model.layout.attention=bench", "+model.config.attention_probs_dropout_prob=0.1")
+            run_tiny(*words, "model.layout.attention=bench", f"+model.config.{dropout}=0.1")
     trained = {}
     for method in ("lora", "bitfit"):
         run = done(run_tiny(*words, f"method={method}", "protocol.precision=fp32", "protocol.lr=0.01"))
