@@ -14,9 +14,11 @@ from support import TINY, call
 from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
 from peftbench.data.sources import SAMPLE
+from peftbench.ground.errors import DataError
 from peftbench.notebook import run
 from peftbench.record import find_records
 from peftbench.report import records, table
+from peftbench.runner.deltas import reload
 from peftbench.study import index, standing, status, sweep
 
 WORDS = [*(word for word in TINY if word != "data=sample"), "study=s", "method=head", "data=folder"]
@@ -172,6 +174,8 @@ def test_what_lies_beside_the_weights_counts_as_they_do(here: Path, change: Call
     assert run(*words).record == first.record
     run(*words, "seed=1")
     change(here / "weights")
+    with pytest.raises(DataError, match=r"config\.json or the tokenizer's files are not those that"):
+        reload(first.folder)  # as predict, apply and score do
     assert len(sweep.survey(sweep.cells_of(words)).left) == 1
     later = run(*words)
     assert later.record.hashes.weights == first.record.hashes.weights

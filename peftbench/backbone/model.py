@@ -347,7 +347,7 @@ def _take_over(spec: ModelSpec, config: Any, folder: Path) -> None:
     _check_keys(spec)
     ours = AutoConfig.for_model(spec.model_type, **spec.config)
     for key in spec.config:
-        expected, actual = getattr(ours, key), getattr(config, key)
+        expected, actual = getattr(ours, key, spec.config[key]), getattr(config, key, None)
         if "dropout" in key:
             setattr(config, key, expected)
         elif actual != expected and (key == "pad_token_id" or not key.endswith("_token_id")):

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from peftbench.config.spec import ModelSpec
+from peftbench.config.spec import WEIGHTS_WORDS, ModelSpec
 from peftbench.data.hub import go_offline_unless_reachable
 from peftbench.ground import strangers
 from peftbench.ground.errors import DataError, first_line, shown
-from peftbench.ground.files import expanded, stamp
+from peftbench.ground.files import beside_weights, expanded, sha256_of, stamp
 
 WEIGHTS_FILE = "model.safetensors"
 OTHER_FORMS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.safetensors.index.json")
@@ -57,6 +57,16 @@ def _other_form(folder: Path) -> str:
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, as hexadecimal digits; a file that has not changed is read once per process."""
     return _sha256(path, stamp(path))
+
+
+def beside(weights: str) -> str | None:
+    """SHA-256 of the configuration and the tokenizer's files beside weights in a folder; None: `weights` is a word, and
+    what it names stays.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    return None if weights in WEIGHTS_WORDS else sha256_of(beside_weights(expanded(weights)))
 
 
 @functools.lru_cache(maxsize=64)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from peftbench.backbone.weights import beside
 from peftbench.config import compose
 from peftbench.config.fingerprint import digest
 from peftbench.config.spec import Cell, ModelSpec, TaskSpec
@@ -257,6 +258,7 @@ def _record(
             data={name: split.sha256 for name, split in rows.items()},
             weights=result.weights,
             tokenizer=next((tokens.tokenizer for tokens in result.tokens.values()), None),
+            beside=beside(recipe.backbone.weights),
             delta=delta,
             parents={one.place(where.outputs): one.delta for one in recipe.parents},
         ),

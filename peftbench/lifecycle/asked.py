@@ -57,12 +57,15 @@ class _Words:
 
     Attributes:
         typed: key -> value of those that choose runs.
+        tasks, seeds: those that are wanted; none: all.
         place: those that say where the artefacts are scored and kept.
         cell: what `place` describes.
     """
 
     way: Merge
     typed: Mapping[str, str]
+    tasks: Sequence[str]
+    seeds: Sequence[int]
     place: Sequence[str]
     cell: Cell
 
@@ -74,13 +77,7 @@ def lines(words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]:
     Raises:
         ConfigError: a word is not one of merge, or not possible.
     """
-    result = []
-    for one in recipes.swept(words):
-        read = _read(one)
-        study = read.cell.study if "study" in read.typed else read.typed["from"]
-        kept = [word for word in one if not word.startswith("outputs=")]
-        result.append((expanded(read.cell.outputs), study, saved.Line(("merge", *kept))))
-    return result
+    return [saved.placed(["merge", *one], _read(one).cell) for one in recipes.swept(words)]
 
 
 def _of(words: Sequence[str]) -> list[tuple[tuple[str, ...], list[Parent], Job, dict[str, Where], str]]:
@@ -88,7 +85,7 @@ def _of(words: Sequence[str]) -> list[tuple[tuple[str, ...], list[Parent], Job, 
     typed, place = read.typed, read.place
     word = next(item.partition("=")[2] for item in words if item.startswith("merge="))
     outputs = expanded(read.cell.outputs)
-    runs = by_seed(outputs, typed["from"], typed["method"], typed.get("budget"), _tasks(typed), _seeds(typed))
+    runs = by_seed(outputs, typed["from"], typed["method"], typed.get("budget"), read.tasks, read.seeds)
     asked = []
     for seed, parents in runs.items():
         where = {one.record.cell.task: where_of(place, one) for one in parents}
@@ -111,8 +108,7 @@ def _read(words: Sequence[str]) -> _Words:
                 f"{key}: must be given, {'the study whose' if key == 'from' else 'of the'} runs are merged"
             )
     place = [item for item in rest if item.partition("=")[0].partition(".")[0] in PLACE]
-    _tasks(typed), _seeds(typed)
-    return _Words(way, typed, place, compose.cell_from(place))
+    return _Words(way, typed, _tasks(typed), _seeds(typed), place, compose.cell_from(place))
 
 
 def _tasks(typed: Mapping[str, str]) -> list[str]:

@@ -65,13 +65,7 @@ class _Words:
 
 def lines(words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]:
     """The same as command lines for workers: see `asked.lines`."""
-    result = []
-    for one in recipes.swept(words):
-        read = _read(one)
-        study = read.cell.study if "study" in read.typed else read.typed["from"]
-        kept = [word for word in one if not word.startswith("outputs=")]
-        result.append((expanded(read.cell.outputs), study, saved.Line(("port", *kept))))
-    return result
+    return [saved.placed(["port", *one], _read(one).cell) for one in recipes.swept(words)]
 
 
 def _of(words: Sequence[str], known: Collection[str], patches: dict[tuple[Path, str], Patch]) -> list[Job]:

@@ -7,23 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 
+from peftbench.config.spec import Cell
 from peftbench.ground import escape, strangers
 from peftbench.ground.errors import ConfigError, DataError, shown
-from peftbench.ground.files import write_atomically
+from peftbench.ground.files import expanded, write_atomically
 from peftbench.study import index, lock
 
 FILE = "artefacts.json"
 ENDS = ".artefacts"  # a folder for every line: its lock, and how it ended
 END = "end.json"
-SCHEMA = 1
 MOST_LINES = 10_000
 MOST_WORDS = 100
 LONGEST_WORD = 10_000  # characters
-MOST_BYTES = 16 << 20
 LONGEST_END = 64 << 10  # bytes
 COMMANDS = ("merge", "port", "score")
 SEED = re.compile(r"/(split\d+-)?seed\d+\Z")
@@ -80,29 +79,30 @@ class End:
     reason: str | None = None
 
 
+def placed(words: Sequence[str], cell: Cell, outputs: Path | None = None) -> tuple[Path, str, Line]:
+    """A command line as a study keeps it, after the folder of studies and the study.
+
+    Args:
+        words: the command and its words.
+        cell: what those words describe that say where the artefacts are scored and kept.
+        outputs: the folder of studies, where it is not the cell's.
+    """
+    line = Line(tuple(word for word in words if not word.startswith("outputs=")))
+    study = cell.study if any(word.startswith("study=") for word in words) else line.source
+    return outputs or expanded(cell.outputs), study, line
+
+
 def read(study: Path) -> list[Line]:
     """The lines of a study, in the order in which they were added.
 
     Raises:
         DataError: its file cannot be read, or holds what no line can be.
     """
-    path = study / FILE
-    try:
-        raw = strangers.read_json(path, MOST_BYTES)
-        if isinstance(raw, dict) and raw.get("schema", SCHEMA) != SCHEMA:
-            raise DataError(f"{path}: of schema {shown(raw['schema'])}, this version reads schema {SCHEMA}")
-        lines = list(dict.fromkeys(Line(words) for words in _file().validate_python(raw).lines))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValidationError:
-        raise DataError(f"{path}: not a list of artefacts' lines") from None
-    except ValueError as error:
-        raise DataError(f"{path}: not a list of artefacts' lines ({error})") from None
+    file = index.read_list(study / FILE, _file(), "a list of artefacts' lines")
+    lines = [] if file is None else list(dict.fromkeys(map(Line, file.lines)))
     for line in lines:
         if (problem := _problem(line)) is not None:
-            raise DataError(f"{path}: {shown(line)}: {problem}")
+            raise DataError(f"{study / FILE}: {shown(line)}: {problem}")
     return lines
 
 
@@ -122,7 +122,7 @@ def add(study: Path, lines: Sequence[Line]) -> list[Line]:
             new = [line for line in dict.fromkeys(lines) if line not in known]
             if len(known) + len(new) > MOST_LINES:
                 raise ConfigError(f"{study / FILE}: a study keeps {MOST_LINES:,} lines at most")
-            raw = {"schema": SCHEMA, "lines": [line.words for line in [*known, *new]]}
+            raw = {"schema": index.SCHEMA, "lines": [line.words for line in [*known, *new]]}
             if new:
                 write_atomically(study / FILE, json.dumps(raw, ensure_ascii=False, indent=1).encode())
             for line in lines:
@@ -191,11 +191,11 @@ class _File:
     lines: Annotated[
         list[Annotated[tuple[_Word, ...], Field(min_length=2, max_length=MOST_WORDS)]], Field(max_length=MOST_LINES)
     ]
-    schema: int = SCHEMA
+    schema: int = index.SCHEMA
 
 
 @cache
-def _file() -> TypeAdapter[Any]:
+def _file() -> TypeAdapter[_File]:
     return TypeAdapter(_File)
 
 

@@ -41,10 +41,7 @@ def lines(run: Path, words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]
         start = run.resolve()
         cell = compose.cell_from([*one, f"init_from={escape.value(str(start))}"], [start])
         outputs = expanded(cell.outputs) if "outputs" in typed else Path(*start.parts[:-3])
-        folder = place(start, outputs)
-        study = cell.study if "study" in typed else folder.partition("/")[0]
-        kept = [word for word in one if not word.startswith("outputs=")]
-        result.append((outputs, study, saved.Line(("score", folder, *kept))))
+        result.append(saved.placed(["score", place(start, outputs), *one], cell, outputs))
     return result
 
 

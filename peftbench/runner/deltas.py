@@ -9,7 +9,7 @@ import torch
 
 from peftbench.backbone.heads import leave_one, tasks_in
 from peftbench.backbone.model import Model, compute_precision, empty_copy, load_model
-from peftbench.backbone.weights import file_sha256, weights_folder
+from peftbench.backbone.weights import beside, file_sha256, weights_folder
 from peftbench.config import compose
 from peftbench.config.spec import Budget, Cell, Layout, MethodSpec, ModelSpec, Scope
 from peftbench.config.validate import classes_of, make_method, parse, unknown_class
@@ -194,6 +194,9 @@ def reload(run: Path, known: Collection[str] = (), task: str | None = None) -> t
     record, delta = read_record(run / RECORD_FILE), delta_of(run)
     spec, wanted = model_spec(record), readouts.one_task(record, task, run)
     model, _ = load_model(spec, delta.facts.task.labels, delta.facts.seed, readouts.recorded(record, spec))
+    if record.hashes.beside not in (None, beside(spec.weights)):
+        files = f"{spec.weights}: config.json or the tokenizer's files"
+        raise DataError(f"{files} are not those that {run} was made with")
     tuner = restore(delta, model, known=known)
     if "tasks" in record.config["task"]:
         leave_one(model.module, wanted.name, wanted.num_labels)

@@ -13,11 +13,12 @@ import numpy as np
 import yaml
 
 from peftbench.backbone.model import Model
+from peftbench.backbone.weights import beside
 from peftbench.config.parents import parents
-from peftbench.config.spec import WEIGHTS_WORDS, Cell, Task
+from peftbench.config.spec import Cell, Task
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
-from peftbench.ground.files import beside_weights, expanded, place, sha256_of, write_atomically
+from peftbench.ground.files import expanded, place, write_atomically
 from peftbench.record import (
     SCHEMA,
     Attention,
@@ -171,13 +172,12 @@ def throughput(fit: Fit) -> Throughput | None:
 def hashes_of(cell: Cell, rows: Mapping[str, Split], tokens: Mapping[str, Tokens], model: Model) -> dict[str, Any]:
     """Hashes of what the run was made from."""
     made_of = parents(cell).values() if cell.objective.updates else ()
-    weights = cell.model.weights
     return {
         "parents": {place(folder, expanded(cell.outputs)): sha256 for folder, sha256 in made_of},
         "data": {name: split.sha256 for name, split in rows.items()},
         "tokenizer": next((split.tokenizer for split in tokens.values()), None),
         "weights": model.weights_sha256,
-        "beside": None if weights in WEIGHTS_WORDS else sha256_of(beside_weights(expanded(weights))),
+        "beside": beside(cell.model.weights),
     }
 
 

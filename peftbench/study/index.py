@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,7 +26,8 @@ from peftbench.study.done import Reads
 FILE = "study.json"
 LOCK = f".{FILE}.lock"
 SCHEMA = 1
-MOST_BYTES = 64 << 20  # a cell has about 400
+MOST_BYTES = 64 << 20  # of a list; a cell has about 400
+List = TypeVar("List")
 
 
 @dataclass(frozen=True)
@@ -103,22 +104,33 @@ def _file(path: Path) -> _File:
     """What the file says; nothing where there is none.
 
     Raises:
+        DataError: as `read_list`.
+    """
+    return read_list(path, _adapter(), "a list of a study's cells") or _File({})
+
+
+def read_list(path: Path, adapter: TypeAdapter[List], what: str) -> List | None:
+    """What one of a study's files of lists holds; None: there is no such file.
+
+    Args:
+        what: what it should be, as a line says it.
+
+    Raises:
         DataError: it cannot be read, is damaged, or of another version.
     """
     try:
         raw = strangers.read_json(path, MOST_BYTES)
         if isinstance(raw, dict) and raw.get("schema", SCHEMA) != SCHEMA:
             raise DataError(f"{path}: of schema {shown(raw['schema'])}, this version reads schema {SCHEMA}")
-        file: _File = _adapter().validate_python(raw)
+        return adapter.validate_python(raw)
     except FileNotFoundError:
-        return _File({})
+        return None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
     except ValidationError:
-        raise _Damaged(f"{path}: not a list of a study's cells") from None
+        raise _Damaged(f"{path}: not {what}") from None
     except ValueError as error:
-        raise _Damaged(f"{path}: not a list of a study's cells ({error})") from None
-    return file
+        raise _Damaged(f"{path}: not {what} ({error})") from None
 
 
 @cache
