@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from forgery import MOST_MB, PLACES, peak_mb
 from safetensors import safe_open
 from safetensors.torch import save
 from support import TINY
@@ -18,6 +19,7 @@ from peftbench.data.sources import SAMPLE
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.runner.delta import FORMAT
 
+DEV = SAMPLE / "SST-2" / "dev.tsv"
 Tensors = dict[str, torch.Tensor]
 Forge = Callable[[Tensors, dict[str, Any]], bytes]
 
@@ -87,6 +89,25 @@ DELTAS: dict[str, Forge] = {
 }  # fmt: skip
 
 
+def forged(
+    finished: Path, folder: Path, forge: Forge | None, config: Callable[[dict[str, Any]], object] = lambda raw: None
+) -> None:
+    """Make a run's folder with a forged delta (None: the good one), and a record that is signed for it."""
+    folder.mkdir()
+    content = (finished / DELTA_FILE).read_bytes()
+    if forge is not None:
+        with safe_open(finished / DELTA_FILE, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            content = forge(tensors, json.loads(file.metadata()[FORMAT]))
+    (folder / DELTA_FILE).write_bytes(content)
+    raw = json.loads((finished / RECORD_FILE).read_bytes())
+    del raw["sha256"]
+    raw["hashes"]["delta"] = sha256(content).hexdigest()
+    config(raw["config"])
+    raw["sha256"] = sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
+    (folder / RECORD_FILE).write_text(json.dumps(raw))
+
+
 @pytest.fixture
 def refused(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -96,7 +117,7 @@ def refused(
     def call(
         forge: Forge | None,
         config: Callable[[dict[str, Any]], object] = lambda raw: None,
-        words: Sequence[str] = ("predict", "run", str(SAMPLE / "SST-2" / "dev.tsv")),
+        words: Sequence[str] = ("predict", "run", str(DEV)),
     ) -> str:
         (tmp_path / "lure").mkdir()
         trace = f"open({str(tmp_path / 'trace')!r}, 'w')\n"
@@ -104,20 +125,7 @@ def refused(
             (tmp_path / "lure" / f"{name}.py").write_text(trace)
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.chdir(tmp_path)
-        folder = tmp_path / "run"
-        folder.mkdir()
-        content = (finished / DELTA_FILE).read_bytes()
-        if forge is not None:
-            with safe_open(finished / DELTA_FILE, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                content = forge(tensors, json.loads(file.metadata()[FORMAT]))
-        (folder / DELTA_FILE).write_bytes(content)
-        raw = json.loads((finished / RECORD_FILE).read_bytes())
-        del raw["sha256"]
-        raw["hashes"]["delta"] = sha256(content).hexdigest()
-        config(raw["config"])
-        raw["sha256"] = sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()
-        (folder / RECORD_FILE).write_text(json.dumps(raw))
+        forged(finished, tmp_path / "run", forge, config)
         before = sorted(tmp_path.rglob("*"))
         monkeypatch.setattr(sys, "argv", ["peftbench", *words])
         with pytest.raises(SystemExit) as ended:
@@ -160,3 +168,19 @@ def test_a_package_that_a_record_names_is_looked_for_and_not_imported(
 ) -> None:
     said = refused(None, lambda raw: raw["model"].update(weights="package", package=package))
     assert "package" in said or "config.json" in said or "model.safetensors" in said
+
+
+def test_the_worst_deltas_take_no_memory(finished: Path, tmp_path: Path) -> None:
+    names = [name for name in DELTAS if not name.startswith(("target", "without"))]
+    for name in names:
+        forged(finished, tmp_path / name, DELTAS[name])
+    for name, put in PLACES.items():
+        forged(finished, tmp_path / name, None)
+        (tmp_path / name / DELTA_FILE).unlink()
+        put(tmp_path / name / DELTA_FILE)
+    runs = [*names, *PLACES]
+    lines = [[*words] for run in runs for words in (["apply", run, "--output", "made"], ["predict", run, str(DEV)])]
+    peak, out, err = peak_mb(lines, tmp_path)
+    assert peak < MOST_MB
+    assert (out.strip(), err.count("\n") >= len(lines)) == ("", True), "each is refused"
+    assert not (tmp_path / "made").exists()

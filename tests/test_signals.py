@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,30 @@ def test_a_launchers_processes_end_with_it_and_keep_what_they_have(tmp_path: Pat
     assert running.returncode == 143
     assert len(list(tmp_path.rglob(CHECKPOINT_FILE))) == len(list(tmp_path.glob("outputs/default/*/*"))) == 2
     assert not list(tmp_path.rglob(lock.FILE)) + list(tmp_path.rglob(RECORD_FILE))
+
+
+def processes_with(cache: Path) -> list[int]:
+    """What runs with this cache in its environment, this process apart."""
+    alive = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if f"PEFTBENCH_CACHE={cache}\0".encode() in (place / "environ").read_bytes():
+                alive.append(int(place.name))
+    return [number for number in alive if number != os.getpid()]
+
+
+def test_a_terminal_that_is_gone_leaves_no_process_of_wandb(tmp_path: Path) -> None:
+    words = ["run", *TINY, "tracker=wandb", "protocol.max_steps=4000"]
+    running = subprocess.Popen(
+        [*PYTHON, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    begun(running, tmp_path, cells=1)
+    assert len(processes_with(tmp_path / "cache")) > 1, "the run, and the service that W&B starts"
+    os.killpg(running.pid, signal.SIGHUP)
+    assert running.communicate(timeout=300)[1].splitlines()[-1:] == said(signal.SIGHUP), "its pipe is closed by all"
+    assert running.returncode == 129
+    assert processes_with(tmp_path / "cache") == []
+    assert len(list(tmp_path.rglob(CHECKPOINT_FILE))) == 1
 
 
 def no_inodes(monkeypatch: pytest.MonkeyPatch) -> None:
