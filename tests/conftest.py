@@ -13,7 +13,7 @@ import pytest
 import studies
 from forgery import Said, in_process
 from hypothesis import settings
-from matrix import ROWS
+from matrix import EVERY
 from support import TINY
 
 from peftbench.config import compose
@@ -94,7 +94,7 @@ def row_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome
         with (place / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not list(folder.rglob(RECORD_FILE)):
-                words = [*TINY, *ROWS[name].overrides, f"outputs={folder}", f"cache={place / 'cache'}"]
+                words = [*TINY, *EVERY[name].overrides, f"outputs={folder}", f"cache={place / 'cache'}"]
                 config = compose.load(words)
                 run(compose.build(config), compose.resolved(config), words)
         (path,) = folder.rglob(RECORD_FILE)
