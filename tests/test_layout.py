@@ -95,5 +95,29 @@ def test_the_list_of_edges_has_no_circle_and_no_room_that_is_gone() -> None:
     assert {room(path) for path in ROOT.rglob("*.py")} - {"__init__"} == set(ALLOWED)
 
 
+def prints(path: Path) -> list[str]:
+    """Where a file prints or takes hold of the terminal's streams, as "file:line"."""
+    return [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Name) and node.id == "print")
+        or (isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr"))
+    ]
+
+
+def test_below_the_commands_only_warn_prints() -> None:
+    below = [path for path in sorted(ROOT.rglob("*.py")) if room(path) not in ("commands", "cli", "__main__")]
+    found = [place for path in below for place in prints(path)]
+    assert {place.partition(":")[0] for place in found} == {"ground/errors.py"}
+    assert len(found) == 2, found  # print(..., file=sys.stderr)
+
+
+def test_below_studies_nothing_knows_hydra() -> None:
+    """Cells are asked for as configurations, and run as frozen dataclasses."""
+    words = ("import hydra", "from hydra", "import omegaconf", "from omegaconf")
+    knowing = {room(path) for path in ROOT.rglob("*.py") if any(word in path.read_text() for word in words)}
+    assert knowing <= {"config", "study", "commands"}
+
+
 if __name__ == "__main__":
     print(picture())
