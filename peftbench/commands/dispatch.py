@@ -28,7 +28,7 @@ train:
   count --paper PAPER     every trainable count that a paper states, against ours
   list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
   reproduce PAPER         the sweep that would make a paper's table; --dry-run says what it is
-  convert FOLDER|HUB-NAME model.safetensors of weights that are only a pickle (pytorch_model.bin)
+  convert FOLDER|HUB-NAME model.safetensors of weights that are only a pickle (pytorch_model.bin); model=WORD: which
   backbone make=WORD      a backbone made from another (lowrank, mlm, merged): ... --to DIR, for model.weights=DIR
 
 many machines:
@@ -40,8 +40,8 @@ many machines:
   collect FOLDER...       one study from several machines; records that disagree are refused
 
 look:
-  table STUDY             a study's results, one row per method; --paper, --format md, latex, html, csv;
-                          --show aggregates, calibration, consistency, subsets, cost or pscp instead of scores
+  table STUDY             a study's results, one row per method; --paper, --format for a file, --show
+                          other views than scores: table --help has their words
   compare STUDY ONE OTHER whether one method beats another, in words and numbers
   plot STUDY --to DIR     score against entries, time and memory; curves; seeds; as PNG and PDF
   report STUDY            one HTML file: table, plots, every run
