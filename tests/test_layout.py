@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1] / "peftbench"
@@ -39,6 +40,14 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"peftbench.{name.name}" for name in node.names if not name.name.startswith("__"))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("peftbench."):
             yield str(node.module)
+
+
+def whole_names(path: Path) -> Iterator[str]:
+    """Dotted names of what a file imports from the project, each taken as a module and as a name in one."""
+    yield from imports(path)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
 def room(path: Path) -> str:
@@ -80,6 +89,15 @@ def test_no_import_points_upward() -> None:
         if (target := name.split(".")[1]) != room(path) and target not in ALLOWED[room(path)]
     ]
     assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Wherever in a file an import stands."""
+    names = {
+        ".".join(("peftbench", *path.relative_to(ROOT).with_suffix("").parts)): path for path in ROOT.rglob("*.py")
+    }
+    graph = {name: set(whole_names(path)) & set(names) - {name} for name, path in names.items()}
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def test_the_picture_in_the_design_is_drawn_from_the_code() -> None:
