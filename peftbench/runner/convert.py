@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256
 from peftbench.config import compose
+from peftbench.data.hub import go_offline_unless_reachable
 from peftbench.ground import strangers
 from peftbench.ground.errors import ConfigError, DataError, near, shown, warn
 from peftbench.ground.files import expanded, write_atomically
@@ -83,7 +84,7 @@ def _pins_of(word: str) -> Mapping[str, Any]:
     """The yaml of a model whose pickle is pinned."""
     if word not in _yamls():
         raise ConfigError(f"model={shown(word)}: there is no such model; {near(word, _yamls())}")
-    if "pickle_sha256" not in _yamls()[word]:
+    if not _yamls()[word].get("pickle_sha256"):
         raise ConfigError(f"model={word}: its yaml pins no {PICKLE} (pickle_sha256)")
     return _yamls()[word]
 
@@ -110,6 +111,7 @@ def _downloaded(name: str, revision: str | None) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or ".." in name:
         raise DataError(f"{shown(name)}: no such folder, and no owner/name of the Hub")
     patterns = ["*.json", "*.txt", "*.model", "pytorch_model*.bin"]
+    go_offline_unless_reachable()
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (OSError, LocalEntryNotFoundError, HfHubHTTPError) as error:
