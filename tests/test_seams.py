@@ -379,7 +379,7 @@ def test_a_readout_of_ones_own_is_trained_as_a_classifier_is(tiny: Callable[...,
     assert torch.equal(model.module.get_parameter(bias), written.get_parameter(bias)), "of the weights, not drawn"
 
     _, _, trainer = assemble(cell)
-    tuner = attach(cell.method, cell.scope, cell.budget, model, cell.seed)
+    tuner = attach(cell.attachment, model, cell.seed)
     trainer = Trainer(model, tuner, cell.protocol, cell.task, trainer.train, trainer.scored, "accuracy", cell.seed)
     fit = trainer.run()
     assert fit.steps == 6

@@ -18,6 +18,7 @@ from peftbench.ground.errors import ConfigError
 from peftbench.methods.selective import SelectiveTuner
 from peftbench.runner import deltas
 from peftbench.runner.counts import count_cell, kept_bounds
+from peftbench.runner.recording import delta_facts
 from peftbench.runner.run import Outcome
 from peftbench.sparse.schedule import unmasked
 from peftbench.sparse.scores import SCORES, Best, Score
@@ -128,7 +129,7 @@ def test_what_was_chosen_is_used_again(tiny: Callable[..., Cell], tmp_path: Path
     model, tuner, trainer = assemble(cell)
     trainer.run()
     fresh, _ = load_model(cell.model, 2, seed=99)
-    restored = deltas.restore(deltas.learned(cell, model, tuner), fresh)
+    restored = deltas.restore(deltas.learned(delta_facts(cell, model), model, tuner), fresh)
     assert isinstance(restored, SelectiveTuner)
     for ours, theirs in zip(tuner.store.tensors, restored.store.tensors, strict=True):
         assert torch.equal(ours, theirs)

@@ -162,6 +162,15 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Attachment:
+    """What is attached to a backbone: a method, where it may act, and how much of it may train."""
+
+    method: MethodSpec
+    scope: Scope
+    budget: Budget
+
+
+@dataclass(frozen=True)
 class Protocol:
     """Everything but the method that decides a score. Units and sources stand in conf/protocol/default.yaml."""
 
@@ -263,6 +272,17 @@ class Cell:
     selftrain: SelfTrain = NOT_SELF_TRAINED
     objective: ObjectiveSpec = BY_TASK
     old_sha256: str | None = None
+
+    @property
+    def attachment(self) -> Attachment:
+        """What is attached to the backbone."""
+        return Attachment(self.method, self.scope, self.budget)
+
+    @property
+    def keeps_head(self) -> bool:
+        """Whether the head of the run in `init_from` goes on, too: it is to be kept (init_head), the task can only be
+        evaluated (AX), or that run is updated. Elsewhere the head starts anew."""
+        return self.init_head == "kept" or self.task.train is None or self.objective.updates
 
     @property
     def fingerprint(self) -> str:
