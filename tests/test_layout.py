@@ -127,5 +127,33 @@ def names(annotation: ast.AST) -> set[str]:
     return {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
 
 
+FOREIGN = {"_attn_implementation", "_exit", "_run_exitfuncs", "_tokenizer"}  # transformers, os, atexit, tokenizers
+
+
+def private(node: ast.AST) -> str | None:
+    """The private name of somebody else that a node uses, as an attribute, an import or a word for monkeypatch."""
+    name: str | None = None
+    if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ("self", "cls"):
+        name = node.attr
+    elif isinstance(node, ast.ImportFrom):
+        name = next((one.name for one in node.names if one.name.startswith("_")), None)
+    elif isinstance(node, ast.Call) and "attr" in ast.unparse(node.func):
+        words = [one.value for one in node.args if isinstance(one, ast.Constant) and isinstance(one.value, str)]
+        name = next((word for word in words if word.rpartition(".")[2].startswith("_")), None)
+    found = name is not None and name.startswith("_") and not name.startswith("__") and name not in FOREIGN
+    return name if found else None
+
+
+def test_no_test_and_no_script_uses_a_private_name() -> None:
+    paths = [*sorted((ROOT.parent / "tests").rglob("*.py")), *sorted((ROOT.parent / "scripts").rglob("*.py"))]
+    used = [
+        f"{path.name}:{getattr(node, 'lineno', 0)}: {name}"
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (name := private(node)) is not None
+    ]
+    assert used == []
+
+
 if __name__ == "__main__":
     print(picture())

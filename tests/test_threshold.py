@@ -84,7 +84,7 @@ def test_a_run_chooses_as_plain_numpy_does(
     tuner, run = tuner_of(tiny(f"method={method}", "method.batches=2", f"budget={budget}",
                                f"method.threshold={threshold}"))  # fmt: skip
     place = {id(tensor): i for i, tensor in enumerate(tuner.store.tensors)}
-    score, seen, chosen, step_done = SCORES[tuner._method.score], {}, [set()], tuner.after_step
+    score, seen, chosen, step_done = SCORES[tuner.method.score], {}, [set()], tuner.after_step
 
     def spy(gradient: torch.Tensor, weight: torch.Tensor, eps: float, exp: float) -> torch.Tensor:
         scores = score.rank(gradient, weight, eps, exp)
@@ -102,7 +102,7 @@ def test_a_run_chooses_as_plain_numpy_does(
         assert set(tuner.store.ids.tolist()) == chosen[-1]
         return step_done(step)
 
-    monkeypatch.setitem(SCORES, tuner._method.score, Score(spy, score.gradient))
+    monkeypatch.setitem(SCORES, tuner.method.score, Score(spy, score.gradient))
     monkeypatch.setattr(tuner, "after_step", after_step)
     run()
     assert len(chosen) == (7 if method == "id3" else 2)
