@@ -157,7 +157,7 @@ def test_a_pickle_of_the_hub_must_be_the_pinned_one(tmp_path: Path, monkeypatch:
     with pytest.raises(DataError, match="not the pinned dab2c2bddcfb48ea"):
         convert.convert("prajjwal1/bert-tiny")
     pins = {"revision": revision, "pickle_sha256": file_sha256(folder / "pytorch_model.bin")}
-    monkeypatch.setattr(convert, "_pins", lambda name: pins)
+    monkeypatch.setattr(convert, "pins", lambda name: pins)
     assert convert.convert("prajjwal1/bert-tiny") == folder / "model.safetensors"
 
 

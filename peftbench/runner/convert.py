@@ -38,7 +38,7 @@ def convert(source: str) -> Path:
     """
     folder, pinned = expanded(source), None
     if not folder.is_dir():
-        known = _pins(source)
+        known = pins(source)
         folder, pinned = _downloaded(source, known.get("revision")), known.get("pickle_sha256")
     target = folder / WEIGHTS_FILE
     if target.exists():
@@ -60,7 +60,7 @@ def convert(source: str) -> Path:
 
 
 @functools.cache
-def _pins(name: str) -> Mapping[str, Any]:
+def pins(name: str) -> Mapping[str, Any]:
     """The yaml of the model whose weights lie in this repository of the Hub; empty: none names it."""
     for path in sorted((compose.conf_dir() / "model").glob("*.yaml")):
         keys = yaml.safe_load(path.read_text(encoding="utf-8"))

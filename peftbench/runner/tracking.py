@@ -5,7 +5,7 @@ import netrc
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from peftbench.config.spec import Cell, TrackerSpec
+from peftbench.config.spec import TrackerSpec
 from peftbench.ground import environment
 from peftbench.ground.errors import shown
 from peftbench.ground.files import write_atomically
+from peftbench.record import CellName
 from peftbench.training.fit import Scores
 
 # W&B's own words for one run, which must not make one of all cells.
@@ -153,12 +154,12 @@ class WandbRun:
         self._run.summary.update(dict(summary))
 
 
-def described_to_wandb(cell: Cell, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What W&B is told of a cell: its group, name, tags and configuration."""
+def described_to_wandb(cell: CellName, tags: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What W&B is told of a cell: its group, name, tags (these and its own) and configuration."""
     return {
         "group": cell.study,
-        "name": f"{cell.task.name}-{cell.method.name}-{cell.model.name}-s{cell.seed}",
-        "tags": [cell.task.name, cell.method.name, cell.model.name, f"data:{cell.data.name}", *cell.tracker.tags],
+        "name": f"{cell.task}-{cell.method}-{cell.model}-s{cell.seed}",
+        "tags": [cell.task, cell.method, cell.model, f"data:{cell.data}", *tags],
         "config": dict(config),
     }
 
