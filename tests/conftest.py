@@ -14,7 +14,7 @@ import studies
 from forgery import Said, in_process
 from huggingface_hub import constants
 from hypothesis import settings
-from matrix import ROWS
+from matrix import EVERY
 from support import TINY
 
 from peftbench.config import compose
@@ -96,7 +96,7 @@ def row_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome
         with (place / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not list(folder.rglob(RECORD_FILE)):
-                words = [*TINY, *ROWS[name].overrides, f"outputs={folder}", f"cache={place / 'cache'}"]
+                words = [*TINY, *EVERY[name].overrides, f"outputs={folder}", f"cache={place / 'cache'}"]
                 config = compose.load(words)
                 run(compose.build(config), compose.resolved(config), words)
         (path,) = folder.rglob(RECORD_FILE)

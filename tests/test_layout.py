@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1] / "peftbench"
@@ -39,6 +40,14 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"peftbench.{name.name}" for name in node.names if not name.name.startswith("__"))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("peftbench."):
             yield str(node.module)
+
+
+def whole_names(path: Path) -> Iterator[str]:
+    """Dotted names of what a file imports from the project, each taken as a module and as a name in one."""
+    yield from imports(path)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
 def room(path: Path) -> str:
@@ -80,6 +89,15 @@ def test_no_import_points_upward() -> None:
         if (target := name.split(".")[1]) != room(path) and target not in ALLOWED[room(path)]
     ]
     assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Wherever in a file an import stands."""
+    names = {
+        ".".join(("peftbench", *path.relative_to(ROOT).with_suffix("").parts)): path for path in ROOT.rglob("*.py")
+    }
+    graph = {name: set(whole_names(path)) & set(names) - {name} for name, path in names.items()}
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
 def test_the_picture_in_the_design_is_drawn_from_the_code() -> None:
@@ -127,7 +145,7 @@ def names(annotation: ast.AST) -> set[str]:
     return {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
 
 
-FOREIGN = {"_attn_implementation", "_exit", "_run_exitfuncs", "_tokenizer"}  # transformers, os, atexit, tokenizers
+FOREIGN = {"_attn_implementation", "_exit", "_run_exitfuncs", "_parent_process", "_tokenizer"}  # of other packages
 
 
 def private(node: ast.AST) -> str | None:
@@ -153,6 +171,30 @@ def test_no_test_and_no_script_uses_a_private_name() -> None:
         if (name := private(node)) is not None
     ]
     assert used == []
+
+
+def prints(path: Path) -> list[str]:
+    """Where a file prints or takes hold of the terminal's streams, as "file:line"."""
+    return [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if (isinstance(node, ast.Name) and node.id == "print")
+        or (isinstance(node, ast.Attribute) and ast.unparse(node) in ("sys.stdout", "sys.stderr"))
+    ]
+
+
+def test_below_the_commands_only_warn_prints() -> None:
+    below = [path for path in sorted(ROOT.rglob("*.py")) if room(path) not in ("commands", "cli", "__main__")]
+    found = [place for path in below for place in prints(path)]
+    assert {place.partition(":")[0] for place in found} == {"ground/errors.py"}
+    assert len(found) == 2, found  # print(..., file=sys.stderr)
+
+
+def test_below_studies_nothing_knows_hydra() -> None:
+    """Cells are asked for as configurations, and run as frozen dataclasses."""
+    words = ("import hydra", "from hydra", "import omegaconf", "from omegaconf")
+    knowing = {room(path) for path in ROOT.rglob("*.py") if any(word in path.read_text() for word in words)}
+    assert knowing <= {"config", "study", "commands"}
 
 
 if __name__ == "__main__":

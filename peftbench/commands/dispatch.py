@@ -28,7 +28,8 @@ train:
   count --paper PAPER     compare every trainable count stated in a paper with ours
   list [GROUP]            list the available models, tasks, methods, data sources, protocols, ...
   reproduce PAPER         run the sweep behind a paper's table; --dry-run only lists it
-  convert FOLDER|HUB-NAME write model.safetensors for weights that are only a pickle (pytorch_model.bin)
+  convert FOLDER|HUB-NAME write model.safetensors for weights that are only a pickle (pytorch_model.bin);
+                          model=WORD checks the pickle's hash
   backbone make=WORD      make a backbone from another (lowrank, mlm, merged): ... --to DIR, for model.weights=DIR
 
 many machines:
@@ -41,8 +42,8 @@ many machines:
   collect FOLDER...       combine one study from several machines; records that disagree are rejected
 
 results:
-  table STUDY             show a study's results, one row per method; --paper, --format md, latex, html, csv;
-                          --show aggregates, calibration, consistency, subsets, cost or pscp instead of scores
+  table STUDY             show a study's results, one row per method; --paper, --format for a file, --show
+                          for other views than scores: table --help lists both
   compare STUDY ONE OTHER test whether one method beats another, in words and numbers
   plot STUDY --to DIR     draw score against entries, time and memory; curves; seeds; as PNG and PDF
   report STUDY            write one HTML file: table, plots, every run

@@ -71,13 +71,17 @@ def export(arguments: Sequence[str]) -> int:
 
 
 def convert(arguments: Sequence[str]) -> int:
-    """`peftbench convert FOLDER|HUB-NAME`: model.safetensors beside a pytorch_model.bin."""
+    """`peftbench convert FOLDER|HUB-NAME [model=WORD]`: model.safetensors beside a pytorch_model.bin."""
     parser = ArgumentParser(prog="peftbench convert")
     parser.add_argument("source", help="folder with a pytorch_model.bin, or owner/name of a model on the Hub")
+    parser.add_argument("model", nargs="?", help="model=WORD: it must be the pickle that this model's yaml pins")
     options = parser.parse_args(arguments)
+    word = options.model.removeprefix("model=") if options.model else None
+    if options.model and word in ("", options.model):
+        raise ConfigError(f"{shown(options.model)}: must be model=WORD, of a model whose pickle is pinned")
     from peftbench.runner.convert import convert
 
-    print(convert(options.source))
+    print(convert(options.source, word))
     return 0
 
 

@@ -10,6 +10,7 @@ from peftbench.commands.paths import writable, writable_file
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
+from peftbench.report.sheet import FORMATS
 
 PORT = 8765  # of a live page, unless another is given
 
@@ -18,7 +19,7 @@ def table(arguments: Sequence[str]) -> int:
     """`peftbench table STUDY`: mean and spread over seeds, one row per method; or another view that --show names."""
     parser = _study_parser("table")
     shows.add_options(parser)
-    parser.add_argument("--format", help="md, latex, html or csv: print it so, for a file")
+    parser.add_argument("--format", metavar="WORD", help=f"one of: {', '.join(FORMATS)}: print it so, for a file")
     options = parser.parse_args(arguments)
     shows.check(options)
     from peftbench.report import cost, records, sheet

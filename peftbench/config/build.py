@@ -1,4 +1,5 @@
-"""A composed configuration in, a validated `Cell` out: DictConfig stops here."""
+"""A composed configuration in, a validated `Cell` out. `study`, which asks for cells, may hold the former; what runs
+them sees the latter alone."""
 
 import copy
 import hashlib

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.config.bounds import CONTROL, LARGEST, MOST, TOO_LONG, too_long
+from peftbench.config.members import member
 from peftbench.config.parents import of_update
 from peftbench.config.spec import Cell, TaskSpec
 from peftbench.config.validate import method_class, show
@@ -71,7 +72,7 @@ def together(cell: Cell) -> None:
     if cell.init_head == "kept" and cell.init_from is None:
         problems.append("init_head=kept: of which run? init_from=<its folder> says it")
     kind, budget = method_class(cell.method.target), cell.budget
-    takes_none = getattr(kind, "dial", None) is None and not hasattr(kind, "within")
+    takes_none = member(kind, "dial") is None and member(kind, "within") is None
     if takes_none and any(part is not None for part in (budget.entries, budget.fraction, budget.like)):
         problems.append(f"budget: {kind.__name__} takes none; limit it with scope.layers or scope.kinds")
     if cell.protocol.accumulation > cell.protocol.batch_size:
@@ -81,7 +82,7 @@ def together(cell: Cell) -> None:
         )
     if cell.select.head_factors is not None and cell.protocol.head_lr is None:
         problems.append("select.head_factors: needs protocol.head_lr, whose multiples are tried")
-    own = kind.own_tokens(cell.method.arguments) if hasattr(kind, "own_tokens") else 0
+    own = member(kind, "own_tokens")(cell.method.arguments)
     if cell.protocol.max_length + own > (limit := cell.model.positions):
         there = f"{cell.model.name} has {limit} positions" + (f", {own:,} of them for the method's own" if own else "")
         problems.append(f"protocol.max_length={cell.protocol.max_length}: {there}")

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from peftbench.config.members import member
 from peftbench.config.spec import MethodSpec
 from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.ground.quantity import quantity
@@ -156,10 +157,8 @@ def spelled_out(target: str, raw: Mapping[str, Any], path: str = "method") -> di
     Raises:
         ConfigError: a line for whatever is wrong with them, those of methods within included.
     """
-    arguments = dict(raw)
     try:
-        if (complete := getattr(method_class(target), "spelled_out", None)) is not None:
-            arguments = complete(raw)
+        arguments: dict[str, Any] = member(method_class(target), "spelled_out")(raw)
     except ConfigError as error:
         raise ConfigError([*_under(path, error)]) from None
     if problems := [*_method_problems(target, arguments, path)]:

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import os
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable
@@ -13,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from peftbench.ground.errors import ConfigError, shown
+from peftbench.ground.errors import ConfigError, shown, warn
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -152,9 +151,9 @@ def set_aside(path: Path, reason: str) -> None:
     try:
         path.rename(aside)
     except OSError as error:
-        print(f"{path}: {reason} (it cannot be renamed: {error.strerror})", file=sys.stderr)
+        warn(f"{path}: {reason} (it cannot be renamed: {error.strerror})")
         return
-    print(f"{path}: {reason}; kept as {aside.name}", file=sys.stderr)
+    warn(f"{path}: {reason}; kept as {aside.name}")
 
 
 def stamp(path: Path) -> tuple[str, int, int, int, int] | None:

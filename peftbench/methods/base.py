@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -159,12 +159,9 @@ class Tuner(Protocol):
 class Method(Protocol):
     """A recipe: a frozen dataclass whose fields are the keys of its yaml.
 
-    A budget turns the key that `dial` names (rank, width); what it trains must grow linearly with it. None: the method
-    takes no budget, or chooses whole groups within one by a method `within(model, scope, entries)` of its own, which
-    returns the same recipe held to so many entries. A class attribute `alone` that is true keeps it out of strata.
+    A budget turns the key that its `dial` names (rank, width); what it trains must grow linearly with it. What else it
+    may have stands in `config/members.py`, with what holds of a method that does not have it.
     """
-
-    dial: ClassVar[str | None]
 
     def attach(self, model: Model, scope: Scope) -> Tuner:
         """Choose what trains: set requires_grad of the backbone, insert modules.

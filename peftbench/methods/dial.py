@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from peftbench.backbone.model import Model, empty_copy
+from peftbench.config.members import member
 from peftbench.config.spec import Scope
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.quantity import quantity
@@ -25,10 +26,10 @@ def within(method: Method, model: Model, scope: Scope, entries: int) -> Method:
     Raises:
         ConfigError: the method takes no budget, or needs more than this one.
     """
-    own: Callable[..., Method] | None = getattr(method, "within", None)
+    own: Callable[..., Method] | None = member(method, "within")
     if own is not None:
         return own(model, scope, entries)
-    name, dial = type(method).__name__, getattr(method, "dial", None)
+    name, dial = type(method).__name__, member(method, "dial")
     if dial is None:
         raise ConfigError(f"budget: {name} takes none; limit it with scope.layers or scope.kinds")
     return turned(method, dial, entries, lambda one: trained_entries(one, model, scope))

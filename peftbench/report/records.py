@@ -1,7 +1,6 @@
 """A study's records as pandas sees them: one row per finished run."""
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, near, short_line
+from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, near, short_line, warn
 from peftbench.record import Record, find_records, read_record
 
 # What two cells may differ in and still be the same cell of a table, beside the seed.
@@ -77,7 +76,7 @@ def readable(paths: Iterable[Path], read: Callable[[Path], Record] = read_record
         try:
             yield path.parent, read(path)
         except DataError as error:
-            print(f"left out: {short_line(error.every[0], LONGEST_LINE - 10)}", file=sys.stderr)
+            warn(f"left out: {short_line(error.every[0], LONGEST_LINE - 10)}")
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 import json
 import netrc
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from peftbench.config.spec import TrackerSpec
 from peftbench.ground import environment
-from peftbench.ground.errors import shown
+from peftbench.ground.errors import shown, warn
 from peftbench.ground.files import write_atomically
 from peftbench.record import CellName
 from peftbench.training.fit import Scores
@@ -212,7 +211,7 @@ def _begin(tracker: TrackerSpec, folder: Path, described: Mapping[str, Any], how
             return wandb.init(mode=kept_as, settings=own, **settings)
         except (wandb.Error, ValueError, OSError) as error:
             reason = shown(next(iter(str(error).strip().splitlines()), type(error).__name__), 100)
-            print(f"tracker.mode={kept_as}: W&B cannot be used ({reason}); {otherwise}", file=sys.stderr)
+            warn(f"tracker.mode={kept_as}: W&B cannot be used ({reason}); {otherwise}")
     return None
 
 

@@ -4,7 +4,6 @@ import fcntl
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -16,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from peftbench.config.words import conf_dir
 from peftbench.ground import strangers
-from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, shown
+from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, shown, warn
 from peftbench.ground.files import set_aside, write_atomically
 from peftbench.ground.quantity import quantity
 from peftbench.ground.version import __version__
@@ -87,12 +86,12 @@ def read(study: Path) -> dict[str, Planned]:
     try:
         file = _file(study / FILE)
     except DataError as error:
-        print(f"{error.problems[0]}; what its folders show is taken", file=sys.stderr)
+        warn(f"{error.problems[0]}; what its folders show is taken")
         return {}
     outside = [cell.folder for cell in file.cells.values() if not is_inside(cell.folder, study.name)]
     if outside:
         line = f"{study / FILE}: {quantity(len(outside), 'cell')} left out, not inside the study: {outside[0]}"
-        print(shown(line, LONGEST_LINE), file=sys.stderr)
+        warn(shown(line, LONGEST_LINE))
     return _planned(file, study.name)
 
 

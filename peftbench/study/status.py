@@ -2,7 +2,6 @@
 
 import re
 import statistics
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
@@ -12,7 +11,7 @@ from typing import Literal
 import yaml
 
 from peftbench.ground import escape, strangers
-from peftbench.ground.errors import ConfigError, DataError, near
+from peftbench.ground.errors import ConfigError, DataError, near, warn
 from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE
 from peftbench.record import damage, find_records, read_record
 from peftbench.study import index, lock
@@ -132,7 +131,7 @@ def _typed(path: Path) -> list[str]:
         reason = f"cannot be read ({error.strerror})"
     except (ValueError, yaml.YAMLError):
         reason = "not a list of what was typed"
-    print(f"{escape.terminal(str(path))}: {reason}", file=sys.stderr)
+    warn(f"{escape.terminal(str(path))}: {reason}")
     return []
 
 

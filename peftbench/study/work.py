@@ -3,14 +3,13 @@
 import functools
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from peftbench.ground.errors import BadInput, ConfigError
+from peftbench.ground.errors import BadInput, ConfigError, warn
 from peftbench.ground.files import write_atomically
 from peftbench.study import lock
 from peftbench.study.cell import Screen, settle
@@ -79,9 +78,9 @@ def work(sources: Sequence[Source], most: int | None) -> list[int]:
             ended += job() != Elsewhere.exit_code
             refused = troubles = 0
         except Elsewhere as error:
-            print(error, file=sys.stderr)
+            warn(error)
         except BadInput as error:
-            print(*error.problems, sep="\n", file=sys.stderr)
+            warn(*error.problems)
             codes.append(error.exit_code)
             refused += 1
             if refused == MOST_REFUSED:
@@ -92,7 +91,7 @@ def work(sources: Sequence[Source], most: int | None) -> list[int]:
             troubles += 1
             if troubles == MOST_TROUBLES:
                 raise
-            print(f"{error}; this worker tries again", file=sys.stderr)
+            warn(f"{error}; this worker tries again")
             time.sleep(min(2.0**troubles, LONGEST_WAIT))
     return codes
 
