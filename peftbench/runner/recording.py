@@ -241,11 +241,13 @@ def cell_name(cell: Cell) -> CellName:
     )
 
 
-def keep_hydra_files(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
+def keep_hydra_files(
+    folder: Path, config: Mapping[str, Any], overrides: Sequence[str], check: Callable[[], None]
+) -> None:
     """Write `.hydra/config.yaml` and `.hydra/overrides.yaml`, as Hydra does for its own folders."""
     for name, content in (("config", dict(config)), ("overrides", list(overrides))):
         text = yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)
-        write_atomically(folder / ".hydra" / f"{name}.yaml", text.encode())
+        write_atomically(folder / ".hydra" / f"{name}.yaml", text.encode(), check)
 
 
 def keep_predictions(

@@ -179,7 +179,7 @@ class Run:
         """The first files, and the checkpoints; of several processes the main one alone writes."""
         cell, asked = self.cell, self.asked
         if process_state().is_main_process:
-            keep_hydra_files(self.folder, asked.config, asked.overrides)
+            keep_hydra_files(self.folder, asked.config, asked.overrides, self.check)
         searched = [cell.protocol.lr, cell.protocol.head_lr, digest(cell.method.meaning)]  # the last: of strata
         made_by = identity([asked.fingerprint, cell.seed, *searched], self.work.hashes)
         self.work.checkpoints = Checkpoints(self.folder, made_by, cell.checkpoint_every, self.check)
@@ -209,7 +209,7 @@ class Run:
         title = f"{cell.task.name} {cell.method.name} seed {cell.seed}" if cell.progress else None
         config = {**asked.config, "fingerprint": asked.fingerprint}
         described = described_to_wandb(cell_name(cell), cell.tracker.tags, config)
-        return watchers(cell.tracker, self.folder, title, described)
+        return watchers(cell.tracker, self.folder, title, described, self.check)
 
     def train(self, trainer: Trainer, learner: Learner, watchers: Sequence[Watcher]) -> Trainer:
         """Train, in one phase or, with a teacher and its students, in several; gives the last trainer."""
@@ -334,13 +334,17 @@ def tokens_of(rows: Mapping[str, Split], how: Tokenizing, task: Task) -> Mapping
 
 @contextmanager
 def watchers(
-    tracker: TrackerSpec, folder: Path, progress: str | None, described: Mapping[str, Any]
+    tracker: TrackerSpec,
+    folder: Path,
+    progress: str | None,
+    described: Mapping[str, Any],
+    check: Callable[[], None],
 ) -> Iterator[list[Watcher]]:
     """Those who follow a run: metrics.jsonl, a progress bar of this title, W&B. Only the main process has any."""
     with ExitStack() as stack:
         following: list[Watcher] = []
         if process_state().is_main_process:
-            following.append(stack.enter_context(MetricsFile(folder / "metrics.jsonl")))
+            following.append(stack.enter_context(MetricsFile(folder / "metrics.jsonl", check)))
             following += stack.enter_context(bar(progress or "", show=progress is not None))
             following += stack.enter_context(wandb_run(tracker, folder, described))
         yield following

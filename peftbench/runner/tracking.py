@@ -4,7 +4,7 @@ import json
 import netrc
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -31,8 +31,9 @@ OF_ONE_RUN = (
 class MetricsFile:
     """metrics.jsonl: one line per logged training point and per evaluation; use it as a context manager."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+        """`check` is called before an older file is replaced; what it raises leaves that one."""
+        self._path, self._check = path, check
         self._open: IO[str] | None = None
 
     def __enter__(self) -> "MetricsFile":
@@ -51,7 +52,7 @@ class MetricsFile:
         kept = [line for line in kept if _step_of(line) <= done]
         if kept and "evaluation" in kept[-1] and _step_of(kept[-1]) == done:
             kept.pop()  # the checkpoint was made before it
-        write_atomically(self._path, "".join(kept).encode())
+        write_atomically(self._path, "".join(kept).encode(), self._check)
         self._open = self._path.open("a", encoding="utf-8")
 
     def _lines(self) -> list[str]:
