@@ -48,6 +48,7 @@ def measure(method: str, model: str, steps: int) -> Run:
 
     from peftbench.runner import deltas
     from peftbench.runner.provenance import peak_memory_mb, reset_peak_memory
+    from peftbench.runner.recording import delta_facts
 
     total, rows = WARM + steps, torch.arange(BATCH).numpy()
     words = [f"method={method}", f"model={model}"]
@@ -74,7 +75,7 @@ def measure(method: str, model: str, steps: int) -> Run:
     peak, kept = peak_memory_mb(), trainer.tuner.kept()
     head = sum(p.numel() for _, p in trainer.model.head())
     cell = compose.cell_from([*words, "task=sst2", "tracker=none"])
-    stored = deltas.learned(cell, trainer.model, trainer.tuner).stored_bytes - 4 * head
+    stored = deltas.learned(delta_facts(cell, trainer.model), trainer.model, trainer.tuner).stored_bytes - 4 * head
     return {
         "at_most": at_most,
         "kept": kept,

@@ -30,6 +30,7 @@ from peftbench.methods.peft_types import REFUSED, TYPES
 from peftbench.runner import deltas
 from peftbench.runner.counts import count_cell
 from peftbench.runner.delta import Delta
+from peftbench.runner.recording import delta_facts
 from peftbench.runner.run import Tokenizing, read_rows, tokenize_rows
 from peftbench.training.trainer import Trainer
 
@@ -142,7 +143,7 @@ def _attempt(small: Cell, folder: Path, tried: Tried) -> None:
     plain, _ = load_model(small.model, 2, small.seed)
     names = [name for name, _ in plain.module.named_parameters()]
     model, _ = load_model(small.model, 2, small.seed)
-    tuner = deltas.start_from(small, model)
+    tuner = deltas.attach(small.attachment, model, small.seed)
     tried.entries = sum(p.numel() for p in tuner.trainables().values())
     planned = count_cell(small).backbone
     assert planned == tried.entries, f"{planned:,} entries are planned, {tried.entries:,} train"
@@ -165,7 +166,7 @@ def _attempt(small: Cell, folder: Path, tried: Tried) -> None:
         tried.notes.append(f"{len(still)} of {every} tensors get no gradient here, {inside} among them")
     expected = logits(model, tuner)
 
-    delta = deltas.learned(small, model, tuner)
+    delta = deltas.learned(delta_facts(small, model), model, tuner)
     head = sum(p.numel() for _, p in model.head())
     tried.stored = (delta.stored_bytes / 4 - head) / tried.entries
     delta.save(folder / "delta.safetensors")

@@ -85,7 +85,7 @@ def assemble(cell: Cell) -> tuple[Model, Tuner, Trainer]:
     """Model, tuner and trainer of a cell, as `run` makes them."""
     tokens = tokens_of(cell)
     model, _ = load_model(cell.model, cell.task.num_labels, cell.seed)
-    tuner = deltas.start_from(cell, model)
+    tuner = deltas.attach(cell.attachment, model, cell.seed)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
     trainer = Trainer(
         model, tuner, cell.protocol, cell.task, tokens["train"], {"dev": tokens["dev"]}, "accuracy", cell.seed

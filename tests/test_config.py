@@ -301,7 +301,7 @@ def test_values_on_words_composed_before_are_what_hydra_makes_of_all(
 ) -> None:
     quick = plain(overrides), plain(overrides)
     again = plain([word for word in overrides if "." not in word])
-    monkeypatch.setattr(words, "_with_values", lambda overrides: None)
+    monkeypatch.setattr(words, "with_values", lambda overrides: None)
     assert quick == (plain(overrides),) * 2
     assert again == plain([word for word in overrides if "." not in word]), "what is kept stays as it was"
 
@@ -313,7 +313,7 @@ def test_in_another_folder_hydra_is_not_asked_again(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(words, "compose", None)
         quick = plain(overrides)
-    monkeypatch.setattr(words, "_with_values", lambda overrides: None)
+    monkeypatch.setattr(words, "with_values", lambda overrides: None)
     assert quick == plain(overrides)
     assert words.composed(overrides).hydra.runtime.cwd == str(tmp_path)
 

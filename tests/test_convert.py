@@ -159,7 +159,7 @@ def test_a_pickle_of_the_hub_must_be_the_pinned_one(tmp_path: Path, monkeypatch:
     with pytest.raises(DataError, match="not the pinned dab2c2bddcfb48ea"):
         convert.convert("prajjwal1/bert-tiny")
     pins = {"revision": revision, "pickle_sha256": file_sha256(folder / "pytorch_model.bin")}
-    monkeypatch.setattr(convert, "_pins", lambda name: pins)
+    monkeypatch.setattr(convert, "pins", lambda name: pins)
     assert convert.convert("prajjwal1/bert-tiny") == folder / "model.safetensors"
 
 
@@ -196,7 +196,7 @@ def test_a_folders_pickle_is_held_against_the_pins(
         assert (said[0], line in said[2]) == (2, True), said
     assert not (tmp_path / "model.safetensors").exists()
     pins = {"mine": {"pickle_sha256": file_sha256(tmp_path / "pytorch_model.bin")}}
-    monkeypatch.setattr(convert, "_yamls", lambda: pins)
+    monkeypatch.setattr(convert, "model_yamls", lambda: pins)
     said = command("convert", str(tmp_path))
     assert (said[0], said[2]) == (0, f"{tmp_path / 'pytorch_model.bin'}: is what model=mine pins\n")
     (tmp_path / "model.safetensors").unlink()

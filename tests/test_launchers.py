@@ -57,7 +57,7 @@ def test_a_sweep_in_several_processes_is_the_sweep_in_one(tmp_path: Path, one_pr
 
 def test_failures_in_other_processes_are_counted(tmp_path: Path) -> None:
     words = ["-m", *TINY, "method=full", "protocol.clip=null", "protocol.lr=1e9,1e-4", "protocol.schedule=constant"]
-    sweep = call("run", *words, "hydra/launcher=local", cwd=tmp_path)
+    sweep = start("run", *words, "hydra/launcher=local", cwd=tmp_path)
     assert sweep.returncode == 101, sweep.stderr
     assert sweep.stdout.splitlines()[-1] == "2 cells: 1 done, 1 failed"
 

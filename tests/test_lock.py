@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from support import TINY, begin, call, until
 
+from peftbench.config import compose
 from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, write_atomically
 from peftbench.record import find_records
+from peftbench.runner.run import run
 from peftbench.study import lock
 from peftbench.study.lock import Elsewhere, Lock
 
@@ -241,6 +243,20 @@ def test_what_is_written_while_the_lock_is_lost_is_not_put_in_place(tmp_path: Pa
     assert record.read_bytes() == b"the other's"
     lock.forget_deaths(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", RECORD_FILE]
+
+
+def test_a_runner_that_lost_its_cell_while_it_loaded_leaves_the_others_files(tmp_path: Path) -> None:
+    words = [*TINY, f"outputs={tmp_path}", "method=head"]
+    config = compose.resolved(compose.load(words))
+    folder = run(compose.cell_from(words), config, words).path.parent
+    left = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def lost() -> None:
+        raise Elsewhere("lost the cell")
+
+    with pytest.raises(Elsewhere):
+        run(compose.cell_from(words), config, ["other=words"], check=lost)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == left
 
 
 def test_many_runners_at_a_dead_lock_and_one_gets_it(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from peftbench.ground.files import DELTA_FILE
 from peftbench.runner import deltas
 from peftbench.runner.counts import entries
 from peftbench.runner.delta import Delta
+from peftbench.runner.recording import delta_facts
 from peftbench.runner.run import Outcome
 from peftbench.sparse.scores import SCORES, Score
 from peftbench.training.trainer import Trainer
@@ -67,7 +68,7 @@ def test_delta_round_trip_and_merge_keep_the_logits(tiny: Callable[..., Cell], r
     trainer.run()
     expected = dev_logits(trainer)
 
-    delta = deltas.learned(cell, model, tuner)
+    delta = deltas.learned(delta_facts(cell, model), model, tuner)
     delta.save(tmp_path / DELTA_FILE)
     fresh, _ = load_model(cell.model, 2, seed=99)
     restored = deltas.restore(Delta.load(tmp_path / DELTA_FILE), fresh, known=classes_of(cell.method))
@@ -246,7 +247,7 @@ def test_a_score_from_another_package(
 def test_a_delta_of_another_backbone_is_refused(tiny: Callable[..., Cell], tmp_path: Path) -> None:
     cell = tiny("method=bitfit")
     model, tuner, _ = assemble(cell)
-    deltas.learned(cell, model, tuner).save(tmp_path / DELTA_FILE)
+    deltas.learned(delta_facts(cell, model), model, tuner).save(tmp_path / DELTA_FILE)
     other, _ = load_model(tiny("model=bert_mini", "model.weights=random").model, 2, 0)
     with pytest.raises(Exception, match="learned on bert_tiny"):
         deltas.restore(Delta.load(tmp_path / DELTA_FILE), other)

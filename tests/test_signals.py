@@ -209,7 +209,7 @@ def test_signals_that_come_until_it_has_ended(tmp_path: Path) -> None:
 
 def test_a_launchers_processes_end_with_it_and_keep_what_they_have(tmp_path: Path) -> None:
     words = ["run", "-m", *TINY, "protocol.max_steps=4000", "seed=0,1,2,3", "hydra/launcher=local"]
-    running = begin(*words, cwd=tmp_path)
+    running = subprocess.Popen([*PYTHON, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     begun(running, tmp_path, cells=2)
     running.send_signal(signal.SIGTERM)
     assert running.communicate(timeout=300)[1].splitlines() == said(signal.SIGTERM), "what others hold open has ended"

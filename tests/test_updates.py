@@ -10,6 +10,7 @@ import pytest
 from forgery import Said
 from support import TINY, updating
 
+from peftbench.config.parents import parents_of_update
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.files import RECORD_FILE
@@ -156,11 +157,11 @@ def test_a_parent_that_learns_something_else_meanwhile_is_refused(
     cell = tiny("method=lora", *updating(other, finished))
     rewritten(other, hashes=hashes(delta="0" * 64))
     with pytest.raises(DataError, match=r"objective.old=.*other: was run again since"):
-        objectives.check(cell)
+        objectives.check(parents_of_update(cell), cell.protocol.max_length)
     rewritten(
         other,
         hashes=read_record(older / RECORD_FILE).hashes,
         config=config("model", config={"max_position_embeddings": 16, "num_hidden_layers": 4}),
     )
     with pytest.raises(ConfigError, match=r"protocol.max_length=24: the backbone of objective.old has 16 positions"):
-        objectives.check(cell)
+        objectives.check(parents_of_update(cell), cell.protocol.max_length)

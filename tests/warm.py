@@ -75,6 +75,7 @@ def run(words: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> subp
 
 
 def _command(words: Sequence[str], cwd: str, environment: Mapping[str, str], out: str, err: str) -> None:
+    multiprocessing.process._parent_process = None  # type: ignore[attr-defined] # a shell starts it: no worker
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

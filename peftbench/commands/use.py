@@ -132,7 +132,7 @@ def _merged(
 def _low_rank(cell: Cell, recipe: recipes.LowRank, folder: Path) -> list[str]:
     from peftbench.runner.backbone import make_low_rank, plan
 
-    ranks = plan(cell, recipe)
+    ranks = plan(cell.model, cell.scope, recipe)
     facts = make_low_rank(cell, recipe, ranks, empty(folder))
     before, after = facts.entries
     lines = [f"backbone: {quantity(after, 'entry')} of {before:,} ({after / before:.1%})"]
@@ -145,7 +145,7 @@ def _low_rank(cell: Cell, recipe: recipes.LowRank, folder: Path) -> list[str]:
 def _masked(cell: Cell, recipe: recipes.MaskedLM, folder: Path) -> list[str]:
     from peftbench.runner.masked import check, make_masked
 
-    check(cell)
+    check(cell.model)
     facts = make_masked(cell, recipe, empty(folder))
     made = "new: drawn, and trained on this text alone" if facts.head == "new" else "the source's own, trained on"
     loss = f"{facts.before:.3f} before, {facts.after:.3f} after"

@@ -47,12 +47,15 @@ class ObjectiveSpec:
         """Whether the newer run teaches, beside being where training starts."""
         return self.kind == "muscle" and self.teacher in ("student_wrong", "old_right")
 
-    def meaning(self, old_sha256: str | None) -> dict[str, Any]:
-        """What a fingerprint holds of it: the older run by what it learned, and nothing of what is not asked.
+    def meaning(self, old_sha256: str | None) -> dict[str, Any] | None:
+        """What a fingerprint holds of it: the older run by what it learned, and nothing of what is not asked; None: the
+        task's own loss.
 
         Args:
             old_sha256: the hash of that run's delta.
         """
+        if self.kind == "task":
+            return None
         if not self.asks_old:
             return {"kind": self.kind, "teacher": self.teacher}
         return {**asdict(self), "old": old_sha256}

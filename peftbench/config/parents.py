@@ -20,6 +20,11 @@ def parents(cell: Cell) -> dict[str, tuple[Path, str]]:
     return runs
 
 
+def parents_of_update(cell: Cell) -> dict[str, tuple[Path, str]]:
+    """The runs that an update is made of, as `parents` gives them; none where the cell is no update."""
+    return parents(cell) if cell.objective.updates else {}
+
+
 def row_of(cell: Cell) -> str | None:
     """The cell's fingerprint with its parents named by their cells, not by what they learned.
 

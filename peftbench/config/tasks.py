@@ -1,8 +1,8 @@
 """What a task is: one of GLUE's, or several of them that one run learns together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -100,6 +100,11 @@ class TaskSpec:
     def num_labels(self) -> int:
         """Outputs of the head: classes, or 1 for a regression."""
         return len(self.labels) if self.labels else 1
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What a fingerprint holds of it: not its prompt, which is the readout's."""
+        return {key: value for key, value in asdict(self).items() if key != "prompt"}
 
     def scored(self) -> dict[str, tuple[str, str]]:
         """Every dev metric as a record names it -> its split and its plain name.
@@ -206,6 +211,11 @@ class JointTask:
     def num_labels(self) -> int:
         """Outputs of all heads together."""
         return sum(task.num_labels for task in self.tasks)
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What a fingerprint holds of it."""
+        return {**asdict(self), "tasks": [task.meaning for task in self.tasks]}
 
     def metric_names(self) -> tuple[str, ...]:
         """What the headline may be."""

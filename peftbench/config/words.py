@@ -92,14 +92,14 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     Hydra needs a tenth of a second for the choices of words, and most cells of a sweep differ in values alone: what a
     choice makes is kept, and values are put on top, as Hydra does, too.
     """
-    config = _with_values(overrides)
+    config = with_values(overrides)
     if config is not None:
         return config
     with _hydra():
         return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
 
 
-def _with_values(overrides: Sequence[str]) -> DictConfig | None:
+def with_values(overrides: Sequence[str]) -> DictConfig | None:
     """The same from the choices alone; None where there is more to do, or something is wrong, which Hydra can say.
 
     All but hydra.job.override_dirname, which nothing of ours reads.

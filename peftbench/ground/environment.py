@@ -16,7 +16,7 @@ TRUE = ("1", "true", "yes", "on", "t", "y")
 ONEDNN_KEPT = "64"  # compiled products; 1024 by default, and every width of a batch has some 20 of its own
 
 
-_threads: list[str] = []  # what was set here, not by anybody else
+chosen_threads: list[str] = []  # what was set here, not by anybody else
 
 
 def prepare() -> None:
@@ -29,7 +29,7 @@ def prepare() -> None:
     os.environ.pop("WANDB_SERVICE", None)  # the process that writes for whoever started us ends with them
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(cores())
-        _threads[:] = [os.environ["OMP_NUM_THREADS"]]
+        chosen_threads[:] = [os.environ["OMP_NUM_THREADS"]]
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait busily take what a neighbour could use
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", ONEDNN_KEPT)
@@ -37,13 +37,13 @@ def prepare() -> None:
 
 def leave_threads_to_workers() -> None:
     """Let the processes of a launcher count for themselves: some share this machine's cores, some run on another."""
-    if _threads and os.environ.get("OMP_NUM_THREADS") == _threads[0]:
+    if chosen_threads and os.environ.get("OMP_NUM_THREADS") == chosen_threads[0]:
         del os.environ["OMP_NUM_THREADS"]
 
 
 def share_threads(processes: int) -> None:
     """Give each of so many processes of this machine its part of the cores, unless somebody set a number."""
-    if _threads and os.environ.get("OMP_NUM_THREADS") == _threads[0]:
+    if chosen_threads and os.environ.get("OMP_NUM_THREADS") == chosen_threads[0]:
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // processes))
 
 

@@ -77,7 +77,8 @@ def lines(words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]:
     Raises:
         ConfigError: a word is not one of merge, or not possible.
     """
-    return [saved.placed(["merge", *one], _read(one).cell) for one in recipes.swept(words)]
+    read = [(["merge", *one], _read(one).cell) for one in recipes.swept(words)]
+    return [saved.placed(line, cell.study, expanded(cell.outputs)) for line, cell in read]
 
 
 def _of(words: Sequence[str]) -> list[tuple[tuple[str, ...], list[Parent], Job, dict[str, Where], str]]:

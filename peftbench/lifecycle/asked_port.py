@@ -65,7 +65,8 @@ class _Words:
 
 def lines(words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]:
     """The same as command lines for workers: see `asked.lines`."""
-    return [saved.placed(["port", *one], _read(one).cell) for one in recipes.swept(words)]
+    read = [(["port", *one], _read(one).cell) for one in recipes.swept(words)]
+    return [saved.placed(line, cell.study, expanded(cell.outputs)) for line, cell in read]
 
 
 def _of(words: Sequence[str], known: Collection[str], patches: dict[tuple[Path, str], Patch]) -> list[Job]:

@@ -11,10 +11,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from peftbench.config.spec import Cell
 from peftbench.ground import escape, strangers
 from peftbench.ground.errors import ConfigError, DataError, shown
-from peftbench.ground.files import expanded, write_atomically
+from peftbench.ground.files import write_atomically
 from peftbench.study import index, lock
 
 FILE = "artefacts.json"
@@ -79,17 +78,17 @@ class End:
     reason: str | None = None
 
 
-def placed(words: Sequence[str], cell: Cell, outputs: Path | None = None) -> tuple[Path, str, Line]:
+def placed(words: Sequence[str], study: str, outputs: Path) -> tuple[Path, str, Line]:
     """A command line as a study keeps it, after the folder of studies and the study.
 
     Args:
         words: the command and its words.
-        cell: what those words describe that say where the artefacts are scored and kept.
-        outputs: the folder of studies, where it is not the cell's.
+        study: the artefacts' own, where the words say which.
+        outputs: the folder of studies.
     """
     line = Line(tuple(word for word in words if not word.startswith("outputs=")))
-    study = cell.study if any(word.startswith("study=") for word in words) else line.source
-    return outputs or expanded(cell.outputs), study, line
+    named = any(word.startswith("study=") for word in words)
+    return outputs, study if named else line.source, line
 
 
 def read(study: Path) -> list[Line]:

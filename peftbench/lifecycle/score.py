@@ -9,7 +9,7 @@ import numpy as np
 from peftbench.backbone.model import compute_precision
 from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose, recipes
-from peftbench.config.spec import Cell, TaskSpec
+from peftbench.config.spec import TaskSpec
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
 from peftbench.ground import escape
@@ -41,7 +41,7 @@ def lines(run: Path, words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]
         start = run.resolve()
         cell = compose.cell_from([*one, f"init_from={escape.value(str(start))}"], [start])
         outputs = expanded(cell.outputs) if "outputs" in typed else Path(*start.parts[:-3])
-        result.append(saved.placed(["score", place(start, outputs), *one], cell, outputs))
+        result.append(saved.placed(["score", place(start, outputs), *one], cell.study, outputs))
     return result
 
 
@@ -78,7 +78,7 @@ def scored(run: Parent, where: Where, rows: Mapping[str, Split], known: Collecti
     model, tuner, _ = reload(run.folder, known, head)
     protocol = run.protocol
     compute_precision(model, protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
-    tokens = tokens_of(run, rows, where.cell)
+    tokens = tokens_of(run, rows, where.cell.cache)
     forward = Forward(model, protocol.precision, process_state().device)
     evaluator = Evaluator(forward, where.task, protocol.eval_batch_size)
     scores, logits = evaluated(evaluator, tokens, where.task)
@@ -100,10 +100,10 @@ def _labels(task: TaskSpec) -> str:
     return f"scores of {list(task.score_range or ())}" if task.labels is None else ", ".join(task.labels)
 
 
-def tokens_of(run: Parent, rows: Mapping[str, Split], cell: Cell) -> Mapping[str, Tokens]:
-    """Token ids of these rows as the run would read them."""
+def tokens_of(run: Parent, rows: Mapping[str, Split], cache: str) -> Mapping[str, Tokens]:
+    """Token ids of these rows as the run would read them; `cache` is the folder that keeps them."""
     model = run.model
-    return tokenize_rows(rows, Tokenizing(model, weights_folder(model), run.protocol.max_length, cell.cache))
+    return tokenize_rows(rows, Tokenizing(model, weights_folder(model), run.protocol.max_length, cache))
 
 
 def evaluated(

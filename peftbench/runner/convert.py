@@ -44,10 +44,10 @@ def convert(source: str, model: str | None = None) -> Path:
         ConfigError: there is no such word, or its yaml pins no pickle.
         DataError: there is no pickle, it is not the one that a model's yaml pins, or holds more than named tensors.
     """
-    folder, pins = expanded(source), _pins_of(model) if model else {}
+    folder, pinned_by = expanded(source), _pins_of(model) if model else {}
     if not folder.is_dir():
-        pins = pins or _pins(source)
-        folder = _downloaded(source, pins.get("revision"))
+        pinned_by = pinned_by or pins(source)
+        folder = _downloaded(source, pinned_by.get("revision"))
     target = folder / WEIGHTS_FILE
     if target.exists():
         raise DataError(f"{target}: is there already; it is left as it is")
@@ -55,7 +55,7 @@ def convert(source: str, model: str | None = None) -> Path:
     size = sum(path.stat().st_size for path in paths)
     if size > MOST_BYTES:
         raise DataError(f"{folder}: {PICKLE} has {size:,} bytes, more than {MOST_BYTES:,}")
-    note = _check_pin(paths, pins.get("pickle_sha256"))
+    note = _check_pin(paths, pinned_by.get("pickle_sha256"))
     tensors: dict[str, torch.Tensor] = {}
     for path in paths:
         tensors |= dict(_tensors(path))
@@ -69,24 +69,24 @@ def convert(source: str, model: str | None = None) -> Path:
 
 
 @functools.cache
-def _yamls() -> Mapping[str, Mapping[str, Any]]:
+def model_yamls() -> Mapping[str, Mapping[str, Any]]:
     """Every model's word -> what its own yaml says."""
     words, folder = compose.words("model"), compose.conf_dir() / "model"
     return {word: yaml.safe_load((folder / f"{word}.yaml").read_text(encoding="utf-8")) for word in words}
 
 
-def _pins(name: str) -> Mapping[str, Any]:
+def pins(name: str) -> Mapping[str, Any]:
     """The yaml of the model whose weights lie in this repository of the Hub; empty: none names it."""
-    return next((keys for keys in _yamls().values() if keys.get("hub") == name), {})
+    return next((keys for keys in model_yamls().values() if keys.get("hub") == name), {})
 
 
 def _pins_of(word: str) -> Mapping[str, Any]:
     """The yaml of a model whose pickle is pinned."""
-    if word not in _yamls():
-        raise ConfigError(f"model={shown(word)}: there is no such model; {near(word, _yamls())}")
-    if not _yamls()[word].get("pickle_sha256"):
+    if word not in model_yamls():
+        raise ConfigError(f"model={shown(word)}: there is no such model; {near(word, model_yamls())}")
+    if not model_yamls()[word].get("pickle_sha256"):
         raise ConfigError(f"model={word}: its yaml pins no {PICKLE} (pickle_sha256)")
-    return _yamls()[word]
+    return model_yamls()[word]
 
 
 def _check_pin(paths: Sequence[Path], pinned: str | None) -> str | None:
@@ -99,7 +99,7 @@ def _check_pin(paths: Sequence[Path], pinned: str | None) -> str | None:
         raise DataError(f"{paths[0]}: has sha256 {sha256[:16]}..., not the pinned {pinned[:16]}...; it is refused")
     if pinned:
         return None
-    words = [word for word, keys in _yamls().items() if whole and keys.get("pickle_sha256") == sha256]
+    words = [word for word, keys in model_yamls().items() if whole and keys.get("pickle_sha256") == sha256]
     told = f"is what model={words[0]} pins" if words else "no model's yaml pins it; model=WORD asks for that one's"
     return f"{paths[0]}: {told}"
 
