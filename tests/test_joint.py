@@ -247,7 +247,7 @@ IMPOSSIBLE = [
     ([*TWO, "readout=prompt", "method=lora"], "readout=prompt: task=joint has a classifier for each task"),
     ([*TWO, "selftrain=list", "shots.total=8"], "selftrain=list: task=joint has no rows without labels"),
     ([*JOINT, "shots.per_class=4"], "shots: task=stsb is a regression"),
-    ([*TWO, "method=full", "budget=1000"], "budget: Full takes none"),
+    ([*TWO, "method=full", "budget=1000"], "budget.entries=1000: Full takes no budget"),
 ]
 
 

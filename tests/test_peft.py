@@ -270,7 +270,7 @@ WRONG_HERE = [
     ),
     (["method=peft", "method.type=osf", "method.config.effective_rank=999"], r"nothing of peft's osf would train here"),
     (["method=boft", "method.config.boft_block_size=7"], r"refuses it here: in_features \(128\) must be divisible"),
-    (["method=ia3", "budget=500"], r"budget: peft's ia3 takes none"),
+    (["method=ia3", "budget=500"], r"budget: 500 entries; peft's ia3 takes none"),
     (["method=vera", "budget=10"], r"budget: 10 entries; peft's vera here needs at least 516 \(r 1\)"),
     (["method=beft", "model=modernbert_base", "model.config.vocab_size=99999"], r"no linear map with a bias"),
     (

@@ -82,7 +82,7 @@ def cell_name(**changes: Any) -> Callable[[Record], Any]:
         (["init_from=null"], "objective=muscle: updates a newer run; give init_from=<folder of that run>"),
         (["objective.old=null"], "objective.old: must be given, as objective.old=<folder of the older run>"),
         (["objective.old=/nowhere"], "objective.old=/nowhere: no delta.safetensors there"),
-        (["objective.kind=task"], "old is for kind=muscle"),
+        (["objective.kind=task"], " is for kind=muscle"),
         (["objective.temperature=0"], "objective.temperature=0: must be greater than 0"),
         (["objective.mix=1.5"], "objective.mix=1.5: must be at most 1"),
         (["objective.teacher=older"], "objective.teacher=older: did you mean old"),

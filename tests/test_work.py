@@ -278,7 +278,7 @@ def test_a_cell_that_ends_in_nothing_is_given_up(tmp_path: Path) -> None:
     [
         (["work", "nope"], "study nope: no list of cells under outputs; peftbench plan ... --save makes it"),
         (["work", "pilot", "--until", "soon"], "'soon' is no duration such as 3h50m, 90m or 45s"),
-        (["work", "pilot", "--workers", "0"], "'0' is no whole number, at least 1"),
+        (["work", "pilot", "--workers", "0"], "'0' is no whole number from 1 to 1,000"),
         (["stop", "nope"], "study nope: there is none under outputs"),
     ],
 )

@@ -1,43 +1,50 @@
 """`peftbench work`, `stop`: workers that take a study's open cells, on this machine or many."""
 
+import functools
 import multiprocessing
-import re
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftbench.commands import artefact_work, run
 from peftbench.commands.artefact_work import LineStatus
+from peftbench.commands.parsing import Parser, count, seconds
 from peftbench.commands.use import add_searchpath, known_classes
 from peftbench.ground import environment
 from peftbench.ground.errors import BadInput, ConfigError
-from peftbench.ground.files import expanded
+from peftbench.ground.files import check_study, expanded
 from peftbench.ground.quantity import quantity
 from peftbench.record import Record, Search
 from peftbench.training import stopping
+
+MOST_WORKERS = 1000  # on one machine
 
 if TYPE_CHECKING:
     from peftbench.runner.run import Outcome
     from peftbench.study.queue import Queue
 
-UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-MOST_WORKERS = 1000
-
 
 def work(arguments: Sequence[str]) -> int:
     """`peftbench work STUDY`: take open cells, the longest first, then artefacts of them, until nothing is left; the
     exit code of a sweep."""
-    parser = ArgumentParser(prog="peftbench work")
+    parser = Parser(prog="peftbench work")
+    most = functools.partial(count, most=MOST_WORKERS)
     parser.add_argument("study", help="name of the study, a folder under the outputs; plan ... --save lists its cells")
     parser.add_argument("--outputs", default="outputs", help="where the records lie, a folder that all workers share")
-    parser.add_argument("--until", type=_seconds, help="leave after so long, e.g. 3h50m; what runs keeps a checkpoint")
-    parser.add_argument("--cells", type=_count, help="leave after so many cells and artefacts' lines")
-    parser.add_argument("--workers", type=_count, default=1, help="processes on this machine, which share its cores")
+    parser.add_argument("--until", type=seconds, help="leave after so long, e.g. 3h50m; what runs keeps a checkpoint")
+    parser.add_argument("--cells", type=count, help="leave after so many cells and artefacts' lines")
+    parser.add_argument(
+        "--workers",
+        type=most,
+        default=1,
+        help="processes on this machine, which share its cores",
+    )
     add_searchpath(parser)
     options = parser.parse_args(arguments)
     outputs = expanded(options.outputs)
+    check_study(options.study)
     queue = _queue(options)  # what is wrong with the study is said once
     if not queue.cells and not artefact_work.lines_of(outputs, options.study):
         problem = f"no list of cells under {outputs}; peftbench plan ... --save makes it"
@@ -59,7 +66,7 @@ def _artefacts_summed_up(outputs: Path, lines: Sequence[LineStatus]) -> int:
 
 def stop(arguments: Sequence[str]) -> int:
     """`peftbench stop STUDY`: every worker leaves after its step; the same `work` goes on from there."""
-    parser = ArgumentParser(prog="peftbench stop")
+    parser = Parser(prog="peftbench stop")
     parser.add_argument("study", help="name of the study, a folder under the outputs")
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
     options = parser.parse_args(arguments)
@@ -158,16 +165,3 @@ class Brief:
         said = f"{record.headline.name} {screen.score(record)}" if outcome.error is None else record.reason
         folder = outcome.path.parent.relative_to(self._outputs)
         print(f"{record.status}: {folder}: {said}, {record.time.total_s:.1f} s", flush=True)
-
-
-def _seconds(word: str) -> float:
-    """A duration such as 3h50m, 90m or 45s."""
-    if not re.fullmatch(r"(\d{1,6}[dhms])+", word):
-        raise ArgumentTypeError(f"{word[:40]!r} is no duration such as 3h50m, 90m or 45s")
-    return float(sum(int(number) * UNITS[unit] for number, unit in re.findall(r"(\d+)([dhms])", word)))
-
-
-def _count(word: str) -> int:
-    if not (word.isascii() and word.isdecimal() and 1 <= int(word[:9]) <= MOST_WORKERS * 1000):
-        raise ArgumentTypeError(f"{word[:40]!r} is no whole number, at least 1")
-    return int(word)

@@ -12,7 +12,7 @@ from peftbench.config.spec import Cell, TaskSpec
 from peftbench.config.validate import method_class, show
 from peftbench.config.words import GROUPS
 from peftbench.ground.errors import ConfigError, near, shown
-from peftbench.ground.files import DELTA_FILE
+from peftbench.ground.files import DELTA_FILE, STUDY
 
 TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": bool, "progress": bool, "rerun": str}
 TOP |= {"cells_per_gpu": int, "init_head": str}
@@ -39,11 +39,11 @@ def top(keys: Mapping[str, Any], to_come: Collection[Path] = ()) -> Iterator[str
             yield f"{key}={shown(keys[key])}: {TOO_LONG}"
         elif kind is int and not LEAST[key] <= keys[key] <= MOST:
             yield f"{key}={shown(keys[key])}: must be at least {LEAST[key]} and at most {MOST}"
-    if isinstance(keys.get("study"), str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", keys["study"]):
-        yield f"study={shown(keys['study'])}: must be letters, digits, '.', '_' and '-' (it names a folder)"
+    if isinstance(keys.get("study"), str) and not STUDY.fullmatch(keys["study"]):
+        yield f"study={shown(show(keys['study']))}: must be letters, digits, '.', '_' and '-' (it names a folder)"
     for key, words in WORDS.items():
         if isinstance(keys.get(key), str) and keys[key] not in words:
-            yield f"{key}={shown(keys[key])}: must be one of {', '.join(words)}"
+            yield f"{key}={shown(show(keys[key]))}: must be one of {', '.join(words)}"
     every = keys.get("checkpoint_every")
     if every is not None and (type(every) not in (int, float) or not 0 <= every <= LARGEST):
         yield f"checkpoint_every={shown(show(every))}: must be seconds up to {LARGEST:g}, or null"
@@ -73,15 +73,19 @@ def together(cell: Cell) -> None:
         problems.append("init_head=kept: of which run? init_from=<its folder> says it")
     kind, budget = method_class(cell.method.target), cell.budget
     takes_none = member(kind, "dial") is None and member(kind, "within") is None
-    if takes_none and any(part is not None for part in (budget.entries, budget.fraction, budget.like)):
-        problems.append(f"budget: {kind.__name__} takes none; limit it with scope.layers or scope.kinds")
+    asked = " and ".join(budget.given())
+    if len(budget.given()) > 1:
+        problems.append(f"{asked}: only one can hold")
+    if takes_none and asked:
+        problems.append(f"{asked}: {kind.__name__} takes no budget; limit it with scope.layers or scope.kinds")
     if cell.protocol.accumulation > cell.protocol.batch_size:
         problems.append(
             f"protocol.accumulation={cell.protocol.accumulation}: more parts than "
             f"protocol.batch_size={cell.protocol.batch_size} has rows"
         )
     if cell.select.head_factors is not None and cell.protocol.head_lr is None:
-        problems.append("select.head_factors: needs protocol.head_lr, whose multiples are tried")
+        factors = show(list(cell.select.head_factors))
+        problems.append(f"select.head_factors={shown(factors)}: needs protocol.head_lr, whose multiples are tried")
     own = member(kind, "own_tokens")(cell.method.arguments)
     if cell.protocol.max_length + own > (limit := cell.model.positions):
         there = f"{cell.model.name} has {limit} positions" + (f", {own:,} of them for the method's own" if own else "")

@@ -26,7 +26,7 @@ class Shots:
     def __post_init__(self) -> None:
         """Refuse what cannot be true together."""
         if self.per_class is not None and self.total is not None:
-            refuse("per_class and total cannot both be given: they are two conventions")
+            refuse(f"per_class={self.per_class} and total={self.total} cannot both be given: they are two conventions")
         if self.stratified and self.total is None:
             refuse("stratified=true is for total; per_class has as many rows of each class by itself")
         if self.dev == "same" and not self.few:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from peftbench.config.bounds import PathText, Positive, refuse
+from peftbench.ground.errors import shown
 
 Teacher = Literal["student_wrong", "old_right", "old", "none"]
 
@@ -30,7 +31,7 @@ class ObjectiveSpec:
     def __post_init__(self) -> None:
         """Refuse a run that nothing would ask."""
         if self.kind == "task" and self.old is not None:
-            refuse("old is for kind=muscle; the task's own loss asks no older run")
+            refuse(f"old={shown(self.old)} is for kind=muscle; the task's own loss asks no older run")
 
     @property
     def updates(self) -> bool:

@@ -27,6 +27,7 @@ from peftbench.config.fingerprint import STREAMS, digest, without_addresses, wit
 from peftbench.config.objective import BY_TASK, ObjectiveSpec
 from peftbench.config.tasks import Task as Task
 from peftbench.config.tasks import TaskSpec as TaskSpec
+from peftbench.ground.errors import shown
 
 Kind = Literal[
     "query",
@@ -171,6 +172,12 @@ class Budget:
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     like: MethodSpec | None = None
 
+    def given(self) -> list[str]:
+        """What was asked for, as words of a command line."""
+        like = None if self.like is None else self.like.name
+        values = {"entries": self.entries, "fraction": self.fraction, "like": like}
+        return [f"budget.{key}={value}" for key, value in values.items() if value is not None]
+
     @property
     def meaning(self) -> dict[str, Any]:
         """What a fingerprint holds of it."""
@@ -243,11 +250,11 @@ class Select:
 
     def __post_init__(self) -> None:
         if self.factors is not None and self.trials is not None:
-            refuse("factors and trials cannot both be given: one search chooses one thing")
+            refuse(f"factors={shown([*self.factors])} and trials={self.trials} cannot both be given: one is searched")
         if self.trials is not None and self.rule == "one_se":
-            refuse("rule=one_se takes the smallest of rates; strata (trials) have no order")
+            refuse(f"rule=one_se takes the smallest of rates; strata (trials={self.trials}) have no order")
         if self.head_factors is not None and self.factors is None:
-            refuse("head_factors needs factors: the head's rate is searched at the rate that these choose")
+            refuse(f"head_factors={shown([*self.head_factors])} needs factors: it is searched at the rate they choose")
 
     @property
     def meaning(self) -> dict[str, Any] | None:

@@ -82,7 +82,8 @@ class TaskSpec:
         """Refuse what cannot be true together."""
         splits = [*([self.train] if self.train else []), *self.dev, *self.test]
         if twice := [split for split in splits if splits.count(split) > 1 or split == "held_out"]:
-            refuse(f"'{twice[0]}' cannot be a split of dev or test: train, dev, test and held_out differ")
+            key = "test" if twice[0] in self.test else "dev"
+            refuse(f"{key}: '{twice[0]}' cannot be a split of dev or test: train, dev, test and held_out differ")
         values, classes = self.folder.label_values, len(self.labels or ())
         if values and len(values) != classes:
             refuse(f"folder.label_values names {len(values)} classes, labels names {classes}")

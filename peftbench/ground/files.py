@@ -4,15 +4,17 @@ import errno
 import functools
 import hashlib
 import os
+import re
 import stat
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
+from os.path import isdir  # Path's own raises for names that are too long
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from peftbench.ground.errors import ConfigError, shown, warn
+from peftbench.ground.errors import ConfigError, near, shown, warn
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -24,6 +26,7 @@ TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "spm.model", "spiece.model", "tokenizer.model"),
 )
+STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # a name of one, which is a folder's
 YOUNG = 2.0  # seconds; clocks of file systems tick in up to this many
 
 
@@ -91,6 +94,37 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise ConfigError(f"{shown(path, 100)}: this user has no home folder; give the path without ~") from None
+
+
+def check_study(study: str, before: str = "study ") -> None:
+    """Refuse what is no name of a study, as `..` or a path: there may be such a folder.
+
+    Args:
+        before: what the line that refuses begins with.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not STUDY.fullmatch(study):
+        named = shown(study) or "''"
+        raise ConfigError(f"{before}{named}: no name of a study, which has letters, digits, '.', '_' and '-'")
+
+
+def study_folder(outputs: Path, study: str, before: str = "study ") -> Path:
+    """The folder of a study that is there.
+
+    Args:
+        before: what the line that refuses begins with.
+
+    Raises:
+        ConfigError: there is no such study, or what is given is no name of one.
+    """
+    check_study(study, before)
+    if isdir(outputs / study):
+        return outputs / study
+    known = [path.name for path in outputs.iterdir() if path.is_dir()] if isdir(outputs) else []
+    hint = near(study, known) if known else "it holds none"
+    raise ConfigError(f"{before}{shown(study)}: there is none under {shown(outputs, 80)}; {hint}")
 
 
 def place(folder: Path, outputs: Path) -> str:

@@ -13,11 +13,11 @@ from peftbench.config.spec import TaskSpec
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
 from peftbench.ground import escape
-from peftbench.ground.errors import ConfigError, near, shown
+from peftbench.ground.errors import ConfigError, shown
 from peftbench.ground.files import expanded, place
 from peftbench.ground.machine import process_state
 from peftbench.lifecycle import saved
-from peftbench.lifecycle.artefact import WORDS, Recipe, Result, Where, settle
+from peftbench.lifecycle.artefact import Recipe, Result, Where, groups_of, settle
 from peftbench.lifecycle.parents import Parent
 from peftbench.runner.deltas import reload
 from peftbench.runner.run import Tokenizing, tokenize_rows
@@ -35,12 +35,14 @@ def lines(run: Path, words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]
     """
     result = []
     for one in recipes.swept(words):
-        typed = {word.partition("=")[0].partition(".")[0] for word in one}
-        if other := sorted(typed - set(WORDS)):
-            raise ConfigError(f"{shown(other[0])}: not a word of an artefact; {near(other[0], WORDS)}")
+        typed = groups_of(one)
         start = run.resolve()
         cell = compose.cell_from([*one, f"init_from={escape.value(str(start))}"], [start])
         outputs = expanded(cell.outputs) if "outputs" in typed else Path(*start.parts[:-3])
+        if not start.is_relative_to(outputs.resolve()):
+            raise ConfigError(
+                f"outputs={shown(outputs, 100)}: {shown(run, 60)} does not lie there, and its study keeps the line"
+            )
         result.append(saved.placed(["score", place(start, outputs), *one], cell.study, outputs))
     return result
 

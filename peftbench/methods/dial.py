@@ -31,7 +31,9 @@ def within(method: Method, model: Model, scope: Scope, entries: int) -> Method:
         return own(model, scope, entries)
     name, dial = type(method).__name__, member(method, "dial")
     if dial is None:
-        raise ConfigError(f"budget: {name} takes none; limit it with scope.layers or scope.kinds")
+        raise ConfigError(
+            f"budget: {quantity(entries, 'entry')}; {name} takes none; limit it with scope.layers or scope.kinds"
+        )
     return turned(method, dial, entries, lambda one: trained_entries(one, model, scope))
 
 
@@ -50,7 +52,9 @@ def turned(method: Any, dial: str, entries: int, count: Callable[[Any], int]) ->
     first = count(replace(method, **{dial: 1}))
     each = count(replace(method, **{dial: 2})) - first
     if each == 0:
-        raise ConfigError(f"budget: nothing in {type(method).__name__} here has a {dial} that it could turn")
+        raise ConfigError(
+            f"budget: {quantity(entries, 'entry')}; nothing in {type(method).__name__} here has a {dial} to turn"
+        )
     if first > entries:
         raise ConfigError(
             f"budget: {quantity(entries, 'entry')}; {type(method).__name__} here needs at least {first:,} ({dial} 1)"
@@ -81,7 +85,7 @@ def largest(
         raise ConfigError(f"budget: {quantity(entries, 'entry')}; {name} here needs at least {smallest:,} ({key} 1)")
     each = count(make(2)) - smallest
     if each <= 0:
-        raise ConfigError(f"budget: {name} does not grow with {key} here")
+        raise ConfigError(f"budget: {quantity(entries, 'entry')}; {name} does not grow with {key} here")
     fits, size, further = 1, min(most, 1 + (entries - smallest) // each), 1  # right at once where growth is linear
     while size <= most and _within(make, count, entries, size):
         fits, size, further = size, size + further, further * 2

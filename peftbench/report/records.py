@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, near, short_line, warn
+from peftbench.ground.files import study_folder
 from peftbench.record import Record, find_records, read_record
 
 # What two cells may differ in and still be the same cell of a table, beside the seed.
@@ -50,11 +51,7 @@ def read_study(
     Raises:
         ConfigError: there is no such study, it has no finished cell, or it has several backbones.
     """
-    folder = outputs / study
-    if not folder.is_dir():
-        known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
-        hint = near(study, known) if known else f"{outputs} holds none"
-        raise ConfigError(f"study {study}: not found in {outputs}; {hint}")
+    folder = study_folder(outputs, study)
     runs = list(readable(find_records(folder), read))
     records, folders = [record for _, record in runs], [path for path, _ in runs]
     if not records:

@@ -12,13 +12,10 @@ def resolve(cell: Cell) -> Cell:
     """The same cell with its budget as a number of entries.
 
     Raises:
-        ConfigError: several kinds of budget at once, or `like` names a method that needs a budget itself.
+        ConfigError: it comes to less than one entry, or `like` names a method that needs a budget itself.
     """
-    given = {key: value for key, value in vars(cell.budget).items() if key != "name" and value is not None}
-    if not given:
+    if not cell.budget.given():
         return cell
-    if len(given) > 1:
-        raise ConfigError(f"budget: {' and '.join(given)} are given; only one can hold")
     if cell.budget.entries is not None:
         return cell
     model = readouts.without_weights(cell.model, cell.task, cell.readout)

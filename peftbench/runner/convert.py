@@ -6,6 +6,7 @@ torch's restricted loader makes tensors and plain containers and calls nothing e
 import functools
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -106,15 +107,15 @@ def _check_pin(paths: Sequence[Path], pinned: str | None) -> str | None:
 
 def _downloaded(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or ".." in name:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) or ".." in name:
         raise DataError(f"{shown(name)}: no such folder, and no owner/name of the Hub")
     patterns = ["*.json", "*.txt", "*.model", "pytorch_model*.bin"]
     go_offline_unless_reachable()
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (OSError, LocalEntryNotFoundError, HfHubHTTPError) as error:
+    except (OSError, HFValidationError, LocalEntryNotFoundError, HfHubHTTPError) as error:
         raise DataError(f"{name}: no such folder, and the Hub gives no such model: {type(error).__name__}") from None
 
 
@@ -147,7 +148,8 @@ def _tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
             with zipfile.ZipFile(path) as archive:
                 if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
                     raise ValueError("its parts are compressed, as torch never writes them")
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
+        with warnings.catch_warnings(action="ignore"):  # about pickles that torch did not write
+            tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=packed)
     except Exception as error:  # whatever a stranger's file makes the loader raise
         reason = re.sub(r"\s+", " ", str(error).partition("WeightsUnpickler error:")[2] or str(error)).strip()
         raise DataError(f"{path}: not a file of tensors alone: {shown(reason, 100)}") from None

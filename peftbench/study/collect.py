@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peftbench.ground.errors import ConfigError, DataError, shown
-from peftbench.ground.files import DELTA_FILE, RECORD_FILE, write_atomically
+from peftbench.ground.files import DELTA_FILE, RECORD_FILE, STUDY, write_atomically
 from peftbench.record import Record, find_records, read_record
 from peftbench.study import index
 from peftbench.study.agreement import agreement
@@ -32,12 +32,16 @@ def collect(studies: Sequence[Path], outputs: Path) -> tuple[int, int]:
     names = {path.resolve().name for path in studies}
     if len(names) > 1:
         raise ConfigError(f"collect: folders of several studies: {', '.join(sorted(map(shown, names)))}")
-    target = outputs / names.pop()
+    if not STUDY.fullmatch(name := names.pop()):
+        raise ConfigError(f"{shown(studies[0], 100)}: no folder of a study, by its name")
+    target = outputs / name
     kept = _records(target) if target.is_dir() else {}
     chosen: dict[str, Path] = {}
     twice, problems = 0, []
     for study in studies:
-        for cell, (record, path) in _records(study).items():
+        if not (own := _records(study)) and not (study / index.FILE).exists():
+            raise ConfigError(f"{shown(study, 100)}: no folder of a study, it holds neither a record nor a list")
+        for cell, (record, path) in own.items():
             before = kept.get(cell)
             if before is not None and before[0].status == record.status == "done":
                 twice += 1

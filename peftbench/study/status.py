@@ -11,8 +11,8 @@ from typing import Literal
 import yaml
 
 from peftbench.ground import escape, strangers
-from peftbench.ground.errors import ConfigError, DataError, near, warn
-from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE
+from peftbench.ground.errors import DataError, warn
+from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, study_folder
 from peftbench.record import damage, find_records, read_record
 from peftbench.study import index, lock
 from peftbench.study.index import Planned, kind_of
@@ -59,9 +59,7 @@ def cells_of(outputs: Path, study: str) -> list[CellStatus]:
     Raises:
         ConfigError: there is no such study.
     """
-    if not (outputs / study).is_dir():
-        known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
-        raise ConfigError(f"study {study}: there is none under {outputs}; {near(study, known)}")
+    study_folder(outputs, study)
     cells = {cell.folder: cell for cell in index.read(outputs / study).values()}
     for path in (outputs / study).glob("*/*/.hydra/overrides.yaml"):  # cells that ran by themselves
         if (folder := str(path.parent.parent.relative_to(outputs))) not in cells:

@@ -34,10 +34,10 @@ def cells_of(overrides: Sequence[str]) -> list[list[str]]:
 
     items = parsed(overrides)
     swept_over = [item for item in items if item.is_discrete_sweep()]
-    if fixed := [item.key_or_group for item in swept_over if item.key_or_group in OF_ALL_CELLS]:
-        raise ConfigError([f"{key}: has one value in a sweep, the same for all cells" for key in fixed])
+    if fixed := [str(item.input_line) for item in swept_over if item.key_or_group in OF_ALL_CELLS]:
+        raise ConfigError([f"{shown(line)}: has one value in a sweep, the same for all cells" for line in fixed])
     if empty := [item.input_line for item in swept_over if not list(item.sweep_string_iterator())]:
-        raise ConfigError([f"{line}: nothing to sweep over" for line in empty])
+        raise ConfigError([f"{shown(line)}: nothing to sweep over" for line in empty])
     if intervals := [item.input_line for item in items if item.is_interval_sweep()]:
         raise ConfigError([f"{line}: an interval is searched, by run -m {OPTUNA}" for line in intervals])
     try:
@@ -61,7 +61,7 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
         try:
             items += parser.parse_overrides([override])  # of one only: it then knows where to look for globs
         except HydraException:
-            problems.append(f"{override}: not of the form key=value or key=value1,value2")
+            problems.append(f"{shown(override)}: not of the form key=value or key=value1,value2")
     if problems:
         raise ConfigError(problems)
     plain = [str(item.input_line) for item in items if not item.is_sweep_override()]
