@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftbench.commands.use import add_searchpath, known_classes
+from peftbench.ground import environment
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.quantity import quantity
 
@@ -21,6 +22,7 @@ def score(arguments: Sequence[str]) -> int:
     parser.add_argument("words", nargs="*", help="task=, and where needed data=, study=, outputs=, cache=")
     _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
+    environment.one_process("score")
     from peftbench.commands import screen
     from peftbench.config import recipes
     from peftbench.lifecycle.artefact import where_of
@@ -43,6 +45,7 @@ def merge(arguments: Sequence[str]) -> int:
     parser.add_argument("words", nargs="*", help="from=, method=, merge= and its keys, seed=, tasks=[...], study=, ...")
     _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
+    environment.one_process("merge")
     from peftbench.commands import screen
     from peftbench.lifecycle.asked import ask, lines
     from peftbench.lifecycle.merge import bounds, merge
@@ -70,6 +73,7 @@ def port(arguments: Sequence[str]) -> int:
     )
     _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
+    environment.one_process("port")
     from peftbench.commands import screen
     from peftbench.lifecycle import trained_on
     from peftbench.lifecycle.asked_port import ask, lines

@@ -38,7 +38,7 @@ def plan(arguments: Sequence[str]) -> int:
     survey = (sweep.prepare if saved else sweep.survey)(lines, rerun, sweep.listed(*sweep.study_of(lines[0])))
     same_study = status.cells_if_any(survey.outputs, survey.study)
     left = [cell.folder for cell in survey.left]
-    seconds = status.sum_of_guesses(left, status.known_seconds(same_study))
+    seconds = status.guesses(same_study).total(left)
     screen.plan(survey, seconds, status.peak_of(left, same_study))
     if options.register:
         from peftbench.report import plans

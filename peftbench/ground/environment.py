@@ -35,6 +35,17 @@ def prepare() -> None:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", ONEDNN_KEPT)
 
 
+def one_process(command: str) -> None:
+    """See that a command was not started as several processes that compute together: they would take different pieces
+    of work, and sum their gradients.
+
+    Raises:
+        ConfigError: it was.
+    """
+    if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ConfigError(f"{command}: is one process, not {size}; start it without torchrun or accelerate launch")
+
+
 def leave_threads_to_workers() -> None:
     """Let the processes of a launcher count for themselves: some share this machine's cores, some run on another."""
     if _threads and os.environ.get("OMP_NUM_THREADS") == _threads[0]:
