@@ -15,6 +15,7 @@ from support import TINY, call, what_is_left
 from peftbench.commands import work as commands
 from peftbench.commands.artefact_work import Artefacts
 from peftbench.commands.work import STOPPED
+from peftbench.ground import environment
 from peftbench.ground.environment import LAUNCHED
 from peftbench.ground.errors import BadInput
 from peftbench.ground.files import CHECKPOINT_FILE
@@ -68,11 +69,24 @@ def test_a_stop_while_a_worker_starts_is_meant_for_it(
     assert left == (STOPPED, "left: the study's workers are stopped\n1 cell: 0 done, 0 failed, 1 left\n", "")
 
 
+def test_a_stop_while_a_worker_imports_is_meant_for_it(
+    here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = tmp_path / "outputs" / "pilot"
+    here("plan", *STUDY, "protocol.max_steps=100000", "--save")
+    work.stop(study)
+    moment = lock.clock_of(study) - 5
+    os.utime(study / work.STOP_FILE, (moment, moment))
+    monkeypatch.setattr(environment, "age_s", lambda: 10.0)
+    assert here("work", "pilot").code == STOPPED
+
+
 def test_every_process_of_a_worker_knows_when_the_command_began(
     here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here("plan", *STUDY, "--save")
-    monkeypatch.setattr(lock, "clock_of", lambda folder: 0.5)
+    monkeypatch.setattr(lock, "clock_of", lambda folder: 10.5)
+    monkeypatch.setattr(environment, "age_s", lambda: 10.0)
     given: list[float] = []
 
     def share(_: object, began: float) -> list[int]:

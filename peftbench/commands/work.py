@@ -41,7 +41,7 @@ def work(arguments: Sequence[str]) -> int:
     add_searchpath(parser)
     options = parser.parse_args(arguments)
     outputs = expanded(options.outputs)
-    began = lock.clock_of(outputs / options.study)  # before what takes time: a stop from now on is meant for this one
+    began = lock.clock_of(outputs / options.study) - environment.age_s()  # a stop since then is meant for this worker
     environment.one_process("work")
     queue = _queue(options)  # what is wrong with the study is said once
     if not queue.cells and not artefact_work.lines_of(outputs, options.study):
