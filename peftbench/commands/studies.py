@@ -57,7 +57,7 @@ def status(arguments: Sequence[str]) -> int:
     parser.add_argument("study", help="name of the study, a folder under the outputs")
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--watch", action="store_true", help="show it as it goes, while any cell is running")
+    form.add_argument("--watch", action="store_true", help="show it as it goes, while somebody works on it")
     form.add_argument("--json", action="store_true", help="for scripts")
     options = parser.parse_args(arguments)
     from peftbench.commands import artefact_work, screen

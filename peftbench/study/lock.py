@@ -143,7 +143,7 @@ class Lock:
         if alive(self.path, now):
             return False
         if lives(owner_of(self.path)) is None and _is_file(self.path):
-            time.sleep(LATE)
+            time.sleep(_grace(self.path, identity))
         return _identity(self.path) == identity
 
     def _create(self) -> float:
@@ -205,6 +205,32 @@ def alive(path: Path, now: float | None = None) -> bool:
         return error.errno not in NOT_THERE
     # one from the future beats no more than one from the past
     return stat.S_ISREG(info.st_mode) and abs((clock_of(path.parent) if now is None else now) - info.st_mtime) < DEAD
+
+
+_late: dict[Path, tuple[tuple[int, ...], float]] = {}  # what seemed dead: as it was, and when it was seen (s)
+
+
+def is_late(path: Path, now: float) -> bool:
+    """Whether a lock is that of an owner elsewhere who seems dead, and may yet be heard: who takes it has to wait.
+
+    Args:
+        path: the lock file.
+        now: the moment (s) by the clock of the folder.
+    """
+    identity = _identity(path)
+    if identity is None or alive(path, now) or lives(owner_of(path)) is not None or not _is_file(path):
+        return False
+    return _grace(path, identity) > 0
+
+
+def _grace(path: Path, identity: tuple[int, ...]) -> float:
+    """For how long (s) an owner elsewhere who seems dead is still given, since that was first seen here."""
+    now = time.monotonic()
+    before, since = _late.get(path, (None, now))
+    if before != identity:
+        since = now
+        _late[path] = identity, since
+    return max(0.0, since + LATE - now)
 
 
 def deaths(folder: Path) -> list[Owner]:

@@ -109,7 +109,8 @@ class Queue:
         return Sweep(self.outputs, self.study, list(self.cells.values()), [], unfinished)
 
     def _take_of_round(self) -> tuple[Planned, Lock] | None:
-        """The first of this round that can be had; cells whose search another runner makes now come last."""
+        """The first of this round that can be had. Last come cells whose search another runner makes now, and those of
+        an owner elsewhere who was heard too long ago: to take one of these is to wait for another heartbeat."""
         later: list[str] = []
         while self._next:
             folder = self._next.popleft()
@@ -118,7 +119,7 @@ class Queue:
             self._seen.append(folder)
             if self._is_taken(folder) or not self._can_start(folder):
                 continue
-            if self._is_searched_for(folder):
+            if self._is_searched_for(folder) or lock.is_late(self.outputs / folder / lock.FILE, self._now):
                 later.append(folder)
             elif (claimed := self._claim(folder)) is not None:
                 return self.cells[folder], claimed
