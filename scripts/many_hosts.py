@@ -126,18 +126,18 @@ def processor_seconds(parent: int) -> float:
 class Driver:
     """The hosts, their faults, and what is found."""
 
-    def __init__(self, work: Path, asked: argparse.Namespace) -> None:
-        self.random, self.asked = random.Random(asked.seed), asked
+    def __init__(self, work: Path, options: argparse.Namespace) -> None:
+        self.random, self.options = random.Random(options.seed), options
         self.shared = work / "shared"
         self.shared.mkdir()
         self.has_disk = self._mount("size=2g")  # of its own, so that it can be closed and filled
-        self.hosts = [Host(number, work) for number in range(asked.hosts)]
-        self.older = None if asked.older is None else Host(asked.hosts, work, asked.older.resolve())
+        self.hosts = [Host(number, work) for number in range(options.hosts)]
+        self.older = None if options.older is None else Host(options.hosts, work, options.older.resolve())
         self.faults: collections.Counter[str] = collections.Counter()
         self.seen: dict[Path, str] = {}  # hash of every record when it was first seen
-        self.found = {"lost": 0, "wrong": 0, "written twice": 0}
-        self.found_left_alone = 0
-        self.words = [*CELL, f"seed=range({max(1, asked.cells // 3)})", f"outputs={self.shared}"]
+        self.errors = {"lost": 0, "wrong": 0, "written twice": 0}
+        self.cells_left_alone = 0
+        self.words = [*CELL, f"seed=range({max(1, options.cells // 3)})", f"outputs={self.shared}"]
         self.until: list[tuple[float, str, Host]] = []  # what of a fault is to be undone, and when
 
     def _mount(self, options: str) -> bool:
@@ -176,7 +176,7 @@ class Driver:
         next_fault = time.monotonic() + 10
         while done < self.cells and time.monotonic() - progress < PATIENCE:
             if time.monotonic() - progress > 2 * DEAD and (number := self.left_alone(study)):
-                self.found_left_alone += number
+                self.cells_left_alone += number
                 self.hosts[0].end()
                 self.hosts[0].start("run", "-m", f"study={study}", *self.words, "rerun=failed")
                 progress = time.monotonic()
@@ -184,7 +184,7 @@ class Driver:
                 host.start("work", study, "--outputs", str(self.shared))
             if time.monotonic() >= next_fault:
                 self.disturb(study)
-                next_fault = time.monotonic() + self.random.expovariate(1 / self.asked.every)
+                next_fault = time.monotonic() + self.random.expovariate(1 / self.options.every)
             self.undo()
             time.sleep(1)
             if (now := self.look(study)) > done:
@@ -193,8 +193,8 @@ class Driver:
         for host in [*self.hosts, *([self.older] if self.older else [])]:
             host.end()
         states = self.state(study)
-        self.found["lost"] += len(self.reference.keys() - states.keys())
-        self.found["wrong"] += sum(states[cell] != kept for cell, kept in self.reference.items() if cell in states)
+        self.errors["lost"] += len(self.reference.keys() - states.keys())
+        self.errors["wrong"] += sum(states[cell] != kept for cell, kept in self.reference.items() if cell in states)
         self.look(study)
 
     def left_alone(self, study: str) -> int:
@@ -253,7 +253,7 @@ class Driver:
                 if path in self.seen or record_status(path) == "done":
                     done += 1
                     digest = hashlib.sha256(content).hexdigest()
-                    self.found["written twice"] += self.seen.setdefault(path, digest) != digest
+                    self.errors["written twice"] += self.seen.setdefault(path, digest) != digest
                     self.seen[path] = digest
         return done
 
@@ -280,12 +280,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--older", type=Path, help="source of an older version, whose `run -m` takes part")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, help="an empty folder to work in")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as made:
-        driver = Driver((asked.work or Path(made)).resolve(), asked)
+        driver = Driver((options.work or Path(made)).resolve(), options)
         try:
             alone = driver.alone()
-            end, studies = time.monotonic() + 60 * asked.minutes, 0
+            end, studies = time.monotonic() + 60 * options.minutes, 0
             while not studies or time.monotonic() < end:
                 driver.disturbed(f"many{studies}")
                 studies += 1
@@ -296,9 +296,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if driver.has_disk:
                 subprocess.run(["umount", str(driver.shared)], check=False)
     faults = {"faults": sum(driver.faults.values()), "injected": dict(driver.faults)}
-    print(json.dumps({"hosts": asked.hosts, "studies": studies, "cells": driver.cells * studies} | faults | alone
-                     | {"left alone": driver.found_left_alone} | driver.found, indent=1))  # fmt: skip
-    return int(any(driver.found.values()))
+    print(json.dumps({"hosts": options.hosts, "studies": studies, "cells": driver.cells * studies} | faults | alone
+                     | {"left alone": driver.cells_left_alone} | driver.errors, indent=1))  # fmt: skip
+    return int(any(driver.errors.values()))
 
 
 if __name__ == "__main__":

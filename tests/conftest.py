@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import studies
 from forgery import Said, in_process
+from huggingface_hub import constants
 from hypothesis import settings
 from matrix import ROWS
 from support import TINY
@@ -38,7 +39,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No hub, no W&B account, a cache of the test's own."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # for processes that tests start
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what was read from the environment at the import
     monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")

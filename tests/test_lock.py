@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support import PYTHON, TINY, call, until
+from support import TINY, begin, call, until
 
 from peftbench.ground.files import CHECKPOINT_FILE, END_FILE, RECORD_FILE, write_atomically
 from peftbench.record import find_records
@@ -261,8 +261,8 @@ def test_many_runners_at_a_dead_lock_and_one_gets_it(tmp_path: Path) -> None:
 
 
 def test_two_runners_on_one_study_share_the_work(tmp_path: Path) -> None:
-    words = [*PYTHON, "run", "-m", *TINY, "study=shared", "method=bitfit,lora", "seed=0,1"]
-    runners = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    words = ["run", "-m", *TINY, "study=shared", "method=bitfit,lora", "seed=0,1"]
+    runners = [begin(*words, cwd=tmp_path) for _ in range(2)]
     screens = [runner.communicate(timeout=300)[0] for runner in runners]
     assert [runner.returncode for runner in runners] == [0, 0]
     paths = list(find_records(tmp_path / "outputs" / "shared"))
@@ -280,7 +280,7 @@ def test_two_runners_on_one_study_share_the_work(tmp_path: Path) -> None:
 
 
 def test_a_paused_runner_that_lost_its_cell_writes_nothing(tmp_path: Path) -> None:
-    paused = subprocess.Popen([*PYTHON, "run", *TINY], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    paused = begin("run", *TINY, cwd=tmp_path)
     until(lambda: any(tmp_path.rglob(lock.FILE)), paused)
     paused.send_signal(signal.SIGSTOP)
     made = list(tmp_path.rglob(lock.FILE))

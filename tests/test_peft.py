@@ -236,7 +236,7 @@ def test_peft_takes_part_in_what_other_methods_do(tiny: Make, run_tiny: Run) -> 
 WRONG = [
     (["method=peft"], r"method: type must be given, or adapter_config; the types are adalora"),
     (["method=peft", "method.type=verra"], r"method\.type=verra: .* did you mean vera"),
-    (["method=peft", "method.type=poly"], r"method\.type=poly: wants the number of a task"),
+    (["method=peft", "method.type=poly"], r"method\.type=poly: needs a task number"),
     (["method=peft", "method.type=prefix_tuning"], r"method\.config\.num_virtual_tokens: must be given"),
     (["method=prompt_tuning", "method.config.num_virtual_tokens=0"], r"num_virtual_tokens=0: must be at least 1"),
     (["method=prompt_tuning", "method.config.token_dim=8"], r"method\.config\.token_dim: not to be given here"),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from forgery import Said
-from support import PYTHON, TINY, call, logged, start, until, what_is_left
+from support import TINY, begin, call, logged, start, until, what_is_left
 
 from peftbench.commands import tables, watch
 from peftbench.commands.work import STOPPED
@@ -87,7 +87,7 @@ def test_a_worker_whose_time_is_up_leaves_its_cell_to_others(
 
 def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path) -> None:
     call("plan", *STUDY, "protocol.max_steps=100000", "--save", cwd=tmp_path)
-    worker = subprocess.Popen([*PYTHON, "work", "pilot"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    worker = begin("work", "pilot", cwd=tmp_path)
     until(lambda: any(path.stat().st_size > 200 for path in tmp_path.rglob("metrics.jsonl")), worker)
     stopped = start("stop", "pilot", cwd=tmp_path)
     assert stopped.stdout == "pilot: workers are asked to leave; 1 cell is running\n"

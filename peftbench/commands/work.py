@@ -161,8 +161,10 @@ class Brief:
 
     def ended(self, outcome: "Outcome") -> None:
         """See `cell.Screen`."""
+        from peftbench.commands import screen
+
         record = outcome.record
-        said = f"{record.headline.name} {record.headline.value}" if outcome.error is None else record.reason
+        said = f"{record.headline.name} {screen.score(record)}" if outcome.error is None else record.reason
         folder = outcome.path.parent.relative_to(self._outputs)
         print(f"{record.status}: {folder}: {said}, {record.time.total_s:.1f} s", flush=True)
 

@@ -210,24 +210,24 @@ class ParameterTuner:
         """Any number will do."""
 
     def prepare(self, training: Training) -> None:
-        """Nothing to do."""
+        """Do nothing, unless a method overrides this."""
 
     def penalty(self) -> torch.Tensor | None:
         """None."""
         return None
 
     def before_backward(self, step: int, last: bool) -> None:
-        """Nothing to do."""
+        """Do nothing, unless a method overrides this."""
 
     def after_backward(self, step: int) -> None:
-        """Nothing to do."""
+        """Do nothing, unless a method overrides this."""
 
     def after_step(self, step: int) -> bool:
         """The same parameters go on."""
         return False
 
     def settles(self) -> int:
-        """From the first on."""
+        """0: every evaluation may be selected."""
         return 0
 
     def delta(self) -> Mapping[str, torch.Tensor]:
@@ -252,11 +252,11 @@ class ParameterTuner:
             yield name, parameter.detach().float() - before[name].to(parameter.device).float()
 
     def kept(self) -> int:
-        """All of them."""
+        """Every entry that trains: nothing is pruned."""
         return sum(parameter.numel() for parameter in self.trainables().values())
 
     def kept_bounds(self) -> tuple[int, int]:
-        """All of them."""
+        """The same number twice: nothing is pruned."""
         return self.kept(), self.kept()
 
     def facts(self) -> dict[str, Any]:

@@ -94,13 +94,13 @@ TYPES = {
 }
 REFUSED = {
     "adaption_prompt": "is made for decoders",
-    "cartridge": "is a decoder's cache of a long text; prefix_tuning is the same with a start of its own",
+    "cartridge": "is a decoder's cache of a long text; prefix_tuning does the same from a different start",
     "cpt": "is made for decoders: the text of its prompt ends in answers",
-    "multitask_prompt_tuning": "wants the number of a task beside every row; with one task it is prompt_tuning",
-    "poly": "wants the number of a task beside every row",
-    "shadow": "keeps a second network outside the backbone",
-    "trainable_tokens": "trains rows of the embeddings that a vocabulary was given anew",
-    "xlora": "mixes adapters that were trained before",
+    "multitask_prompt_tuning": "needs a task number with every row; with one task it is the same as prompt_tuning",
+    "poly": "needs a task number with every row",
+    "shadow": "adds a second network outside the backbone",
+    "trainable_tokens": "trains the embeddings of tokens that were added to a vocabulary",
+    "xlora": "mixes adapters that were trained earlier",
 }
 # Keys that scope, kinds and head answer here, or that only describe a file.
 WHERE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters")

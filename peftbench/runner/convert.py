@@ -17,6 +17,7 @@ from safetensors.torch import save
 
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256
 from peftbench.config import compose
+from peftbench.data.hub import go_offline_unless_reachable
 from peftbench.ground import strangers
 from peftbench.ground.errors import DataError, shown
 from peftbench.ground.files import expanded, write_atomically
@@ -75,6 +76,7 @@ def _downloaded(name: str, revision: str | None) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or ".." in name:
         raise DataError(f"{shown(name)}: no such folder, and no owner/name of the Hub")
     patterns = ["*.json", "*.txt", "*.model", "pytorch_model*.bin"]
+    go_offline_unless_reachable()
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (OSError, LocalEntryNotFoundError, HfHubHTTPError) as error:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from peftbench.config.spec import Cell, TrackerSpec
@@ -115,7 +116,7 @@ def _step_of(line: str) -> float:
 @contextmanager
 def bar(title: str, show: bool) -> Iterator[list[Bar]]:
     """A progress bar while the block runs, or none where nobody looks at a terminal."""
-    if not show:
+    if not show or not Console().is_terminal:
         yield []
         return
     columns = (
@@ -126,7 +127,7 @@ def bar(title: str, show: bool) -> Iterator[list[Bar]]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, transient=True) as progress:
-        yield [] if progress.disable or not progress.console.is_terminal else [Bar(progress, title)]
+        yield [Bar(progress, title)]
 
 
 class WandbRun:
