@@ -37,7 +37,7 @@ def work(arguments: Sequence[str]) -> int:
     parser.add_argument("--until", type=_seconds, help="leave after so long, e.g. 3h50m; what runs keeps a checkpoint")
     parser.add_argument("--cells", type=_count, help="leave after so many cells and artefacts' lines")
     parser.add_argument("--workers", type=_count, default=1, help="processes on this machine, which share its cores")
-    parser.add_argument("--wait", action="store_true", help="stay while others have cells: they may die with one")
+    parser.add_argument("--wait", action="store_true", help="stay while other workers run cells: if they die, take these")
     add_searchpath(parser)
     options = parser.parse_args(arguments)
     outputs = expanded(options.outputs)
