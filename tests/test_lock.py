@@ -12,11 +12,18 @@ import pytest
 from support import TINY, begin, call, until
 
 from peftbench.config import compose
-from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, write_atomically
+from peftbench.ground.files import CHECKPOINT_FILE, END_FILE, RECORD_FILE, write_atomically
 from peftbench.record import find_records
 from peftbench.runner.run import run
 from peftbench.study import lock
 from peftbench.study.lock import Elsewhere, Lock
+
+
+@pytest.fixture(autouse=True)
+def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody here is late or missed for a moment only, unless a test says so."""
+    monkeypatch.setattr(lock, "LATE", 0.0)
+    monkeypatch.setattr(lock, "AGAIN", 0.0)
 
 
 def test_a_second_runner_does_not_get_what_a_living_one_holds(tmp_path: Path) -> None:
@@ -226,8 +233,9 @@ def test_a_runner_that_lost_its_lock_is_told_and_leaves_the_others_alone(tmp_pat
     assert "other" in (tmp_path / lock.FILE).read_text()
 
 
-def test_what_is_written_while_the_lock_is_lost_is_not_put_in_place(tmp_path: Path) -> None:
-    record = tmp_path / RECORD_FILE
+@pytest.mark.parametrize("name", [RECORD_FILE, END_FILE, "predictions/dev.tsv"])
+def test_what_is_written_while_the_lock_is_lost_is_not_put_in_place(tmp_path: Path, name: str) -> None:
+    record = tmp_path / name
     with Lock(tmp_path) as paused:
 
         def check() -> None:
@@ -242,7 +250,7 @@ def test_what_is_written_while_the_lock_is_lost_is_not_put_in_place(tmp_path: Pa
             write_atomically(record, b"late", check)
     assert record.read_bytes() == b"the other's"
     lock.forget_deaths(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", RECORD_FILE]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [record]
 
 
 def test_a_runner_that_lost_its_cell_while_it_loaded_leaves_the_others_files(tmp_path: Path) -> None:

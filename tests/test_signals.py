@@ -157,6 +157,7 @@ def in_a_checkpoint(monkeypatch: pytest.MonkeyPatch, numbers: Sequence[int]) -> 
     ("moment", "numbers"),
     [
         (in_a_step, [signal.SIGHUP]),
+        (in_a_step, [signal.SIGUSR2]),
         (in_a_step, [signal.SIGINT, *[signal.SIGTERM] * 20]),
         (in_a_checkpoint, [signal.SIGUSR1]),
         (in_a_checkpoint, [signal.SIGTERM] * 20),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from peftbench.commands.parsing import Parser
 from peftbench.commands.use import add_searchpath, known_classes
+from peftbench.ground import environment
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.quantity import quantity
 
@@ -22,6 +23,7 @@ def score(arguments: Sequence[str]) -> int:
     parser.add_argument("words", nargs="*", help="task=, and where needed data=, study=, outputs=, cache=")
     _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
+    environment.one_process("score")
     from peftbench.commands import screen
     from peftbench.config import recipes
     from peftbench.lifecycle.artefact import where_of
@@ -44,6 +46,7 @@ def merge(arguments: Sequence[str]) -> int:
     parser.add_argument("words", nargs="*", help="from=, method=, merge= and its keys, seed=, tasks=[...], study=, ...")
     _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
+    environment.one_process("merge")
     from peftbench.commands import screen
     from peftbench.lifecycle.asked import ask, lines
     from peftbench.lifecycle.merge import bounds, merge
@@ -71,6 +74,7 @@ def port(arguments: Sequence[str]) -> int:
     )
     _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
+    environment.one_process("port")
     from peftbench.commands import screen
     from peftbench.lifecycle import trained_on
     from peftbench.lifecycle.asked_port import ask, lines

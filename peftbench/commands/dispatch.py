@@ -68,7 +68,8 @@ examples:
 
 exit codes: 0 done, 1 a run failed or cells of a sweep are left, 2 wrong configuration or a folder that is not
             writable, 3 wrong or missing data or weights, 4 training diverged, 75 another runner has the cell,
-            100 + n: n cells of a sweep failed, 128 + n: stopped by signal n (130 Ctrl-C, 143 SIGTERM)
+            76 a worker was stopped, 100 + n: n cells of a sweep failed, 128 + n: stopped by signal n
+            (130 Ctrl-C, 143 SIGTERM)
 shell completion: eval "$(peftbench run -sc install=bash)"
 """
 

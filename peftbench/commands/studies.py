@@ -53,7 +53,7 @@ def plan(arguments: Sequence[str]) -> int:
         survey = _registered(options, lines, rerun, listed)
     same_study = status.cells_if_any(survey.outputs, survey.study)
     left = [cell.folder for cell in survey.left]
-    seconds = status.sum_of_guesses(left, status.known_seconds(same_study))
+    seconds = status.guesses(same_study).total(left)
     screen.plan(survey, seconds, status.peak_of(left, same_study))
     if options.register is not None:
         print(f"registered; peftbench compare {survey.study} --plan {options.register}")
@@ -85,7 +85,7 @@ def status(arguments: Sequence[str]) -> int:
     parser.add_argument("study", help="name of the study, a folder under the outputs")
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--watch", action="store_true", help="show it as it goes, while any cell is running")
+    form.add_argument("--watch", action="store_true", help="show it as it goes, while somebody works on it")
     form.add_argument("--json", action="store_true", help="for scripts")
     options = parser.parse_args(arguments)
     from peftbench.commands import artefact_work, screen

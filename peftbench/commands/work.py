@@ -17,6 +17,7 @@ from peftbench.ground.errors import BadInput, ConfigError
 from peftbench.ground.files import check_study, expanded
 from peftbench.ground.quantity import quantity
 from peftbench.record import Record, Search
+from peftbench.study import lock
 from peftbench.training import stopping
 
 MOST_WORKERS = 1000  # on one machine
@@ -24,6 +25,8 @@ MOST_WORKERS = 1000  # on one machine
 if TYPE_CHECKING:
     from peftbench.runner.run import Outcome
     from peftbench.study.queue import Queue
+
+STOPPED = 76  # exit code of workers that were asked to leave: whoever starts them again for another one leaves it
 
 
 def work(arguments: Sequence[str]) -> int:
@@ -35,23 +38,24 @@ def work(arguments: Sequence[str]) -> int:
     parser.add_argument("--outputs", default="outputs", help="where the records lie, a folder that all workers share")
     parser.add_argument("--until", type=seconds, help="leave after so long, e.g. 3h50m; what runs keeps a checkpoint")
     parser.add_argument("--cells", type=count, help="leave after so many cells and artefacts' lines")
+    parser.add_argument("--workers", type=most, default=1, help="processes on this machine, which share its cores")
     parser.add_argument(
-        "--workers",
-        type=most,
-        default=1,
-        help="processes on this machine, which share its cores",
+        "--wait", action="store_true", help="stay while other workers run cells: if they die, take these"
     )
     add_searchpath(parser)
     options = parser.parse_args(arguments)
     outputs = expanded(options.outputs)
     check_study(options.study)
+    began = lock.clock_of(outputs / options.study) - environment.age_s()  # a stop since then is meant for this worker
+    environment.one_process("work")
     queue = _queue(options)  # what is wrong with the study is said once
     if not queue.cells and not artefact_work.lines_of(outputs, options.study):
         problem = f"no list of cells under {outputs}; peftbench plan ... --save makes it"
         raise ConfigError(f"study {options.study}: {problem}")
-    codes = _share(options) if options.workers > 1 else _work(options, queue)
+    codes = _share(options, began) if options.workers > 1 else _work(options, queue, began)
     code = run.summed_up(queue.sweep(), codes) if queue.cells else 0
-    return code or _artefacts_summed_up(outputs, artefact_work.lines_of(outputs, options.study))
+    code = code or _artefacts_summed_up(outputs, artefact_work.lines_of(outputs, options.study))
+    return STOPPED if code == 1 and STOPPED in codes else code
 
 
 def _artefacts_summed_up(outputs: Path, lines: Sequence[LineStatus]) -> int:
@@ -85,33 +89,36 @@ def _queue(options: Namespace) -> "Queue":
     return Queue(expanded(options.outputs), options.study, known_classes(options.searchpath))
 
 
-def _work(options: Namespace, queue: "Queue") -> list[int]:
-    """Be one worker; gives the exit codes of cells that were refused.
+def _work(options: Namespace, queue: "Queue", began: float) -> list[int]:
+    """Be one worker; gives the exit codes of cells that were refused, or that it was stopped.
+
+    Args:
+        began: when the command began (s), by the folder's clock.
 
     Raises:
         Stopped: a signal came.
     """
     from peftbench.study import work
 
-    leaving = work.Leaving(queue.outputs / queue.study, options.until)
+    leaving = work.Leaving(queue.outputs / queue.study, options.until, began)
     made = artefact_work.Artefacts(queue.outputs, queue.study)
     try:
         with leaving:
-            return work.work([work.Cells(queue, Brief(queue.outputs)), made], options.cells)
+            return work.work([work.Cells(queue, Brief(queue.outputs)), made], options.cells, options.wait)
     except stopping.Stopped:
         if leaving.reason is None:
             raise
         stopping.leave_on_signals()
         print(f"left: {leaving.reason}")
-        return []
+        return [STOPPED] if leaving.is_stopped else []
 
 
-def _share(options: Namespace) -> list[int]:
+def _share(options: Namespace, began: float) -> list[int]:
     """Be as many workers as were asked for, each a process with its share of the cores; gives those that did not end
     well, by their exit codes."""
     environment.share_threads(options.workers)
     processes = multiprocessing.get_context("spawn")
-    workers = [processes.Process(target=_as_worker, args=(options,)) for _ in range(options.workers)]
+    workers = [processes.Process(target=_as_worker, args=(options, began)) for _ in range(options.workers)]
     with stopping.workers_first(lambda: None):
         for worker in workers:
             worker.start()
@@ -123,11 +130,11 @@ def _share(options: Namespace) -> list[int]:
     return [worker.exitcode or 0 for worker in workers]
 
 
-def _as_worker(options: Namespace) -> None:
+def _as_worker(options: Namespace, began: float) -> None:
     stopping.leave_on_signals()
     environment.prepare()
     try:
-        sys.exit(max(_work(options, _queue(options)), default=0))
+        sys.exit(max(_work(options, _queue(options), began), default=0))
     except BadInput as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -128,14 +128,14 @@ def build_plain(data: Plain, to_come: Collection[Path] = ()) -> Cell:
     wrong += checks.top(top, to_come)
     objective = parts["objective"]
     if objective is not None:
-        wrong += checks.folder_of_a_run("objective.old", objective.old)
+        wrong += checks.folder_of_a_run("objective.old", objective.old, to_come)
     if problems := [*missing, *wrong]:
         raise ConfigError(problems)
     for key in checks.OF_THE_RUNNER:
         del top[key]
     old = objective.old if objective.asks_old else None
     cell = Cell(**parts, **top, init_sha256=_delta_sha256(top["init_from"]), old_sha256=_delta_sha256(old))
-    checks.together(cell)
+    checks.together(cell, to_come)
     return cell
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from peftbench.config.bounds import CONTROL, LARGEST, MOST, TOO_LONG, too_long
 from peftbench.config.members import member
-from peftbench.config.parents import of_update
+from peftbench.config.parents import is_to_come, of_update
 from peftbench.config.spec import Cell, TaskSpec
 from peftbench.config.validate import method_class, show
 from peftbench.config.words import GROUPS
@@ -25,7 +25,7 @@ def top(keys: Mapping[str, Any], to_come: Collection[Path] = ()) -> Iterator[str
     """A line for whatever is wrong with the keys that belong to no group.
 
     Args:
-        to_come: folders of runs that may be named in init_from before they have left their delta.
+        to_come: folders of runs that may be named before they have left their delta.
     """
     allowed = [*TOP, "init_from", "checkpoint_every", *GROUPS]
     yield from (f"{key}: there is no such key; {near(key, allowed)}" for key in keys if key not in allowed)
@@ -57,11 +57,18 @@ def folder_of_a_run(key: str, value: Any, to_come: Collection[Path] = ()) -> Ite
 
 
 def _is_run(folder: Path, to_come: Collection[Path]) -> bool:
-    return (folder / DELTA_FILE).is_file() or (bool(to_come) and folder.resolve() in to_come)
+    return (folder / DELTA_FILE).is_file() or is_to_come(folder, to_come)
 
 
-def together(cell: Cell) -> None:
-    """What is possible by itself and yet not together."""
+def together(cell: Cell, to_come: Collection[Path] = ()) -> None:
+    """What is possible by itself and yet not together.
+
+    Args:
+        to_come: folders of runs that have not left their delta and record yet.
+
+    Raises:
+        ConfigError: every problem.
+    """
     problems = [
         f"task.headline={task.headline}: not scored; {near(task.headline, task.metric_names())}"
         for task in cell.task.parts
@@ -93,7 +100,7 @@ def together(cell: Cell) -> None:
     for task in cell.task.parts:
         problems += few_labels(cell, task)
     problems += joint(cell)
-    problems += of_update(cell)
+    problems += of_update(cell, to_come)
     if cell.selftrain.kind == "list":
         if not cell.shots.few:
             problems.append("selftrain=list: no row of train is without a label; give shots.total or shots.per_class")

@@ -22,6 +22,7 @@ T = TypeVar("T")
 RECORD_FILE = "result.json"
 DELTA_FILE = "delta.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"
+END_FILE = "end.json"  # of a line of artefacts
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "spm.model", "spiece.model", "tokenizer.model"),
@@ -66,9 +67,10 @@ def write_atomically(path: Path, content: bytes, check: Callable[[], None] = lam
 
 def remove_drafts(folder: Path) -> None:
     """Remove what `write_atomically` has not put in place yet: who still wanted to cannot any more."""
-    for path in folder.glob(".*.*"):
-        if any(path.name.startswith(f".{name}.") for name in (RECORD_FILE, DELTA_FILE, CHECKPOINT_FILE)):
-            path.unlink(missing_ok=True)
+    names = (RECORD_FILE, DELTA_FILE, CHECKPOINT_FILE, END_FILE)
+    drafts = [path for name in names for path in folder.glob(f".{name}.*")]
+    for path in [*drafts, *folder.glob("predictions/.*.tsv.*")]:
+        path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> list[Path]:

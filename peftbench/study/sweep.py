@@ -124,9 +124,9 @@ class Sweep:
 
 
 def listed(outputs: Path, study: str) -> dict[Path, str]:
-    """The cells that a study lists and whose folder is known for good, by the whole of it."""
-    whole, cells = outputs.resolve(), index.read(outputs / study).values()
-    return {whole / cell.folder: cell.folder for cell in cells if cell.after is None}
+    """The folders that name the cells which a study lists, by the whole of each."""
+    whole = outputs.resolve()
+    return {whole / name: name for name in index.names(index.read(outputs / study).values())}
 
 
 def prepare(lines: Sequence[list[str]], rerun: str = "unfinished", to_come: Mapping[Path, str] | None = None) -> Sweep:
@@ -255,9 +255,17 @@ def _compose(lines: Mapping[str, list[str]], to_come: Mapping[Path, str]) -> dic
         folder = replace(cell, seed=cell.seed if seed is None else int(seed)).folder
         reads = done.reads_of(cell)
         searches = cell.select.factors is not None or cell.select.trials is not None
-        after = None if cell.init_from is None or not to_come else to_come.get(Path(cell.init_from).resolve())
+        after = _after(cell, to_come) if to_come else {}
         planned[name] = Planned(folder, words, shared.setdefault(repr(reads), reads), searches, after)
     return planned
+
+
+def _after(cell: Cell, to_come: Mapping[Path, str]) -> dict[index.Parent, str]:
+    """Those of the study's cells that a cell starts from or is taught by."""
+    old = cell.objective.old if cell.objective.asks_old else None
+    parents: dict[index.Parent, str | None] = {"init_from": cell.init_from, "objective.old": old}
+    names = {key: to_come.get(Path(folder).resolve()) for key, folder in parents.items() if folder is not None}
+    return {key: name for key, name in names.items() if name is not None}
 
 
 def _seed(words: Sequence[str]) -> str | None:
