@@ -112,7 +112,7 @@ def test_a_lock_that_the_server_made_and_then_denied_is_held(tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["_put", "remove_drafts"])
+@pytest.mark.parametrize("name", ["put", "remove_drafts"])
 def test_a_signal_while_a_lock_is_taken_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     plain = getattr(lock, name)
 
@@ -142,7 +142,7 @@ def test_a_signal_between_a_claim_and_its_run_leaves_no_lock(tmp_path: Path, mon
 
 def unseen(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     """Of other processes nothing is seen but what a signal to them says."""
-    monkeypatch.setattr(owners, "_seen", lambda pid: None)
+    monkeypatch.setattr(owners, "seen_of", lambda pid: None)
 
     def kill(pid: int, number: int) -> None:
         raise fail(error)
@@ -165,7 +165,7 @@ def test_a_process_that_is_gone_is_dead_whatever_is_hidden(tmp_path: Path, monke
 
 
 def test_a_host_whose_start_has_no_name_is_not_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owners, "_boot", lambda: "")
+    monkeypatch.setattr(owners, "boot_id", lambda: "")
     assert lock.alive(written(tmp_path, pid=2**22 + 1)), "it may be a process of another start"
 
 

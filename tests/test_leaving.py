@@ -58,13 +58,13 @@ def test_a_stop_while_a_worker_starts_is_meant_for_it(
     here: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here("plan", *STUDY, "protocol.max_steps=100000", "--save")
-    plain = commands._queue
+    plain = commands.open_queue
 
     def read_the_list(*options: Any) -> Queue:
         stop(tmp_path / "outputs" / "pilot")
         return plain(*options)
 
-    monkeypatch.setattr(commands, "_queue", read_the_list)
+    monkeypatch.setattr(commands, "open_queue", read_the_list)
     left = here("work", "pilot")
     assert left == (STOPPED, "left: the study's workers are stopped\n1 cell: 0 done, 0 failed, 1 left\n", "")
 
@@ -93,7 +93,7 @@ def test_every_process_of_a_worker_knows_when_the_command_began(
         given.append(began)
         return [STOPPED, 0]
 
-    monkeypatch.setattr(commands, "_share", share)
+    monkeypatch.setattr(commands, "share", share)
     assert here("work", "pilot", "--workers", "2").code == STOPPED
     assert given == [0.5]
 
@@ -164,7 +164,7 @@ def test_a_cell_is_waited_for_whose_parent_another_has_and_not_one_whose_parent_
     with Lock(tmp_path / parent.folder):
         assert queue.take() is None
         assert queue.waits()
-    queue._tries[parent.folder] = 3  # this worker has given it up, and nobody else has it
+    queue.tries[parent.folder] = 3  # this worker has given it up, and nobody else has it
     assert queue.take() is None
     assert not queue.waits()
     with Lock(tmp_path / parent.folder):

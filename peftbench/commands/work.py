@@ -48,11 +48,11 @@ def work(arguments: Sequence[str]) -> int:
     check_study(options.study)
     began = lock.clock_of(outputs / options.study) - environment.age_s()  # a stop since then is meant for this worker
     environment.one_process("work")
-    queue = _queue(options)  # what is wrong with the study is said once
+    queue = open_queue(options)  # what is wrong with the study is said once
     if not queue.cells and not artefact_work.lines_of(outputs, options.study):
         problem = f"no list of cells under {outputs}; peftbench plan ... --save makes it"
         raise ConfigError(f"study {options.study}: {problem}")
-    codes = _share(options, began) if options.workers > 1 else _work(options, queue, began)
+    codes = share(options, began) if options.workers > 1 else _work(options, queue, began)
     code = run.summed_up(queue.sweep(), codes) if queue.cells else 0
     code = code or _artefacts_summed_up(outputs, artefact_work.lines_of(outputs, options.study))
     return STOPPED if code == 1 and STOPPED in codes else code
@@ -83,7 +83,7 @@ def stop(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _queue(options: Namespace) -> "Queue":
+def open_queue(options: Namespace) -> "Queue":
     from peftbench.study.queue import Queue
 
     return Queue(expanded(options.outputs), options.study, known_classes(options.searchpath))
@@ -113,7 +113,7 @@ def _work(options: Namespace, queue: "Queue", began: float) -> list[int]:
         return [STOPPED] if leaving.is_stopped else []
 
 
-def _share(options: Namespace, began: float) -> list[int]:
+def share(options: Namespace, began: float) -> list[int]:
     """Be as many workers as were asked for, each a process with its share of the cores; gives those that did not end
     well, by their exit codes."""
     environment.share_threads(options.workers)
@@ -134,7 +134,7 @@ def _as_worker(options: Namespace, began: float) -> None:
     stopping.leave_on_signals()
     environment.prepare()
     try:
-        sys.exit(max(_work(options, _queue(options), began), default=0))
+        sys.exit(max(_work(options, open_queue(options), began), default=0))
     except BadInput as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         sys.exit(error.exit_code)

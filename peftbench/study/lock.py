@@ -154,7 +154,7 @@ class Lock:
             now = draft.stat().st_mtime
             draft.write_text(json.dumps(asdict(this_process(self._token, now))))
             self._may_lie_there = True
-            self.held = _put(draft, self.path)
+            self.held = put(draft, self.path)
             if not self.held:  # over a network a lock of our own may be said to have been there
                 holder = owner_of(self.path)
                 self.held = holder is not None and holder.token == self._token
@@ -175,7 +175,7 @@ class Lock:
             return True
         same = _identity(aside) == identity
         if not same:  # between our look and our move another runner came in, or its heartbeat: give it back
-            _put(aside, self.path)
+            put(aside, self.path)
         elif (dead := owner_of(aside)) is not None and not _got_further(aside.parent, dead):
             os.replace(aside, aside.parent / _trace(dead.token))
         aside.unlink(missing_ok=True)
@@ -301,7 +301,7 @@ def owner_of(path: Path) -> Owner | None:
         return None
 
 
-def _put(draft: Path, path: Path) -> bool:
+def put(draft: Path, path: Path) -> bool:
     """Put a whole file in a place in one step, unless there is one already; gives whether it did."""
     try:
         os.link(draft, path)

@@ -42,7 +42,7 @@ class Owner:
 
     def is_near(self) -> bool:
         """Whether its number means a process that can be seen from here; a start that has no name may be another."""
-        here = socket.gethostname(), _boot(), _namespace()
+        here = socket.gethostname(), boot_id(), _namespace()
         return self.boot != "" and (self.host, self.boot, self.namespace) == here
 
 
@@ -54,8 +54,8 @@ def this_process(token: str, since: float) -> Owner:
         since: the moment (s), by the clock of the folder.
     """
     pid = os.getpid()
-    seen = _seen(pid)
-    return Owner(pid, socket.gethostname(), seen and seen[1], _boot(), _namespace(), token, since)
+    seen = seen_of(pid)
+    return Owner(pid, socket.gethostname(), seen and seen[1], boot_id(), _namespace(), token, since)
 
 
 def read(path: Path) -> Owner | None:
@@ -74,7 +74,7 @@ def lives(owner: Owner | None) -> bool | None:
     """Whether an owner's process lives; None: that cannot be seen from here, and its heartbeat counts."""
     if owner is None or not owner.is_near():
         return None
-    if (seen := _seen(owner.pid)) is not None and owner.started is not None:
+    if (seen := seen_of(owner.pid)) is not None and owner.started is not None:
         state, started = seen
         return state not in ("Z", "X") and started == owner.started
     return False if _is_gone(owner.pid) else None  # /proc may hide the processes of other users
@@ -85,7 +85,8 @@ def _adapter() -> TypeAdapter[Owner]:
     return TypeAdapter(Owner)
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """What names this start of the host; empty: nothing does."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -99,7 +100,7 @@ def _namespace() -> str:
         return ""
 
 
-def _seen(pid: int) -> tuple[str, str] | None:
+def seen_of(pid: int) -> tuple[str, str] | None:
     """The state of a process, and when it was started; None: it cannot be seen."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()

@@ -39,6 +39,7 @@ class Queue:
 
     Attributes:
         cells: all that the study lists, by their folders.
+        tries: folder -> how often this worker has taken it and it is still open.
     """
 
     def __init__(self, outputs: Path, study: str, known: Collection[str] = ()) -> None:
@@ -55,7 +56,7 @@ class Queue:
         self._next: deque[str] = deque()  # of this round, the longest first
         self._seen: list[str] = []  # looked at in this round; some of them are still open
         self._before: set[str] = set()  # those that were done when this worker came
-        self._tries: dict[str, int] = {}
+        self.tries: dict[str, int] = {}
         self._claimed: Lock | None = None  # the last one
         self._random = random.Random()  # its own: a run seeds the one that all share
         self._listed: object = None
@@ -135,7 +136,7 @@ class Queue:
         self._claimed = claimed = Lock(self.outputs / folder)
         claimed.take()
         if claimed.held and self._is_open(folder):
-            self._tries[folder] = self._tries.get(folder, 0) + 1
+            self.tries[folder] = self.tries.get(folder, 0) + 1
             return claimed
         claimed.release()
         if claimed.refused:
@@ -173,7 +174,7 @@ class Queue:
 
     def _is_open(self, folder: str) -> bool:
         """Whether a cell is to be run by this worker, as its record is now."""
-        if folder not in self.cells or self._tries.get(folder, 0) >= MOST_TRIES:
+        if folder not in self.cells or self.tries.get(folder, 0) >= MOST_TRIES:
             return False
         status = self._status(folder)
         if status in ("done", "quarantined", "deadly", "unreadable"):
@@ -227,7 +228,7 @@ class Queue:
                 self.plain(replace(other, overrides=lines[words]))
             sweep.list_again(self.outputs, self.study, lines)
         except BadInput:
-            self._tries |= {other.folder: MOST_TRIES for other in changed.values()}
+            self.tries |= {other.folder: MOST_TRIES for other in changed.values()}
             raise
         self._read_list()
         return folder in self.cells
