@@ -189,9 +189,9 @@ def trust() -> Iterator[Input]:
     """`verify`, `collect`, `work`: numbers, folders and records that they cannot take."""
     for number in NO_COUNT:
         for command, switch in (("verify", "--sample"), ("work", "--cells"), ("work", "--workers")):
-            yield Input("number: switch", [command, PILOT, f"{switch}={number}"], [switch, number[:SHOWN]], a_study)
+            yield Input("switch: number", [command, PILOT, f"{switch}={number}"], [switch, number[:SHOWN]], a_study)
     for time in ("x", "-3h", "5y", "", "3", "h", "1h2", "9" * 30 + "d", "3h " + "x" * 3000):
-        yield Input("number: switch", ["work", PILOT, f"--until={time}"], ["--until", time[:SHOWN]], a_study)
+        yield Input("switch: number", ["work", PILOT, f"--until={time}"], ["--until", time[:SHOWN]], a_study)
     for words, naming in (
         (["verify", PILOT, "--searchpath", "no/where"], ["no/where"]), (["verify", "."], ["."]),
         (["verify", "taken"], ["taken"]), (["verify", "/dev/null"], ["/dev/null"]),

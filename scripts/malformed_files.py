@@ -17,7 +17,7 @@ MINE = ("mine.yaml", "method=mine")  # the file, or the word that it is: lines m
 # What is in the file -> what of it the lines must name.
 YAMLS: dict[str, tuple[str | bytes, tuple[str, ...]]] = {
     "anchor loop": ("a: &a [*a]\n", ("'a'",)), "alias bomb": (BOMB, ("aliases",)),
-    "3,000 levels": ("[" * 3000 + "]" * 3000, ("levels",)), "tabs": (f"{BITFIT}\tkinds: null\n", ("line 3",)),
+    "3,000 levels": ("a: " + "[" * 3000 + "]" * 3000, ("levels",)), "tabs": (f"{BITFIT}\tkinds: null\n", ("line 3",)),
     "not UTF-8": (b"\xff\xfe\x00", ("byte 0",)), "NUL": (b"a: \x00\n", ()), "empty": ("", ("_target_",)),
     "list": ("- a\n", ("list",)), "text": ("just words\n", ("just words",)),
     "no target": ("default_lr: 1.0e-3\n", ("_target_",)), "cut": (BITFIT + "kinds: [query", ("line",)),

@@ -50,10 +50,10 @@ def beside(key: str, typed: str) -> tuple[str, ...]:
     if text.isdecimal() and len(text) > SHOWN:
         forms.append(f"{name}={float(text):g}")
     if text.startswith("{"):
-        forms.append(f'{name}={{"')
+        forms += [f'{name}={{"', f"{name}={{'"]
     if text.startswith("[") and text != "[]":
         items = [item[:SHOWN] for item in text.removeprefix("[").removesuffix("]").split(",")]
-        forms += [form for item in items[:1] for form in (f"{name}=[{item}", f'{name}=["{item}')]
+        forms += [form for item in items[:1] for form in (f"{name}=[{item}", f'{name}=["{item}', f"{name}=['{item}")]
         forms += [f"{name}.{number}={item}" for number, item in enumerate(items)]
         forms += [form for item in items for form in (f"{name}={item}", f"{name} names {item}", f"{name}: '{item}'")]
     return tuple(dict.fromkeys(forms))

@@ -42,6 +42,7 @@ LINES: list[tuple[list[str], str]] = [
     (["study="], "study='': "),
     (["protocol.lr=${nope}"], "protocol.lr=${nope}: "),
     (["model.layout.depth=nope"], "model.layout.depth=nope: "),
+    ([*TINY, "model.config.hidden_act=7"], "model.config.hidden_act=7: no bert can be made of it"),
     (["method=boft", "method.config.boft_block_size=nan"], "boft_block_size=nan: "),
     (["task=joint", "task.tasks=[rte,rte]", "seed=-1"], 'task.tasks=["rte", "rte"]: '),
     (["budget.entries=5", "budget.fraction=0.1"], "budget.entries=5 and budget.fraction=0.1"),

@@ -21,6 +21,7 @@ from peftbench.backbone.dropout import Noise
 from peftbench.backbone.readout import Classifier, Readout
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, weights_folder
 from peftbench.config.spec import Layout, ModelSpec, Scope
+from peftbench.config.validate import show
 from peftbench.ground.errors import ConfigError, DataError, first_line, near, shown
 from peftbench.ground.quantity import quantity
 from peftbench.ground.seeds import drawn_from
@@ -186,7 +187,8 @@ def build(spec: ModelSpec, num_labels: int, device: str = "cpu", readout: Readou
     except Exception as error:  # whatever the libraries raise: the numbers are a person's
         reason = f"{type(error).__name__}: {first_line(error)}"
         word = error.args[0] if isinstance(error, KeyError) and error.args else None
-        place = next((f".{key}={shown(str(word))}" for key, value in spec.config.items() if value == word), "")
+        wrong = [key for key, value in spec.config.items() if value == word or f"'{key}'" in str(error)]
+        place = f".{wrong[0]}={shown(show(spec.config[wrong[0]]))}" if wrong else ""
         raise ConfigError(f"model.config{place}: no {spec.model_type} can be made of it ({reason})") from None
     if misfit := _misfit(module):
         raise ConfigError(f"model.config.{misfit}")

@@ -8,7 +8,7 @@ from peftbench.commands.parsing import Parser, count
 from peftbench.commands.tables import paste
 from peftbench.commands.use import known_classes
 from peftbench.ground.errors import BadInput, short_line
-from peftbench.ground.files import expanded
+from peftbench.ground.files import RECORD_FILE, expanded
 from peftbench.ground.quantity import quantity
 
 MOST_LINES = 12  # of differences that are shown for one record
@@ -36,7 +36,8 @@ def verify(arguments: Sequence[str]) -> int:
             except BadInput as error:
                 refused = error.exit_code
                 problem = error.every[0].removeprefix(f"{path}: ")
-                paste(short_line(f"not run: {path.parent}: {problem}"))
+                named = path.parent if path.name == RECORD_FILE else path
+                paste(short_line(f"not run: {named}: {problem}"))
                 continue
         compared.append(agreement)
         paste(f"{agreement.verdict}: {path.parent}")
