@@ -18,10 +18,10 @@ not those of the undisturbed worker, byte for byte.
 Of the undisturbed worker, per cell, in seconds of wall time (means over all cells but the first, which pays for
 imports): `between_s` passes from the end of a cell's run to the start of the next one's, for claiming, composing,
 checking what is there, and writing the record; `fixed_s` passes in the run and is neither training nor evaluation;
-`overhead_s` is the sum of both. `processor_s` is the processor's time per cell for all of it, training included, which
-says more than the others where the machine has other work. `busy_alone` is the share of time that is not between runs;
-`busy` is the same of the hosts that share a study, from one cell's end to the next of the same worker, where no fault
-was going on.
+`overhead_s` is the sum of both; `cell_s` is the run. `processor_s` is the processor's time per cell for all of it,
+training included, which says more than the others where the machine has other work. `busy_alone` is the share of time
+that is not between runs; `busy` is the same of the hosts that share a study, from one cell's end to the next of the
+same worker, where no fault was going on.
 """
 
 import argparse
@@ -52,8 +52,9 @@ from peftbench.study import agreement, lock, status
 
 CELL = [
     "model=bert_tiny", "model.weights=random", "model.config.vocab_size=2000", "task=sst2", "data=sample",
-    "data.limit=48", "protocol.max_length=24", "protocol.batch_size=8", "protocol.max_steps=8", "tracker=none",
-    "protocol.evaluate_every=4", "progress=false", "checkpoint_every=0", "method=bitfit,lora,id3", "budget.like=bitfit",
+    "data.limit=48", "protocol.max_length=24", "protocol.batch_size=8", "protocol.max_steps=40", "tracker=none",
+    "progress=false", "protocol.evaluate_every=20", "checkpoint_every=0", "method=bitfit,lora,id3",
+    "budget.like=bitfit",
 ]  # fmt: skip
 KINDS = ("kill", "pause", "clock", "stop", "read-only", "full disk", "older version")
 OF_THE_FOLDER = ("read-only", "full disk")
@@ -116,6 +117,7 @@ class Driver:
         ran, passed = sum(one.total_s for one in times), others[-1].at - first.at
         between, fixed = passed - ran, sum(one.setup_s for one in times)
         per_cell = {"overhead_s": between + fixed, "between_s": between, "fixed_s": fixed}
+        per_cell["cell_s"] = ran
         per_cell["processor_s"] = others[-1].processor_s - first.processor_s
         self.alone = {name: round(seconds / len(others), 3) for name, seconds in per_cell.items()}
         self.alone["busy_alone"] = round(ran / passed, 3)

@@ -103,11 +103,13 @@ def kill_driver(outputs: Path, driver: subprocess.Popen[bytes]) -> dict[str, byt
     """Kill the driver, with which its workers end; gives the contents of records from before it is started again."""
     driver.kill()
     driver.wait()
-    wait(lambda: not proofs.workers(outputs), "workers to end with their driver")
+    wait(
+        lambda: not proofs.workers(outputs) and not any(map(lock.alive, outputs.rglob(lock.FILE))),
+        "workers to end with their driver",
+    )
     before = contents(outputs)
-    held = [path for path in outputs.rglob(lock.FILE) if lock.alive(path)]
-    print(f"     the driver killed, {len(before)} of {CELLS} cells done, {len(held)} held", flush=True)
-    check("cells are left for the same command", len(before) < CELLS and not held)
+    print(f"     the driver killed, {len(before)} of {CELLS} cells done", flush=True)
+    check("cells are left for the same command", len(before) < CELLS)
     return before
 
 
