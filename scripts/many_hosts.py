@@ -20,8 +20,9 @@ imports): `between_s` passes from the end of a cell's run to the start of the ne
 checking what is there, and writing the record; `fixed_s` passes in the run and is neither training nor evaluation;
 `overhead_s` is the sum of both; `cell_s` is the run. `processor_s` is the processor's time per cell for all of it,
 training included, which says more than the others where the machine has other work. `busy_alone` is the share of time
-that is not between runs; `busy` is the same of the hosts that share a study, from one cell's end to the next of the
-same worker, where no fault was going on.
+that is not between runs, `load_alone` how many processes wanted to run on the machine (1 on one without other work).
+`busy` is the share of the hosts that share a study, from one cell's end to the next of the same worker, where no fault
+was going on.
 """
 
 import argparse
@@ -120,7 +121,7 @@ class Driver:
         per_cell["cell_s"] = ran
         per_cell["processor_s"] = others[-1].processor_s - first.processor_s
         self.alone = {name: round(seconds / len(others), 3) for name, seconds in per_cell.items()}
-        self.alone["busy_alone"] = round(ran / passed, 3)
+        self.alone |= {"busy_alone": round(ran / passed, 3), "load_alone": round(os.getloadavg()[1], 1)}
 
     def plan(self, study: str, *more: str) -> None:
         """List a study's cells."""

@@ -71,7 +71,7 @@ def test_a_killed_worker_and_a_killed_daemon_of_slurm_lose_nothing(tmp_path: Pat
 def test_a_killed_worker_task_and_driver_of_ray_lose_nothing(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="an extra: pip install 'peftbench[ray]'")
     script = Path(__file__).parents[1] / "scripts" / "ray_sweep.py"
-    proof = subprocess.run([sys.executable, script, "--work", tmp_path], capture_output=True, text=True, timeout=900)
+    proof = subprocess.run([sys.executable, script, "--work", tmp_path], capture_output=True, text=True, timeout=1800)
     assert proof.returncode == 0, proof.stdout
     assert "predictions: as of the plain sweep, bit for bit, 12 of 12" in proof.stdout
 
