@@ -48,7 +48,7 @@ class Host:
 
     def start(self, *words: str) -> bool:
         """Start the command with these words, unless it runs; gives whether it did."""
-        if self.process is not None and self.process.poll() is None:
+        if self.runs():
             return False
         paths = [str(self.own), str(self.source or Path(__file__).resolve().parents[1])]
         variables = {
@@ -67,6 +67,10 @@ class Host:
         self.reader.start()
         return True
 
+    def runs(self) -> bool:
+        """Whether its worker is there, stopped ones included."""
+        return self.process is not None and self.process.poll() is None
+
     def wait(self) -> None:
         """Wait until it has ended, and all that it said is read."""
         assert self.process is not None
@@ -81,7 +85,7 @@ class Host:
 
     def send(self, number: int) -> bool:
         """Send a signal to all its processes; gives whether it runs."""
-        if self.process is None or self.process.poll() is not None:
+        if self.process is None or not self.runs():
             return False
         os.killpg(self.process.pid, number)
         return True

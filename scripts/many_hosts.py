@@ -11,9 +11,9 @@ source; the OLDER that was tried: 97f8808). A host that ended is started again w
 leave alone are asked for.
 
 Figures go to a file of JSON twice a minute, and to a table at the end; the exit code is 1 where one is not what it
-should be, and where a kind of fault was never injected. `run twice`: cells that ended more than once, counted over what
-all hosts said, and finished records whose bytes changed. `wrong`: cells whose scores, counts, delta or predictions are
-not those of the undisturbed worker, byte for byte.
+should be, where a kind of fault was never injected, and where no worker had to give up its cell after a pause. `run
+twice`: cells that ended more than once, counted over what all hosts said, and finished records whose bytes changed.
+`wrong`: cells whose scores, counts, delta or predictions are not those of the undisturbed worker, byte for byte.
 
 Of the undisturbed worker, per cell, in seconds of wall time (means over all cells but the first, which pays for
 imports): `between_s` passes from the end of a cell's run to the start of the next one's, for claiming, composing,
@@ -151,7 +151,7 @@ class Driver:
             if (now := self.look(study)) > done:
                 done, progress = now, time.monotonic()
         self.undo(everything=True)
-        self.end()
+        self.end(patience=60)  # a worker that was paused comes to see that others have done its cell
         self.look(study)
         found = proofs.outcomes(self.shared, study, agreement.MADE)
         self.lost += [f"{study}/{cell}" for cell in self.reference.keys() - found.keys()]
@@ -279,8 +279,11 @@ class Driver:
             write_atomically(self.asked.report, json.dumps(self.figures(), indent=1).encode())
             self.reported = time.monotonic()
 
-    def end(self) -> None:
-        """Kill all hosts."""
+    def end(self, patience: float = 0) -> None:
+        """Kill all hosts that did not leave by themselves in so many seconds."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and any(host.runs() for host in self.all):
+            time.sleep(0.2)
         for host in self.all:
             host.end()
 
@@ -291,8 +294,8 @@ def judged(figures: dict[str, Any]) -> list[tuple[str, Any, str, bool]]:
     overhead, busy = figures.get("overhead_s"), figures["busy"]
     rows += [("overhead_s", overhead, f"at most {MOST_OVERHEAD}", overhead is not None and overhead <= MOST_OVERHEAD)]
     rows += [("busy", busy, f"at least {LEAST_BUSY}", busy is not None and busy >= LEAST_BUSY)]
-    faults = [*figures["injected"].items(), ("cells of the older version", figures["cells of the older version"])]
-    return rows + [(name, number, "at least 1", number > 0) for name, number in faults]
+    felt = [(name, figures[name]) for name in ("cells of the older version", "claims lost to a pause")]
+    return rows + [(name, n, "at least 1", n > 0) for name, n in [*figures["injected"].items(), *felt]]
 
 
 def table(figures: dict[str, Any]) -> str:
