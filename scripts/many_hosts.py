@@ -50,6 +50,7 @@ from peftbench.ground.errors import DataError
 from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, write_atomically
 from peftbench.record import find_records, read_record, record_status
 from peftbench.study import agreement, lock, status
+from peftbench.study.queue import ROUND
 
 CELL = [
     "model=bert_tiny", "model.weights=random", "model.config.vocab_size=2000", "task=sst2", "data=sample",
@@ -83,7 +84,8 @@ class Driver:
         self.has_disk = self._mount("size=512m")  # of its own, so that it can be closed and filled
         self.hosts = [Host(f"host{number}", work) for number in range(asked.hosts)]
         self.older = None if asked.older is None else Host("older", work, asked.older.resolve())
-        self.all = [*self.hosts, *([self.older] if self.older else [])]
+        self.asker = Host("asker", work)
+        self.all = [*self.hosts, self.asker, *([self.older] if self.older else [])]
         self.deck: list[str] = []  # kinds of faults to come: each comes once before one comes again
         self.injected: collections.Counter[str] = collections.Counter()
         self.faults: list[Fault] = []
@@ -95,7 +97,8 @@ class Driver:
         self.lost: list[str] = []
         self.wrong: list[str] = []
         self.alone: dict[str, float] = {}
-        self.cells = self.studies = self.left_alone = 0
+        self.cells = self.studies = 0
+        self.left_alone: list[str] = []
         self.reported = 0.0
         self.words = [*CELL, f"seed=range({max(1, asked.cells // 3)})", f"outputs={self.shared}"]
 
@@ -135,11 +138,9 @@ class Driver:
         done, progress = 0, time.monotonic()
         next_fault = time.monotonic() + 10
         while done < self.cells and time.monotonic() - progress < PATIENCE:
-            if time.monotonic() - progress > 2 * lock.DEAD and (number := self.quarantined(study)):
-                self.left_alone += number
-                self.hosts[0].end()
-                self.hosts[0].start("run", "-m", f"study={study}", *self.words, "rerun=failed")
-                progress = time.monotonic()
+            if time.monotonic() - progress > 2 * lock.DEAD and (left := self.quarantined(study)):
+                if self.asker.start("run", "-m", f"study={study}", *self.words, "rerun=failed"):
+                    self.left_alone += left
             for host in self.hosts:
                 host.start("work", study, "--outputs", str(self.shared))
             if time.monotonic() >= next_fault:
@@ -160,16 +161,18 @@ class Driver:
             self.wrong += [f"{study}/{cell}: {', '.join(differs)}"] if differs or cell not in self.reference else []
         self.studies += 1
 
-    def quarantined(self, study: str) -> int:
-        """How many cells are tried again only if somebody asks: failed on two hosts, or with three deaths."""
-        return status.by_state(status.cells_of(self.shared, study))["failed"]
+    def quarantined(self, study: str) -> list[str]:
+        """Cells that are tried again only if somebody asks, and why: failed on two hosts, or with three deaths."""
+        cells = status.cells_of(self.shared, study)
+        return [f"{cell.folder}: {cell.reason}" for cell in cells if cell.state == "failed"]
 
     def disturb(self, study: str) -> None:
         """The next fault, for some seconds or for good; one that cannot be now comes later."""
         if not self.deck:
             self.deck = ["kill", *(kind for kind in KINDS if self.older or kind != "older version")]
             self.random.shuffle(self.deck)
-        kind, host = self.deck.pop(), self.random.choice(self.hosts)
+        free = [host for host in self.hosts if host not in [fault.host for fault in self.open]]
+        kind, host = self.deck.pop(), self.random.choice(free)
         checkpoints = self.shared.glob(f"{study}/*/*/{CHECKPOINT_FILE}")
         begun = {str(path.parent.relative_to(self.shared)) for path in checkpoints}
         if self.of_folder(kind) if kind in OF_THE_FOLDER else self.of_host(kind, host, study):
@@ -184,9 +187,11 @@ class Driver:
         if kind == "kill":
             return bool(host.send(signal.SIGKILL))
         if kind == "pause":
-            if not host.send(signal.SIGSTOP):
+            paused = [fault for fault in self.open if fault.host]
+            if len(paused) >= len(self.hosts) // 2 or not host.send(signal.SIGSTOP):
                 return False
-            self._begun(Fault(kind, now, now + lock.DEAD + self.random.uniform(5, 40), host))
+            lasts = lock.DEAD + self.random.uniform(5, 2 * ROUND)  # others look for dead owners once in a round
+            self._begun(Fault(kind, now, now + lasts, host))
         elif kind == "clock":
             (host.own / "clock").write_text(str(self.random.uniform(-900, 900)))
         elif kind == "stop":
@@ -269,8 +274,8 @@ class Driver:
             "cells of the older version": len(self.older.ended) if self.older else 0,
             "claims lost to a pause": sum(host.said("was paused and lost the cell") for host in self.all),
             "waits for the folder": sum(host.said("this worker tries again") for host in self.all),
-            "left alone until asked": self.left_alone,
-            "named": {"lost": self.lost, "run twice": twice, "wrong": self.wrong},
+            "left alone until asked": len(self.left_alone),
+            "named": {"lost": self.lost, "run twice": twice, "wrong": self.wrong, "left alone": self.left_alone},
         }  # fmt: skip
 
     def report(self) -> None:
