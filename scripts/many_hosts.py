@@ -40,8 +40,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import proofs  # type: ignore[import-not-found]
 from hosts import Host  # type: ignore[import-not-found]
@@ -65,7 +66,8 @@ MOST_OVERHEAD, LEAST_BUSY = 0.3, 0.95  # seconds per cell; share of time
 REPORTED = 30.0  # seconds between two reports
 
 
-class Fault(NamedTuple):
+@dataclass(eq=False)
+class Fault:
     """A fault that is to be undone: of which kind, from when to when, of which host (None: of all)."""
 
     kind: str
@@ -232,6 +234,7 @@ class Driver:
                 self._mount("remount,rw")
             else:
                 (self.shared / "ballast").unlink(missing_ok=True)
+            fault.end = time.monotonic()
 
     def look(self, study: str) -> int:
         """How many cells are done; what a finished record took, and whether its bytes changed."""
