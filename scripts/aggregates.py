@@ -24,9 +24,9 @@ def scores(random: np.random.Generator, seeds: int, tasks: int) -> np.ndarray:
     return random.normal(MEANS[:tasks], SPREADS[:tasks], (seeds, tasks))
 
 
-def holds(found: Bounded, truth: float) -> bool:
+def holds(interval: Bounded, truth: float) -> bool:
     """Whether the interval holds the truth; one that is not given claims nothing."""
-    return found.low is None or found.high is None or found.low <= truth <= found.high
+    return interval.low is None or interval.high is None or interval.low <= truth <= interval.high
 
 
 def rate(values: list[bool]) -> str:

@@ -48,6 +48,7 @@ def measure(method: str, model: str, steps: int) -> Run:
 
     from peftbench.runner import deltas
     from peftbench.runner.provenance import peak_memory_mb, reset_peak_memory
+    from peftbench.runner.recording import delta_facts
 
     total, rows = WARM + steps, torch.arange(BATCH).numpy()
     words = [f"method={method}", f"model={model}"]
@@ -74,7 +75,7 @@ def measure(method: str, model: str, steps: int) -> Run:
     peak, kept = peak_memory_mb(), trainer.tuner.kept()
     head = sum(p.numel() for _, p in trainer.model.head())
     cell = compose.cell_from([*words, "task=sst2", "tracker=none"])
-    stored = deltas.learned(cell, trainer.model, trainer.tuner).stored_bytes - 4 * head
+    stored = deltas.learned(delta_facts(cell, trainer.model), trainer.model, trainer.tuner).stored_bytes - 4 * head
     return {
         "at_most": at_most,
         "kept": kept,
@@ -101,41 +102,41 @@ def in_process(method: str, model: str, steps: int) -> Run:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:200]}
-    found: Run = json.loads(done.stdout.splitlines()[-1])
-    return found
+    run: Run = json.loads(done.stdout.splitlines()[-1])
+    return run
 
 
-def go_on(asked: argparse.Namespace, chosen: Sequence[str]) -> Iterator[tuple[str, Run]]:
+def go_on(options: argparse.Namespace, chosen: Sequence[str]) -> Iterator[tuple[str, Run]]:
     """Every run that is not there yet, method by method and then round by round; each is kept as soon as it is made.
 
     Raises:
         SystemExit: what is there was measured with other settings.
     """
-    settings = {"model": asked.model, "steps": asked.steps, "rows": 32, "tokens": 64, "precision": "bf16"}
-    found = read(asked.figures) if asked.figures.exists() else {"settings": settings, "runs": {}}
-    if found["settings"] != settings:
-        raise SystemExit(f"{asked.figures}: measured with {found['settings']}; give --figures another file")
-    for round_ in range(asked.rounds):
+    settings = {"model": options.model, "steps": options.steps, "rows": 32, "tokens": 64, "precision": "bf16"}
+    measurements = read(options.figures) if options.figures.exists() else {"settings": settings, "runs": {}}
+    if measurements["settings"] != settings:
+        raise SystemExit(f"{options.figures}: measured with {measurements['settings']}; give --figures another file")
+    for round_ in range(options.rounds):
         for method in chosen:
-            runs = found["runs"].setdefault(method, [])
+            runs = measurements["runs"].setdefault(method, [])
             if len(runs) > round_ or (runs and "error" in runs[0]):
                 continue
-            runs.append(in_process(method, asked.model, asked.steps))
-            found["runs"] = dict(sorted(found["runs"].items()))
-            asked.figures.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            runs.append(in_process(method, options.model, options.steps))
+            measurements["runs"] = dict(sorted(measurements["runs"].items()))
+            options.figures.write_text(json.dumps(measurements, indent=1) + "\n", encoding="utf-8")
             yield method, runs[-1]
 
 
 def read(path: Path) -> dict[str, Any]:
     """What was measured so far."""
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    measurements: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return measurements
 
 
-def medians(found: Mapping[str, Any]) -> dict[str, Run]:
+def medians(measurements: Mapping[str, Any]) -> dict[str, Run]:
     """One row for every method that ran, fastest first: what does not change, medians, ratios to LoRA's."""
     rows: dict[str, Run] = {}
-    for method, runs in found["runs"].items():
+    for method, runs in measurements["runs"].items():
         if runs and "error" not in runs[0]:
             middle = {key: statistics.median(run[key] for run in runs) for key in ("step_ms", "peak_mb")}
             rows[method] = {**runs[0], **middle, "rounds": len(runs)}
@@ -146,9 +147,9 @@ def medians(found: Mapping[str, Any]) -> dict[str, Run]:
     return dict(sorted(rows.items(), key=lambda item: float(item[1]["step_ms"])))
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(measurements: Mapping[str, Any]) -> str:
     """Markdown, and below it a line for every method that this backbone cannot have."""
-    rows, settings = medians(found), found["settings"]
+    rows, settings = medians(measurements), measurements["settings"]
     rounds = min((row["rounds"] for row in rows.values()), default=0)
     lines = [
         f"{settings['model']}'s shape, {settings['rows']} x {settings['tokens']} tokens, {settings['precision']}, "
@@ -164,15 +165,16 @@ def table(found: Mapping[str, Any]) -> str:
             f"| {row['step_ms']:,.0f} | {shares[0]} | {row['peak_mb']:,.0f} | {shares[1]} "
             f"| {'yes' if row['merges'] else 'no'} |"
         )
-    errors = [f"- `{method}`: {runs[0]['error']}" for method, runs in found["runs"].items() if "error" in runs[0]]
+    refused = {method: runs[0] for method, runs in measurements["runs"].items() if "error" in runs[0]}
+    errors = [f"- `{method}`: {run['error']}" for method, run in refused.items()]
     return "\n".join([*lines, *(["", "Not on this backbone:", "", *errors] if errors else [])])
 
 
-def draw(found: Mapping[str, Any], png: Path) -> None:
+def draw(measurements: Mapping[str, Any], png: Path) -> None:
     """Four panels of points, a line for every method, fastest at the top."""
     import matplotlib.pyplot as plt
 
-    rows = medians(found)
+    rows = medians(measurements)
     panels = {
         "entries kept": ("kept", 1, True),
         "stored kB": ("stored_bytes", 1e-3, True),
@@ -189,19 +191,19 @@ def draw(found: Mapping[str, Any], png: Path) -> None:
         axis.tick_params(axis="y", labelsize=7)
     axes[0].invert_yaxis()
     axes[0].margins(y=0.01)
-    figure.suptitle("blue: can be merged, inference as before; orange: stays beside the backbone", fontsize=9)
+    figure.suptitle("blue: can be merged, same inference cost; orange: remains a separate module", fontsize=9)
     figure.savefig(png, dpi=110)
     plt.close(figure)
 
 
-def write(found: Mapping[str, Any], page: Path, png: Path) -> None:
+def write(measurements: Mapping[str, Any], page: Path, png: Path) -> None:
     """Put the table between the page's two marks, and the picture beside it."""
     text = page.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     picture = f"![entries, stored bytes, step time and peak memory of every method]({png.name})"
-    page.write_text(f"{before}{BEGIN}\n\n{table(found)}\n\n{picture}\n\n{END}{after}", encoding="utf-8")
-    draw(found, png)
+    page.write_text(f"{before}{BEGIN}\n\n{table(measurements)}\n\n{picture}\n\n{END}{after}", encoding="utf-8")
+    draw(measurements, png)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -217,18 +219,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--png", type=Path, default=PICTURE)
     parser.add_argument("--write", action="store_true", help="measure nothing")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    asked = parser.parse_args(arguments)
-    if asked.quick:
-        vars(asked).update(QUICK)
-    if asked.one:
-        print(json.dumps(measure(asked.one, asked.model, asked.steps)))
+    options = parser.parse_args(arguments)
+    if options.quick:
+        vars(options).update(QUICK)
+    if options.one:
+        print(json.dumps(measure(options.one, options.model, options.steps)))
         return
-    chosen = asked.methods.split(",") if asked.methods else methods()
+    chosen = options.methods.split(",") if options.methods else methods()
     if unknown := sorted(set(chosen) - set(methods())):
         parser.error(f"no such method: {', '.join(unknown)}")
-    for method, run in go_on(asked, [] if asked.write else chosen):
+    for method, run in go_on(options, [] if options.write else chosen):
         print(method, json.dumps(run), flush=True)
-    write(read(asked.figures), asked.page, asked.png)
+    write(read(options.figures), options.page, options.png)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def trainer_of(*overrides: str, total: int = 200) -> Trainer:
     words = ["model.weights=random", "task=sst2", f"protocol.batch_size={BATCH}", "tracker=none", *overrides]
     cell: Cell = budgets.resolve(compose.cell_from(words))
     model, _ = load_model(cell.model, 2, cell.seed)
-    tuner = deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed)
+    tuner = deltas.attach(cell.attachment, model, cell.seed)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
     rows, vocabulary = 4 * BATCH, int(cell.model.config["vocab_size"])
     random = torch.Generator().manual_seed(cell.seed)

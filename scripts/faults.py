@@ -37,7 +37,7 @@ PLAIN = (sys.executable, "-m", "peftbench")
 
 # Every phase of a run -> the function that goes wrong in it, and the calls of it among which one is drawn.
 PHASES = {
-    "load": ("peftbench.runner.run", "load_model", 3),
+    "load": ("peftbench.runner.learner", "load_model", 3),
     "train": ("peftbench.training.forward", "Forward.logits", 10),
     "evaluate": ("peftbench.training.evaluation", "Evaluator.predict", 3),
     "write": ("peftbench.runner.run", "keep_predictions", 2),

@@ -1,6 +1,6 @@
 """Give the command hundreds of malformed inputs, made from kinds, and see that each gets a line that is one.
 
-    python scripts/malformed.py [--draw N] [--seed 0] [--kind KIND] [--seconds 5]
+    python scripts/malformed.py [--draw N] [--seed 0] [--kind KIND ...] [--seconds 5]
 
 Every input must end with exit code 2 or 3, at most six lines of at most 200 characters that name the field and the
 (shortened) value, within the time, with no traceback and with nothing left behind. Libraries are imported once; each
@@ -14,6 +14,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,8 +24,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-import malformed_kinds as kinds  # type: ignore[import-not-found]
-from malformed_kinds import Input
+import malformed_artefacts as of_artefacts  # type: ignore[import-not-found]
+import malformed_commands as of_commands  # type: ignore[import-not-found]
+import malformed_files as of_files  # type: ignore[import-not-found]
+import malformed_kinds as of_words  # type: ignore[import-not-found]
+from malformed_input import TINY, Input, unnamed  # type: ignore[import-not-found]
 
 from peftbench import __version__, cli
 from peftbench.config import compose
@@ -69,7 +73,7 @@ def problem(made: Input, seconds: float) -> str | None:
         f"{took:.1f} s": took > seconds,
         f"left {left[:2]}": bool(left),
     }
-    wrong |= {f"does not name {name!r}": name not in text for name in made.naming}
+    wrong |= {f"does not name {name!r}": True for name in unnamed(made, text)}
     if not any(wrong.values()):
         return None
     return "; ".join(name for name, is_so in wrong.items() if is_so) + f" | {text[:300]!r}"
@@ -123,11 +127,25 @@ def _be_the_command(words: Sequence[str], folder: Path, environment: Mapping[str
 
 
 def warm(folder: Path) -> None:
-    """Import what the commands need, and make the folder of weights, once for all inputs."""
+    """Import what the commands need, and make a folder of weights and studies of runs, once for all inputs."""
     for name in HEAVY:
         importlib.import_module(f"peftbench.{name}")
-    compose.cell_from(kinds.TINY)
-    kinds.MODEL[:] = [kinds.a_model(folder)]
+    compose.cell_from(TINY)
+    of_files.MODEL[:] = [of_files.a_model(folder)]
+    of_artefacts.COPY[:] = [lambda place: shutil.copytree(of_files.MODEL[0], place / of_artefacts.WEIGHTS)]
+    here = folder / "runs"
+    here.mkdir()
+    for words in of_commands.words_of_runs():
+        code, said = _answer(Input("", words, []), here)
+        if code:
+            raise RuntimeError(said)
+    of_commands.STUDY[:] = [here / of_commands.OUTPUTS]
+
+
+def every() -> list[Input]:
+    """All inputs, in a fixed order, once `warm` has made what they are made of."""
+    kinds = [kind for module in (of_words, of_files, of_commands, of_artefacts) for kind in module.KINDS]
+    return [made for kind in kinds for made in kind()]
 
 
 def check(inputs: Sequence[Input], seconds: float) -> Iterator[tuple[Input, str | None]]:
@@ -150,22 +168,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--draw", type=int, help="only so many, drawn at random")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--kind", default="", help="only kinds that begin so")
+    parser.add_argument("--kind", nargs="+", default=[""], help="only kinds that begin so")
     parser.add_argument("--seconds", type=float, default=5.0, help="that an answer may take")
     asked = parser.parse_args()
-    inputs = [made for made in kinds.every() if made.kind.startswith(asked.kind)]
-    if asked.draw:
-        inputs = random.Random(asked.seed).sample(inputs, min(asked.draw, len(inputs)))
-    count: collections.Counter[str] = collections.Counter(made.kind.partition(":")[0] for made in inputs)
     fell: collections.Counter[str] = collections.Counter()
     with tempfile.TemporaryDirectory() as folder:
         warm(Path(folder))
+        inputs = [made for made in every() if made.kind.startswith(tuple(asked.kind))]
+        if asked.draw:
+            inputs = random.Random(asked.seed).sample(inputs, min(asked.draw, len(inputs)))
+        count: collections.Counter[str] = collections.Counter(made.kind.partition(":")[0] for made in inputs)
         for number, (made, wrong) in enumerate(check(inputs, asked.seconds), 1):
             if number % 100 == 0:
                 print(f"{number} of {len(inputs)}, {fell.total()} fell short", file=sys.stderr, flush=True)
             if wrong:
                 fell[made.kind.partition(":")[0]] += 1
-                words = " ".join(word for word in made.words if word not in kinds.TINY)
+                words = " ".join(word for word in made.words if word not in TINY)
                 print(f"{made.kind} | {words[:150]} {dict(made.environment) or ''} | {wrong}", flush=True)
     print(f"{'kind':<16}{'inputs':>8}{'right':>8}")
     for kind, number in count.items():

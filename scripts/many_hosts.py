@@ -79,13 +79,13 @@ class Fault:
 class Driver:
     """The hosts, their faults, and what is found."""
 
-    def __init__(self, work: Path, asked: argparse.Namespace) -> None:
-        self.random, self.asked, self.began = random.Random(asked.seed), asked, time.monotonic()
+    def __init__(self, work: Path, options: argparse.Namespace) -> None:
+        self.random, self.options, self.began = random.Random(options.seed), options, time.monotonic()
         self.shared = work / "shared"
         self.shared.mkdir(parents=True)
         self.has_disk = self._mount("size=512m")  # of its own, so that it can be closed and filled
-        self.hosts = [Host(f"host{number}", work) for number in range(asked.hosts)]
-        self.older = None if asked.older is None else Host("older", work, asked.older.resolve())
+        self.hosts = [Host(f"host{number}", work) for number in range(options.hosts)]
+        self.older = None if options.older is None else Host("older", work, options.older.resolve())
         self.asker = Host("asker", work)
         self.all = [*self.hosts, self.asker, *([self.older] if self.older else [])]
         self.deck: list[str] = []  # kinds of faults to come: each comes once before one comes again
@@ -102,7 +102,7 @@ class Driver:
         self.cells = self.studies = 0
         self.left_alone: list[str] = []
         self.reported = 0.0
-        self.words = [*CELL, f"seed=range({max(1, asked.cells // 3)})", f"outputs={self.shared}"]
+        self.words = [*CELL, f"seed=range({max(1, options.cells // 3)})", f"outputs={self.shared}"]
 
     def _mount(self, options: str) -> bool:
         line = ["mount", "-t", "tmpfs", "-o", options, "none", str(self.shared)]
@@ -147,7 +147,7 @@ class Driver:
                 host.start("work", study, "--outputs", str(self.shared))
             if time.monotonic() >= next_fault:
                 self.disturb(study)
-                next_fault = time.monotonic() + self.random.expovariate(1 / self.asked.every)
+                next_fault = time.monotonic() + self.random.expovariate(1 / self.options.every)
             self.undo()
             self.report()
             time.sleep(1)
@@ -284,7 +284,7 @@ class Driver:
     def report(self) -> None:
         """Keep what was found so far in a file, if the last time was a while ago."""
         if time.monotonic() - self.reported > REPORTED:
-            write_atomically(self.asked.report, json.dumps(self.figures(), indent=1).encode())
+            write_atomically(self.options.report, json.dumps(self.figures(), indent=1).encode())
             self.reported = time.monotonic()
 
     def end(self, patience: float = 0) -> None:
@@ -331,13 +331,13 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run hosts and faults, report."""
-    asked = parsed(arguments)
+    options = parsed(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    work = (asked.work or Path(tempfile.mkdtemp(prefix="many-hosts-"))).resolve()
-    driver, finished = Driver(work, asked), False
+    work = (options.work or Path(tempfile.mkdtemp(prefix="many-hosts-"))).resolve()
+    driver, finished = Driver(work, options), False
     try:
         driver.undisturbed()
-        end = time.monotonic() + 60 * asked.minutes
+        end = time.monotonic() + 60 * options.minutes
         while not driver.studies or time.monotonic() < end:
             driver.disturbed(f"many{driver.studies}")
         finished = True
@@ -347,9 +347,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figures = driver.figures() | {"finished": finished}
         if driver.has_disk:
             subprocess.run(["umount", "--lazy", str(driver.shared)], check=False)
-        write_atomically(asked.report, json.dumps(figures, indent=1).encode())
+        write_atomically(options.report, json.dumps(figures, indent=1).encode())
         print(table(figures))
-        if asked.work is None:
+        if options.work is None:
             shutil.rmtree(work)
     return int(not all(so for *_, so in judged(figures)))
 

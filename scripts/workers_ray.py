@@ -2,8 +2,8 @@
 
     python scripts/workers_ray.py big --outputs /shared/outputs --workers 16 --address auto --cores 2 --gpus 1
 
-Ray starts a task again whose process or node died. Where this script itself dies, its workers end with it; give the
-same command again. Either way nothing is lost: the study's folder knows what is done.
+Ray starts a task again whose process or node died, and workers wait for the last cells. Where this script itself dies,
+its workers end with it; give the same command again. Either way nothing is lost: the study's folder knows what is done.
 """
 
 import argparse
@@ -31,6 +31,7 @@ def main() -> int:
     asked = parser.parse_args()
     ray.init(address=asked.address, log_to_driver=True)
     line = [asked.python, "-m", "peftbench", "work", asked.study, "--outputs", str(asked.outputs.resolve())]
+    line += ["--wait"]
     task = ray.remote(num_cpus=asked.cores, num_gpus=asked.gpus, max_retries=-1)(work)
     return max(ray.get([task.remote(line) for _ in range(asked.workers)]))
 

@@ -3,16 +3,19 @@
     peftbench plan study=big ... outputs=/shared/outputs --save
     python scripts/workers_slurm.py big --outputs /shared/outputs --workers 16 --minutes 240 --set slurm_partition=gpu
 
-The array has one job per worker, not per cell. A worker checkpoints and leaves before its job's time is over; give the
-same command again for what is left. A job that dies loses nothing: the others take its cell.
+The array has one job per worker, not per cell. A worker checkpoints and leaves before its job's time is over, or when
+Slurm takes its job away; give the same command again for what is left. A job that dies loses nothing: the others wait
+for the last cells, and take its own.
 """
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
 from submitit import AutoExecutor
-from submitit.helpers import CommandFunction
+
+SIGNAL = 120  # seconds before a job's end at which Slurm sends USR2, as early as a worker leaves by itself
 
 
 def main() -> None:
@@ -28,14 +31,32 @@ def main() -> None:
     asked = parser.parse_args()
     outputs = asked.outputs.resolve()
     executor = AutoExecutor(folder=outputs / ".slurm" / "%j", cluster="slurm")
+    settings = dict(item.split("=", 1) for item in asked.set)
     executor.update_parameters(
         name=f"peftbench-{asked.study}", timeout_min=asked.minutes, cpus_per_task=asked.cores, mem_gb=asked.memory,
-        slurm_array_parallelism=asked.workers, **dict(item.split("=", 1) for item in asked.set),
+        slurm_array_parallelism=asked.workers, **{"slurm_signal_delay_s": SIGNAL, **settings},
     )  # fmt: skip
-    worker = CommandFunction([sys.executable, "-m", "peftbench", "work", asked.study, "--outputs", str(outputs)])
+    line = [sys.executable, "-m", "peftbench", "work", asked.study, "--outputs", str(outputs), "--wait"]
     with executor.batch():
-        jobs = [executor.submit(worker) for _ in range(asked.workers)]
+        jobs = [executor.submit(work, line) for _ in range(asked.workers)]
     print(f"{jobs[0].job_id.partition('_')[0]}: {len(jobs)} workers; peftbench status {asked.study} --watch")
+
+
+def work(line: list[str]) -> None:
+    """Be one worker, a process of its own. At the signal, submitit gives up what it runs; the worker, which gets it as
+    well, writes a checkpoint first.
+
+    Raises:
+        RuntimeError: it left with another exit code than 0.
+    """
+    process = subprocess.Popen(line)
+    try:
+        code = process.wait()
+    except BaseException:
+        process.wait()
+        raise
+    if code:
+        raise RuntimeError(f"the worker left with exit code {code}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import studies
 from forgery import Said, in_process
+from huggingface_hub import constants
 from hypothesis import settings
-from matrix import ROWS
+from matrix import EVERY
 from support import TINY
 
 from peftbench.config import compose
@@ -38,7 +39,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No hub, no W&B account, a cache of the test's own."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # for processes that tests start
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what was read from the environment at the import
     monkeypatch.setenv("PEFTBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -94,7 +96,7 @@ def row_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Outcome
         with (place / f"{name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not list(folder.rglob(RECORD_FILE)):
-                words = [*TINY, *ROWS[name].overrides, f"outputs={folder}", f"cache={place / 'cache'}"]
+                words = [*TINY, *EVERY[name].overrides, f"outputs={folder}", f"cache={place / 'cache'}"]
                 config = compose.load(words)
                 run(compose.build(config), compose.resolved(config), words)
         (path,) = folder.rglob(RECORD_FILE)

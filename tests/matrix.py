@@ -1,11 +1,14 @@
 """The method matrix: one row a method. tests/test_methods.py, tests/test_resume.py and the golden losses use it."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 GOLDEN = Path(__file__).parent / "data" / "golden_losses.json"
+OWN = Path(__file__).parent / "data" / "own_method"  # a user's: one Python file and one yaml
+sys.path.append(str(OWN))
 
 D, F, L, R = 128, 512, 2, 8  # bert_tiny
 BIASES = L * (7 * D + F) + D + D  # layers, embeddings' norm, pooler
@@ -130,3 +133,9 @@ if find_spec("peft"):  # an extra of its own; tests/test_peft.py says so where i
         "prefix_tuning": Row(("method=prefix_tuning",), 20 * L * 2 * D, lambda name: False, merges=False),
         "ln_tuning": Row(("method=ln_tuning",), 4 * L * D, lambda name: False),
     }
+
+# A user's own method goes through the same checks; its losses are not recorded here.
+USERS = {
+    "own": Row(("method=shrunk", f"hydra.searchpath=[file://{OWN / 'conf'}]"), L * 4 * (3 * D + F), lambda name: False)
+}
+EVERY = {**ROWS, **USERS}

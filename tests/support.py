@@ -50,6 +50,11 @@ def call(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProc
     return warm.run(words, cwd, {**os.environ, **environment})
 
 
+def begin(*words: str, cwd: Path, **environment: str) -> warm.Running:
+    """Begin the command in a process of its own, forked where the libraries are imported; it goes on meanwhile."""
+    return warm.Running(words, cwd, {**os.environ, **environment})
+
+
 def start(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command as a shell starts it; every command has a test that does."""
     return subprocess.run(
@@ -57,7 +62,7 @@ def start(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedPro
     )
 
 
-def until(true: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def until(true: Callable[[], object], process: subprocess.Popen[str] | warm.Running) -> None:
     """Wait until something holds of a process that goes on; between two looks nothing is taken from it."""
     while not true():
         with suppress(subprocess.TimeoutExpired):
@@ -80,7 +85,7 @@ def assemble(cell: Cell) -> tuple[Model, Tuner, Trainer]:
     """Model, tuner and trainer of a cell, as `run` makes them."""
     tokens = tokens_of(cell)
     model, _ = load_model(cell.model, cell.task.num_labels, cell.seed)
-    tuner = deltas.start_from(cell, model)
+    tuner = deltas.attach(cell.attachment, model, cell.seed)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
     trainer = Trainer(
         model, tuner, cell.protocol, cell.task, tokens["train"], {"dev": tokens["dev"]}, "accuracy", cell.seed

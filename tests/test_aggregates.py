@@ -39,13 +39,13 @@ def test_an_interquartile_mean_is_that_of_the_middle_half_of_all_runs(scores: np
 
 @given(st.lists(st.tuples(runs, runs), min_size=1, max_size=4))
 def test_the_probability_of_improvement_is_mann_and_whitneys_share(tasks: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    found = aggregates.improvement(tasks)
+    improvement = aggregates.improvement(tasks)
     shares = [stats.mannwhitneyu(one, other).statistic / (len(one) * len(other)) for one, other in tasks]
-    assert found.value == pytest.approx(np.mean(shares))
-    assert aggregates.improvement([(other, one) for one, other in tasks]).value == pytest.approx(1 - found.value)
-    if found.low is not None and found.high is not None:
+    assert improvement.value == pytest.approx(np.mean(shares))
+    assert aggregates.improvement([(other, one) for one, other in tasks]).value == pytest.approx(1 - improvement.value)
+    if improvement.low is not None and improvement.high is not None:
         assert min(len(side) for both in tasks for side in both) >= 3
-        assert 0 <= found.low <= found.high <= 1
+        assert 0 <= improvement.low <= improvement.high <= 1
 
 
 def test_an_improvement_in_every_pair_claims_no_certainty() -> None:
@@ -59,12 +59,12 @@ def test_an_improvement_in_every_pair_claims_no_certainty() -> None:
 @given(matrices)
 def test_a_profile_is_the_share_of_runs_above(scores: np.ndarray) -> None:
     at = [float(scores.min()) - 1, *np.linspace(scores.min(), scores.max(), 7)]
-    found = aggregates.profile(scores, at)
-    assert [one.value for one in found] == pytest.approx([float((scores > least).mean()) for least in at])
-    assert found[0].value == 1
-    assert found[-1].value == 0
-    assert all(one.value >= other.value for one, other in itertools.pairwise(found))
-    for one in found:
+    profile = aggregates.profile(scores, at)
+    assert [one.value for one in profile] == pytest.approx([float((scores > least).mean()) for least in at])
+    assert profile[0].value == 1
+    assert profile[-1].value == 0
+    assert all(one.value >= other.value for one, other in itertools.pairwise(profile))
+    for one in profile:
         assert (one.low is None) == (len(scores) < 3)
 
 
@@ -72,8 +72,8 @@ def test_runs_are_drawn_within_a_task_and_never_across() -> None:
     """Tasks that differ by 80 points and have no spread of their own leave nothing to be unsure of."""
     scores = np.tile([10.0, 50.0, 90.0], (4, 1))
     for function in aggregates.AGGREGATES.values():
-        found = aggregates.aggregate(scores, function)
-        assert (found.value, found.low, found.high) == pytest.approx((50, 50, 50))
+        interval = aggregates.aggregate(scores, function)
+        assert (interval.value, interval.low, interval.high) == pytest.approx((50, 50, 50))
     spread = aggregates.aggregate(scores + np.arange(4.0)[:, None], aggregates.mean)
     assert spread.low is not None
     assert spread.high is not None
@@ -89,20 +89,20 @@ def test_scores_are_relative_to_full_where_it_has_every_task(write_run: Callable
     write_run("full", "mrpc", 0, 0.85)
     assert not aggregates.comparable(apart(made_study(tmp_path))[0]).relative, "full has one task of two"
     write_run("full", "cola", 0, 0.80)
-    found = aggregates.comparable(apart(made_study(tmp_path))[0])
-    assert (found.scale, found.columns) == ("points from full fine-tuning", ["cola acc", "mrpc acc"])
-    assert found.scores.keys() == {"lora", "bitfit", "id3", "full"}, "head has one task of two"
-    assert found.scores["lora"] == pytest.approx(before.scores["lora"] - [80.0, 85.0])
-    assert found.scores["full"] == pytest.approx(np.zeros((1, 2)))
+    comparable = aggregates.comparable(apart(made_study(tmp_path))[0])
+    assert (comparable.scale, comparable.columns) == ("points from full fine-tuning", ["cola acc", "mrpc acc"])
+    assert comparable.scores.keys() == {"lora", "bitfit", "id3", "full"}, "head has one task of two"
+    assert comparable.scores["lora"] == pytest.approx(before.scores["lora"] - [80.0, 85.0])
+    assert comparable.scores["full"] == pytest.approx(np.zeros((1, 2)))
 
 
 def test_the_aggregates_of_a_study_are_shown_in_every_format(write_run: Callable[..., Path], tmp_path: Path) -> None:
     full_study(write_run)
     write_run("head", "mrpc", 0, 0.3)
-    shown = call("table", "made", "--show", "aggregates", cwd=tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    assert "cola acc, mrpc acc put together, dev score (%) [95% interval]" in shown.stdout
-    assert "left out, without a seed that has every task: head" in shown.stdout
+    output = call("table", "made", "--show", "aggregates", cwd=tmp_path)
+    assert output.returncode == 0, output.stderr
+    assert "cola acc, mrpc acc put together, dev score (%) [95% interval]" in output.stdout
+    assert "left out, without a seed that has every task: head" in output.stdout
     printed = call("table", "made", "--show", "aggregates", "--format", "csv", cwd=tmp_path)
     rows = {(row["method"], row["aggregate"]): row for row in csv.DictReader(io.StringIO(printed.stdout))}
     assert len(rows) == 9
@@ -144,12 +144,12 @@ def test_all_tasks_together_are_drawn(write_run: Callable[..., Path], tmp_path: 
             write_run(method, task, seed, least + 0.01 * seed)
     material = Material(made_study(tmp_path))
     (profiles,), (means,) = together.profiles(material), together.aggregates(material)
-    shown = {one.name: one for one in profiles.panels[0].series}
-    assert (shown["lora"].y[0], shown["id3"].y[0]) == (100, 75), "it begins where a tenth of all runs lie below"
-    assert shown["id3"].y[-1] == 0
-    at = next(i for i, x in enumerate(shown["id3"].x) if x > 74)
-    assert (shown["id3"].y[at], shown["lora"].y[at]) == (0, 100)
-    for low, middle, high in zip(shown["id3"].low, shown["id3"].y, shown["id3"].high, strict=True):
+    series = {one.name: one for one in profiles.panels[0].series}
+    assert (series["lora"].y[0], series["id3"].y[0]) == (100, 75), "it begins where a tenth of all runs lie below"
+    assert series["id3"].y[-1] == 0
+    at = next(i for i, x in enumerate(series["id3"].x) if x > 74)
+    assert (series["id3"].y[at], series["lora"].y[at]) == (0, 100)
+    for low, middle, high in zip(series["id3"].low, series["id3"].y, series["id3"].high, strict=True):
         assert low <= middle <= high
     assert [panel.title for panel in means.panels] == ["IQM of 2 tasks", "median of 2 tasks", "mean of 2 tasks"]
     for figure in (profiles, means):

@@ -1,7 +1,6 @@
 """Artefacts as work: lines that a study keeps are made by its workers, once the runs that they are of have ended."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 from studies import learn_otherwise
-from support import PYTHON, TINY, start, until
+from support import TINY, begin, start, until
 
 from peftbench.commands.artefact_work import Artefacts, lines_of
 from peftbench.config import compose
@@ -101,10 +100,7 @@ def test_workers_run_cells_first_and_make_artefacts_of_them_once(here: Path, com
 def test_two_workers_make_a_line_once_when_the_last_cell_is_done(here: Path, command: Command) -> None:
     command("plan", *CELLS, "task=rte,sst2", "seed=0,1", "--save")
     command("merge", *MERGE[:2], "merge=ties", *MERGE[3:], "--save")
-    workers = [
-        subprocess.Popen([*PYTHON, "work", "s"], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    workers = [begin("work", "s", cwd=here) for _ in range(2)]
     said = [worker.communicate(timeout=300) for worker in workers]
     assert [err for _, err in said] == ["", ""]
     assert 0 in [worker.returncode for worker in workers]
@@ -257,9 +253,9 @@ def test_a_line_that_kills_its_workers_is_left_alone_until_it_is_saved_again(
 def test_a_worker_that_dies_in_an_artefact_leaves_it_to_the_next(here: Path, trained: Path, command: Command) -> None:
     study = shutil.copytree(trained, here / "outputs") / "s"
     command("merge", *MERGE[:2], "merge=ties", *MERGE[3:], "--save")
-    running = subprocess.Popen([*PYTHON, "work", "s"], cwd=here, stdout=subprocess.PIPE, text=True)
+    running = begin("work", "s", cwd=here)
     until(lambda: len(list(find_records(study))) > 2, running)
-    os.kill(running.pid, signal.SIGKILL)
+    running.send_signal(signal.SIGKILL)
     running.wait()
     before = {path: path.read_bytes() for path in find_records(study)}
     assert [one.state for one in lines_of(here / "outputs", "s")] == ["open"]

@@ -73,24 +73,24 @@ def test_agreement_is_counted_over_pairs_and_over_all(answers: np.ndarray) -> No
 
 
 def test_the_committed_study_has_calibration_and_agreement_of_its_classes(tmp_path: Path) -> None:
-    found = rows_of("glue_small", "--outputs", str(STUDY), "--show", "calibration", cwd=tmp_path)
-    one, errors = found["mrpc acc", "lora", "ECE"], []
-    said = []
+    measures = rows_of("glue_small", "--outputs", str(STUDY), "--show", "calibration", cwd=tmp_path)
+    one, errors = measures["mrpc acc", "lora", "ECE"], []
+    predictions = []
     for path in sorted(STUDY.glob("glue_small/mrpc-lora-*/seed*/predictions/dev.tsv")):
         rows = [line.split("\t") for line in path.read_text().splitlines()[1:]]
         labels = np.array([row[2] == "equivalent" for row in rows], dtype=int)
         probabilities = softmax(np.array([[float(value) for value in row[3:]] for row in rows]), axis=1)
         errors.append(calibration.expected_calibration_error(probabilities, labels))
-        said.append([row[1] for row in rows])
+        predictions.append([row[1] for row in rows])
     assert one["runs"] == "4"
     assert float(one["mean"]) == pytest.approx(np.mean(errors))
     assert float(one["sd"]) == pytest.approx(np.std(errors, ddof=1))
-    assert {task for task, *_ in found} == {"cola MCC", "mrpc acc"}
-    found = rows_of("glue_small", "--outputs", str(STUDY), "--show", "consistency", cwd=tmp_path)
-    pairs = [np.mean(np.array(a) == np.array(b)) for a, b in itertools.combinations(said, 2)]
-    assert float(found["mrpc acc", "lora", "two runs agree"]["mean"]) == pytest.approx(np.mean(pairs))
-    shown = sheet.text(calibration.sheet(records.read_study(STUDY, "glue_small")), "md")
-    assert "left out, a task without classes: stsb pearson" in shown
+    assert {task for task, *_ in measures} == {"cola MCC", "mrpc acc"}
+    measures = rows_of("glue_small", "--outputs", str(STUDY), "--show", "consistency", cwd=tmp_path)
+    pairs = [np.mean(np.array(a) == np.array(b)) for a, b in itertools.combinations(predictions, 2)]
+    assert float(measures["mrpc acc", "lora", "two runs agree"]["mean"]) == pytest.approx(np.mean(pairs))
+    text = sheet.text(calibration.sheet(records.read_study(STUDY, "glue_small")), "md")
+    assert "left out, a task without classes: stsb pearson" in text
 
 
 @pytest.mark.parametrize(("logit", "reason"), [("x", "a logit is no number"), ("inf", "a logit is not finite")])
@@ -136,13 +136,13 @@ def test_words_are_those_of_the_text_and_not_parts_of_them() -> None:
 
 def test_scores_on_parts_need_the_rows_that_were_scored(finished: Path, tmp_path: Path) -> None:
     words = ("s", "--outputs", str(finished.parents[2]), "--show", "subsets")
-    found = rows_of(*words, cwd=tmp_path)
+    scores = rows_of(*words, cwd=tmp_path)
     total = read_record(finished / "result.json").headline.value
     assert total is not None
     task, method = "sst2 acc (sample)", "lora"
-    assert float(found[task, method, "all"]["mean"]) == pytest.approx(100 * total)
+    assert float(scores[task, method, "all"]["mean"]) == pytest.approx(100 * total)
     shutil.copytree(sources.SAMPLE, tmp_path / "rows")
-    assert rows_of(*words, "--data", "rows", cwd=tmp_path) == found
+    assert rows_of(*words, "--data", "rows", cwd=tmp_path) == scores
     dev = tmp_path / "rows" / "SST-2" / "dev.tsv"
     dev.write_text(dev.read_text().replace("grinning", "smiling"))
     refused = call("table", *words, "--data", "rows", cwd=tmp_path)
@@ -155,40 +155,40 @@ def test_scores_on_parts_need_the_rows_that_were_scored(finished: Path, tmp_path
 def test_parts_of_a_score_make_up_the_whole(glue: Path, tmp_path: Path) -> None:
     (cell,) = STUDY.glob("glue_small/mrpc-lora-*")
     shutil.copytree(cell, tmp_path / "outputs" / "one" / cell.name)
-    found = rows_of("one", "--show", "subsets", "--data", str(glue), cwd=tmp_path)
-    shown = call("table", "one", "--show", "subsets", "--data", str(glue), cwd=tmp_path).stdout
-    (note,) = (line for line in shown.splitlines() if line.startswith("mrpc acc: 408 rows: "))
+    scores = rows_of("one", "--show", "subsets", "--data", str(glue), cwd=tmp_path)
+    output = call("table", "one", "--show", "subsets", "--data", str(glue), cwd=tmp_path).stdout
+    (note,) = (line for line in output.splitlines() if line.startswith("mrpc acc: 408 rows: "))
     sizes = {name: int(re.findall(rf"[:,] {name} (\d+)", note)[0]) for name in PARTS}
     for kind in (subsets.LENGTHS, subsets.OVERLAPS, subsets.NEGATED):
         assert sum(sizes[name] for name in kind) == 408
-        parts = sum(sizes[name] * float(found["mrpc acc", "lora", name]["mean"]) for name in kind)
-        assert parts / 408 == pytest.approx(float(found["mrpc acc", "lora", "all"]["mean"]))
+        parts = sum(sizes[name] * float(scores["mrpc acc", "lora", name]["mean"]) for name in kind)
+        assert parts / 408 == pytest.approx(float(scores["mrpc acc", "lora", "all"]["mean"]))
     missing = call("table", "one", "--show", "subsets", cwd=tmp_path)
     assert missing.returncode == 3
     assert missing.stderr == "data.path=GLUE: no such folder; --data DIR says where the rows lie\n"
 
 
 def test_costs_are_those_of_the_records(finished: Path, tmp_path: Path) -> None:
-    found = rows_of("s", "--outputs", str(finished.parents[2]), "--show", "cost", cwd=tmp_path)
+    costs = rows_of("s", "--outputs", str(finished.parents[2]), "--show", "cost", cwd=tmp_path)
     record = read_record(finished / "result.json")
     assert record.counts is not None
     assert record.throughput is not None
-    row = {measure: float(one["mean"]) for (_, _, measure), one in found.items()}
+    row = {measure: float(one["mean"]) for (_, _, measure), one in costs.items()}
     assert row["backbone"] == record.counts.backbone
     assert row["stored bytes"] == record.counts.stored_bytes
     assert row["ms per step"] == pytest.approx(1000 / record.throughput.steps_per_s)
     assert row["peak MiB"] == record.memory.peak_mb
-    shown = call("table", "s", "--outputs", str(finished.parents[2]), "--show", "cost", cwd=tmp_path).stdout
-    assert "not in any record: floating-point operations, energy" in shown
+    output = call("table", "s", "--outputs", str(finished.parents[2]), "--show", "cost", cwd=tmp_path).stdout
+    assert "not in any record: floating-point operations, energy" in output
 
 
 def test_a_study_without_stored_predictions_says_so(write_run: Callable[..., Path], tmp_path: Path) -> None:
     full_study(write_run)
     for path in tmp_path.glob("outputs/made/*/*/predictions/dev.tsv"):
         path.unlink()
-    shown = call("table", "made", "--show", "consistency", cwd=tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    assert "no predictions are stored of: " in shown.stdout
+    output = call("table", "made", "--show", "consistency", cwd=tmp_path)
+    assert output.returncode == 0, output.stderr
+    assert "no predictions are stored of: " in output.stdout
 
 
 def test_an_option_of_another_view_is_refused(tmp_path: Path) -> None:

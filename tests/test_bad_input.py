@@ -35,6 +35,17 @@ WRONG: dict[str, tuple[str, ...]] = {  # per protocol key, values that it cannot
     "eval_batch_size": ("0", "-1", "x", "null"),
 }
 LINES: list[tuple[list[str], str]] = [
+    (["protocol.lr=nan"], "protocol.lr=nan: "),
+    (["protocol.lr=inf"], "protocol.lr=inf: "),
+    (["protocol.lr="], "protocol.lr='': "),
+    (["protocol.lr={a: 1}"], 'protocol.lr={"a": 1}: '),
+    (["study="], "study='': "),
+    (["protocol.lr=${nope}"], "protocol.lr=${nope}: "),
+    (["model.layout.depth=nope"], "model.layout.depth=nope: "),
+    (["method=boft", "method.config.boft_block_size=nan"], "boft_block_size=nan: "),
+    (["task=joint", "task.tasks=[rte,rte]", "seed=-1"], 'task.tasks=["rte", "rte"]: '),
+    (["budget.entries=5", "budget.fraction=0.1"], "budget.entries=5 and budget.fraction=0.1"),
+    (["select.factors=[1]", "select.trials=2"], "factors=[1.0] and trials=2"),
     *(([f"protocol.{key}={value}"], f"protocol.{key}") for key, values in WRONG.items() for value in values),
     *(([f"{group}=nope"], f"{group}=nope") for group in ("model", "task", "data", "method", "scope", "budget")),
     *(([f"{group}=nope"], f"{group}=nope") for group in ("protocol", "select", "tracker", "experiment")),
@@ -129,6 +140,26 @@ LINES: list[tuple[list[str], str]] = [
     (["-m", "hydra/launcher=cluster"], "hydra/launcher=cluster"),
 ]
 COMMANDS: list[tuple[list[str], str]] = [
+    (["verify", "nope", "--sample", "0"], "--sample: '0' is no whole number from 1"),
+    (["verify", "nope", f"--sample={'x' * 3000}"], "--sample: 'xxxx"),
+    (["status", f"--{'x' * 3000}"], "peftbench status: "),
+    (["work", "nope", "--workers", "1001"], "'1001' is no whole number from 1 to 1,000"),
+    *(([command, ".."], "study ..: no name of a study") for command in ("status", "table", "stop", "work")),
+    *(([command, "a/b"], "study a/b: no name of a study") for command in ("report", "sync", "stop", "work")),
+    (["merge", "from=..", "method=lora", "merge=ties"], "from=..: no name of a study"),
+    (["collect", "."], ".: no folder of a study"),
+    (["convert", "é/é"], "é/é: no such folder, and no owner/name"),
+    (["compare", "nope", "--margin", "2", "a", "b"], "study nope: there is none"),
+    (["submission", "", "--method", "m"], "study '': no name of a study"),
+    (["table", "nope", "--format", ""], "--format"),
+    (["verify", "nope", "--searchpath", "no/where"], "--searchpath no/where: no such folder"),
+    (["compare", "nope", "a", "b", "--margin", "nan"], "--margin: 'nan' is no number"),
+    (["plan", "--claim", "a > b"], "--claim a > b: is for --register"),
+    (["plan", "--margin", "2"], "--margin 2: is for --register"),
+    (["plan", "--save", "--register", "new/plan.yaml", "--claim", "a b"], "--claim a b"),
+    (["plan", "--save", "--register", "/proc/plan.yaml", "--claim", "a > b"], "--register /proc"),
+    (["backbone", "make=mlm", "model=bert_large_cased", "--to", "new/place"], "model=bert_large_cased: no weights"),
+    (["backbone", "make=merged", "make.run=nope", "--to", "new"], "nope"),
     ([], "usage"),
     (["runn"], "did you mean run"),
     (["train"], "train: no such command"),
@@ -198,6 +229,7 @@ YAMLS: list[tuple[str, str]] = [  # a user's own conf/method/mine.yaml, what the
     ("- a\n- b\n", "mine"),
     ("just words\n", "mine"),
     ("_target_: peftbench.methods.bitfit.BitFit\ndefault_lr: 1.0e-3\nkinds: [biases]\n", "method.kinds"),
+    ("_target_: peftbench.methods.bitfit.BitFit\ndefault_lr: 1.0e-3\nkinds: ${method.kinds}\n", "method.kinds"),
     ("defaults: [nope]\n_target_: peftbench.methods.bitfit.BitFit\n", "nope"),
     ("_target_: ${nope}\ndefault_lr: 1.0e-3\n", "nope"),
     ("_target_: peftbench.methods.bitfit.BitFit\ndefault_lr: -1\nkinds: null\n", "protocol.lr"),
@@ -257,7 +289,8 @@ def test_data_files(
 def test_yaml_files(tmp_path: Path, said: Callable[..., str], content: str, naming: str) -> None:
     (tmp_path / "conf" / "method").mkdir(parents=True)
     (tmp_path / "conf" / "method" / "mine.yaml").write_text(content)
-    said("run", *TINY, f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "method=mine", naming=naming)
+    text = said("run", *TINY, f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "method=mine", naming=naming)
+    assert "method=mine" in text or "mine.yaml" in text, "the file, too, where a key of it is wrong"
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

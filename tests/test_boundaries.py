@@ -15,9 +15,9 @@ from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.files import DELTA_FILE
 from peftbench.record import Record, Search, find_records, read_record
-from peftbench.runner import deltas
 from peftbench.runner.chosen import chosen
 from peftbench.runner.delta import Delta
+from peftbench.runner.run import learner_of
 from peftbench.study import boundaries, journal
 
 RANK = "method.strata.lora.methods.lora.rank=2"
@@ -66,8 +66,8 @@ def test_a_sweep_searches_once_and_trains_what_was_chosen(tmp_path: Path) -> Non
         assert (final.counts.backbone, final.metrics.selection) == (best.counts.backbone, "last")
     cell = compose.cell_from(words)
     with pytest.raises(DataError, match="does not fit"):
-        deltas.as_learned(cell, tmp_path / cell.folder)
-    assert deltas.as_learned(chosen(cell, first.search), tmp_path / cell.folder).depth == 2
+        learner_of(cell, None, None).as_learned(tmp_path / cell.folder)
+    assert learner_of(chosen(cell, first.search), None, None).as_learned(tmp_path / cell.folder).depth == 2
 
 
 def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:

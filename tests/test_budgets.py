@@ -13,7 +13,7 @@ from peftbench.runner.counts import count_cell
 
 BUDGETS = [
     (["method=id3"], "needs a budget"),
-    (["method=full", "budget=1000"], "Full takes none"),
+    (["method=full", "budget=1000"], "Full takes no budget"),
     (["method=id3", "budget=999999999"], "999,999,999 entries asked, the candidates have"),
     (["method=id3", "budget=10", "scope.kinds=[layer_norm]"], "no candidate entry"),
     (["method=lora", "budget=10"], "LoRA here needs at least 1,024"),

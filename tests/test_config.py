@@ -54,31 +54,6 @@ def test_every_yaml_composes_and_is_valid(path: Path) -> None:
     assert compose.cell_from([word, *extra]).fingerprint
 
 
-EXPLAINED = [
-    path
-    for path in YAMLS
-    if path.parent.name
-    in ("protocol", "method", "scope", "budget", "data", "select", "tracker", "make", "merge", "port", "objective")
-]
-
-
-@pytest.mark.parametrize("path", EXPLAINED, ids=str)
-def test_every_key_is_explained(path: Path) -> None:
-    """By a comment on its line, here or in the file that this one builds on."""
-
-    def keys(file: Path) -> dict[str, bool]:
-        lines = re.findall(r"^(\w+):(.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
-        return {key: "#" in rest for key, rest in lines}
-
-    text = (ROOT / path).read_text(encoding="utf-8")
-    assert text.startswith("# "), "the first line says what this is"
-    known = {"defaults": True, "_target_": True, "source": True}
-    for base in re.findall(r"[\w]+", "".join(re.findall(r"^defaults: \[(.*)\]", text, re.MULTILINE))):
-        if base != "_self_":
-            known = keys(ROOT / path.parent / f"{base}.yaml") | known
-    assert [key for key, explained in keys(ROOT / path).items() if not (explained or known.get(key))] == []
-
-
 @pytest.mark.parametrize("path", YAMLS, ids=str)
 def test_every_yaml_says_what_it_is(path: Path) -> None:
     assert (ROOT / path).read_text(encoding="utf-8").startswith("# ")
@@ -326,7 +301,7 @@ def test_values_on_words_composed_before_are_what_hydra_makes_of_all(
 ) -> None:
     quick = plain(overrides), plain(overrides)
     again = plain([word for word in overrides if "." not in word])
-    monkeypatch.setattr(words, "_with_values", lambda overrides: None)
+    monkeypatch.setattr(words, "with_values", lambda overrides: None)
     assert quick == (plain(overrides),) * 2
     assert again == plain([word for word in overrides if "." not in word]), "what is kept stays as it was"
 
@@ -338,7 +313,7 @@ def test_in_another_folder_hydra_is_not_asked_again(tmp_path: Path, monkeypatch:
     with monkeypatch.context() as patch:
         patch.setattr(words, "compose", None)
         quick = plain(overrides)
-    monkeypatch.setattr(words, "_with_values", lambda overrides: None)
+    monkeypatch.setattr(words, "with_values", lambda overrides: None)
     assert quick == plain(overrides)
     assert words.composed(overrides).hydra.runtime.cwd == str(tmp_path)
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import checkpoint
+from forgery import Said
 from huggingface_hub import constants
 from safetensors.torch import load_file
 from support import call, start
@@ -42,7 +43,8 @@ def test_a_pickle_becomes_safetensors_and_a_run_reads_that(
     with pytest.raises(DataError, match=rf"a pickle, which no run reads; peftbench convert {folder} writes"):
         run_tiny(*words)
     done = start("convert", str(folder), cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    told = f"{folder / 'pytorch_model.bin'}: no model's yaml pins it; model=WORD asks for that one's\n"
+    assert (done.returncode, done.stderr) == (0, told)
     assert done.stdout == f"{folder / 'model.safetensors'}\n"
     written = load_file(folder / "model.safetensors")
     assert written.keys() == tensors.keys()
@@ -157,8 +159,48 @@ def test_a_pickle_of_the_hub_must_be_the_pinned_one(tmp_path: Path, monkeypatch:
     with pytest.raises(DataError, match="not the pinned dab2c2bddcfb48ea"):
         convert.convert("prajjwal1/bert-tiny")
     pins = {"revision": revision, "pickle_sha256": file_sha256(folder / "pytorch_model.bin")}
-    monkeypatch.setattr(convert, "_pins", lambda name: pins)
+    monkeypatch.setattr(convert, "pins", lambda name: pins)
     assert convert.convert("prajjwal1/bert-tiny") == folder / "model.safetensors"
+
+
+def test_several_pickles_are_refused_where_one_is_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub's cache, filled by hand, and a folder of somebody who says what it is."""
+    revision = "6f75de8b60a9f8a2fdf7b69cbd86d9e64bcb3837"
+    folder = tmp_path / "models--prajjwal1--bert-tiny" / "snapshots" / revision
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    name = "pytorch_model-00001-of-00001.bin"
+    torch.save({"a": torch.ones(2)}, folder / name)
+    index(folder, name)
+    for words in (["prajjwal1/bert-tiny"], [str(folder), "bert_tiny"]):
+        with pytest.raises(DataError, match=r"has 1 shard, and what is pinned is one pytorch_model\.bin"):
+            convert.convert(*words)
+    assert not list(folder.glob("*.safetensors"))
+    assert convert.convert(str(folder)).name == "model.safetensors"
+
+
+def test_a_folders_pickle_is_held_against_the_pins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Said]
+) -> None:
+    put(tmp_path, {"a": torch.ones(2)})
+    refused = command("convert", str(tmp_path), "model=bert_tiny")
+    assert refused[0] == 3
+    assert "not the pinned dab2c2bddcfb48ea" in refused[2]
+    for word, line in (
+        ("model=bert_tny", "model=bert_tny: there is no such model; did you mean bert_tiny"),
+        ("model=minilm_l6", "model=minilm_l6: its yaml pins no pytorch_model.bin"),
+        ("bert_tiny", "bert_tiny: must be model=WORD"),
+        ("model=", "model=: must be model=WORD"),
+    ):
+        said = command("convert", str(tmp_path), word)
+        assert (said[0], line in said[2]) == (2, True), said
+    assert not (tmp_path / "model.safetensors").exists()
+    pins = {"mine": {"pickle_sha256": file_sha256(tmp_path / "pytorch_model.bin")}}
+    monkeypatch.setattr(convert, "model_yamls", lambda: pins)
+    said = command("convert", str(tmp_path))
+    assert (said[0], said[2]) == (0, f"{tmp_path / 'pytorch_model.bin'}: is what model=mine pins\n")
+    (tmp_path / "model.safetensors").unlink()
+    assert command("convert", str(tmp_path), "model=mine") == (0, f"{tmp_path / 'model.safetensors'}\n", "")
 
 
 def test_nothing_else_reads_pickles() -> None:

@@ -11,6 +11,7 @@ import pytest
 from support import call
 
 from peftbench.config import compose
+from peftbench.config.members import OPTIONAL
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.record import read_record, write_record
 
@@ -84,6 +85,14 @@ def test_the_readme_is_short_and_shows_a_result_first() -> None:
     first_screen = "\n".join(lines[:20])
     assert "![" in first_screen
     assert "|---|" in first_screen
+
+
+def test_what_a_method_may_have_is_named_in_one_place_and_in_the_guide() -> None:
+    guide = (ROOT / "docs" / "adding.md").read_text(encoding="utf-8")
+    assert [name for name in OPTIONAL if not re.search(rf"^\| `{name}\b", guide, re.MULTILINE)] == []
+    asked = re.compile(rf"(?:get|has)attr\([^)]*\"(?:{'|'.join(OPTIONAL)})\"")
+    files = [path for path in (ROOT / "peftbench").rglob("*.py") if asked.search(path.read_text(encoding="utf-8"))]
+    assert {path.name for path in files} <= {"deltas.py"}
 
 
 @pytest.mark.parametrize("words", sorted(OPTIONS), ids=" ".join)

@@ -60,7 +60,7 @@ def test_threads_are_as_many_as_can_run(
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setattr(environment, "cgroup_quota", lambda: quota)
-    monkeypatch.setattr(environment, "_threads", [])
+    monkeypatch.setattr(environment, "chosen_threads", [])
     prepare()
     assert os.environ["OMP_NUM_THREADS"] == threads
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"

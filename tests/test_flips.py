@@ -49,34 +49,34 @@ def rewritten(run: Path, **changes: object) -> None:
 @given(answered)
 def test_rates_are_what_a_count_row_by_row_gives(rows: list[tuple[int, int, int]]) -> None:
     old, new, truth = np.array(rows).T.astype(str)
-    found = flips.measures(flips.per_row(Answers(old, truth), Answers(new, truth)).mean(axis=1, dtype=np.float64))
+    rates = flips.measures(flips.per_row(Answers(old, truth), Answers(new, truth)).mean(axis=1, dtype=np.float64))
     negative = sum(a == t != b for a, b, t in rows)
     positive = sum(a != t == b for a, b, t in rows)
     inconsistent = sum(b not in (t, a) for a, b, t in rows)
     errors, right = sum(b != t for _, b, t in rows), sum(a == t for a, _, t in rows)
-    assert found["NFR"] == pytest.approx(negative / len(rows))
-    assert found["PFR"] == pytest.approx(positive / len(rows))
-    assert found["NFR_mc"] == pytest.approx(inconsistent / len(rows))
-    assert found["NFI"] == pytest.approx(negative / errors if errors else 0)
-    assert found["trust"] == pytest.approx(1 - negative / right if right else 1)
-    assert found["change"] == pytest.approx(found["PFR"] - found["NFR"])
-    accuracy = found["accuracy"] - found["change"]
-    assert max(0, accuracy - found["accuracy"]) - 1e-9 <= found["NFR"] <= min(accuracy, 1 - found["accuracy"]) + 1e-9
-    assert found["NFR"] <= found["NFR_mc"] + 1e-12
+    assert rates["NFR"] == pytest.approx(negative / len(rows))
+    assert rates["PFR"] == pytest.approx(positive / len(rows))
+    assert rates["NFR_mc"] == pytest.approx(inconsistent / len(rows))
+    assert rates["NFI"] == pytest.approx(negative / errors if errors else 0)
+    assert rates["trust"] == pytest.approx(1 - negative / right if right else 1)
+    assert rates["change"] == pytest.approx(rates["PFR"] - rates["NFR"])
+    accuracy = rates["accuracy"] - rates["change"]
+    assert max(0, accuracy - rates["accuracy"]) - 1e-9 <= rates["NFR"] <= min(accuracy, 1 - rates["accuracy"]) + 1e-9
+    assert rates["NFR"] <= rates["NFR_mc"] + 1e-12
     if len({value for row in rows for value in row}) == 2:
-        assert found["NFR"] == pytest.approx(found["NFR_mc"])
+        assert rates["NFR"] == pytest.approx(rates["NFR_mc"])
 
 
 @given(st.lists(st.tuples(*[st.floats(0, 5, width=16)] * 3), min_size=1, max_size=20))
 def test_a_regression_loses_and_gains_in_units_of_its_label(rows: list[tuple[float, float, float]]) -> None:
     old, new, truth = np.array(rows, dtype=float).T
-    found = flips.measures(flips.per_row(Answers(old, truth), Answers(new, truth)).mean(axis=1, dtype=np.float64))
+    rates = flips.measures(flips.per_row(Answers(old, truth), Answers(new, truth)).mean(axis=1, dtype=np.float64))
     changes = [abs(a - t) - abs(b - t) for a, b, t in rows]
     lost, gained = [-c for c in changes if c < 0], [c for c in changes if c > 0]
-    assert found["NFR"] == pytest.approx(len(lost) / len(rows))
-    assert found["PFR"] == pytest.approx(len(gained) / len(rows))
-    assert found["loss"] == pytest.approx(np.mean(lost) if lost else 0, rel=1e-5)
-    assert found["gain"] == pytest.approx(np.mean(gained) if gained else 0, rel=1e-5)
+    assert rates["NFR"] == pytest.approx(len(lost) / len(rows))
+    assert rates["PFR"] == pytest.approx(len(gained) / len(rows))
+    assert rates["loss"] == pytest.approx(np.mean(lost) if lost else 0, rel=1e-5)
+    assert rates["gain"] == pytest.approx(np.mean(gained) if gained else 0, rel=1e-5)
 
 
 def test_studies_are_joined_by_row_and_seed_beside_the_floor(
@@ -109,11 +109,11 @@ def test_studies_are_joined_by_row_and_seed_beside_the_floor(
     code, out, err = command("report", "made", "--old", "before", "--to", "page.html")
     assert code == 0, err
     pairs = versions.paired("before", "made", tmp_path / "outputs")[0]
-    shown = page.content(records.read_study(tmp_path / "outputs", "made"), None, flips.between(pairs))["flips"]
-    assert [task["title"] for task in shown["rows"]] == ["cola acc: lora → lora", "mrpc acc: lora → lora"]
-    assert shown["rows"][1]["rows"][:2] == [["0", LABEL, "3/3", "0/3"], ["1", OTHER, "3/3", "0/3"]]
-    assert shown["rows"][1]["rows"][-1] == ["7", OTHER, "0/3", "1/3"]
-    assert page.embedded(shown)[1:-1] in (tmp_path / "page.html").read_text(encoding="utf-8")
+    section = page.content(records.read_study(tmp_path / "outputs", "made"), None, flips.between(pairs))["flips"]
+    assert [task["title"] for task in section["rows"]] == ["cola acc: lora → lora", "mrpc acc: lora → lora"]
+    assert section["rows"][1]["rows"][:2] == [["0", LABEL, "3/3", "0/3"], ["1", OTHER, "3/3", "0/3"]]
+    assert section["rows"][1]["rows"][-1] == ["7", OTHER, "0/3", "1/3"]
+    assert page.embedded(section)[1:-1] in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
 def test_two_runs_have_the_floor_of_their_siblings(write_run: Write, command: Command) -> None:
@@ -151,10 +151,10 @@ def test_stsb_is_counted_by_distance(
     write_run: Write, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    for method, said in (("lora", "1.0"), ("bitfit", "1.5")):
+    for method, prediction in (("lora", "1.0"), ("bitfit", "1.5")):
         run = write_run(method, "mrpc", 0, 0.5)
         rewritten(run, headline=Headline("pearson", 0.5, 0.1))
-        lines = [f"{i}\t{said}\t{label}" for i, label in enumerate(("0.000", "2.000", "4.000"))]
+        lines = [f"{i}\t{prediction}\t{label}" for i, label in enumerate(("0.000", "2.000", "4.000"))]
         (run / "predictions" / "dev.tsv").write_text("\n".join(["index\tprediction\tlabel", *lines]))
     code, out, _ = command("flips", "made", "made", "--old-row", "lora", "--new-row", "bitfit", "--csv")
     figures = {row["measure"]: float(row["value"]) for row in csv.DictReader(io.StringIO(out))}
@@ -163,10 +163,10 @@ def test_stsb_is_counted_by_distance(
     assert (code, err) == (0, "")
 
 
-def line_of(said: Said, code: int) -> str:
-    assert (said[0], said[1]) == (code, ""), said
-    assert said[2].count("\n") == 1
-    return said[2]
+def line_of(result: Said, code: int) -> str:
+    assert (result[0], result[1]) == (code, ""), result
+    assert result[2].count("\n") == 1
+    return result[2]
 
 
 def test_other_rows_labels_and_damage_are_one_line(write_run: Write, command: Command) -> None:

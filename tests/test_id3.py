@@ -143,7 +143,7 @@ def test_state_costs_what_the_budget_says(tiny: Callable[..., Cell], method: str
     trainer.run()
     state = made[0].state[tuner.store.values]
     held = [tuner.store.values, tuner.store.index, state["exp_avg"], state["exp_avg_sq"]]
-    held += [] if tuner.store._sorted is None else [tuner.store._sorted]
+    held += [] if tuner.store.by_id is None else [tuner.store.by_id]
     assert sum(t.numel() * t.element_size() for t in held) <= 20 * 2000
     assert not any(p.grad is not None for p in tuner.store.tensors), "no dense gradient is left"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from support import TINY, Signal, assemble, logged, tokens_of
 
 from peftbench.backbone.heads import TASK, Heads, leave_one
-from peftbench.backbone.model import build, load_model
+from peftbench.backbone.model import build
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.config.tasks import JointTask
@@ -25,11 +25,10 @@ from peftbench.data.tokens import Mix, Tokens
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import CHECKPOINT_FILE, DELTA_FILE
 from peftbench.record import MEASURED, read_record
-from peftbench.runner import deltas, readouts
 from peftbench.runner import run as runner
 from peftbench.runner.counts import count_cell
 from peftbench.runner.delta import Delta
-from peftbench.runner.run import Outcome, run
+from peftbench.runner.run import Outcome, learner_of, run
 from peftbench.training.stopping import Stopped
 from peftbench.training.trainer import Trainer
 
@@ -169,9 +168,7 @@ def test_a_step_moves_the_backbone_and_its_task_s_head_alone(tiny: Callable[...,
 def joint_trainer(cell: Cell) -> tuple[Any, Trainer]:
     """Model and trainer of a cell of several tasks, as a run makes them."""
     tokens = joined(tokens_of(cell), cell.task)
-    readout = readouts.made(cell.readout, cell.task, cell.model, None)
-    model, _ = load_model(cell.model, cell.task.num_labels, cell.seed, readout)
-    tuner = deltas.attached(cell, model)
+    model, tuner = learner_of(cell, None, None).fresh()
     return model, Trainer(model, tuner, cell.protocol, cell.task, tokens["train"], {}, "mean", cell.seed)
 
 
@@ -250,7 +247,7 @@ IMPOSSIBLE = [
     ([*TWO, "readout=prompt", "method=lora"], "readout=prompt: task=joint has a classifier for each task"),
     ([*TWO, "selftrain=list", "shots.total=8"], "selftrain=list: task=joint has no rows without labels"),
     ([*JOINT, "shots.per_class=4"], "shots: task=stsb is a regression"),
-    ([*TWO, "method=full", "budget=1000"], "budget: Full takes none"),
+    ([*TWO, "method=full", "budget=1000"], "budget.entries=1000: Full takes no budget"),
 ]
 
 

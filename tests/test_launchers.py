@@ -33,21 +33,26 @@ def scores(folder: Path) -> dict[str, object]:
     return {f"{r.cell.method} {r.cell.seed}": (r.metrics, r.hashes.delta) for r in records}
 
 
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where one process has run the sweep; tests read it."""
+    folder = tmp_path_factory.mktemp("one")
+    assert call("run", *SWEEP, cwd=folder, PEFTBENCH_CACHE=str(folder / "cache")).returncode == 0
+    return folder
+
+
 @pytest.mark.parametrize("launcher", ["local", "joblib", "submitit_local"])
-def test_a_sweep_in_several_processes_is_the_sweep_in_one(tmp_path: Path, launcher: str) -> None:
-    (tmp_path / "one").mkdir()
-    (tmp_path / "two").mkdir()
-    assert call("run", *SWEEP, cwd=tmp_path / "one").returncode == 0
-    sweep = start("run", *SWEEP, f"hydra/launcher={launcher}", cwd=tmp_path / "two")
+def test_a_sweep_in_several_processes_is_the_sweep_in_one(tmp_path: Path, one_process: Path, launcher: str) -> None:
+    sweep = start("run", *SWEEP, f"hydra/launcher={launcher}", cwd=tmp_path)
     assert sweep.returncode == 0, sweep.stderr
     assert "Warning" not in sweep.stderr
     assert sweep.stdout.splitlines()[-1] == "4 cells: 4 done, 0 failed"
-    assert scores(tmp_path / "two") == scores(tmp_path / "one")
-    kept = records(tmp_path / "two")
+    assert scores(tmp_path) == scores(one_process)
+    kept = records(tmp_path)
     assert len(kept) == 4
-    again = start("run", *SWEEP, f"hydra/launcher={launcher}", cwd=tmp_path / "two")
+    again = call("run", *SWEEP, f"hydra/launcher={launcher}", cwd=tmp_path)
     assert again.stdout.strip() == "4 cells: 4 done (4 of them before), 0 failed"
-    assert records(tmp_path / "two") == kept
+    assert records(tmp_path) == kept
 
 
 def test_failures_in_other_processes_are_counted(tmp_path: Path) -> None:

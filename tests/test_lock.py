@@ -9,12 +9,21 @@ import time
 from pathlib import Path
 
 import pytest
-from support import PYTHON, TINY, call, until
+from support import TINY, begin, call, until
 
-from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, write_atomically
+from peftbench.config import compose
+from peftbench.ground.files import CHECKPOINT_FILE, END_FILE, RECORD_FILE, write_atomically
 from peftbench.record import find_records
+from peftbench.runner.run import run
 from peftbench.study import lock
 from peftbench.study.lock import Elsewhere, Lock
+
+
+@pytest.fixture(autouse=True)
+def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody here is late or missed for a moment only, unless a test says so."""
+    monkeypatch.setattr(lock, "LATE", 0.0)
+    monkeypatch.setattr(lock, "AGAIN", 0.0)
 
 
 def test_a_second_runner_does_not_get_what_a_living_one_holds(tmp_path: Path) -> None:
@@ -224,8 +233,9 @@ def test_a_runner_that_lost_its_lock_is_told_and_leaves_the_others_alone(tmp_pat
     assert "other" in (tmp_path / lock.FILE).read_text()
 
 
-def test_what_is_written_while_the_lock_is_lost_is_not_put_in_place(tmp_path: Path) -> None:
-    record = tmp_path / RECORD_FILE
+@pytest.mark.parametrize("name", [RECORD_FILE, END_FILE, "predictions/dev.tsv"])
+def test_what_is_written_while_the_lock_is_lost_is_not_put_in_place(tmp_path: Path, name: str) -> None:
+    record = tmp_path / name
     with Lock(tmp_path) as paused:
 
         def check() -> None:
@@ -240,7 +250,21 @@ def test_what_is_written_while_the_lock_is_lost_is_not_put_in_place(tmp_path: Pa
             write_atomically(record, b"late", check)
     assert record.read_bytes() == b"the other's"
     lock.forget_deaths(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", RECORD_FILE]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [record]
+
+
+def test_a_runner_that_lost_its_cell_while_it_loaded_leaves_the_others_files(tmp_path: Path) -> None:
+    words = [*TINY, f"outputs={tmp_path}", "method=head"]
+    config = compose.resolved(compose.load(words))
+    folder = run(compose.cell_from(words), config, words).path.parent
+    left = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def lost() -> None:
+        raise Elsewhere("lost the cell")
+
+    with pytest.raises(Elsewhere):
+        run(compose.cell_from(words), config, ["other=words"], check=lost)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == left
 
 
 def test_many_runners_at_a_dead_lock_and_one_gets_it(tmp_path: Path) -> None:
@@ -253,8 +277,8 @@ def test_many_runners_at_a_dead_lock_and_one_gets_it(tmp_path: Path) -> None:
 
 
 def test_two_runners_on_one_study_share_the_work(tmp_path: Path) -> None:
-    words = [*PYTHON, "run", "-m", *TINY, "study=shared", "method=bitfit,lora", "seed=0,1"]
-    runners = [subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    words = ["run", "-m", *TINY, "study=shared", "method=bitfit,lora", "seed=0,1"]
+    runners = [begin(*words, cwd=tmp_path) for _ in range(2)]
     screens = [runner.communicate(timeout=300)[0] for runner in runners]
     assert [runner.returncode for runner in runners] == [0, 0]
     paths = list(find_records(tmp_path / "outputs" / "shared"))
@@ -272,7 +296,7 @@ def test_two_runners_on_one_study_share_the_work(tmp_path: Path) -> None:
 
 
 def test_a_paused_runner_that_lost_its_cell_writes_nothing(tmp_path: Path) -> None:
-    paused = subprocess.Popen([*PYTHON, "run", *TINY], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    paused = begin("run", *TINY, cwd=tmp_path)
     until(lambda: any(tmp_path.rglob(lock.FILE)), paused)
     paused.send_signal(signal.SIGSTOP)
     made = list(tmp_path.rglob(lock.FILE))

@@ -17,7 +17,7 @@ from peftbench.backbone.model import Model, build, load_model
 from peftbench.config import compose
 from peftbench.config.spec import Cell, Scope
 from peftbench.ground.errors import ConfigError
-from peftbench.methods.base import Training, Tuner
+from peftbench.methods.base import Tuner
 from peftbench.methods.lst import LST, Ladder
 from peftbench.methods.narrow_start import Importance, best, fisher
 from peftbench.methods.strata import Strata, Stratum
@@ -270,7 +270,7 @@ def test_fisher_is_the_sum_of_squared_gradients_of_single_rows(tiny: Make) -> No
     trainer.begin(total=1)
     before, ladder = values(model), ladder_of(model)
     ladder.aside = True
-    training = Training(1, trainer._passes, trainer._total_over_processes)
+    training = trainer.training(1)
     importance = fisher(model, [1], 3, training, "fisher")
     name, words = "bert.encoder.layer.1.output.dense.weight", "bert.embeddings.word_embeddings.weight"
     watched = {key: model.module.get_parameter(key).requires_grad_(True) for key in (name, words)}

@@ -162,12 +162,12 @@ def test_a_refitted_head_is_the_best_there_is_on_its_rows() -> None:
     random = np.random.default_rng(0)
     features = torch.from_numpy(random.normal(size=(60, 4)))
     labels = torch.from_numpy((features[:, 0] + 0.5 > 0).numpy().astype(np.int64))
-    fitted = seat._fitted(features, labels, 2)
+    fitted = seat.fit_head(features, labels, 2)
     rows = torch.cat([features, torch.ones(60, 1)], 1)
     assert ((rows @ fitted).argmax(1) == labels).float().mean() > 0.95
     scores = 2 * features[:, 1] - 1
     torch.testing.assert_close(
-        seat._fitted(features, scores, 1)[:, 0], torch.tensor([0, 2, 0, 0, -1.0]).double(), atol=0.02, rtol=0
+        seat.fit_head(features, scores, 1)[:, 0], torch.tensor([0, 2, 0, 0, -1.0]).double(), atol=0.02, rtol=0
     )
 
 

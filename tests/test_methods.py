@@ -8,21 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from matrix import EMBEDDINGS, GOLDEN, LAYER, ROWS, D, L, Row
+from matrix import EMBEDDINGS, EVERY, GOLDEN, LAYER, OWN, ROWS, D, F, L, Row
 from support import assemble, bridged, losses, plain, values
 
 from peftbench.backbone.model import load_model
 from peftbench.config.spec import Cell
+from peftbench.config.validate import classes_of
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import DELTA_FILE
 from peftbench.runner import deltas
 from peftbench.runner.counts import entries
 from peftbench.runner.delta import Delta
+from peftbench.runner.recording import delta_facts
 from peftbench.runner.run import Outcome
 from peftbench.sparse.scores import SCORES, Score
 from peftbench.training.trainer import Trainer
 
-matrix = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+matrix = pytest.mark.parametrize("row", EVERY.values(), ids=EVERY)
 
 
 def dev_logits(trainer: Trainer) -> np.ndarray:
@@ -66,10 +68,10 @@ def test_delta_round_trip_and_merge_keep_the_logits(tiny: Callable[..., Cell], r
     trainer.run()
     expected = dev_logits(trainer)
 
-    delta = deltas.learned(cell, model, tuner)
+    delta = deltas.learned(delta_facts(cell, model), model, tuner)
     delta.save(tmp_path / DELTA_FILE)
     fresh, _ = load_model(cell.model, 2, seed=99)
-    restored = deltas.restore(Delta.load(tmp_path / DELTA_FILE), fresh)
+    restored = deltas.restore(Delta.load(tmp_path / DELTA_FILE), fresh, known=classes_of(cell.method))
     other = Trainer(fresh, restored, cell.protocol, cell.task, None, trainer.scored, "accuracy", cell.seed)
     np.testing.assert_array_equal(dev_logits(other), expected)
 
@@ -83,9 +85,9 @@ def test_delta_round_trip_and_merge_keep_the_logits(tiny: Callable[..., Cell], r
     assert {name for name, _ in fresh.module.named_parameters()} == plain
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", EVERY)
 def test_stored_bytes_are_the_trained_entries(row_run: Callable[[str], Outcome], name: str) -> None:
-    row, outcome = ROWS[name], row_run(name)
+    row, outcome = EVERY[name], row_run(name)
     counts = outcome.record.counts
     assert counts is not None
     own = row.bytes_per_entry * row.entries if row.stored is None else row.stored
@@ -94,12 +96,12 @@ def test_stored_bytes_are_the_trained_entries(row_run: Callable[[str], Outcome],
     assert 0 < size - counts.stored_bytes < 20_000
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", EVERY)
 def test_equal_seeds_give_equal_records_and_others_do_not(
     run_tiny: Callable[..., Outcome], row_run: Callable[[str], Outcome], name: str
 ) -> None:
     first = stripped(row_run(name))
-    second, other = (stripped(run_tiny(*ROWS[name].overrides, f"seed={seed}")) for seed in (0, 2))
+    second, other = (stripped(run_tiny(*EVERY[name].overrides, f"seed={seed}")) for seed in (0, 2))
     assert first == second
     assert first["losses"] != other["losses"]
     assert first["hashes"]["delta"] != other["hashes"]["delta"]
@@ -174,6 +176,29 @@ def test_a_method_from_another_package(
     assert record.counts.backbone == 4 * L * D + 2 * D
 
 
+def test_a_users_own_method_with_state_is_short_and_does_what_it_says(
+    run_tiny: Callable[..., Outcome], tiny: Callable[..., Cell], row_run: Callable[[str], Outcome]
+) -> None:
+    """The rows' checks are run for it above, and it is stopped and taken up again in tests/test_resume.py."""
+    assert len((OWN / "shrunk.py").read_text(encoding="utf-8").splitlines()) < 100
+    assert 0 < row_run("own").record.budget["zeros"] < L * 4 * 2 * D, "some entries of V are zero, and not all"
+    words, before = EVERY["own"].overrides, losses(row_run("own").path.parent)
+    later = losses(run_tiny(*words, "method.start=0.9").path.parent)
+    assert (later[:4], later[4:] == before[4:]) == (before[:4], False)
+    assert before != losses(run_tiny(*words, "method.weight=0").path.parent)
+    model, tuner, trainer = assemble(tiny(*words, "budget=6000", "protocol.precision=fp32", "protocol.lr=0.01"))
+    assert sum(p.numel() for p in tuner.trainables().values()) == 3 * L * (3 * D + F)  # a budget turns the rank
+    plain = values(model)
+    trainer.run()
+    changes = dict(tuner.update(plain))
+    tuner.merge()
+    merged = values(model)
+    changed = {name for name, p in model.backbone() if not torch.equal(plain[name], p)}
+    assert changed == set(changes)
+    for name, change in changes.items():
+        torch.testing.assert_close(merged[name] - plain[name], change, rtol=1e-4, atol=1e-6)
+
+
 def write_as_documented(folder: Path, name: str) -> None:
     """Write the module and the yaml of a method that docs/adding.md shows."""
     page = (Path(__file__).parents[1] / "docs" / "adding.md").read_text(encoding="utf-8")
@@ -222,7 +247,7 @@ def test_a_score_from_another_package(
 def test_a_delta_of_another_backbone_is_refused(tiny: Callable[..., Cell], tmp_path: Path) -> None:
     cell = tiny("method=bitfit")
     model, tuner, _ = assemble(cell)
-    deltas.learned(cell, model, tuner).save(tmp_path / DELTA_FILE)
+    deltas.learned(delta_facts(cell, model), model, tuner).save(tmp_path / DELTA_FILE)
     other, _ = load_model(tiny("model=bert_mini", "model.weights=random").model, 2, 0)
     with pytest.raises(Exception, match="learned on bert_tiny"):
         deltas.restore(Delta.load(tmp_path / DELTA_FILE), other)

@@ -91,9 +91,10 @@ def test_evaluate_metric_gives_the_same_without_network(task: str) -> None:
         assert value == pytest.approx(METRICS[name](predictions, references), abs=1e-6)
 
 
-def test_every_task_has_glues_metrics() -> None:
-    for task in compose.words("task"):
-        if task in ("ax", "joint"):
-            continue
+def test_every_task_of_glue_has_glues_metrics() -> None:
+    """A task that GLUE's own metric does not know has the metrics that its yaml names."""
+    tasks = set(compose.words("task")) & set(NAMES)
+    assert len(tasks) == 11
+    for task in tasks - {"ax"}:  # without training rows: no cell of its own
         metrics = compose.cell_from([f"task={task}"]).task.metrics
         assert metrics[: len(NAMES[task])] == NAMES[task]

@@ -185,7 +185,7 @@ def test_lora_equals_peft(tmp_path: Path) -> None:
     )
     ours, _ = load_model(spec, 2, seed=0)
     cell = compose.cell_from(["method=lora", "method.dropout=0", "method.rank=4", "method.alpha=12"])
-    tuner = deltas.attach(cell.method, cell.scope, cell.budget, ours, seed=0)
+    tuner = deltas.attach(cell.attachment, ours, seed=0)
     config = peft.LoraConfig(r=4, lora_alpha=12, target_modules=["query", "value"], task_type="SEQ_CLS")
     theirs = peft.get_peft_model(load_model(spec, 2, seed=0)[0].module, config)
     named = dict(theirs.named_parameters())

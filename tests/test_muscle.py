@@ -22,8 +22,8 @@ from peftbench.config.spec import Cell
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.record import read_record
 from peftbench.report import flips
-from peftbench.runner import deltas, objectives
-from peftbench.runner.run import Outcome
+from peftbench.runner import deltas
+from peftbench.runner.run import Outcome, objective_of
 from peftbench.study import verify
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.muscle import Muscle
@@ -207,7 +207,7 @@ def test_teachers_answer_every_row_once_without_dropout(
     cell = tiny("method=lora", *updating(older, finished), "protocol.precision=fp32")
     train = tokens_of(cell)["train"]
     random = torch.get_rng_state()
-    first, second = (objectives.made(cell, train) for _ in range(2))
+    first, second = (objective_of(cell, train) for _ in range(2))
     assert asked == [len(train)] * 4
     assert torch.equal(random, torch.get_rng_state())
     assert isinstance(first, Muscle)

@@ -236,7 +236,7 @@ def test_peft_takes_part_in_what_other_methods_do(tiny: Make, run_tiny: Run) -> 
 WRONG = [
     (["method=peft"], r"method: type must be given, or adapter_config; the types are adalora"),
     (["method=peft", "method.type=verra"], r"method\.type=verra: .* did you mean vera"),
-    (["method=peft", "method.type=poly"], r"method\.type=poly: wants the number of a task"),
+    (["method=peft", "method.type=poly"], r"method\.type=poly: needs a task number"),
     (["method=peft", "method.type=prefix_tuning"], r"method\.config\.num_virtual_tokens: must be given"),
     (["method=prompt_tuning", "method.config.num_virtual_tokens=0"], r"num_virtual_tokens=0: must be at least 1"),
     (["method=prompt_tuning", "method.config.token_dim=8"], r"method\.config\.token_dim: not to be given here"),
@@ -270,7 +270,7 @@ WRONG_HERE = [
     ),
     (["method=peft", "method.type=osf", "method.config.effective_rank=999"], r"nothing of peft's osf would train here"),
     (["method=boft", "method.config.boft_block_size=7"], r"refuses it here: in_features \(128\) must be divisible"),
-    (["method=ia3", "budget=500"], r"budget: peft's ia3 takes none"),
+    (["method=ia3", "budget=500"], r"budget: 500 entries; peft's ia3 takes none"),
     (["method=vera", "budget=10"], r"budget: 10 entries; peft's vera here needs at least 516 \(r 1\)"),
     (["method=beft", "model=modernbert_base", "model.config.vocab_size=99999"], r"no linear map with a bias"),
     (

@@ -53,7 +53,7 @@ def made(source: list[str], folder: Path, *words: str) -> list[str]:
     """Make a low-rank backbone; the words of a cell that uses it."""
     recipe, rest = split_words([*source, *words])
     cell = compose.cell_from(rest)
-    make_low_rank(cell, recipe, plan(cell, recipe), folder)
+    make_low_rank(cell, recipe, plan(cell.model, cell.scope, recipe), folder)
     return [*(word for word in source if not word.startswith("model.weights=")), f"model.weights={folder}"]
 
 
@@ -110,7 +110,7 @@ def test_ranks_are_those_of_the_released_code(sides: tuple[int, int], ranks: tup
 def test_entries_of_bert_base(ratio: float, entries: int) -> None:
     recipe, words = split_words(["make=lowrank", f"make.ratio={ratio}", "model=bert_base_uncased"])
     cell = compose.cell_from([*words, "model.config.vocab_size=30522"])
-    ranks, model = plan(cell, recipe), build(cell.model, 2, "meta")
+    ranks, model = plan(cell.model, cell.scope, recipe), build(cell.model, 2, "meta")
     whole = sum(p.numel() for p in model.module.parameters())
     put_in(model.module, ranks)
     assert whole == 109_483_778
@@ -190,7 +190,7 @@ def distillation(source: list[str]) -> tuple[Cell, Model, Model, Distillation]:
     recipe, rest = split_words([*source, *DISTIL])
     cell, teacher = loaded(rest)
     student = copy.deepcopy(teacher)
-    for name, rank in plan(cell, recipe).items():
+    for name, rank in plan(cell.model, cell.scope, recipe).items():
         whole = student.module.get_submodule(name)
         assert isinstance(whole, nn.Linear)
         student.module.set_submodule(name, factored(whole, rank))

@@ -52,7 +52,7 @@ def test_a_plan_is_answered_from_its_own_cells_alone(write_run: Callable[..., Pa
     added = [run(write_run, "lora", seed, 0.1 * seed, later) for seed in (8, 9)]
     planned = [*cells, early, "made/mrpc-lora-00000000/seed3"]
     nowhere = tmp_path / "nowhere"
-    plans.register(path, nowhere, "made", planned, ["lora > bitfit", "bitfit = lora"], 1.0)
+    plans.write(path, plans.made(path, nowhere, "made", planned, ["lora > bitfit", "bitfit = lora"], 1.0))
     said = plans.answers(made_study(tmp_path), plans.read(path))
     assert said[1].startswith("missing: 2 of 12 planned cells, so every answer is provisional: ")
     assert said[2] == f"left out: 1 cell that ran before the plan was registered: {early}"
@@ -64,6 +64,6 @@ def test_a_plan_is_answered_from_its_own_cells_alone(write_run: Callable[..., Pa
         "corrected by Holm for the 2 tests of this plan; a t-test takes these differences for normal"
     )
     with pytest.raises(ConfigError, match="5 of 5 cells have results"):
-        plans.register(tmp_path / "late.yaml", tmp_path / "outputs", "made", cells[:5], ["lora > bitfit"], 1.0)
+        plans.made(tmp_path / "late.yaml", tmp_path / "outputs", "made", cells[:5], ["lora > bitfit"], 1.0)
     with pytest.raises(ConfigError, match="is of study other"):
         plans.answers(made_study(tmp_path), dataclasses.replace(plans.read(path), study="other"))

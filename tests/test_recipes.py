@@ -3,15 +3,21 @@
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from support import TINY, call
 
+from peftbench.commands.work import STOPPED
+from peftbench.ground.errors import ConfigError, DataError
 from peftbench.record import find_records
+from peftbench.study.work import MARGIN
+from peftbench.training import stopping
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
@@ -34,6 +40,74 @@ def test_the_kubernetes_client_knows_every_word_of_the_job() -> None:
     job = yaml.safe_load((SCRIPTS / "workers_kubernetes.yaml").read_text(encoding="utf-8"))
     read = client.deserialize(json.dumps(job), "V1Job", "application/json")
     assert client.sanitize_for_serialization(read) == job, "words that it does not know are left out"
+
+
+def kubernetes_action(job: dict[str, Any], code: int) -> str:
+    """What Kubernetes does with a worker that left with this exit code: of the rules, the first one that fits."""
+    for rule in job["spec"]["podFailurePolicy"]["rules"]:
+        codes = rule.get("onExitCodes")
+        if codes is not None and (code in codes["values"]) == (codes["operator"] == "In"):
+            return str(rule["action"])
+    return "Count"
+
+
+def test_kubernetes_starts_workers_again_that_died_or_left_cells_and_no_others() -> None:
+    job = yaml.safe_load((SCRIPTS / "workers_kubernetes.yaml").read_text(encoding="utf-8"))
+    again = [1, *(128 + number for number in (*stopping.SIGNALS, signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT))]
+    assert {kubernetes_action(job, code) for code in again} == {"Count"}
+    never = [ConfigError.exit_code, DataError.exit_code, STOPPED, 101, 110, 111, 128, 144, 199]
+    assert {kubernetes_action(job, code) for code in never} == {"FailIndex"}
+
+
+@pytest.mark.parametrize("path", sorted(SCRIPTS.glob("workers_*")), ids=lambda path: path.name)
+def test_every_recipes_workers_wait_for_the_last_cells(path: Path) -> None:
+    assert "--wait" in path.read_text(encoding="utf-8")
+
+
+def test_slurm_signals_no_later_than_a_worker_leaves(tmp_path: Path) -> None:
+    pytest.importorskip("submitit", reason="an extra: pip install 'peftbench[launchers]'")
+    slurm = tmp_path / "bin"
+    slurm.mkdir()
+    (slurm / "sbatch").write_text(f'#!/bin/sh\ncp "$1" {tmp_path}/job.sh\necho Submitted batch job 7\n')
+    (slurm / "srun").write_text("#!/bin/sh\n")
+    for path in slurm.iterdir():
+        path.chmod(0o755)
+    line = [sys.executable, SCRIPTS / "workers_slurm.py", "pilot", "--outputs", tmp_path / "outputs", "--workers", "3"]
+    variables = {**os.environ, "PATH": f"{slurm}:{os.environ['PATH']}"}
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True, env=variables, timeout=120)
+    assert done.stdout == "7: 3 workers; peftbench status pilot --watch\n", done.stderr
+    job = (tmp_path / "job.sh").read_text()
+    assert f"#SBATCH --signal=USR2@{MARGIN:.0f}\n" in job
+    assert "#SBATCH --array=0-2%3\n" in job
+
+
+WORKER = """import signal, sys
+def leave(*_):
+    print("left", flush=True)
+    sys.exit(1)
+signal.signal(signal.SIGUSR2, leave)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+JOB = """import runpy, signal, sys
+def give_up(*_):  # as submitit does
+    raise RuntimeError("gave up")
+signal.signal(signal.SIGUSR2, give_up)
+runpy.run_path(sys.argv[1])["work"]([sys.executable, "-c", sys.argv[2]])
+"""
+
+
+def test_a_worker_of_slurm_writes_its_checkpoint_while_submitit_gives_up() -> None:
+    pytest.importorskip("submitit", reason="an extra: pip install 'peftbench[launchers]'")
+    line = [sys.executable, "-c", JOB, str(SCRIPTS / "workers_slurm.py"), WORKER]
+    job = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert job.stdout is not None
+    assert job.stdout.readline() == "ready\n"
+    os.killpg(job.pid, signal.SIGUSR2)  # Slurm signals all processes of a job
+    out, err = job.communicate(timeout=60)
+    assert (out, job.returncode) == ("left\n", 1)
+    assert err.splitlines()[-1] == "RuntimeError: gave up"
 
 
 def test_ssh_starts_workers_on_every_machine_that_answers(tmp_path: Path) -> None:

@@ -109,6 +109,9 @@ def test_a_format_is_one_function(
     assert [line.split(";")[:4] for line in lines[1:]] == [
         [name, entries, "10", score] for name, (entries, score) in sorted(FIGURES.items())
     ]
+    with pytest.raises(SystemExit):
+        views.table(["--help"])
+    assert "plain" in capsys.readouterr().out, "the help is made of the formats that there are"
     refused = call("table", "made", "--format", "cvs", cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr == "--format cvs: there is no such format; did you mean csv?\n"

@@ -11,7 +11,7 @@ import torch
 from checkpoints import checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
-from matrix import ROWS
+from matrix import EVERY
 from support import Signal, logged, what_is_left
 
 from peftbench.ground.files import CHECKPOINT_FILE
@@ -43,7 +43,7 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize("name", [*ROWS, *OTHER])
+@pytest.mark.parametrize("name", [*EVERY, *OTHER])
 def test_a_stopped_run_ends_as_an_undisturbed_one(
     name: str,
     run_tiny: Run,
@@ -53,9 +53,9 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(
     finished: Path,
     older: Path,
 ) -> None:
-    words = OTHER.get(name) or ROWS[name].overrides
+    words = OTHER.get(name) or EVERY[name].overrides
     overrides = [word.format(finished=finished, older=older) for word in words]
-    whole = row_run(name) if name in ROWS else run_tiny(*overrides, f"outputs={tmp_path / 'whole'}")
+    whole = row_run(name) if name in EVERY else run_tiny(*overrides, f"outputs={tmp_path / 'whole'}")
     signal_at(3)
     with pytest.raises(Stopped):
         run_tiny(*overrides, f"outputs={tmp_path / 'broken'}")

@@ -29,7 +29,7 @@ from peftbench.runner import deltas, provenance
 from peftbench.runner.delta import Delta
 from peftbench.runner.run import Outcome, read_rows
 from peftbench.training.forward import Forward
-from peftbench.training.trainer import lr_factor
+from peftbench.training.optimization import lr_factor
 
 Run = Callable[..., Outcome]
 

@@ -185,8 +185,8 @@ def test_a_tuner_that_replaces_parameters_says_so_or_the_run_ends(tiny: Callable
         with pytest.raises(RuntimeError, match=r"pooler\.dense\.bias was replaced"):
             trainer.run()
         return
-    kept = trainer.parameters["classifier.weight"]
     trainer.begin(total=6)
+    kept = trainer.parameters["classifier.weight"]
     batches = trainer.order(0)
     trainer.step(0, batches[0])
     trainer.step(1, batches[1])
@@ -195,6 +195,46 @@ def test_a_tuner_that_replaces_parameters_says_so_or_the_run_ends(tiny: Callable
     before = halved.detach().clone()
     trainer.step(2, batches[2])
     assert not torch.equal(before, halved), "the new parameter trains"
+
+
+class Dropping(ParameterTuner):
+    """Gives up its second parameter after the second step, and says so or not."""
+
+    def __init__(self, kept: nn.Parameter, dropped: nn.Parameter, says_so: bool) -> None:
+        super().__init__({"kept": kept, "dropped": dropped})
+        self._says_so = says_so
+
+    def trainables(self) -> Mapping[str, nn.Parameter]:
+        """All, then the first alone."""
+        return {name: p for name, p in self._trainables.items() if p.requires_grad}
+
+    def after_step(self, step: int) -> bool:
+        """Freeze the second."""
+        if step != 1:
+            return False
+        self._trainables["dropped"].requires_grad_(False)
+        return self._says_so
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+def test_a_tuner_that_drops_a_parameter_says_so_or_the_run_ends(tiny: Callable[..., Cell], says_so: bool) -> None:
+    cell = tiny("method=head", "protocol.lr=0.01")
+    model, _, plain = assemble(cell)
+    biases = [p for name, p in model.backbone() if name.endswith("LayerNorm.bias")][-2:]
+    tuner = Dropping(*biases, says_so)
+    trainer = Trainer(model, tuner, cell.protocol, cell.task, plain.train, {}, "accuracy", cell.seed)
+    trainer.begin(total=6)
+    batches = trainer.order(0)
+    trainer.step(0, batches[0])
+    if not says_so:
+        with pytest.raises(RuntimeError, match="dropped was dropped during training: after_step must return True"):
+            trainer.step(1, batches[1])
+        return
+    trainer.step(1, batches[1])
+    before = [bias.detach().clone() for bias in biases]
+    trainer.step(2, batches[2])
+    assert [torch.equal(*pair) for pair in zip(before, biases, strict=True)] == [False, True]
+    assert set(trainer.parameters) == {"kept", "classifier.weight", "classifier.bias"}
 
 
 def test_a_penalty_is_added_once_a_step_and_logged_by_itself(tiny: Callable[..., Cell]) -> None:
@@ -379,7 +419,7 @@ def test_a_readout_of_ones_own_is_trained_as_a_classifier_is(tiny: Callable[...,
     assert torch.equal(model.module.get_parameter(bias), written.get_parameter(bias)), "of the weights, not drawn"
 
     _, _, trainer = assemble(cell)
-    tuner = attach(cell.method, cell.scope, cell.budget, model, cell.seed)
+    tuner = attach(cell.attachment, model, cell.seed)
     trainer = Trainer(model, tuner, cell.protocol, cell.task, trainer.train, trainer.scored, "accuracy", cell.seed)
     fit = trainer.run()
     assert fit.steps == 6

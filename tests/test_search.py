@@ -239,8 +239,11 @@ def test_the_error_of_a_correlation_is_its_spread_over_the_rows_that_the_try_kep
         (["select.factors=[-1]"], "select.factors"),
         (["select.rows=test"], "select.rows"),
         (["select.max_steps=0"], "select.max_steps"),
-        (["select.head_factors=[1]"], "select.head_factors: needs protocol.head_lr"),
-        (["select=none", "select.head_factors=[1]", "protocol.head_lr=1e-3"], "select: head_factors needs factors"),
+        (["select.head_factors=[1]"], "select.head_factors=[1.0]: needs protocol.head_lr"),
+        (
+            ["select=none", "select.head_factors=[1]", "protocol.head_lr=1e-3"],
+            "select: head_factors=[1.0] needs factors",
+        ),
         (["select.rule=worst"], "select.rule"),
         (["select=boundaries", "method=spafit", "select.rule=one_se"], "select: rule=one_se takes the smallest"),
         (["select=lrr"], "did you mean lr"),

@@ -82,7 +82,7 @@ def test_too_few_rows_are_one_line(sizes: tuple[int, ...], shots: Shots, line: s
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["shots.per_class=1", "shots.total=2"], "shots: per_class and total cannot both be given"),
+        (["shots.per_class=1", "shots.total=2"], "shots: per_class=1 and total=2 cannot both be given"),
         (["shots.per_class=0"], "shots.per_class=0: must be greater than 0"),
         (["shots.split=0"], "shots.split=0: must be at least 1"),
         (["shots.total=1"], "shots.total=1: fewer than the 2 classes of task=sst2"),

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support import PYTHON, TINY, until
+import warm
+from support import PYTHON, TINY, begin, until
 
 from peftbench.cli import main
 from peftbench.ground.files import CHECKPOINT_FILE, DELTA_FILE, RECORD_FILE
@@ -156,6 +157,7 @@ def in_a_checkpoint(monkeypatch: pytest.MonkeyPatch, numbers: Sequence[int]) -> 
     ("moment", "numbers"),
     [
         (in_a_step, [signal.SIGHUP]),
+        (in_a_step, [signal.SIGUSR2]),
         (in_a_step, [signal.SIGINT, *[signal.SIGTERM] * 20]),
         (in_a_checkpoint, [signal.SIGUSR1]),
         (in_a_checkpoint, [signal.SIGTERM] * 20),
@@ -188,14 +190,14 @@ def test_a_sweep_that_is_stopped_starts_no_other_cell(
     assert len(list(tmp_path.glob("outputs/default/*/*"))) == 1
 
 
-def begun(running: subprocess.Popen[str], where: Path, cells: int) -> None:
+def begun(running: subprocess.Popen[str] | warm.Running, where: Path, cells: int) -> None:
     """Wait until so many cells of a command train."""
     until(lambda: len([log for log in where.rglob("metrics.jsonl") if log.stat().st_size > 200]) == cells, running)
 
 
 def test_signals_that_come_until_it_has_ended(tmp_path: Path) -> None:
     words = [*RUN, "protocol.max_steps=4000"]
-    running = subprocess.Popen([*PYTHON, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    running = begin(*words, cwd=tmp_path)
     begun(running, tmp_path, cells=1)
     while running.poll() is None:
         running.send_signal(signal.SIGTERM)

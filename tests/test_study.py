@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from support import PYTHON, TINY, call, losses, records, start, until
+from support import TINY, begin, call, losses, records, start, until
 
 from peftbench.record import MEASURED, find_records, read_record, write_record
 from peftbench.study import index, status
@@ -100,10 +100,7 @@ def test_status_says_how_every_cell_stands_and_failed_ones_are_taken_up_again(tm
     assert len(failed) == 2
     assert all("diverged: peftbench.ground.errors.Diverged: the training loss is" in lines[i] for i in failed)
     for i in failed:  # the command that is shown does run the cell
-        again = subprocess.run(
-            [*PYTHON, *lines[i + 1].split()[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300
-        )
-        assert again.returncode == 4
+        assert call(*lines[i + 1].split()[1:], cwd=tmp_path).returncode == 4
     kept = call("run", *words, "protocol.lr=1e9,1e-4", "seed=0,1", "rerun=failed", cwd=tmp_path)
     assert kept.returncode == 102
     assert "4 cells: 2 done (2 of them before), 2 failed" in kept.stdout
@@ -154,7 +151,7 @@ def test_a_damaged_record_is_set_aside_and_its_cell_runs_again(tmp_path: Path, d
 
 def test_a_signal_ends_a_run_long_before_its_last_step_and_the_next_start_goes_on(tmp_path: Path) -> None:
     words = [*TINY, "study=pilot", "method=lora", "protocol.max_steps=4000", "tracker.log_every=1"]
-    running = subprocess.Popen([*PYTHON, "run", *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    running = begin("run", *words, cwd=tmp_path)
     until(lambda: any(log.stat().st_size > 200 for log in tmp_path.rglob("metrics.jsonl")), running)
     running.send_signal(signal.SIGTERM)
     _, printed = running.communicate(timeout=300)

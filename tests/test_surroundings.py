@@ -71,11 +71,18 @@ def test_a_cache_that_cannot_be_written_is_one_line(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+QUIET = ["tracker=none", "progress=false"]
+
+
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        (["model=bert_base_cased"], ["model=bert_base_cased", "google-bert/bert-base-cased: it is not reachable"]),
-        ([*TINY, "data=hub"], ["data=hub", "nyu-mll/glue", "data=sample need no network"]),
+        (
+            ["run", *QUIET, "model=bert_base_cased"],
+            ["model=bert_base_cased", "google-bert/bert-base-cased: it is not reachable"],
+        ),
+        (["run", *TINY, "data=hub"], ["data=hub", "nyu-mll/glue", "data=sample need no network"]),
+        (["convert", "prajjwal1/bert-tiny"], ["prajjwal1/bert-tiny", "the Hub gives no such model"]),
     ],
 )
 def test_a_hub_that_does_not_answer_is_asked_once(
@@ -96,7 +103,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(
         monkeypatch.setattr(hub, "SECONDS", 0.1)
         hub.go_offline_unless_reachable.cache_clear()
         monkeypatch.chdir(tmp_path)
-        assert answer(["run", "tracker=none", "progress=false", *words], monkeypatch) == 3
+        assert answer(words, monkeypatch) == 3
         silent.accept()
         with pytest.raises(BlockingIOError):
             silent.accept()

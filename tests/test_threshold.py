@@ -18,6 +18,7 @@ from peftbench.ground.errors import ConfigError
 from peftbench.methods.selective import SelectiveTuner
 from peftbench.runner import deltas
 from peftbench.runner.counts import count_cell, kept_bounds
+from peftbench.runner.recording import delta_facts
 from peftbench.runner.run import Outcome
 from peftbench.sparse.schedule import unmasked
 from peftbench.sparse.scores import SCORES, Best, Score
@@ -83,7 +84,7 @@ def test_a_run_chooses_as_plain_numpy_does(
     tuner, run = tuner_of(tiny(f"method={method}", "method.batches=2", f"budget={budget}",
                                f"method.threshold={threshold}"))  # fmt: skip
     place = {id(tensor): i for i, tensor in enumerate(tuner.store.tensors)}
-    score, seen, chosen, step_done = SCORES[tuner._method.score], {}, [set()], tuner.after_step
+    score, seen, chosen, step_done = SCORES[tuner.method.score], {}, [set()], tuner.after_step
 
     def spy(gradient: torch.Tensor, weight: torch.Tensor, eps: float, exp: float) -> torch.Tensor:
         scores = score.rank(gradient, weight, eps, exp)
@@ -101,7 +102,7 @@ def test_a_run_chooses_as_plain_numpy_does(
         assert set(tuner.store.ids.tolist()) == chosen[-1]
         return step_done(step)
 
-    monkeypatch.setitem(SCORES, tuner._method.score, Score(spy, score.gradient))
+    monkeypatch.setitem(SCORES, tuner.method.score, Score(spy, score.gradient))
     monkeypatch.setattr(tuner, "after_step", after_step)
     run()
     assert len(chosen) == (7 if method == "id3" else 2)
@@ -128,7 +129,7 @@ def test_what_was_chosen_is_used_again(tiny: Callable[..., Cell], tmp_path: Path
     model, tuner, trainer = assemble(cell)
     trainer.run()
     fresh, _ = load_model(cell.model, 2, seed=99)
-    restored = deltas.restore(deltas.learned(cell, model, tuner), fresh)
+    restored = deltas.restore(deltas.learned(delta_facts(cell, model), model, tuner), fresh)
     assert isinstance(restored, SelectiveTuner)
     for ours, theirs in zip(tuner.store.tensors, restored.store.tensors, strict=True):
         assert torch.equal(ours, theirs)

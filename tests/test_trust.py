@@ -8,6 +8,8 @@ import pytest
 from forgery import Said
 from support import start
 
+from peftbench.lifecycle import saved
+from peftbench.lifecycle.saved import End, Line
 from peftbench.record import Record, find_records, read_record, write_record
 from peftbench.study import index
 from peftbench.study.agreement import TOLERANCE, agreement
@@ -103,6 +105,16 @@ def test_studies_are_put_together_and_disagreement_is_refused_before_any_copy(
     assert not (together / "s" / third).exists()
 
 
+def test_cells_of_few_labels_are_put_together_and_results_that_were_moved_aside_are_not(
+    finished: Path, tmp_path: Path, command: Callable[..., Said]
+) -> None:
+    few, aside = CELL.replace("seed0", "split3-seed1"), f"{CELL}-0123abcd"
+    a = machine(tmp_path / "a", read_record(finished / "result.json"), few, aside)
+    together = tmp_path / "outputs"
+    assert command("collect", str(a), "--outputs", str(together)).out == "1 cell copied\n"
+    assert [str(path.parent.relative_to(together / "s")) for path in find_records(together / "s")] == [few]
+
+
 def test_a_failed_cell_gives_way_to_a_finished_one(
     finished: Path, tmp_path: Path, command: Callable[..., Said]
 ) -> None:
@@ -114,3 +126,65 @@ def test_a_failed_cell_gives_way_to_a_finished_one(
         assert command("collect", *map(str, order), "--outputs", str(together))[0] == 0
         assert read_record(together / "s" / CELL / "result.json").status == "done"
     assert command("collect", str(a), str(tmp_path), "--outputs", "x")[0] == 2
+
+
+def test_a_cell_that_failed_in_several_places_has_failed_on_all_their_hosts(
+    finished: Path, tmp_path: Path, command: Callable[..., Said]
+) -> None:
+    record = replace(read_record(finished / "result.json"), status="failed", error="x")
+    folders = {host: machine(tmp_path / host, replace(record, failed_on=[host]), CELL) for host in ("a", "b", "c")}
+    together = tmp_path / "outputs"
+    path = together / "s" / CELL / "result.json"
+    for first, other, hosts in (("a", "b", ["a", "b"]), ("b", "c", ["a", "b", "c"]), ("a", "b", ["a", "b", "c"])):
+        said = command("collect", str(folders[first]), str(folders[other]), "--outputs", str(together))
+        assert said.code == 0
+        assert read_record(path).failed_on == hosts
+    assert said.out == "0 cells copied\n"
+    d = machine(tmp_path / "d", read_record(finished / "result.json"), CELL)
+    assert command("collect", str(folders["a"]), str(d), "--outputs", str(together)).out == "1 cell copied\n"
+    assert (read_record(path).status, read_record(path).failed_on) == ("done", [])
+
+
+def test_a_delta_that_is_not_its_records_is_refused_before_any_copy(
+    finished: Path, tmp_path: Path, command: Callable[..., Said]
+) -> None:
+    record, other = read_record(finished / "result.json"), CELL.replace("seed0", "seed1")
+    a = machine(tmp_path / "a", record, CELL, other)
+    content = (finished / "delta.safetensors").read_bytes()
+    (a / CELL / "delta.safetensors").write_bytes(content)
+    (a / other / "delta.safetensors").write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    together = tmp_path / "outputs"
+    wrong = f"{a / other}/delta.safetensors: not the delta that its record was made with\n"
+    code, out, err = command("collect", str(a), "--outputs", str(together))
+    assert (code, out) == (3, "")
+    assert err.endswith(wrong[-60:])
+    assert not together.exists()
+    (a / other / "delta.safetensors").write_bytes(content)
+    assert command("collect", str(a), "--outputs", str(together)).out == "2 cells copied\n"
+    assert (together / "s" / other / "delta.safetensors").read_bytes() == content
+
+
+def test_lines_of_artefacts_come_along_with_how_they_ended(
+    finished: Path, tmp_path: Path, command: Callable[..., Said]
+) -> None:
+    done, failed, other = (Line(("merge", "from=s", f"method={method}")) for method in ("lora", "bitfit", "full"))
+    ends = {
+        "a": {done: End("done"), failed: End("failed", ("a",), "no run")},
+        "b": {done: End("failed", ("b",), "no memory"), failed: End("failed", ("b",), "no run"), other: None},
+    }
+    folders = [machine(tmp_path / name, read_record(finished / "result.json"), CELL) for name in ends]
+    for folder, of_one in zip(folders, ends.values(), strict=True):
+        saved.keep(folder, of_one)
+    together = tmp_path / "outputs" / "s"
+    for order in (folders, folders[:1]):
+        assert command("collect", *map(str, order), "--outputs", str(together.parent)).code == 0
+        assert saved.read(together) == [done, failed, other]
+        assert [saved.end_of(together, line) for line in (done, failed, other)] == [
+            End("done"),
+            End("failed", ("a", "b"), "no run"),
+            None,
+        ]
+    (folders[0] / saved.FILE).write_text("[]")
+    code, out, err = command("collect", *map(str, folders), "--outputs", str(tmp_path / "x"))
+    assert (code, out, len(err.splitlines())) == (3, "", 1)
+    assert not (tmp_path / "x").exists()

@@ -10,6 +10,7 @@ import pytest
 from forgery import Said
 from support import TINY, updating
 
+from peftbench.config.parents import parents_of_update
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.files import RECORD_FILE
@@ -81,7 +82,7 @@ def cell_name(**changes: Any) -> Callable[[Record], Any]:
         (["init_from=null"], "objective=muscle: updates a newer run; give init_from=<folder of that run>"),
         (["objective.old=null"], "objective.old: must be given, as objective.old=<folder of the older run>"),
         (["objective.old=/nowhere"], "objective.old=/nowhere: no delta.safetensors there"),
-        (["objective.kind=task"], "old is for kind=muscle"),
+        (["objective.kind=task"], " is for kind=muscle"),
         (["objective.temperature=0"], "objective.temperature=0: must be greater than 0"),
         (["objective.mix=1.5"], "objective.mix=1.5: must be at most 1"),
         (["objective.teacher=older"], "objective.teacher=older: did you mean old"),
@@ -156,11 +157,11 @@ def test_a_parent_that_learns_something_else_meanwhile_is_refused(
     cell = tiny("method=lora", *updating(other, finished))
     rewritten(other, hashes=hashes(delta="0" * 64))
     with pytest.raises(DataError, match=r"objective.old=.*other: was run again since"):
-        objectives.check(cell)
+        objectives.check(parents_of_update(cell), cell.protocol.max_length)
     rewritten(
         other,
         hashes=read_record(older / RECORD_FILE).hashes,
         config=config("model", config={"max_position_embeddings": 16, "num_hidden_layers": 4}),
     )
     with pytest.raises(ConfigError, match=r"protocol.max_length=24: the backbone of objective.old has 16 positions"):
-        objectives.check(cell)
+        objectives.check(parents_of_update(cell), cell.protocol.max_length)

@@ -1,6 +1,8 @@
 """Workers: they share a study's cells through its folder, the longest first, and leave when they are asked to."""
 
 import json
+import os
+import random
 import re
 import signal
 import subprocess
@@ -11,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from forgery import Said
-from support import PYTHON, TINY, call, logged, start, until, what_is_left
+from support import TINY, begin, call, logged, start, until, what_is_left
 
 from peftbench.commands import tables, watch
+from peftbench.commands.work import STOPPED
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import RECORD_FILE
@@ -22,6 +25,7 @@ from peftbench.report import cost
 from peftbench.runner.run import Outcome
 from peftbench.study import index, lock, status
 from peftbench.study.done import reads_of
+from peftbench.study.guesses import Guesses
 from peftbench.study.index import Planned
 from peftbench.study.lock import Lock
 from peftbench.study.queue import MOST_TRIES, Queue
@@ -83,12 +87,12 @@ def test_a_worker_whose_time_is_up_leaves_its_cell_to_others(
 
 def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path) -> None:
     call("plan", *STUDY, "protocol.max_steps=100000", "--save", cwd=tmp_path)
-    worker = subprocess.Popen([*PYTHON, "work", "pilot"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    worker = begin("work", "pilot", cwd=tmp_path)
     until(lambda: any(path.stat().st_size > 200 for path in tmp_path.rglob("metrics.jsonl")), worker)
     stopped = start("stop", "pilot", cwd=tmp_path)
     assert stopped.stdout == "pilot: workers are asked to leave; 1 cell is running\n"
     assert worker.communicate(timeout=300)[0].splitlines()[0] == "left: the study's workers are stopped"
-    assert worker.returncode == 1
+    assert worker.returncode == STOPPED
     (kept,) = tmp_path.rglob("checkpoint.safetensors")
     assert not (kept.parent / lock.FILE).exists()
     assert not (kept.parent / "result.json").exists()
@@ -121,6 +125,12 @@ class Refusing:
     """A source of work that cannot be done here."""
 
     asked = 0
+
+    def let_go(self) -> None:
+        """Nothing was claimed."""
+
+    def waits(self) -> bool:
+        return False
 
     def take(self) -> Callable[[], int]:
         self.asked += 1
@@ -170,6 +180,7 @@ def test_equal_cells_come_in_another_order_for_every_worker(tmp_path: Path) -> N
     index.add(tmp_path / "made", {cell.folder: cell for cell in cells})
     orders = []
     for _ in range(2):
+        random.seed(0)  # as the run before seeded the numbers that all share
         queue, held = Queue(tmp_path, "made"), []
         while (one := queue.take()) is not None:
             held.append(one)
@@ -178,6 +189,43 @@ def test_equal_cells_come_in_another_order_for_every_worker(tmp_path: Path) -> N
         orders.append([planned.folder for planned, _ in held])
     assert sorted(orders[0]) == sorted(orders[1])
     assert orders[0] != orders[1]
+
+
+def test_cells_that_nobody_ran_yet_are_expected_to_take_what_the_closest_took() -> None:
+    took = {"s/rte-lora-m-1/seed0": 5.0, "s/rte-lora-m-1/seed1": 7.0, "s/rte-full-m-2/seed0": 30.0}
+    guesses = Guesses([*took.items(), ("s/mnli-full-m-3/seed0", 1000.0)])
+    assert guesses.seconds("s/rte-lora-m-1/seed2") == 6.0
+    assert guesses.seconds("s/rte-lora-m-9/seed0") == 6.0, "of its task and method"
+    assert guesses.seconds("s/rte-bitfit-m-9/seed0") == 7.0, "of its task"
+    assert guesses.seconds("s/cola-bitfit-m-9/seed0") == 18.5, "of all"
+    assert guesses.total(["s/rte-lora-m-9/seed0", "s/rte-bitfit-m-9/seed0"]) == 13.0
+    assert Guesses([]).seconds("s/rte-lora-m-1/seed0") is None
+
+
+def test_a_worker_takes_the_longest_of_unknown_cells_by_their_task_and_method_first(
+    tmp_path: Path, write_run: Callable[..., Path], tiny: Callable[..., Cell]
+) -> None:
+    outputs, cells, reads = tmp_path / "outputs", [], reads_of(tiny())
+    for method, seconds in (("bitfit", 1.0), ("full", 9.0)):
+        folder = write_run(method, "mrpc", 0, 0.8)
+        record = read_record(folder / "result.json")
+        write_record(replace(record, time=replace(record.time, total_s=seconds)), folder)
+        cells.append(Planned(f"made/{folder.parent.name}/seed0", [], reads))
+        cells += [Planned(f"made/mrpc-{method}-x-{number:08x}/seed0", []) for number in range(5)]
+    order = [folder.split("-")[1] for folder in taken(listed(outputs, *cells))]
+    assert order == ["full"] * 5 + ["bitfit"] * 5
+
+
+def test_a_worker_leaves_a_cell_alone_that_failed_on_two_hosts(
+    tmp_path: Path, write_run: Callable[..., Path], tiny: Callable[..., Cell]
+) -> None:
+    folder = write_run("lora", "mrpc", 0, 0.8)
+    cell = Planned(str(folder.relative_to(tmp_path / "outputs")), [], reads_of(tiny()))
+    record = read_record(folder / RECORD_FILE)
+    for hosts, is_taken in ((["one"], True), (["one", "other"], False)):
+        write_record(replace(record, status="failed", error="x", failed_on=hosts), folder)
+        assert bool(taken(listed(tmp_path / "outputs", cell))) == is_taken
+        (folder / lock.FILE).unlink(missing_ok=True)
 
 
 def test_seeds_wait_for_the_search_that_another_makes_while_there_is_other_work(tmp_path: Path) -> None:
@@ -278,7 +326,7 @@ def test_a_cell_that_ends_in_nothing_is_given_up(tmp_path: Path) -> None:
     [
         (["work", "nope"], "study nope: no list of cells under outputs; peftbench plan ... --save makes it"),
         (["work", "pilot", "--until", "soon"], "'soon' is no duration such as 3h50m, 90m or 45s"),
-        (["work", "pilot", "--workers", "0"], "'0' is no whole number, at least 1"),
+        (["work", "pilot", "--workers", "0"], "'0' is no whole number from 1 to 1,000"),
         (["stop", "nope"], "study nope: there is none under outputs"),
     ],
 )
@@ -305,6 +353,8 @@ def test_status_shows_workers_their_cells_and_their_age(finished_study: Path, co
     assert "s: 2 cells: 1 done  1 running" in seen.get()
     assert "1.0 cells a minute" in seen.get()
     assert owner in seen.get()
+    (done,) = find_records(finished_study)
+    os.utime(done, (1, 1))
     assert command(*words, "--watch")[1] == command(*words)[1], "nothing runs any more"
 
 

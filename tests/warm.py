@@ -23,24 +23,59 @@ _forks.set_forkserver_preload(
 )
 
 
-def run(words: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """What `python -m peftbench` makes of these words; `environment` is all of it.
+class Running:
+    """The command at work in a process of its own; looks like `subprocess.Popen` with text and both its pipes."""
 
-    Variables that Python or a library reads as it is imported have no effect.
-    """
-    with tempfile.TemporaryDirectory() as place:
-        out, err = Path(place) / "out", Path(place) / "err"
-        child = _forks.Process(target=_command, args=(words, str(cwd), dict(environment), str(out), str(err)))
-        child.start()
-        child.join(TIMEOUT)
-        if child.exitcode is None:
-            child.kill()
-            child.join()
-            raise subprocess.TimeoutExpired(list(words), TIMEOUT)
-        return subprocess.CompletedProcess(list(words), child.exitcode, out.read_text(), err.read_text())
+    def __init__(self, words: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
+        """`environment` is all of it; variables that Python or a library reads as it is imported have no effect."""
+        self._place = tempfile.TemporaryDirectory()
+        self._out, self._err = (Path(self._place.name) / name for name in ("out", "err"))
+        self.args = list(words)
+        said = str(self._out), str(self._err)
+        self._process = _forks.Process(target=_command, args=(self.args, str(cwd), dict(environment), *said))
+        self._process.start()
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The exit code; None while it runs."""
+        return self.returncode
+
+    def wait(self, timeout: float = TIMEOUT) -> int:
+        """The exit code, when it has ended."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, if it still runs."""
+        if self._process.pid is not None and self.returncode is None:
+            os.kill(self._process.pid, number)
+
+    def communicate(self, timeout: float = TIMEOUT) -> tuple[str, str]:
+        """Output and errors, when it has ended; one that does not end in time is killed."""
+        try:
+            self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+        with self._place:
+            return self._out.read_text(), self._err.read_text()
+
+
+def run(words: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """What `python -m peftbench` makes of these words; see `Running`."""
+    running = Running(words, cwd, environment)
+    out, err = running.communicate()
+    return subprocess.CompletedProcess(running.args, running.wait(), out, err)
 
 
 def _command(words: Sequence[str], cwd: str, environment: Mapping[str, str], out: str, err: str) -> None:
+    multiprocessing.process._parent_process = None  # type: ignore[attr-defined] # a shell starts it: no worker
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)

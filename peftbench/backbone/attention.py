@@ -1,10 +1,6 @@
-"""Attention with this bench's dropout, in the place of the library's own in every architecture of `conf/model`.
+"""Attention with this bench's dropout, under a name by which most architectures ask transformers for it."""
 
-Most architectures ask transformers for an attention by name. The modules of those that do not get a class of ours,
-with the same parameters under the same names.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,37 +9,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from peftbench.backbone.dropout import DropAndMix, Dropout, Noise, replace_dropout
+from peftbench.backbone.dropout import DropAndMix, Dropout
 
 ATTENTION = "peftbench"  # the name under which transformers finds `attention`
-
-
-def adopt(module: nn.Module, noise: Noise) -> None:
-    """Let a transformers model use this bench's dropout, and its attention where its configuration names it.
-
-    What has another class afterwards computes the same function.
-    """
-    replace_dropout(module, noise)
-    config: Any = getattr(module, "config", None)
-    if getattr(config, "_attn_implementation", None) != ATTENTION:
-        return
-    own = _own_classes(config.model_type)
-    for inner in module.modules():
-        if type(inner) in own:
-            inner.__class__ = own[type(inner)]
-
-
-def _own_classes(architecture: str) -> Mapping[type, type]:
-    """The library's classes, and ours that stand for them, of an architecture that asks for no attention by name."""
-    if architecture == "mpnet":
-        from peftbench.backbone import mpnet
-
-        return mpnet.CLASSES
-    if architecture == "deberta-v2":
-        from peftbench.backbone import deberta
-
-        return deberta.CLASSES
-    return {}
 
 
 def attention(

@@ -15,7 +15,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from peftbench.backbone import low_rank
-from peftbench.backbone.attention import ATTENTION, adopt, users
+from peftbench.backbone.adopt import adopt
+from peftbench.backbone.attention import ATTENTION, users
 from peftbench.backbone.dropout import Noise
 from peftbench.backbone.readout import Classifier, Readout
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, weights_folder

@@ -12,7 +12,7 @@ from typing import Literal
 
 from peftbench.commands import artefacts
 from peftbench.ground.errors import BadInput, first_line, short_line
-from peftbench.ground.files import stamp
+from peftbench.ground.files import END_FILE, stamp
 from peftbench.ground.quantity import quantity
 from peftbench.lifecycle import saved
 from peftbench.lifecycle.saved import End, Line
@@ -32,11 +32,14 @@ class LineStatus:
     Attributes:
         state: running: a worker has it now; failed: so it ended the last time, or its workers died with it.
         reason: why, where it failed.
+        worker: who makes it, and for how long (s), where it is running.
     """
 
     line: Line
     state: Literal["done", "running", "failed", "open"]
     reason: str | None = None
+    worker: str | None = None
+    age_s: float | None = None
 
 
 class Artefacts:
@@ -54,6 +57,9 @@ class Artefacts:
         self._tries: Counter[Line] = Counter()
         self._whole: dict[str, object] = {}  # studies whose cells had all ended, and their lists then
         self._ended: set[str] = set()  # runs, by their folders
+        self._running: set[str] = set()  # studies of which a cell was running at the last look
+        self._claimed: Lock | None = None  # the last one
+        self._random = random.Random()  # its own: a run seeds the one that all share
         self._read_list()
 
     def take(self) -> Callable[[], int] | None:
@@ -66,16 +72,32 @@ class Artefacts:
                 line = self._left.pop()
                 if self._is_settled(line):
                     continue
-                claimed = Lock(saved.folder_of(self._study, line)).take() if self._has_runs(line, look) else None
-                if claimed is not None and claimed.held:
+                if not self._has_runs(line, look):
+                    waiting.append(line)
+                    continue
+                self._claimed = claimed = Lock(saved.folder_of(self._study, line))
+                if claimed.take().held:
                     self._tries[line] += 1
                     return functools.partial(self._make, line, claimed)
                 waiting.append(line)
-                if claimed is not None and claimed.refused:
+                if claimed.refused:
                     raise Unwritable(f"{claimed.path.parent}: cannot be written ({claimed.refused})")
         finally:
             self._left += waiting
         return None
+
+    def let_go(self) -> None:
+        """See `work.Source`."""
+        if self._claimed is not None:
+            self._claimed.release()
+            self._claimed = None
+
+    def waits(self) -> bool:
+        """See `work.Source`: another worker has a line, or a cell that a line may be made of."""
+        folders = (saved.folder_of(self._study, line) for line in self._left)
+        return any(line.source in self._running for line in self._left) or any(
+            lock.alive(folder / lock.FILE) for folder in folders
+        )
 
     def _make(self, line: Line, claimed: Lock) -> int:
         """Make a line's artefacts; those that another runner is making, or that cannot be written now, are left for
@@ -121,7 +143,7 @@ class Artefacts:
         new = [line for line in saved.read(self._study) if line not in self._known]
         self._listed = now
         self._known.update(new)
-        random.shuffle(new)  # workers that start together take different ones
+        self._random.shuffle(new)  # workers that start together take different ones
         self._left += new
 
     def _is_settled(self, line: Line) -> bool:
@@ -129,7 +151,7 @@ class Artefacts:
         folder = saved.folder_of(self._study, line)
         if len(lock.deaths(folder)) >= DEATHS:
             return True
-        end, written = saved.end_of(self._study, line), stamp(folder / saved.END)
+        end, written = saved.end_of(self._study, line), stamp(folder / END_FILE)
         if end is None or written is None:
             return False
         is_new = written[2] / 1e9 >= self._began
@@ -152,7 +174,10 @@ class Artefacts:
         cells = status.cells_if_any(self._outputs, study)
         ended = {cell.folder for cell in cells if cell.state in ENDED}
         self._ended |= ended
-        if len(ended) < len(cells):
+        self._running -= {study}
+        if any(cell.state == "running" for cell in cells):
+            self._running.add(study)
+        if not cells or len(ended) < len(cells):  # a line may be kept before the first cell of its study is listed
             return False
         self._whole[study] = now
         return True
@@ -169,8 +194,8 @@ def lines_of(outputs: Path, study: str) -> list[LineStatus]:
 
 def _status(study: Path, line: Line) -> LineStatus:
     folder, end = saved.folder_of(study, line), saved.end_of(study, line)
-    if lock.alive(folder / lock.FILE):
-        return LineStatus(line, "running")
+    if lock.alive(held := folder / lock.FILE):
+        return LineStatus(line, "running", worker=lock.owner(held), age_s=lock.age(held))
     alone = "left alone until the line is saved again"
     if len(dead := lock.deaths(folder)) >= DEATHS:
         return LineStatus(line, "failed", f"its workers died: {', '.join(map(str, dead))} ({alone})")

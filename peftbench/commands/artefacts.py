@@ -1,12 +1,14 @@
 """`peftbench score`, `merge`, `port`: what is made of finished runs, and stands in the same tables."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peftbench.commands.parsing import Parser
 from peftbench.commands.use import add_searchpath, known_classes
+from peftbench.ground import environment
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.quantity import quantity
 
@@ -16,11 +18,12 @@ if TYPE_CHECKING:
 
 def score(arguments: Sequence[str]) -> int:
     """`peftbench score RUN task=WORD`: a finished run on another task of the same labels."""
-    parser = ArgumentParser(prog="peftbench score")
+    parser = Parser(prog="peftbench score")
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("words", nargs="*", help="task=, and where needed data=, study=, outputs=, cache=")
     _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
+    environment.one_process("score")
     from peftbench.commands import screen
     from peftbench.config import recipes
     from peftbench.lifecycle.artefact import where_of
@@ -39,10 +42,11 @@ def score(arguments: Sequence[str]) -> int:
 
 def merge(arguments: Sequence[str]) -> int:
     """`peftbench merge from=STUDY method=WORD merge=WORD`: one backbone for all tasks, made of runs of one seed."""
-    parser = ArgumentParser(prog="peftbench merge")
+    parser = Parser(prog="peftbench merge")
     parser.add_argument("words", nargs="*", help="from=, method=, merge= and its keys, seed=, tasks=[...], study=, ...")
     _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
+    environment.one_process("merge")
     from peftbench.commands import screen
     from peftbench.lifecycle.asked import ask, lines
     from peftbench.lifecycle.merge import bounds, merge
@@ -64,12 +68,13 @@ def merge(arguments: Sequence[str]) -> int:
 
 def port(arguments: Sequence[str]) -> int:
     """`peftbench port from=STUDY model=NEWER`: what old runs learned, on a newer backbone of the same shapes."""
-    parser = ArgumentParser(prog="peftbench port")
+    parser = Parser(prog="peftbench port")
     parser.add_argument(
         "words", nargs="*", help="from=, model=, model.weights=, port.steps=, ...; method=, task=, seed=, study=, ..."
     )
     _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
+    environment.one_process("port")
     from peftbench.commands import screen
     from peftbench.lifecycle import trained_on
     from peftbench.lifecycle.asked_port import ask, lines
@@ -92,7 +97,7 @@ def port(arguments: Sequence[str]) -> int:
     return max(codes)
 
 
-def _add_choices(parser: ArgumentParser) -> None:
+def _add_choices(parser: Parser) -> None:
     """What the three commands have in common."""
     parser.add_argument("-m", "--multirun", action="store_true", help="as of run; words with commas are swept anyway")
     parser.add_argument("--save", action="store_true", help="make nothing: the study keeps the line for its workers")

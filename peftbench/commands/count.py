@@ -1,10 +1,10 @@
 """`peftbench count`: trainable entries, without weights."""
 
 import json
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from peftbench.commands.parsing import Parser
 from peftbench.config import compose
 from peftbench.ground.errors import ConfigError
 
@@ -74,7 +74,7 @@ def trained(counts: "Counts") -> dict[str, int | None]:
 
 def count_paper(arguments: Sequence[str]) -> int:
     """`peftbench count --paper PAPER`: every count that the paper states, against ours."""
-    parser = ArgumentParser(prog="peftbench count")
+    parser = Parser(prog="peftbench count")
     parser.add_argument("--paper", required=True, help="a word of conf/paper")
     from peftbench import papers
 

@@ -16,46 +16,49 @@ from peftbench.training import stopping
 
 PLAIN = {"·": "-", "±": "+/-", "≈": "~", "–": "-", "…": "..."}  # for terminals that know only ASCII
 
-HELP = """peftbench: parameter-efficient fine-tuning methods compared on GLUE
+HELP = """peftbench: compare parameter-efficient fine-tuning methods on GLUE
 
 usage: peftbench COMMAND [...]
 
 train:
-  run [OVERRIDES]         run one cell; with -m a sweep (a Hydra application: --help, --cfg job, -m work)
-  plan [OVERRIDES]        what a sweep would run, and about how long it would take; --save keeps the list for workers,
-                          --register FILE the cells and every --claim "a > b" that compare --plan will answer
-  count [OVERRIDES]       how many entries would train, without weights; of several cells a table; --json
-  count --paper PAPER     every trainable count that a paper states, against ours
-  list [GROUP]            the words that can be chosen: models, tasks, methods, data, protocols, ...
-  reproduce PAPER         the sweep that would make a paper's table; --dry-run says what it is
-  convert FOLDER|HUB-NAME model.safetensors of weights that are only a pickle (pytorch_model.bin)
-  backbone make=WORD      a backbone made from another (lowrank, mlm, merged): ... --to DIR, for model.weights=DIR
+  run [OVERRIDES]         run one cell, or a sweep with -m (a Hydra application: --help, --cfg job and -m work)
+  plan [OVERRIDES]        list what a sweep would run and estimate the time; --save keeps the list for workers,
+                          --register FILE writes down the cells and every --claim "a > b" for compare --plan
+  count [OVERRIDES]       count the entries that would train, without weights; several cells give a table; --json
+  count --paper PAPER     compare every trainable count stated in a paper with ours
+  list [GROUP]            list the available models, tasks, methods, data sources, protocols, ...
+  reproduce PAPER         run the sweep behind a paper's table; --dry-run only lists it
+  convert FOLDER|HUB-NAME write model.safetensors for weights that are only a pickle (pytorch_model.bin);
+                          model=WORD checks the pickle's hash
+  backbone make=WORD      make a backbone from another (lowrank, mlm, merged): ... --to DIR, for model.weights=DIR
 
 many machines:
-  work STUDY              take the open cells of a study that plan --save listed, then artefacts (merge --save, ...);
-                          on as many machines as there are
-  stop STUDY              ask all its workers to leave after their step
-  status STUDY            how a sweep stands: done, running, failed, stopped, missing, time left; --watch, --json
-  verify STUDY|RECORD     run records again and say what differs, bit for bit on a CPU
-  collect FOLDER...       one study from several machines; records that disagree are refused
+  work STUDY              run the open cells of a study listed by plan --save, then its artefacts (merge --save, ...);
+                          start it on as many machines as you like
+  stop STUDY              ask all workers of a study to leave after their current step
+  status STUDY            show the progress of a sweep: done, running, failed, stopped, missing, time left;
+                          --watch, --json
+  verify STUDY|RECORD     run records again and report differences, bit for bit on a CPU
+  collect FOLDER...       combine one study from several machines; records that disagree are rejected
 
-look:
-  table STUDY             a study's results, one row per method; --paper, --format md, latex, html, csv;
-                          --show aggregates, calibration, consistency, subsets, cost or pscp instead of scores
-  compare STUDY ONE OTHER whether one method beats another, in words and numbers
-  plot STUDY --to DIR     score against entries, time and memory; curves; seeds; as PNG and PDF
-  report STUDY            one HTML file: table, plots, every run
-  submission STUDY        the official GLUE zip of --method; --check ZIP validates any
-  sync STUDY              send what W&B recorded offline, and the study's table and figures as one run
+results:
+  table STUDY             show a study's results, one row per method; --paper, --format for a file, --show
+                          for other views than scores: table --help lists both
+  compare STUDY ONE OTHER test whether one method beats another, in words and numbers
+  plot STUDY --to DIR     draw score against entries, time and memory; curves; seeds; as PNG and PDF
+  report STUDY            write one HTML file: table, plots, every run
+  submission STUDY        write the official GLUE zip of --method; --check ZIP validates any zip
+  sync STUDY              upload what W&B recorded offline, and the study's table and figures as one run
 
 after a run:
-  apply RUN --output DIR  the run's model, merged, as a plain transformers folder
-  predict RUN FILE.tsv    the run's labels for new rows
-  export RUN --to DIR     the adapter of LoRA, or of a type that peft runs, in PEFT's format
-  flips OLD NEW           rows that an update turns wrong or right, beside what another seed alone does; runs or studies
-  score RUN task=WORD     the run on another task of the same labels, as a row of its study's table
-  merge from=STUDY ...    one backbone of the runs of method= on all tasks, merge=ties,pcb,...: rows of the table
-  port from=STUDY ...     what old runs learned on a newer backbone, model=NEWER, port.steps=0,50: rows of the table
+  apply RUN --output DIR  write the run's merged model as a plain transformers folder
+  predict RUN FILE.tsv    predict labels for new rows
+  export RUN --to DIR     write the adapter of LoRA, or of a peft type, in PEFT's format
+  flips OLD NEW           count the rows that an update gets wrong or right, compared with another seed alone;
+                          runs or studies
+  score RUN task=WORD     score the run on another task with the same labels: a row of its study's table
+  merge from=STUDY ...    merge the runs of method= on all tasks into one backbone, merge=ties,pcb,...: table rows
+  port from=STUDY ...     move what old runs learned to a newer backbone, model=NEWER, port.steps=0,50: table rows
 
 examples:
   peftbench run                                        LoRA on the built-in sample, offline
@@ -63,9 +66,10 @@ examples:
   peftbench run -m study=pilot method=full,lora task=rte,mrpc seed=0,1,2
   peftbench count model=bert_large_cased method=lora method.rank=64
 
-exit codes: 0 done, 1 a run failed or cells of a sweep were left, 2 wrong configuration or a folder that cannot be
-            written, 3 wrong or missing data or weights, 4 training diverged, 75 another runner has the cell,
-            100 + n: n cells of a sweep failed, 128 + n stopped by signal n (130 Ctrl-C, 143 SIGTERM)
+exit codes: 0 done, 1 a run failed or cells of a sweep are left, 2 wrong configuration or a folder that is not
+            writable, 3 wrong or missing data or weights, 4 training diverged, 75 another runner has the cell,
+            76 a worker was stopped, 100 + n: n cells of a sweep failed, 128 + n: stopped by signal n
+            (130 Ctrl-C, 143 SIGTERM)
 shell completion: eval "$(peftbench run -sc install=bash)"
 """
 
@@ -143,9 +147,9 @@ def _answer(arguments: list[str]) -> int:
 def usage(command: str) -> str:
     """What the help says of a command, and what its words are."""
     entries = re.findall(rf"^  {command} .*\n(?: {{9,}}.*\n)*", HELP, re.MULTILINE)
-    words = "GROUP: a group of words, as model or method; without one, all are listed."
+    words = "GROUP: a configuration group, such as model or method; without one, all groups are listed."
     if command != "list":
-        words = "OVERRIDES: words as of `peftbench run`, group=word or key=value; `peftbench list` shows the groups."
+        words = "OVERRIDES: as for `peftbench run`, group=name or key=value; `peftbench list` shows the groups."
     return "".join(["usage: peftbench\n", *entries, words])
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from peftbench.commands import hydras, screen, trials
+from peftbench.commands.parsing import Parser
 from peftbench.config import compose
 from peftbench.config.words import CONFIG_NAME, conf_dir
 from peftbench.ground import environment
@@ -32,7 +33,8 @@ def run(arguments: Sequence[str]) -> int:
 
     arguments = [compose.longhand(argument) for argument in arguments]
     arguments = sorted(arguments, key=lambda argument: argument not in ("-m", "--multirun"))  # wherever it was typed
-    options = get_args_parser().parse_args(list(arguments))
+    parser = Parser(prog="peftbench run", parents=[get_args_parser()], add_help=False)
+    options = parser.parse_args(list(arguments))
     if options.help or options.hydra_help or options.cfg or options.info or options.shell_completion:
         _run(arguments)
         return 0

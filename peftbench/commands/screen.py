@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 
 def already_done(record: Record, path: Path) -> None:
     """This cell has a finished record; it is never run again, nor overwritten."""
-    say(f"already done: {record.headline.name} {_value(record)}")
+    say(f"already done: {record.headline.name} {score(record)}")
     print(path, flush=True)
 
 
 def predicted(record: Record, path: Path) -> None:
     """This cell had a finished record, and predictions were asked for that it lacked."""
-    console.print(f"already done: {record.headline.name} {_value(record)}; the test rows were predicted from its delta")
+    console.print(f"already done: {record.headline.name} {score(record)}; the test rows were predicted from its delta")
     print(path, flush=True)
 
 
@@ -87,7 +87,7 @@ class Artefacts:
 
     def _line(self, record: Record, path: Path, before: str) -> None:
         cell = record.cell
-        paste(f"{before}{cell.task}, seed {cell.seed}, {cell.method}: {record.headline.name} {_value(record)}")
+        paste(f"{before}{cell.task}, seed {cell.seed}, {cell.method}: {record.headline.name} {score(record)}")
         print(path, flush=True)
 
 
@@ -158,7 +158,7 @@ def summary(record: Record) -> None:
     table.add_row("cell", f"{cell.task} · {cell.method} · {cell.model} · data {cell.data} · seed {cell.seed}")
     colour = "green" if record.status == "done" else "red"
     table.add_row("status", f"[{colour}]{record.status}[/]" + (f"  {_reason(record)}" if record.error else ""))
-    table.add_row(record.headline.name, f"{_value(record)}  (dev, selection: {record.metrics.selection})")
+    table.add_row(record.headline.name, f"{score(record)}  (dev, selection: {record.metrics.selection})")
     if record.metrics.collapsed:
         table.add_row("", "[yellow]collapsed: the predictions are all the same[/]")
     others = {k: v for k, v in record.metrics.chosen.items() if k != record.headline.name}
@@ -324,7 +324,8 @@ def words(group: str, described: Mapping[str, str]) -> None:
         paste(f"  {word:<{longest}}  " + f"\n{'':<{longest + 4}}".join(lines))
 
 
-def _value(record: Record) -> str:
+def score(record: Record) -> str:
+    """The headline score of a record, with its standard error where it has one."""
     value, error = record.headline.value, record.headline.standard_error
     if value is None:
         return "not scored"

@@ -1,10 +1,11 @@
 """What `peftbench table --show` can show of a study: a word and the function that makes the view."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from peftbench.commands.parsing import Parser
 from peftbench.ground.errors import ConfigError, near, shown
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ OPTIONS = {"paper": SCORES, "data": "subsets", "constants": "pscp"}  # option ->
 WORDS = (SCORES, "aggregates", "calibration", "consistency", "subsets", "cost", "pscp")
 
 
-def add_options(parser: ArgumentParser) -> None:
+def add_options(parser: Parser) -> None:
     """The options that choose a view, and those of single views."""
     parser.add_argument("--show", default=SCORES, metavar="WORD", help=f"one of: {', '.join(WORDS)}")
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
@@ -48,7 +49,7 @@ def view(options: Namespace) -> "Callable[[Study], Sheet]":
     from peftbench.study.recorded import texts_of
 
     if options.show == SCORES:
-        paper = papers.load(options.paper) if options.paper else None
+        paper = papers.load(options.paper) if options.paper is not None else None
         return lambda study: render.sheet(table.build(study, paper))
     if options.show == "pscp":
         at = pscp.constants(options.constants or ())

@@ -1,16 +1,23 @@
 """`peftbench plan`, `status`, `reproduce`: many cells, before and while they run."""
 
 import json
-from argparse import ArgumentParser
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from peftbench.commands.parsing import Parser, number
+from peftbench.commands.paths import kept_if_used, writable_file
 from peftbench.commands.run import rerun_word, run_cells
 from peftbench.config import compose
 from peftbench.config.words import OPTUNA
-from peftbench.ground.errors import ConfigError, short_line
+from peftbench.ground.errors import ConfigError, short_line, shown
 from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
+
+if TYPE_CHECKING:
+    from peftbench.study.sweep import Sweep
 
 
 def plan(arguments: Sequence[str]) -> int:
@@ -19,12 +26,17 @@ def plan(arguments: Sequence[str]) -> int:
     With `--save` the study keeps the list, for `peftbench work`. With `--register FILE` the cells are written down with
     the claims that they are to test, before anything runs; `peftbench compare STUDY --plan FILE` answers these.
     """
-    parser = ArgumentParser(prog="peftbench plan", allow_abbrev=False)
+    parser = Parser(prog="peftbench plan", allow_abbrev=False)
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--register", metavar="FILE")
     parser.add_argument("--claim", action="append", default=[], metavar="'ONE > OTHER'")
-    parser.add_argument("--margin", type=float, default=1.0)
+    parser.add_argument("--margin", type=number)
     options, words = parser.parse_known_args(list(arguments))
+    if options.register is None and (
+        alone := [f"--claim {claim}" for claim in options.claim]
+        or [f"--margin {margin:g}" for margin in [options.margin] if margin is not None]
+    ):
+        raise ConfigError(f"{shown(alone[0])}: is for --register FILE, which writes the plan")
     from peftbench.commands import screen, trials
     from peftbench.study import status, sweep
 
@@ -32,32 +44,48 @@ def plan(arguments: Sequence[str]) -> int:
         if options.save or options.register:
             raise ConfigError(f"{OPTUNA}: trials follow from those before them, and make no list to save")
         return trials.plan([compose.longhand(word) for word in words if word != "-m"])
-    saved = options.save
     rerun, overrides = rerun_word(words), [compose.longhand(argument) for argument in words if argument != "-m"]
     lines = sweep.cells_of(overrides)
-    survey = (sweep.prepare if saved else sweep.survey)(lines, rerun, sweep.listed(*sweep.study_of(lines[0])))
+    listed = sweep.listed(*sweep.study_of(lines[0]))
+    if options.register is None:
+        survey = (sweep.prepare if options.save else sweep.survey)(lines, rerun, listed)
+    else:
+        survey = _registered(options, lines, rerun, listed)
     same_study = status.cells_if_any(survey.outputs, survey.study)
     left = [cell.folder for cell in survey.left]
-    seconds = status.sum_of_guesses(left, status.known_seconds(same_study))
+    seconds = status.guesses(same_study).total(left)
     screen.plan(survey, seconds, status.peak_of(left, same_study))
-    if options.register:
-        from peftbench.report import plans
-
-        cells = [cell.folder for cell in survey.cells]
-        plans.register(expanded(options.register), survey.outputs, survey.study, cells, options.claim, options.margin)
+    if options.register is not None:
         print(f"registered; peftbench compare {survey.study} --plan {options.register}")
-    if saved:
+    if options.save:
         print(f"saved; peftbench work {survey.study}")
     return 0
 
 
+def _registered(options: Namespace, lines: Sequence[list[str]], rerun: str, listed: Mapping[Path, str]) -> "Sweep":
+    """Survey a sweep, write its plan, and let the study remember the cells where that is asked for: all of it or, where
+    anything is refused, nothing."""
+    from peftbench.report import plans
+    from peftbench.study import sweep
+
+    path, margin = expanded(options.register), 1.0 if options.margin is None else options.margin
+    survey = sweep.survey(lines, rerun, listed)
+    cells = [cell.folder for cell in survey.cells]
+    plan = plans.made(path, survey.outputs, survey.study, cells, options.claim, margin)
+    with kept_if_used(path.parent, lambda _: writable_file(path, "--register").parent):
+        if options.save:
+            survey = sweep.prepare(lines, rerun, listed)
+        plans.write(path, plan)
+    return survey
+
+
 def status(arguments: Sequence[str]) -> int:
     """`peftbench status STUDY`: done, running, failed, stopped and missing cells, time left, how to run failures."""
-    parser = ArgumentParser(prog="peftbench status")
+    parser = Parser(prog="peftbench status")
     parser.add_argument("study", help="name of the study, a folder under the outputs")
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--watch", action="store_true", help="show it as it goes, while any cell is running")
+    form.add_argument("--watch", action="store_true", help="show it as it goes, while somebody works on it")
     form.add_argument("--json", action="store_true", help="for scripts")
     options = parser.parse_args(arguments)
     from peftbench.commands import artefact_work, screen
@@ -87,7 +115,7 @@ def status(arguments: Sequence[str]) -> int:
 
 def reproduce(arguments: Sequence[str]) -> int:
     """`peftbench reproduce PAPER`: the sweep that would make a paper's table."""
-    parser = ArgumentParser(prog="peftbench reproduce")
+    parser = Parser(prog="peftbench reproduce")
     parser.add_argument("paper", help="a word of conf/paper (peftbench list papers)")
     parser.add_argument("overrides", nargs="*", help="what comes on top, e.g. data=folder data.path=GLUE seed=0")
     parser.add_argument("--only", default="", help="tasks, separated by commas")

@@ -1,12 +1,13 @@
 """`peftbench verify`, `collect`: records that others made, or other machines."""
 
 import tempfile
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 
+from peftbench.commands.parsing import Parser, count
 from peftbench.commands.tables import paste
-from peftbench.ground.errors import BadInput
+from peftbench.commands.use import known_classes
+from peftbench.ground.errors import BadInput, short_line
 from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
 
@@ -15,18 +16,18 @@ MOST_LINES = 12  # of differences that are shown for one record
 
 def verify(arguments: Sequence[str]) -> int:
     """`peftbench verify STUDY|RECORD`: run records again and compare; exit code 1 where one differs."""
-    parser = ArgumentParser(prog="peftbench verify")
+    parser = Parser(prog="peftbench verify")
     parser.add_argument("what", help="name of a study under the outputs, or the folder or file of a record")
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
-    parser.add_argument("--sample", type=int, default=20, help="so many records of a study; default 20")
+    parser.add_argument("--sample", type=count, default=20, help="so many records of a study; default 20")
     parser.add_argument("--searchpath", help="folder of your own yaml files, where the records were made with some")
     options = parser.parse_args(arguments)
     from peftbench.study import verify
 
+    if options.searchpath is not None:
+        known_classes(options.searchpath)  # refused once, not for every record
     place = expanded(options.what)
-    paths = verify.records_of(
-        place if place.exists() else expanded(options.outputs) / options.what, max(1, options.sample)
-    )
+    paths = verify.records_of(place if place.exists() else expanded(options.outputs) / options.what, options.sample)
     compared, refused = [], 0
     for path in paths:
         with tempfile.TemporaryDirectory() as scratch:
@@ -34,7 +35,8 @@ def verify(arguments: Sequence[str]) -> int:
                 agreement, _ = verify.verify(path, Path(scratch), options.searchpath)
             except BadInput as error:
                 refused = error.exit_code
-                paste(f"not run: {path.parent}: {error.problems[0]}")
+                problem = error.every[0].removeprefix(f"{path}: ")
+                paste(short_line(f"not run: {path.parent}: {problem}"))
                 continue
         compared.append(agreement)
         paste(f"{agreement.verdict}: {path.parent}")
@@ -46,13 +48,18 @@ def verify(arguments: Sequence[str]) -> int:
 
 def collect(arguments: Sequence[str]) -> int:
     """`peftbench collect FOLDER...`: one study from several machines; records that disagree are refused."""
-    parser = ArgumentParser(prog="peftbench collect")
+    parser = Parser(prog="peftbench collect")
     parser.add_argument("folders", nargs="+", help="folders of one study, copied from the machines")
     parser.add_argument("--outputs", default="outputs", help="where the study is put together")
     options = parser.parse_args(arguments)
+    from peftbench.lifecycle import saved
     from peftbench.study import collect
 
-    copied, twice = collect.collect([expanded(folder) for folder in options.folders], expanded(options.outputs))
+    folders, outputs = [expanded(folder) for folder in options.folders], expanded(options.outputs)
+    target = outputs / folders[0].resolve().name
+    lines = saved.united([target, *folders])  # what is wrong with them is said before anything is copied
+    copied, twice = collect.collect(folders, outputs)
+    saved.keep(target, lines)
     before = quantity(twice, "was there before and agrees", "were there before and agree")
     print(f"{quantity(copied, 'cell')} copied" + (f", {before}" if twice else ""))
     return 0

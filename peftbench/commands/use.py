@@ -2,22 +2,21 @@
 ready for one."""
 
 import sys
-from argparse import ArgumentParser
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from peftbench.commands.paths import empty, writable
+from peftbench.commands.parsing import Parser
+from peftbench.commands.paths import empty, kept_if_used
 from peftbench.config import compose, recipes, userfiles
 from peftbench.config.spec import Cell, ModelSpec
-from peftbench.ground.errors import BadInput, ConfigError, DataError, shown
+from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import DELTA_FILE, cache_folder
 from peftbench.ground.quantity import quantity
 
 
 def apply(arguments: Sequence[str]) -> int:
     """`peftbench apply RUN --output DIR`: the run's model as a plain transformers folder, or one for each task."""
-    parser = ArgumentParser(prog="peftbench apply")
+    parser = Parser(prog="peftbench apply")
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("words", nargs="*", help="task=WORD: that one of the tasks that a run learned together")
     parser.add_argument("--output", required=True, help="folder to write")
@@ -26,7 +25,7 @@ def apply(arguments: Sequence[str]) -> int:
     run, task = _finished(options.run), _task(options.words)
     from peftbench.runner.apply import tasks_of, write_model
 
-    with _output(Path(options.output)) as output:
+    with kept_if_used(Path(options.output)) as output:
         known, tasks = known_classes(options.searchpath), tasks_of(run)
         several = len(tasks) > 1 and task is None
         written = {output / one: one for one in tasks} if several else {output: task}
@@ -40,7 +39,7 @@ def apply(arguments: Sequence[str]) -> int:
 
 def predict(arguments: Sequence[str]) -> int:
     """`peftbench predict RUN FILE.tsv`: the run's labels for new rows."""
-    parser = ArgumentParser(prog="peftbench predict")
+    parser = Parser(prog="peftbench predict")
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("file", help="tab-separated, with a header line that names the task's text columns")
     parser.add_argument("words", nargs="*", help="task=WORD: which of the tasks that a run learned together")
@@ -57,7 +56,7 @@ def predict(arguments: Sequence[str]) -> int:
 
 def export(arguments: Sequence[str]) -> int:
     """`peftbench export RUN --to DIR`: adapter and head in PEFT's format, of LoRA or of a type that peft runs."""
-    parser = ArgumentParser(prog="peftbench export")
+    parser = Parser(prog="peftbench export")
     parser.add_argument("run", help="folder of a finished run of LoRA, or of a type that peft runs")
     parser.add_argument("--to", required=True, help="folder to write")
     add_searchpath(parser)
@@ -65,25 +64,30 @@ def export(arguments: Sequence[str]) -> int:
     run = _finished(options.run)
     from peftbench.runner.deltas import export_peft
 
-    export_peft(run, Path(options.to), known_classes(options.searchpath))
+    with kept_if_used(Path(options.to)) as folder:
+        export_peft(run, folder, known_classes(options.searchpath))
     print(options.to)
     return 0
 
 
 def convert(arguments: Sequence[str]) -> int:
-    """`peftbench convert FOLDER|HUB-NAME`: model.safetensors beside a pytorch_model.bin."""
-    parser = ArgumentParser(prog="peftbench convert")
+    """`peftbench convert FOLDER|HUB-NAME [model=WORD]`: model.safetensors beside a pytorch_model.bin."""
+    parser = Parser(prog="peftbench convert")
     parser.add_argument("source", help="folder with a pytorch_model.bin, or owner/name of a model on the Hub")
+    parser.add_argument("model", nargs="?", help="model=WORD: it must be the pickle that this model's yaml pins")
     options = parser.parse_args(arguments)
+    word = options.model.removeprefix("model=") if options.model else None
+    if options.model and word in ("", options.model):
+        raise ConfigError(f"{shown(options.model)}: must be model=WORD, of a model whose pickle is pinned")
     from peftbench.runner.convert import convert
 
-    print(convert(options.source))
+    print(convert(options.source, word))
     return 0
 
 
 def backbone(arguments: Sequence[str]) -> int:
     """`peftbench backbone make=WORD [OVERRIDES] --to DIR`: one made from another; prints the words that use it."""
-    parser = ArgumentParser(prog="peftbench backbone")
+    parser = Parser(prog="peftbench backbone")
     parser.add_argument(
         "words",
         nargs="*",
@@ -93,16 +97,19 @@ def backbone(arguments: Sequence[str]) -> int:
     add_searchpath(parser)
     options = parser.parse_intermixed_args(arguments)
     recipe, words = recipes.split_words(options.words)
-    folder = Path(options.to)
     if isinstance(recipe, recipes.Merged):
-        model, lines = _merged(recipe, words, folder, known_classes(options.searchpath))
+        if words:
+            raise ConfigError(f"{shown(words[0])}: not a word of make=merged, whose backbone is that of make.run")
+        known = known_classes(options.searchpath)
     else:
         cell = compose.cell_from(words)
-        model = cell.model
-        if isinstance(recipe, recipes.MaskedLM):
-            lines = _masked(cell, recipe, folder)
+    with kept_if_used(Path(options.to), empty) as folder:  # before the cost, which may be hours
+        if isinstance(recipe, recipes.Merged):
+            model, lines = _merged(recipe, folder, known)
+        elif isinstance(recipe, recipes.MaskedLM):
+            model, lines = cell.model, _masked(cell, recipe, folder)
         else:
-            lines = _low_rank(cell, recipe, folder)
+            model, lines = cell.model, _low_rank(cell, recipe, folder)
     from peftbench.runner.backbone import words_for
 
     print(*words_for(model, folder))
@@ -111,15 +118,11 @@ def backbone(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _merged(
-    recipe: recipes.Merged, words: Sequence[str], folder: Path, known: Collection[str]
-) -> tuple[ModelSpec, list[str]]:
-    if words:
-        raise ConfigError(f"{shown(words[0])}: not a word of make=merged, whose backbone is that of make.run")
+def _merged(recipe: recipes.Merged, folder: Path, known: Collection[str]) -> tuple[ModelSpec, list[str]]:
     from peftbench.runner.merged import fold, write
 
     folded = fold(recipe, known)
-    write(folded, empty(folder))
+    write(folded, folder)
     facts = folded.facts
     moved = f"{facts.distance:.3g}, {facts.distance / facts.length:.2%} of its length"
     return folded.model, [f"{facts.method} of {facts.task}, seed {facts.seed}: the backbone has moved by {moved}"]
@@ -128,8 +131,8 @@ def _merged(
 def _low_rank(cell: Cell, recipe: recipes.LowRank, folder: Path) -> list[str]:
     from peftbench.runner.backbone import make_low_rank, plan
 
-    ranks = plan(cell, recipe)
-    facts = make_low_rank(cell, recipe, ranks, empty(folder))
+    ranks = plan(cell.model, cell.scope, recipe)
+    facts = make_low_rank(cell, recipe, ranks, folder)
     before, after = facts.entries
     lines = [f"backbone: {quantity(after, 'entry')} of {before:,} ({after / before:.1%})"]
     if facts.distilled:
@@ -141,14 +144,14 @@ def _low_rank(cell: Cell, recipe: recipes.LowRank, folder: Path) -> list[str]:
 def _masked(cell: Cell, recipe: recipes.MaskedLM, folder: Path) -> list[str]:
     from peftbench.runner.masked import check, make_masked
 
-    check(cell)
-    facts = make_masked(cell, recipe, empty(folder))
+    check(cell.model)
+    facts = make_masked(cell, recipe, folder)
     made = "new: drawn, and trained on this text alone" if facts.head == "new" else "the source's own, trained on"
     loss = f"{facts.before:.3f} before, {facts.after:.3f} after"
     return [f"masked-LM head: {made}", f"cross entropy of hidden tokens on held-out text: {loss}"]
 
 
-def add_searchpath(parser: ArgumentParser) -> None:
+def add_searchpath(parser: Parser) -> None:
     parser.add_argument(
         "--searchpath", metavar="DIR", help="your own configuration, where the run's method is none of this package's"
     )
@@ -157,20 +160,6 @@ def add_searchpath(parser: ArgumentParser) -> None:
 def known_classes(searchpath: str | None) -> set[str]:
     """The classes outside this package that a run's files may name."""
     return set() if searchpath is None else userfiles.classes(Path(searchpath))
-
-
-@contextmanager
-def _output(folder: Path) -> Iterator[Path]:
-    """A folder that can be written; where the input is refused then, nothing of it is left that was not there."""
-    absent = [one for one in (folder, *folder.parents) if not one.exists()]
-    writable(folder)
-    try:
-        yield folder
-    except BadInput:
-        with suppress(OSError):  # something lies there
-            for one in absent:
-                one.rmdir()
-        raise
 
 
 def _task(words: Sequence[str]) -> str | None:
@@ -183,5 +172,6 @@ def _task(words: Sequence[str]) -> str | None:
 
 def _finished(run: str) -> Path:
     if not (Path(run) / DELTA_FILE).is_file():
-        raise DataError(f"{run}: no {DELTA_FILE} there; it must be the folder of a finished run")
+        named = shown(run, 100) or "''"
+        raise DataError(f"{named}: no {DELTA_FILE} there; it must be the folder of a finished run")
     return Path(run)

@@ -1,15 +1,16 @@
 """`peftbench table`, `compare`, `flips`, `plot`, `report`, `submission`, `sync`: views of a study's records."""
 
-from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from peftbench.commands import shows
+from peftbench.commands.parsing import Parser, number
 from peftbench.commands.paths import writable, writable_file
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
+from peftbench.report.sheet import FORMATS
 
 PORT = 8765  # of a live page, unless another is given
 
@@ -18,12 +19,12 @@ def table(arguments: Sequence[str]) -> int:
     """`peftbench table STUDY`: mean and spread over seeds, one row per method; or another view that --show names."""
     parser = _study_parser("table")
     shows.add_options(parser)
-    parser.add_argument("--format", help="md, latex, html or csv: print it so, for a file")
+    parser.add_argument("--format", metavar="WORD", help=f"one of: {', '.join(FORMATS)}: print it so, for a file")
     options = parser.parse_args(arguments)
     shows.check(options)
     from peftbench.report import cost, records, sheet
 
-    write = sheet.writer_of(options.format) if options.format else None
+    write = sheet.writer_of(options.format) if options.format is not None else None
     view = shows.view(options)
     study = records.read_study(expanded(options.outputs), options.study, options.model)
     seen = view(study)
@@ -45,8 +46,8 @@ def compare(arguments: Sequence[str]) -> int:
     parser.add_argument("first", nargs="?", help="a row of the study's table, e.g. id3")
     parser.add_argument("second", nargs="?", help="another")
     parser.add_argument("--plan", metavar="FILE", help="answer the claims of this registered plan, and nothing else")
-    parser.add_argument("--margin", type=float, default=1.0, help="points within which two methods count as equal")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--margin", type=number, default=1.0, help="points within which two methods count as equal")
+    options = parser.parse_intermixed_args(arguments)
     from peftbench.commands.tables import say
     from peftbench.report import comparison, plans, records
 
@@ -62,7 +63,7 @@ def compare(arguments: Sequence[str]) -> int:
 
 def flips(arguments: Sequence[str]) -> int:
     """`peftbench flips OLD NEW`: rows that an update turns wrong or right, beside what another seed alone does."""
-    parser = ArgumentParser(prog="peftbench flips")
+    parser = Parser(prog="peftbench flips")
     parser.add_argument("old", help="folder of a finished run, or name of a study")
     parser.add_argument("new", help="likewise")
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
@@ -118,7 +119,7 @@ def report(arguments: Sequence[str]) -> int:
     from peftbench.report import flips, page, records, serve, versions
 
     outputs = expanded(options.outputs)
-    paper = papers.load(options.paper) if options.paper else None
+    paper = papers.load(options.paper) if options.paper is not None else None
     read = serve.KeptRecords()
 
     def content() -> dict[str, Any]:
@@ -141,7 +142,7 @@ def report(arguments: Sequence[str]) -> int:
 
 def submission(arguments: Sequence[str]) -> int:
     """`peftbench submission STUDY --method M --to ZIP`: the official GLUE zip; `--check ZIP` validates any."""
-    parser = ArgumentParser(prog="peftbench submission")
+    parser = Parser(prog="peftbench submission")
     parser.add_argument("study", nargs="?", help="name of the study, a folder under the outputs")
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
     parser.add_argument("--model", help="only this backbone; needed where the study has several")
@@ -152,12 +153,12 @@ def submission(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     from peftbench.report import records, submission
 
-    if options.check:
+    if options.check is not None:
         if problems := submission.check(Path(options.check)):
             raise DataError(problems)
         print(f"{options.check}: eleven files as the server wants them")
         return 0
-    if not options.study or not options.method:
+    if options.study is None or options.method is None:
         parser.error("a study and --method, or --check ZIP")
     study = records.read_study(expanded(options.outputs), options.study, options.model)
     to = writable_file(Path(options.to))
@@ -184,8 +185,8 @@ def sync(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _study_parser(command: str) -> ArgumentParser:
-    parser = ArgumentParser(prog=f"peftbench {command}")
+def _study_parser(command: str) -> Parser:
+    parser = Parser(prog=f"peftbench {command}")
     parser.add_argument("study", help="name of the study, a folder under the outputs")
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
     parser.add_argument("--model", help="only this backbone, or all; needed where the study has several")

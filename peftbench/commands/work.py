@@ -1,50 +1,61 @@
 """`peftbench work`, `stop`: workers that take a study's open cells, on this machine or many."""
 
+import functools
 import multiprocessing
-import re
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftbench.commands import artefact_work, run
 from peftbench.commands.artefact_work import LineStatus
+from peftbench.commands.parsing import Parser, count, seconds
 from peftbench.commands.use import add_searchpath, known_classes
 from peftbench.ground import environment
 from peftbench.ground.errors import BadInput, ConfigError
-from peftbench.ground.files import expanded
+from peftbench.ground.files import check_study, expanded
 from peftbench.ground.quantity import quantity
 from peftbench.record import Record, Search
+from peftbench.study import lock
 from peftbench.training import stopping
+
+MOST_WORKERS = 1000  # on one machine
 
 if TYPE_CHECKING:
     from peftbench.runner.run import Outcome
     from peftbench.study.queue import Queue
 
-UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-MOST_WORKERS = 1000
+STOPPED = 76  # exit code of workers that were asked to leave: whoever starts them again for another one leaves it
 
 
 def work(arguments: Sequence[str]) -> int:
     """`peftbench work STUDY`: take open cells, the longest first, then artefacts of them, until nothing is left; the
     exit code of a sweep."""
-    parser = ArgumentParser(prog="peftbench work")
+    parser = Parser(prog="peftbench work")
+    most = functools.partial(count, most=MOST_WORKERS)
     parser.add_argument("study", help="name of the study, a folder under the outputs; plan ... --save lists its cells")
     parser.add_argument("--outputs", default="outputs", help="where the records lie, a folder that all workers share")
-    parser.add_argument("--until", type=_seconds, help="leave after so long, e.g. 3h50m; what runs keeps a checkpoint")
-    parser.add_argument("--cells", type=_count, help="leave after so many cells and artefacts' lines")
-    parser.add_argument("--workers", type=_count, default=1, help="processes on this machine, which share its cores")
+    parser.add_argument("--until", type=seconds, help="leave after so long, e.g. 3h50m; what runs keeps a checkpoint")
+    parser.add_argument("--cells", type=count, help="leave after so many cells and artefacts' lines")
+    parser.add_argument("--workers", type=most, default=1, help="processes on this machine, which share its cores")
+    parser.add_argument(
+        "--wait", action="store_true", help="stay while other workers run cells: if they die, take these"
+    )
     add_searchpath(parser)
     options = parser.parse_args(arguments)
     outputs = expanded(options.outputs)
-    queue = _queue(options)  # what is wrong with the study is said once
+    check_study(options.study)
+    began = lock.clock_of(outputs / options.study) - environment.age_s()  # a stop since then is meant for this worker
+    environment.one_process("work")
+    queue = open_queue(options)  # what is wrong with the study is said once
     if not queue.cells and not artefact_work.lines_of(outputs, options.study):
         problem = f"no list of cells under {outputs}; peftbench plan ... --save makes it"
         raise ConfigError(f"study {options.study}: {problem}")
-    codes = _share(options) if options.workers > 1 else _work(options, queue)
+    codes = share(options, began) if options.workers > 1 else _work(options, queue, began)
     code = run.summed_up(queue.sweep(), codes) if queue.cells else 0
-    return code or _artefacts_summed_up(outputs, artefact_work.lines_of(outputs, options.study))
+    code = code or _artefacts_summed_up(outputs, artefact_work.lines_of(outputs, options.study))
+    return STOPPED if code == 1 and STOPPED in codes else code
 
 
 def _artefacts_summed_up(outputs: Path, lines: Sequence[LineStatus]) -> int:
@@ -59,7 +70,7 @@ def _artefacts_summed_up(outputs: Path, lines: Sequence[LineStatus]) -> int:
 
 def stop(arguments: Sequence[str]) -> int:
     """`peftbench stop STUDY`: every worker leaves after its step; the same `work` goes on from there."""
-    parser = ArgumentParser(prog="peftbench stop")
+    parser = Parser(prog="peftbench stop")
     parser.add_argument("study", help="name of the study, a folder under the outputs")
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
     options = parser.parse_args(arguments)
@@ -72,39 +83,42 @@ def stop(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _queue(options: Namespace) -> "Queue":
+def open_queue(options: Namespace) -> "Queue":
     from peftbench.study.queue import Queue
 
     return Queue(expanded(options.outputs), options.study, known_classes(options.searchpath))
 
 
-def _work(options: Namespace, queue: "Queue") -> list[int]:
-    """Be one worker; gives the exit codes of cells that were refused.
+def _work(options: Namespace, queue: "Queue", began: float) -> list[int]:
+    """Be one worker; gives the exit codes of cells that were refused, or that it was stopped.
+
+    Args:
+        began: when the command began (s), by the folder's clock.
 
     Raises:
         Stopped: a signal came.
     """
     from peftbench.study import work
 
-    leaving = work.Leaving(queue.outputs / queue.study, options.until)
+    leaving = work.Leaving(queue.outputs / queue.study, options.until, began)
     made = artefact_work.Artefacts(queue.outputs, queue.study)
     try:
         with leaving:
-            return work.work([work.Cells(queue, Brief(queue.outputs)), made], options.cells)
+            return work.work([work.Cells(queue, Brief(queue.outputs)), made], options.cells, options.wait)
     except stopping.Stopped:
         if leaving.reason is None:
             raise
         stopping.leave_on_signals()
         print(f"left: {leaving.reason}")
-        return []
+        return [STOPPED] if leaving.is_stopped else []
 
 
-def _share(options: Namespace) -> list[int]:
+def share(options: Namespace, began: float) -> list[int]:
     """Be as many workers as were asked for, each a process with its share of the cores; gives those that did not end
     well, by their exit codes."""
     environment.share_threads(options.workers)
     processes = multiprocessing.get_context("spawn")
-    workers = [processes.Process(target=_as_worker, args=(options,)) for _ in range(options.workers)]
+    workers = [processes.Process(target=_as_worker, args=(options, began)) for _ in range(options.workers)]
     with stopping.workers_first(lambda: None):
         for worker in workers:
             worker.start()
@@ -116,11 +130,11 @@ def _share(options: Namespace) -> list[int]:
     return [worker.exitcode or 0 for worker in workers]
 
 
-def _as_worker(options: Namespace) -> None:
+def _as_worker(options: Namespace, began: float) -> None:
     stopping.leave_on_signals()
     environment.prepare()
     try:
-        sys.exit(max(_work(options, _queue(options)), default=0))
+        sys.exit(max(_work(options, open_queue(options), began), default=0))
     except BadInput as error:
         print(*error.problems, sep="\n", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -152,20 +166,9 @@ class Brief:
 
     def ended(self, outcome: "Outcome") -> None:
         """See `cell.Screen`."""
+        from peftbench.commands import screen
+
         record = outcome.record
-        said = f"{record.headline.name} {record.headline.value}" if outcome.error is None else record.reason
+        said = f"{record.headline.name} {screen.score(record)}" if outcome.error is None else record.reason
         folder = outcome.path.parent.relative_to(self._outputs)
         print(f"{record.status}: {folder}: {said}, {record.time.total_s:.1f} s", flush=True)
-
-
-def _seconds(word: str) -> float:
-    """A duration such as 3h50m, 90m or 45s."""
-    if not re.fullmatch(r"(\d{1,6}[dhms])+", word):
-        raise ArgumentTypeError(f"{word[:40]!r} is no duration such as 3h50m, 90m or 45s")
-    return float(sum(int(number) * UNITS[unit] for number, unit in re.findall(r"(\d+)([dhms])", word)))
-
-
-def _count(word: str) -> int:
-    if not (word.isascii() and word.isdecimal() and 1 <= int(word[:9]) <= MOST_WORKERS * 1000):
-        raise ArgumentTypeError(f"{word[:40]!r} is no whole number, at least 1")
-    return int(word)

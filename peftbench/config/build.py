@@ -1,4 +1,5 @@
-"""A composed configuration in, a validated `Cell` out: DictConfig stops here."""
+"""A composed configuration in, a validated `Cell` out. `study`, which asks for cells, may hold the former; what runs
+them sees the latter alone."""
 
 import copy
 import hashlib
@@ -28,7 +29,7 @@ from peftbench.config.spec import (
 from peftbench.config.tasks import JointTask, joint_name
 from peftbench.config.userfiles import SEARCHPATH
 from peftbench.config.validate import parse, show, spelled_out
-from peftbench.config.words import COMPOSE_ERRORS, GROUPS, PARTS, composed, one_line, words, words_for_globs
+from peftbench.config.words import COMPOSE_ERRORS, GROUPS, PARTS, composed, one_line, origin, words, words_for_globs
 from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.ground.files import DELTA_FILE
 
@@ -127,14 +128,14 @@ def build_plain(data: Plain, to_come: Collection[Path] = ()) -> Cell:
     wrong += checks.top(top, to_come)
     objective = parts["objective"]
     if objective is not None:
-        wrong += checks.folder_of_a_run("objective.old", objective.old)
+        wrong += checks.folder_of_a_run("objective.old", objective.old, to_come)
     if problems := [*missing, *wrong]:
         raise ConfigError(problems)
     for key in checks.OF_THE_RUNNER:
         del top[key]
     old = objective.old if objective.asks_old else None
     cell = Cell(**parts, **top, init_sha256=_delta_sha256(top["init_from"]), old_sha256=_delta_sha256(old))
-    checks.together(cell)
+    checks.together(cell, to_come)
     return cell
 
 
@@ -178,13 +179,13 @@ def _searchpaths(config: DictConfig) -> list[str]:
 
 def _parts(raw: Mapping[str, Any], choices: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     """The dataclass of every group, None where it is not possible, and a line for whatever is wrong with them."""
-    problems = sizes.problems_of(raw["model"])
+    problems = [f"{origin('model', choices)}{problem}" for problem in sizes.problems_of(raw["model"])]
 
-    def possible(make: Callable[..., Any], *arguments: Any) -> Any:
+    def possible(group: str, make: Callable[..., Any], *arguments: Any) -> Any:
         try:
             return make(*arguments)
         except ConfigError as error:
-            problems.extend(error.every)
+            problems.extend(f"{_whose(group, problem, raw, choices)}{problem}" for problem in error.every)
             return None
 
     named = {group: {"name": choices[group], **raw[group]} for group in ("model", "task", "data", "budget")}
@@ -196,25 +197,36 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str]) -> tuple[dict[str
     if isinstance(several, list):
         named["task"]["name"] = joint_name([one["name"] for one in several])
     kind_of_task = TaskSpec if several is None else JointTask
-    model = possible(parse, ModelSpec, named["model"], "model")
+    model = possible("model", parse, ModelSpec, named["model"], "model")
     scope = dict(raw["scope"])
     if model and not problems:
-        scope["layers"] = possible(checks.layers, scope.get("layers"), model.depth)
+        scope["layers"] = possible("scope", checks.layers, scope.get("layers"), model.depth)
     method = MethodSpec.from_keys(choices["method"], raw["method"])
-    arguments = possible(spelled_out, method.target, method.arguments)
+    arguments = possible("method", spelled_out, method.target, method.arguments)
     if like := raw["budget"].get("like"):
-        spelled = possible(spelled_out, like["target"], like["arguments"], "budget.like")
+        spelled = possible("budget", spelled_out, like["target"], like["arguments"], "budget.like")
         named["budget"]["like"] = {**like, "arguments": like["arguments"] if spelled is None else spelled}
     parts = {
         "model": model,
-        "task": None if several == "???" else possible(parse, kind_of_task, named["task"], "task"),
-        "data": possible(parse, DataSpec, named["data"], "data"),
+        "task": None if several == "???" else possible("task", parse, kind_of_task, named["task"], "task"),
+        "data": possible("data", parse, DataSpec, named["data"], "data"),
         "method": method if arguments is None else replace(method, arguments=arguments),
-        "scope": possible(parse, Scope, scope, "scope"),
-        "budget": possible(parse, Budget, named["budget"], "budget"),
-        **{group: possible(parse, kind, raw[group], group) for group, kind in OTHERS.items()},
+        "scope": possible("scope", parse, Scope, scope, "scope"),
+        "budget": possible("budget", parse, Budget, named["budget"], "budget"),
+        **{group: possible(group, parse, kind, raw[group], group) for group, kind in OTHERS.items()},
     }
     return parts, problems
+
+
+def _whose(group: str, problem: str, raw: Mapping[str, Any], choices: Mapping[str, str]) -> str:
+    """What a line begins with where a user's own yaml file is at fault: see `words.origin`."""
+    rates = raw["protocol"].get("lr"), raw["method"].get("default_lr")
+    if problem.startswith("protocol.lr=") and rates[0] == rates[1]:  # where none is typed it is the method's own
+        group = "method"
+    if problem.startswith("budget.like."):
+        like = raw["budget"]["like"]["name"]
+        return origin("method", {"method": like}).replace("method=", "budget.like=", 1)
+    return origin(group, choices)
 
 
 def _missing(node: Any, path: str = "") -> list[str]:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.config.bounds import CONTROL, LARGEST, MOST, TOO_LONG, too_long
-from peftbench.config.parents import of_update
+from peftbench.config.members import member
+from peftbench.config.parents import is_to_come, of_update
 from peftbench.config.spec import Cell, TaskSpec
 from peftbench.config.validate import method_class, show
 from peftbench.config.words import GROUPS
 from peftbench.ground.errors import ConfigError, near, shown
-from peftbench.ground.files import DELTA_FILE
+from peftbench.ground.files import DELTA_FILE, STUDY
 
 TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": bool, "progress": bool, "rerun": str}
 TOP |= {"cells_per_gpu": int, "init_head": str}
@@ -24,7 +25,7 @@ def top(keys: Mapping[str, Any], to_come: Collection[Path] = ()) -> Iterator[str
     """A line for whatever is wrong with the keys that belong to no group.
 
     Args:
-        to_come: folders of runs that may be named in init_from before they have left their delta.
+        to_come: folders of runs that may be named before they have left their delta.
     """
     allowed = [*TOP, "init_from", "checkpoint_every", *GROUPS]
     yield from (f"{key}: there is no such key; {near(key, allowed)}" for key in keys if key not in allowed)
@@ -38,11 +39,11 @@ def top(keys: Mapping[str, Any], to_come: Collection[Path] = ()) -> Iterator[str
             yield f"{key}={shown(keys[key])}: {TOO_LONG}"
         elif kind is int and not LEAST[key] <= keys[key] <= MOST:
             yield f"{key}={shown(keys[key])}: must be at least {LEAST[key]} and at most {MOST}"
-    if isinstance(keys.get("study"), str) and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", keys["study"]):
-        yield f"study={shown(keys['study'])}: must be letters, digits, '.', '_' and '-' (it names a folder)"
+    if isinstance(keys.get("study"), str) and not STUDY.fullmatch(keys["study"]):
+        yield f"study={shown(show(keys['study']))}: must be letters, digits, '.', '_' and '-' (it names a folder)"
     for key, words in WORDS.items():
         if isinstance(keys.get(key), str) and keys[key] not in words:
-            yield f"{key}={shown(keys[key])}: must be one of {', '.join(words)}"
+            yield f"{key}={shown(show(keys[key]))}: must be one of {', '.join(words)}"
     every = keys.get("checkpoint_every")
     if every is not None and (type(every) not in (int, float) or not 0 <= every <= LARGEST):
         yield f"checkpoint_every={shown(show(every))}: must be seconds up to {LARGEST:g}, or null"
@@ -56,11 +57,18 @@ def folder_of_a_run(key: str, value: Any, to_come: Collection[Path] = ()) -> Ite
 
 
 def _is_run(folder: Path, to_come: Collection[Path]) -> bool:
-    return (folder / DELTA_FILE).is_file() or (bool(to_come) and folder.resolve() in to_come)
+    return (folder / DELTA_FILE).is_file() or is_to_come(folder, to_come)
 
 
-def together(cell: Cell) -> None:
-    """What is possible by itself and yet not together."""
+def together(cell: Cell, to_come: Collection[Path] = ()) -> None:
+    """What is possible by itself and yet not together.
+
+    Args:
+        to_come: folders of runs that have not left their delta and record yet.
+
+    Raises:
+        ConfigError: every problem.
+    """
     problems = [
         f"task.headline={task.headline}: not scored; {near(task.headline, task.metric_names())}"
         for task in cell.task.parts
@@ -71,24 +79,28 @@ def together(cell: Cell) -> None:
     if cell.init_head == "kept" and cell.init_from is None:
         problems.append("init_head=kept: of which run? init_from=<its folder> says it")
     kind, budget = method_class(cell.method.target), cell.budget
-    takes_none = getattr(kind, "dial", None) is None and not hasattr(kind, "within")
-    if takes_none and any(part is not None for part in (budget.entries, budget.fraction, budget.like)):
-        problems.append(f"budget: {kind.__name__} takes none; limit it with scope.layers or scope.kinds")
+    takes_none = member(kind, "dial") is None and member(kind, "within") is None
+    asked = " and ".join(budget.given())
+    if len(budget.given()) > 1:
+        problems.append(f"{asked}: only one can hold")
+    if takes_none and asked:
+        problems.append(f"{asked}: {kind.__name__} takes no budget; limit it with scope.layers or scope.kinds")
     if cell.protocol.accumulation > cell.protocol.batch_size:
         problems.append(
             f"protocol.accumulation={cell.protocol.accumulation}: more parts than "
             f"protocol.batch_size={cell.protocol.batch_size} has rows"
         )
     if cell.select.head_factors is not None and cell.protocol.head_lr is None:
-        problems.append("select.head_factors: needs protocol.head_lr, whose multiples are tried")
-    own = kind.own_tokens(cell.method.arguments) if hasattr(kind, "own_tokens") else 0
+        factors = show(list(cell.select.head_factors))
+        problems.append(f"select.head_factors={shown(factors)}: needs protocol.head_lr, whose multiples are tried")
+    own = member(kind, "own_tokens")(cell.method.arguments)
     if cell.protocol.max_length + own > (limit := cell.model.positions):
         there = f"{cell.model.name} has {limit} positions" + (f", {own:,} of them for the method's own" if own else "")
         problems.append(f"protocol.max_length={cell.protocol.max_length}: {there}")
     for task in cell.task.parts:
         problems += few_labels(cell, task)
     problems += joint(cell)
-    problems += of_update(cell)
+    problems += of_update(cell, to_come)
     if cell.selftrain.kind == "list":
         if not cell.shots.few:
             problems.append("selftrain=list: no row of train is without a label; give shots.total or shots.per_class")

@@ -19,7 +19,7 @@ from peftbench.config.build import build_plain as build_plain
 from peftbench.config.build import resolved as resolved
 from peftbench.config.spec import Cell
 from peftbench.config.userfiles import SEARCHPATH as SEARCHPATH
-from peftbench.config.words import COMPOSE_ERRORS, GROUPS, composed, one_line, surroundings, without_hydra
+from peftbench.config.words import COMPOSE_ERRORS, GROUPS, composed, one_line, surroundings, without_hydra, yaml_problem
 from peftbench.config.words import conf_dir as conf_dir
 from peftbench.config.words import words as words
 from peftbench.ground.errors import ConfigError, near, shown
@@ -157,7 +157,9 @@ def _explain(override: str, error: Exception, applied: Sequence[str]) -> str:
         return f"{shown(override)}: not of the form key=value"
     text = str(error)
     if isinstance(error, YAMLError):
-        return f"{shown(override)}: no valid yaml: {one_line(error)}"
+        return f"{shown(override)}: no valid yaml: {yaml_problem(error)}"
+    if isinstance(error, RecursionError):
+        return f"{shown(override)}: its defaults lead back to itself"
     if f"Could not find '{key}/{value}'" in text and (conf_dir() / key).is_dir():
         return f"{key}={shown(value)}: there is no {key} called '{shown(value)}'; {near(value, words(key))}"
     if key.startswith("hydra/") and f"Could not find '{key}/{value}'" in text:

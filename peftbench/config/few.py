@@ -1,8 +1,8 @@
 """What a run with few labels is made of: how many rows have their labels, and how a prompt asks for them."""
 
 import re
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -26,7 +26,7 @@ class Shots:
     def __post_init__(self) -> None:
         """Refuse what cannot be true together."""
         if self.per_class is not None and self.total is not None:
-            refuse("per_class and total cannot both be given: they are two conventions")
+            refuse(f"per_class={self.per_class} and total={self.total} cannot both be given: they are two conventions")
         if self.stratified and self.total is None:
             refuse("stratified=true is for total; per_class has as many rows of each class by itself")
         if self.dev == "same" and not self.few:
@@ -36,6 +36,11 @@ class Shots:
     def few(self) -> bool:
         """Whether only some rows have their labels."""
         return self.per_class is not None or self.total is not None
+
+    @property
+    def meaning(self) -> dict[str, Any] | None:
+        """What a fingerprint holds of it: not which rows are drawn; None: all have their labels."""
+        return {key: value for key, value in asdict(self).items() if key != "split"} if self.few else None
 
 
 ALL_LABELS = Shots()
@@ -84,6 +89,12 @@ class ReadoutSpec:
         if self.kind == "classifier" and self.head != "trains":
             refuse(f"head={self.head} is for kind=prompt; a classifier is drawn from the seed, and must train")
 
+    def meaning(self, prompt: PromptSpec | None) -> dict[str, Any] | None:
+        """What a fingerprint holds of it with the task's prompt; None: a classifier, which asks for none."""
+        if self.kind == "classifier":
+            return None
+        return {**asdict(self), "prompt": None if prompt is None else asdict(prompt)}
+
 
 BY_CLASSIFIER = ReadoutSpec()
 
@@ -108,6 +119,11 @@ class SelfTrain:
         """Refuse a session without a step."""
         if self.sessions and not (self.steps or self.epochs):
             refuse("steps=0 and epochs=0: a session would train nothing; sessions=0 is the teacher alone")
+
+    @property
+    def meaning(self) -> dict[str, Any] | None:
+        """What a fingerprint holds of it; None: rows without labels are not used."""
+        return None if self.kind == "none" else asdict(self)
 
 
 NOT_SELF_TRAINED = SelfTrain()

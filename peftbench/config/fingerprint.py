@@ -5,23 +5,39 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# Keys that came after the first fingerprints -> the value at which they change nothing, and are left out.
+# Parts and keys that came after the first fingerprints -> the value at which they change nothing, and are left out.
 ADDED: dict[str, Any] = {
+    "select": None,
+    "init_head": "new",
+    "readout": None,
+    "selftrain": None,
+    "objective": None,
+    "shots": None,
+    "model.stream": 1,
     "protocol.keep_prefix": False,
     "method.threshold": None,
     "select.trials": None,
     "select.head_factors": None,
 }
-# Architectures whose random numbers on this bench's attention changed after the first fingerprints -> their version.
+# Architectures whose random numbers on this bench's attention changed after the first fingerprints -> their version;
+# that of the others is 1.
 STREAMS = {"mpnet": 2, "modernbert": 2, "deberta-v2": 2}
 # Keys that change no value, whatever theirs.
 NEUTRAL = frozenset({"protocol.gradient_checkpointing"})
 
 
-def without_added(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same without the keys of `ADDED` that have their added value, and without those of `NEUTRAL`."""
-    told = {key: value for key, value in values.items() if f"{part}.{key}" not in NEUTRAL}
-    return {key: value for key, value in told.items() if ADDED.get(f"{part}.{key}", ...) != value}
+def without_neutral(values: Mapping[str, Any], place: str = "") -> dict[str, Any]:
+    """The same without what has the value that `ADDED` gives it, and without the keys of `NEUTRAL`, at any depth.
+
+    Args:
+        place: where these values lie: empty, or the keys above them, each with a dot after it.
+    """
+    kept = {}
+    for key, value in values.items():
+        name = f"{place}{key}"
+        if name not in NEUTRAL and ADDED.get(name, ...) != value:
+            kept[key] = without_neutral(value, f"{name}.") if isinstance(value, Mapping) else value
+    return kept
 
 
 def without_addresses(value: Any) -> Any:

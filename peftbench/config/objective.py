@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from peftbench.config.bounds import PathText, Positive, refuse
+from peftbench.ground.errors import shown
 
 Teacher = Literal["student_wrong", "old_right", "old", "none"]
 
@@ -30,7 +31,7 @@ class ObjectiveSpec:
     def __post_init__(self) -> None:
         """Refuse a run that nothing would ask."""
         if self.kind == "task" and self.old is not None:
-            refuse("old is for kind=muscle; the task's own loss asks no older run")
+            refuse(f"old={shown(self.old)} is for kind=muscle; the task's own loss asks no older run")
 
     @property
     def updates(self) -> bool:
@@ -47,12 +48,15 @@ class ObjectiveSpec:
         """Whether the newer run teaches, beside being where training starts."""
         return self.kind == "muscle" and self.teacher in ("student_wrong", "old_right")
 
-    def meaning(self, old_sha256: str | None) -> dict[str, Any]:
-        """What a fingerprint holds of it: the older run by what it learned, and nothing of what is not asked.
+    def meaning(self, old_sha256: str | None) -> dict[str, Any] | None:
+        """What a fingerprint holds of it: the older run by what it learned, and nothing of what is not asked; None: the
+        task's own loss.
 
         Args:
             old_sha256: the hash of that run's delta.
         """
+        if self.kind == "task":
+            return None
         if not self.asks_old:
             return {"kind": self.kind, "teacher": self.teacher}
         return {**asdict(self), "old": old_sha256}

@@ -1,12 +1,12 @@
 """The runs that an update is made of, as their records tell: what does not fit is refused before any cost."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import DataError, shown
-from peftbench.ground.files import RECORD_FILE
+from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.record import Record, read_record
 
 
@@ -18,6 +18,11 @@ def parents(cell: Cell) -> dict[str, tuple[Path, str]]:
     if cell.objective.old is not None and cell.old_sha256 is not None:
         runs["objective.old"] = Path(cell.objective.old), cell.old_sha256
     return runs
+
+
+def parents_of_update(cell: Cell) -> dict[str, tuple[Path, str]]:
+    """The runs that an update is made of, as `parents` gives them; none where the cell is no update."""
+    return parents(cell) if cell.objective.updates else {}
 
 
 def row_of(cell: Cell) -> str | None:
@@ -38,8 +43,17 @@ def _row(record: Record) -> str:
     return record.row or record.fingerprint
 
 
-def of_update(cell: Cell) -> Iterator[str]:
-    """A line for whatever of an update the task, another key or one of its parents does not allow."""
+def is_to_come(folder: Path, to_come: Collection[Path]) -> bool:
+    """Whether a folder is that of a run which has not left its delta yet."""
+    return bool(to_come) and folder.resolve() in to_come and not (folder / DELTA_FILE).is_file()
+
+
+def of_update(cell: Cell, to_come: Collection[Path] = ()) -> Iterator[str]:
+    """A line for whatever of an update the task, another key or one of its parents does not allow.
+
+    Args:
+        to_come: folders of runs that have no record yet, and of which nothing can be said.
+    """
     if not cell.objective.updates:
         return
     if len(cell.task.parts) > 1:
@@ -57,6 +71,8 @@ def of_update(cell: Cell) -> Iterator[str]:
     records: dict[str, Record] = {}
     for key, (folder, sha256) in parents(cell).items():
         where = f"{key}={shown(folder, 100)}"
+        if is_to_come(folder, to_come):
+            continue
         try:
             records[key] = read_record(folder / RECORD_FILE)
         except DataError as error:

@@ -29,7 +29,7 @@ def problems_of(model: Mapping[str, Any]) -> list[str]:
 def _out_of_bounds(config: Mapping[str, Any], depth: str) -> list[str]:
     problems = [f"model.config.{key}: must be given" for key in NEEDED if key not in config]
     if depth not in config:
-        problems.append(f"model.config.{shown(depth)}: must be given, for model.layout.depth names it")
+        problems.append(f"model.layout.depth={shown(depth)}: model.config has no such key, and it must be given")
     for key, (least, most) in {**SIZES, depth: LAYERS}.items():
         if key in config and not (type(config[key]) is int and least <= config[key] <= most):
             line = f"model.config.{key}={shown(show(config[key]))}: must be a whole number, at least {least}"

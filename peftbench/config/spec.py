@@ -23,10 +23,11 @@ from peftbench.config.bounds import (
     refuse,
 )
 from peftbench.config.few import ALL_LABELS, BY_CLASSIFIER, NOT_SELF_TRAINED, ReadoutSpec, SelfTrain, Shots
-from peftbench.config.fingerprint import STREAMS, digest, without_added, without_addresses
+from peftbench.config.fingerprint import STREAMS, digest, without_addresses, without_neutral
 from peftbench.config.objective import BY_TASK, ObjectiveSpec
 from peftbench.config.tasks import Task as Task
 from peftbench.config.tasks import TaskSpec as TaskSpec
+from peftbench.ground.errors import shown
 
 Kind = Literal[
     "query",
@@ -97,6 +98,11 @@ class ModelSpec:
         return meant
 
     @property
+    def stream(self) -> int:
+        """Version of the random numbers of its dropout."""
+        return STREAMS.get(self.model_type, 1) if self.layout.attention == "bench" else 1
+
+    @property
     def positions(self) -> int:
         """The most tokens that a row can have."""
         first = self.layout.positions_from
@@ -117,6 +123,12 @@ class DataSpec:
     def __post_init__(self) -> None:
         if self.path is None and self.source != "sample":
             refuse("path must be given")
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What a fingerprint holds of it: the same rows may lie in any folder."""
+        meant = {"source": self.source, "revision": self.revision, "limit": self.limit}
+        return {**meant, "path": self.path} if self.source == "hub" else meant
 
 
 @dataclass(frozen=True)
@@ -144,7 +156,7 @@ class MethodSpec:
     @property
     def meaning(self) -> dict[str, Any]:
         """What a fingerprint holds of it: a class of this package by its name, wherever it lies; others by address."""
-        meant = without_added("method", {"_target_": self.target, **self.arguments})
+        meant = without_neutral({"_target_": self.target, **self.arguments}, "method.")
         return {"name": self.name, **without_addresses(meant)}
 
 
@@ -159,6 +171,27 @@ class Budget:
     entries: Count | None = None
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     like: MethodSpec | None = None
+
+    def given(self) -> list[str]:
+        """What was asked for, as words of a command line."""
+        like = None if self.like is None else self.like.name
+        values = {"entries": self.entries, "fraction": self.fraction, "like": like}
+        return [f"budget.{key}={value}" for key, value in values.items() if value is not None]
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What a fingerprint holds of it."""
+        like = None if self.like is None else self.like.meaning
+        return {"entries": self.entries, "fraction": self.fraction, "like": like}
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """What is attached to a backbone: a method, where it may act, and how much of it may train."""
+
+    method: MethodSpec
+    scope: Scope
+    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -217,11 +250,16 @@ class Select:
 
     def __post_init__(self) -> None:
         if self.factors is not None and self.trials is not None:
-            refuse("factors and trials cannot both be given: one search chooses one thing")
+            refuse(f"factors={shown([*self.factors])} and trials={self.trials} cannot both be given: one is searched")
         if self.trials is not None and self.rule == "one_se":
-            refuse("rule=one_se takes the smallest of rates; strata (trials) have no order")
+            refuse(f"rule=one_se takes the smallest of rates; strata (trials={self.trials}) have no order")
         if self.head_factors is not None and self.factors is None:
-            refuse("head_factors needs factors: the head's rate is searched at the rate that these choose")
+            refuse(f"head_factors={shown([*self.head_factors])} needs factors: it is searched at the rate they choose")
+
+    @property
+    def meaning(self) -> dict[str, Any] | None:
+        """What a fingerprint holds of it; None: nothing is chosen."""
+        return None if self.factors is None and self.trials is None else asdict(self)
 
 
 @dataclass(frozen=True)
@@ -265,49 +303,40 @@ class Cell:
     old_sha256: str | None = None
 
     @property
+    def attachment(self) -> Attachment:
+        """What is attached to the backbone."""
+        return Attachment(self.method, self.scope, self.budget)
+
+    @property
+    def keeps_head(self) -> bool:
+        """Whether the head of the run in `init_from` goes on, too: it is to be kept (init_head), the task can only be
+        evaluated (AX), or that run is updated. Elsewhere the head starts anew."""
+        return self.init_head == "kept" or self.task.train is None or self.objective.updates
+
+    @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with whatever decides the score, the seed and shots.split apart.
 
         Paths are left out (the same rows may lie elsewhere; the record holds the hash of what was read), and so is
         what only says how a run is watched, a key that was added and changes nothing, and where modules lie.
         """
-        model = self.model.meaning
-        if self.model.layout.attention == "bench" and self.model.model_type in STREAMS:
-            model["stream"] = STREAMS[self.model.model_type]
-        task = asdict(self.task)
-        prompt = task.pop("prompt", None)
-        for part in task.get("tasks", ()):
-            del part["prompt"]
-        data = {"source": self.data.source, "revision": self.data.revision, "limit": self.data.limit}
-        if self.data.source == "hub":
-            data["path"] = self.data.path
-        decides: dict[str, Any] = {
-            "model": model,
-            "task": task,
-            "data": data,
+        decides = {
+            "model": {**self.model.meaning, "stream": self.model.stream},
+            "task": self.task.meaning,
+            "data": self.data.meaning,
             "method": self.method.meaning,
             "scope": asdict(self.scope),
-            "budget": {
-                "entries": self.budget.entries,
-                "fraction": self.budget.fraction,
-                "like": None if self.budget.like is None else self.budget.like.meaning,
-            },
-            "protocol": without_added("protocol", asdict(self.protocol)),
+            "budget": self.budget.meaning,
+            "protocol": asdict(self.protocol),
             "init": self.init_sha256,
+            "select": self.select.meaning,
+            "init_head": self.init_head,
+            "readout": self.readout.meaning(self.task.prompt),
+            "selftrain": self.selftrain.meaning,
+            "objective": self.objective.meaning(self.old_sha256),
+            "shots": self.shots.meaning,
         }
-        if self.select.factors is not None or self.select.trials is not None:
-            decides["select"] = without_added("select", asdict(self.select))
-        if self.init_head != "new":
-            decides["init_head"] = self.init_head
-        if self.readout.kind == "prompt":
-            decides["readout"] = {**asdict(self.readout), "prompt": prompt}
-        if self.selftrain.kind != "none":
-            decides["selftrain"] = asdict(self.selftrain)
-        if self.objective.kind != "task":
-            decides["objective"] = self.objective.meaning(self.old_sha256)
-        if self.shots.few:
-            decides["shots"] = {key: value for key, value in asdict(self.shots).items() if key != "split"}
-        return digest(decides)[:16]
+        return digest(without_neutral(decides))[:16]
 
     @property
     def folder(self) -> str:

@@ -1,8 +1,8 @@
 """What a task is: one of GLUE's, or several of them that one run learns together."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -82,7 +82,8 @@ class TaskSpec:
         """Refuse what cannot be true together."""
         splits = [*([self.train] if self.train else []), *self.dev, *self.test]
         if twice := [split for split in splits if splits.count(split) > 1 or split == "held_out"]:
-            refuse(f"'{twice[0]}' cannot be a split of dev or test: train, dev, test and held_out differ")
+            key = "test" if twice[0] in self.test else "dev"
+            refuse(f"{key}: '{twice[0]}' cannot be a split of dev or test: train, dev, test and held_out differ")
         values, classes = self.folder.label_values, len(self.labels or ())
         if values and len(values) != classes:
             refuse(f"folder.label_values names {len(values)} classes, labels names {classes}")
@@ -100,6 +101,11 @@ class TaskSpec:
     def num_labels(self) -> int:
         """Outputs of the head: classes, or 1 for a regression."""
         return len(self.labels) if self.labels else 1
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What a fingerprint holds of it: not its prompt, which is the readout's."""
+        return {key: value for key, value in asdict(self).items() if key != "prompt"}
 
     def scored(self) -> dict[str, tuple[str, str]]:
         """Every dev metric as a record names it -> its split and its plain name.
@@ -206,6 +212,11 @@ class JointTask:
     def num_labels(self) -> int:
         """Outputs of all heads together."""
         return sum(task.num_labels for task in self.tasks)
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What a fingerprint holds of it."""
+        return {**asdict(self), "tasks": [task.meaning for task in self.tasks]}
 
     def metric_names(self) -> tuple[str, ...]:
         """What the headline may be."""

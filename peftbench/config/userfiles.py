@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from peftbench.config.validate import targets
+from peftbench.config.words import GROUPS, yaml_problem
 from peftbench.ground.errors import ConfigError, shown
 from peftbench.ground.files import stamp
 
@@ -68,13 +69,25 @@ def _problem(path: Path, _: Hashable) -> str | None:
     try:
         if path.stat().st_size > MOST_BYTES:
             return f"larger than {MOST_BYTES:,} bytes"
-        return _growth(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        return (_no_mapping(text) if path.parent.name in GROUPS else None) or _growth(text)
     except UnicodeDecodeError as error:
         return f"not UTF-8 text (byte {error.start})"
     except yaml.YAMLError as error:
-        return f"no valid yaml: {shown(' '.join(str(error).split()), 100)}"
+        return f"no valid yaml: {yaml_problem(error)}"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+
+
+def _no_mapping(text: str) -> str | None:
+    """What a word's file is in the place of keys with values; None: that, or empty."""
+    for event in yaml.parse(text, yaml.CSafeLoader):
+        if isinstance(event, yaml.NodeEvent):
+            if isinstance(event, yaml.MappingStartEvent):
+                return None
+            found = f"the text '{shown(event.value, 30)}'" if isinstance(event, yaml.ScalarEvent) else "a list"
+            return f"must be keys with values, key: value, and is {found}"
+    return None
 
 
 def _growth(text: str) -> str | None:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
@@ -10,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from peftbench.config.members import member
 from peftbench.config.spec import MethodSpec
 from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.ground.quantity import quantity
@@ -47,6 +49,7 @@ def parse(spec: type[Spec], raw: Mapping[str, Any], path: str) -> Spec:
 
 def _validation_lines(error: ValidationError, raw: Any, path: str) -> list[str]:
     phrases_of: dict[str, tuple[Any, list[str]]] = {}
+    whole: set[str] = set()  # parts that do not fit together, which are not shown
     for item in error.errors():
         value, steps = raw, []
         for step in item["loc"]:  # between the real keys, pydantic names the members of a union
@@ -59,9 +62,11 @@ def _validation_lines(error: ValidationError, raw: Any, path: str) -> list[str]:
             steps.append(str(step))
         key = ".".join([path, *steps])
         phrases_of.setdefault(key, (value, []))[1].append(_phrase(item))
+        if item["type"] == "refused":
+            whole.add(key)
     return [
         f"{key}: {' or '.join(dict.fromkeys(phrases))}"
-        if phrases == ["must be given"] or isinstance(value, Mapping)  # a whole part is not shown
+        if phrases == ["must be given"] or key == path or (isinstance(value, Mapping) and key in whole)
         else f"{key}={shown(show(value))}: {' or '.join(dict.fromkeys(phrases))}"
         for key, (value, phrases) in phrases_of.items()
         if not any(other.startswith(f"{key}.") for other in phrases_of)  # of a union's other form
@@ -69,7 +74,10 @@ def _validation_lines(error: ValidationError, raw: Any, path: str) -> list[str]:
 
 
 def show(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    """A value as it would be typed."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return (value or "''") if isinstance(value, str) else json.dumps(value)
 
 
 def _phrase(item: Mapping[str, Any]) -> str:
@@ -156,10 +164,8 @@ def spelled_out(target: str, raw: Mapping[str, Any], path: str = "method") -> di
     Raises:
         ConfigError: a line for whatever is wrong with them, those of methods within included.
     """
-    arguments = dict(raw)
     try:
-        if (complete := getattr(method_class(target), "spelled_out", None)) is not None:
-            arguments = complete(raw)
+        arguments: dict[str, Any] = member(method_class(target), "spelled_out")(raw)
     except ConfigError as error:
         raise ConfigError([*_under(path, error)]) from None
     if problems := [*_method_problems(target, arguments, path)]:

@@ -4,7 +4,7 @@ import copy
 import functools
 import os
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import MarkedYAMLError, YAMLError
 
-from peftbench.ground.errors import ConfigError
+from peftbench.ground.errors import ConfigError, shown
 
 CONFIG_NAME = "config"
 COMPOSE_ERRORS = (
@@ -73,6 +73,16 @@ def words(group: str) -> list[str]:
     return sorted(path.stem for path in (conf_dir() / group).glob("*.yaml") if not path.stem.startswith("_"))
 
 
+def origin(group: str, choices: Mapping[str, str]) -> str:
+    """What a line about a key of a group begins with where a yaml file that is none of ours may be at fault: the word.
+
+    Args:
+        choices: the word chosen in every group.
+    """
+    word = choices.get(group)
+    return f"{group}={shown(word)}: " if word and word not in words(group) else ""
+
+
 def words_for_globs(group: str, searchpaths: Sequence[str]) -> list[str]:
     """The same with those of a user's own yaml files, for a sweep over method=glob(...)."""
     with _hydra() as loader:
@@ -92,14 +102,14 @@ def composed(overrides: Sequence[str]) -> DictConfig:
     Hydra needs a tenth of a second for the choices of words, and most cells of a sweep differ in values alone: what a
     choice makes is kept, and values are put on top, as Hydra does, too.
     """
-    config = _with_values(overrides)
+    config = with_values(overrides)
     if config is not None:
         return config
     with _hydra():
         return compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
 
 
-def _with_values(overrides: Sequence[str]) -> DictConfig | None:
+def with_values(overrides: Sequence[str]) -> DictConfig | None:
     """The same from the choices alone; None where there is more to do, or something is wrong, which Hydra can say.
 
     All but hydra.job.override_dirname, which nothing of ours reads.
@@ -158,9 +168,18 @@ def resolved(config: DictConfig) -> dict[str, Any]:
         container = OmegaConf.to_container(without_hydra(config), resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
-        raise ConfigError(f"{key}: {one_line(error)}" if key else one_line(error)) from None
+        whose = origin(str(key).partition(".")[0], config.hydra.runtime.choices) if key else ""
+        raise ConfigError(f"{whose}{key}{_typed(config, key)}: {one_line(error)}" if key else one_line(error)) from None
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
+
+
+def _typed(config: DictConfig, key: str) -> str:
+    """The value of a key as it stands there, with its interpolations, after an equals sign; nothing where none does."""
+    node: Any = OmegaConf.to_container(config, resolve=False)
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return f"={shown(node)}" if isinstance(node, str) else ""
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
@@ -170,6 +189,14 @@ def without_hydra(config: DictConfig) -> DictConfig:
 
 def one_line(error: Exception) -> str:
     return re.sub(r"\s+", " ", str(error).split("See https://")[0].split("full_key:")[0]).strip()
+
+
+def yaml_problem(error: YAMLError) -> str:
+    """What is wrong with a yaml file, and where, in short."""
+    if not isinstance(error, MarkedYAMLError) or not error.problem:
+        return shown(one_line(error), 100)
+    mark = error.problem_mark or error.context_mark
+    return shown(error.problem, 100) + ("" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}")
 
 
 @contextmanager

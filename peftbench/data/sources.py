@@ -1,6 +1,5 @@
 """Where the rows come from: the Hub, a folder in the layout of the official download, or the built-in sample."""
 
-import sys
 from collections.abc import Hashable, Sequence
 from os.path import isdir  # Path's own raises for names that are too long
 from pathlib import Path
@@ -11,7 +10,7 @@ from peftbench.config.spec import DataSpec, TaskSpec
 from peftbench.data.hub import read_hub
 from peftbench.data.split import Split, checked_split
 from peftbench.data.tsv import read_table
-from peftbench.ground.errors import ConfigError, DataError, shown
+from peftbench.ground.errors import ConfigError, DataError, shown, warn
 from peftbench.ground.files import expanded, stamp
 from peftbench.ground.quantity import quantity
 
@@ -71,10 +70,9 @@ def _read_folder(data: DataSpec, task: TaskSpec, split: str) -> Split:
     columns = (*layout.text, *([layout.label] if public else []))
     table = read_table(path, columns, layout.columns.get(split, ()), layout.skip_incomplete)
     if table.left_out:
-        line = (
+        warn(
             f"{table.path}: {quantity(table.left_out, 'line')} of other than {quantity(table.width, 'field')} left out"
         )
-        print(line, file=sys.stderr)
     texts = {column: table.columns[column] for column in layout.text}
     labels = table.columns[layout.label] if public else None
     classes = layout.label_values or task.labels or ()

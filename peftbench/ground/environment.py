@@ -6,6 +6,7 @@
 import math
 import os
 import sys
+import time
 from pathlib import Path
 
 from peftbench.ground.errors import ConfigError, shown
@@ -16,7 +17,8 @@ TRUE = ("1", "true", "yes", "on", "t", "y")
 ONEDNN_KEPT = "64"  # compiled products; 1024 by default, and every width of a batch has some 20 of its own
 
 
-_threads: list[str] = []  # what was set here, not by anybody else
+chosen_threads: list[str] = []  # what was set here, not by anybody else
+_began = time.monotonic()  # when the command did (s)
 
 
 def prepare() -> None:
@@ -25,25 +27,43 @@ def prepare() -> None:
     Raises:
         ConfigError: a variable has a value that is not possible.
     """
+    global _began
+    _began = time.monotonic()
     _check()
     os.environ.pop("WANDB_SERVICE", None)  # the process that writes for whoever started us ends with them
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = str(cores())
-        _threads[:] = [os.environ["OMP_NUM_THREADS"]]
+        chosen_threads[:] = [os.environ["OMP_NUM_THREADS"]]
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait busily take what a neighbour could use
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", ONEDNN_KEPT)
 
 
+def age_s() -> float:
+    """For how long (s) the command has been at work, its imports included."""
+    return time.monotonic() - _began
+
+
+def one_process(command: str) -> None:
+    """See that a command was not started as several processes that compute together: they would take different pieces
+    of work, and sum their gradients.
+
+    Raises:
+        ConfigError: it was.
+    """
+    if (size := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise ConfigError(f"{command}: is one process, not {size}; start it without torchrun or accelerate launch")
+
+
 def leave_threads_to_workers() -> None:
     """Let the processes of a launcher count for themselves: some share this machine's cores, some run on another."""
-    if _threads and os.environ.get("OMP_NUM_THREADS") == _threads[0]:
+    if chosen_threads and os.environ.get("OMP_NUM_THREADS") == chosen_threads[0]:
         del os.environ["OMP_NUM_THREADS"]
 
 
 def share_threads(processes: int) -> None:
     """Give each of so many processes of this machine its part of the cores, unless somebody set a number."""
-    if _threads and os.environ.get("OMP_NUM_THREADS") == _threads[0]:
+    if chosen_threads and os.environ.get("OMP_NUM_THREADS") == chosen_threads[0]:
         os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // processes))
 
 

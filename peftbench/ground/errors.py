@@ -1,5 +1,6 @@
 """The two ways in which what a person gave us can be wrong, and how a run can go wrong by itself."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -45,6 +46,11 @@ class Diverged(Exception):
     """The training loss is no longer a finite number."""
 
     exit_code = 4
+
+
+def warn(*lines: object) -> None:
+    """Say something beside what a command prints, on the terminal's other stream. Below commands only this prints."""
+    print(*lines, sep="\n", file=sys.stderr)
 
 
 def near(word: object, allowed: Iterable[object], limit: int = 12) -> str:

@@ -4,16 +4,17 @@ import errno
 import functools
 import hashlib
 import os
+import re
 import stat
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
+from os.path import isdir  # Path's own raises for names that are too long
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from peftbench.ground.errors import ConfigError, shown
+from peftbench.ground.errors import ConfigError, near, shown, warn
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -21,10 +22,12 @@ T = TypeVar("T")
 RECORD_FILE = "result.json"
 DELTA_FILE = "delta.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"
+END_FILE = "end.json"  # of a line of artefacts
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.txt", "vocab.json", "merges.txt", "spm.model", "spiece.model", "tokenizer.model"),
 )
+STUDY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # a name of one, which is a folder's
 YOUNG = 2.0  # seconds; clocks of file systems tick in up to this many
 
 
@@ -64,9 +67,10 @@ def write_atomically(path: Path, content: bytes, check: Callable[[], None] = lam
 
 def remove_drafts(folder: Path) -> None:
     """Remove what `write_atomically` has not put in place yet: who still wanted to cannot any more."""
-    for path in folder.glob(".*.*"):
-        if any(path.name.startswith(f".{name}.") for name in (RECORD_FILE, DELTA_FILE, CHECKPOINT_FILE)):
-            path.unlink(missing_ok=True)
+    names = (RECORD_FILE, DELTA_FILE, CHECKPOINT_FILE, END_FILE)
+    drafts = [path for name in names for path in folder.glob(f".{name}.*")]
+    for path in [*drafts, *folder.glob("predictions/.*.tsv.*")]:
+        path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> list[Path]:
@@ -92,6 +96,37 @@ def expanded(path: str | Path) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise ConfigError(f"{shown(path, 100)}: this user has no home folder; give the path without ~") from None
+
+
+def check_study(study: str, before: str = "study ") -> None:
+    """Refuse what is no name of a study, as `..` or a path: there may be such a folder.
+
+    Args:
+        before: what the line that refuses begins with.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not STUDY.fullmatch(study):
+        named = shown(study) or "''"
+        raise ConfigError(f"{before}{named}: no name of a study, which has letters, digits, '.', '_' and '-'")
+
+
+def study_folder(outputs: Path, study: str, before: str = "study ") -> Path:
+    """The folder of a study that is there.
+
+    Args:
+        before: what the line that refuses begins with.
+
+    Raises:
+        ConfigError: there is no such study, or what is given is no name of one.
+    """
+    check_study(study, before)
+    if isdir(outputs / study):
+        return outputs / study
+    known = [path.name for path in outputs.iterdir() if path.is_dir()] if isdir(outputs) else []
+    hint = near(study, known) if known else "it holds none"
+    raise ConfigError(f"{before}{shown(study)}: there is none under {shown(outputs, 80)}; {hint}")
 
 
 def place(folder: Path, outputs: Path) -> str:
@@ -152,9 +187,9 @@ def set_aside(path: Path, reason: str) -> None:
     try:
         path.rename(aside)
     except OSError as error:
-        print(f"{path}: {reason} (it cannot be renamed: {error.strerror})", file=sys.stderr)
+        warn(f"{path}: {reason} (it cannot be renamed: {error.strerror})")
         return
-    print(f"{path}: {reason}; kept as {aside.name}", file=sys.stderr)
+    warn(f"{path}: {reason}; kept as {aside.name}")
 
 
 def stamp(path: Path) -> tuple[str, int, int, int, int] | None:

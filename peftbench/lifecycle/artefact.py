@@ -91,9 +91,7 @@ def where_of(words: Sequence[str], run: Parent, allowed: Sequence[str] = WORDS) 
     Raises:
         ConfigError: a word is none of these, or not possible, or the run learned several tasks and none is named.
     """
-    typed = {word.partition("=")[0].lstrip("+~").partition(".")[0] for word in words}
-    if other := sorted(typed - set(allowed)):
-        raise ConfigError(f"{shown(other[0])}: not a word of an artefact; {near(other[0], allowed)}")
+    typed = groups_of(words, allowed)
     start = f"init_from={escape.value(str(run.folder))}"  # a task without training rows asks for one
     cell = compose.cell_from([*words, start])
     if "task" not in typed:
@@ -104,6 +102,18 @@ def where_of(words: Sequence[str], run: Parent, allowed: Sequence[str] = WORDS) 
         cell = replace(cell, data=run.data)
     outputs = expanded(cell.outputs) if "outputs" in typed else run.outputs
     return Where(cell, outputs, cell.study if "study" in typed else run.record.cell.study)
+
+
+def groups_of(words: Sequence[str], allowed: Sequence[str] = WORDS) -> set[str]:
+    """The words and groups that were typed, `data` of data.path=X.
+
+    Raises:
+        ConfigError: one is none of those that are allowed.
+    """
+    keys = [word.partition("=")[0].lstrip("+~") for word in words]
+    if other := [key for key in keys if key.partition(".")[0] not in allowed]:
+        raise ConfigError(f"{shown(other[0])}: not a word of an artefact; {near(other[0], allowed)}")
+    return {key.partition(".")[0] for key in keys}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import yaml
 from peftbench.config import compose, recipes
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError, near, shown
-from peftbench.ground.files import expanded
+from peftbench.ground.files import check_study, expanded
 from peftbench.lifecycle import saved
 from peftbench.lifecycle.artefact import Where, where_of
 from peftbench.lifecycle.merge import Group, Job
@@ -77,7 +77,8 @@ def lines(words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]:
     Raises:
         ConfigError: a word is not one of merge, or not possible.
     """
-    return [saved.placed(["merge", *one], _read(one).cell) for one in recipes.swept(words)]
+    read = [(["merge", *one], _read(one).cell) for one in recipes.swept(words)]
+    return [saved.placed(line, cell.study, expanded(cell.outputs)) for line, cell in read]
 
 
 def _of(words: Sequence[str]) -> list[tuple[tuple[str, ...], list[Parent], Job, dict[str, Where], str]]:
@@ -107,6 +108,7 @@ def _read(words: Sequence[str]) -> _Words:
             raise ConfigError(
                 f"{key}: must be given, {'the study whose' if key == 'from' else 'of the'} runs are merged"
             )
+    check_study(typed["from"], "from=")
     place = [item for item in rest if item.partition("=")[0].partition(".")[0] in PLACE]
     return _Words(way, typed, _tasks(typed), _seeds(typed), place, compose.cell_from(place))
 

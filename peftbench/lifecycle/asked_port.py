@@ -7,7 +7,7 @@ from pathlib import Path
 from peftbench.config import compose, recipes
 from peftbench.config.spec import Cell, ModelSpec
 from peftbench.ground.errors import ConfigError, near, shown
-from peftbench.ground.files import expanded
+from peftbench.ground.files import check_study, expanded
 from peftbench.lifecycle import artefact, saved, trained_on
 from peftbench.lifecycle.artefact import where_of
 from peftbench.lifecycle.parents import Parent
@@ -65,7 +65,8 @@ class _Words:
 
 def lines(words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]:
     """The same as command lines for workers: see `asked.lines`."""
-    return [saved.placed(["port", *one], _read(one).cell) for one in recipes.swept(words)]
+    read = [(["port", *one], _read(one).cell) for one in recipes.swept(words)]
+    return [saved.placed(line, cell.study, expanded(cell.outputs)) for line, cell in read]
 
 
 def _of(words: Sequence[str], known: Collection[str], patches: dict[tuple[Path, str], Patch]) -> list[Job]:
@@ -86,6 +87,7 @@ def _read(words: Sequence[str]) -> _Words:
     for key, what in (("from", "the study of the old runs"), ("model", "the newer backbone")):
         if key not in typed:
             raise ConfigError(f"{key}: must be given, {what}")
+    check_study(typed["from"], "from=")
     if keys.scale != 1 and keys.steps:
         raise ConfigError(f"port.scale={keys.scale:g}: only the whole change is trained on from; port.steps=0")
     place = [item for item in rest if item.partition("=")[0].partition(".")[0] in (*PLACE, "model")]

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from peftbench.ground.errors import ConfigError, near, shown
+from peftbench.ground.files import study_folder
 from peftbench.lifecycle.parents import Parent, parent
 from peftbench.record import Record, find_records, glance, read_record
 
@@ -45,7 +46,8 @@ def by_seed(
     numbers = sorted(seeds) or sorted({seed for seed, _ in places})
     missing = [f"{task}, seed {seed}" for seed in numbers for task in wanted if (seed, task) not in places]
     if missing or not numbers:
-        raise ConfigError(f"{study}: no finished run of {method} on {missing[0] if missing else ', '.join(wanted)}")
+        of = shown(method if budget is None else f"{method} with budget={budget}")
+        raise ConfigError(f"{study}: no finished run of {of} on {missing[0] if missing else ', '.join(wanted)}")
     return {seed: [parent(places[seed, task]) for task in wanted] for seed in numbers}
 
 
@@ -66,10 +68,7 @@ def matching(outputs: Path, study: str, **wanted: str) -> list[Parent]:
 
 
 def _finished(outputs: Path, study: str) -> list[tuple[Path, Record]]:
-    if not (outputs / study).is_dir():
-        known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
-        raise ConfigError(f"from={study}: no such study under {outputs}; {near(study, known)}")
-    paths = [path for path in find_records(outputs / study) if glance(path).status == "done"]
+    paths = [path for path in find_records(study_folder(outputs, study, "from=")) if glance(path).status == "done"]
     runs = [
         (path.parent, read_record(path)) for path in paths if "-" not in path.parent.name
     ]  # others were moved aside

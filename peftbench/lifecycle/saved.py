@@ -3,23 +3,22 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from peftbench.config.spec import Cell
 from peftbench.ground import escape, strangers
 from peftbench.ground.errors import ConfigError, DataError, shown
-from peftbench.ground.files import expanded, write_atomically
+from peftbench.ground.files import END_FILE, write_atomically
 from peftbench.study import index, lock
 
 FILE = "artefacts.json"
 ENDS = ".artefacts"  # a folder for every line: its lock, and how it ended
-END = "end.json"
 MOST_LINES = 10_000
 MOST_WORDS = 100
 LONGEST_WORD = 10_000  # characters
@@ -79,17 +78,17 @@ class End:
     reason: str | None = None
 
 
-def placed(words: Sequence[str], cell: Cell, outputs: Path | None = None) -> tuple[Path, str, Line]:
+def placed(words: Sequence[str], study: str, outputs: Path) -> tuple[Path, str, Line]:
     """A command line as a study keeps it, after the folder of studies and the study.
 
     Args:
         words: the command and its words.
-        cell: what those words describe that say where the artefacts are scored and kept.
-        outputs: the folder of studies, where it is not the cell's.
+        study: the artefacts' own, where the words say which.
+        outputs: the folder of studies.
     """
     line = Line(tuple(word for word in words if not word.startswith("outputs=")))
-    study = cell.study if any(word.startswith("study=") for word in words) else line.source
-    return outputs or expanded(cell.outputs), study, line
+    named = any(word.startswith("study=") for word in words)
+    return outputs, study if named else line.source, line
 
 
 def read(study: Path) -> list[Line]:
@@ -116,20 +115,71 @@ def add(study: Path, lines: Sequence[Line]) -> list[Line]:
     for line in lines:
         if (problem := _problem(line)) is not None:
             raise ConfigError(f"{shown(line)}: {problem}")
+    with _writing(study):
+        new = _add(study, lines)
+        for line in lines:
+            _open_again(study, line)
+        return new
+
+
+def united(studies: Iterable[Path]) -> dict[Line, End | None]:
+    """The lines of several folders of one study, and how each ended: well, where it did anywhere, or else it failed on
+    the hosts of all.
+
+    Raises:
+        DataError: as `read`.
+    """
+    ends: dict[Line, End | None] = {}
+    for study in studies:
+        for line in read(study):
+            one, other = ends.get(line), end_of(study, line)
+            if one is None or (other is not None and other.status == "done"):
+                ends[line] = other
+            elif one.status == "failed" and other is not None:
+                ends[line] = replace(one, failed_on=tuple(dict.fromkeys([*one.failed_on, *other.failed_on])))
+    return ends
+
+
+def keep(study: Path, ends: Mapping[Line, End | None]) -> None:
+    """Keep lines and how they ended elsewhere. Of one that a worker has, it will say itself.
+
+    Raises:
+        ConfigError, DataError: as `add`.
+    """
+    if not ends:
+        return
+    with _writing(study):
+        _add(study, list(ends))
+        for line, end in ends.items():
+            if end is not None and end != end_of(study, line):
+                with lock.Lock(folder_of(study, line)) as held:
+                    if held.held:
+                        write_end(study, line, end, held.check)
+
+
+@contextmanager
+def _writing(study: Path) -> Iterator[None]:
+    """Within, no other runner changes the study's lists.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     try:
         with index.alone(study):
-            known = dict.fromkeys(read(study))
-            new = [line for line in dict.fromkeys(lines) if line not in known]
-            if len(known) + len(new) > MOST_LINES:
-                raise ConfigError(f"{study / FILE}: a study keeps {MOST_LINES:,} lines at most")
-            raw = {"schema": index.SCHEMA, "lines": [line.words for line in [*known, *new]]}
-            if new:
-                write_atomically(study / FILE, json.dumps(raw, ensure_ascii=False, indent=1).encode())
-            for line in lines:
-                _open_again(study, line)
-            return new
+            yield
     except OSError as error:
         raise ConfigError(f"outputs={study.parent}: {study} cannot be written ({error.strerror})") from None
+
+
+def _add(study: Path, lines: Sequence[Line]) -> list[Line]:
+    known = dict.fromkeys(read(study))
+    new = [line for line in dict.fromkeys(lines) if line not in known]
+    if len(known) + len(new) > MOST_LINES:
+        raise ConfigError(f"{study / FILE}: a study keeps {MOST_LINES:,} lines at most")
+    raw = {"schema": index.SCHEMA, "lines": [line.words for line in [*known, *new]]}
+    if new:
+        write_atomically(study / FILE, json.dumps(raw, ensure_ascii=False, indent=1).encode())
+    return new
 
 
 def folder_of(study: Path, line: Line) -> Path:
@@ -140,7 +190,7 @@ def folder_of(study: Path, line: Line) -> Path:
 def end_of(study: Path, line: Line) -> End | None:
     """How a line ended; None: it did not yet, or nobody can tell."""
     try:
-        raw = strangers.read_json(folder_of(study, line) / END, LONGEST_END)
+        raw = strangers.read_json(folder_of(study, line) / END_FILE, LONGEST_END)
         end: End = _end().validate_python(raw)
     except (OSError, ValueError):
         return None
@@ -156,14 +206,14 @@ def write_end(study: Path, line: Line, end: End, check: Callable[[], None]) -> N
     Raises:
         OSError: the folder cannot be written.
     """
-    write_atomically(folder_of(study, line) / END, json.dumps(asdict(end), ensure_ascii=False).encode(), check)
+    write_atomically(folder_of(study, line) / END_FILE, json.dumps(asdict(end), ensure_ascii=False).encode(), check)
 
 
 def _open_again(study: Path, line: Line) -> None:
     """Forget how a line failed, and who died with it."""
     end = end_of(study, line)
     if end is not None and end.status == "failed":
-        (folder_of(study, line) / END).unlink(missing_ok=True)
+        (folder_of(study, line) / END_FILE).unlink(missing_ok=True)
     lock.forget_deaths(folder_of(study, line))
 
 

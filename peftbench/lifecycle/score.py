@@ -9,15 +9,15 @@ import numpy as np
 from peftbench.backbone.model import compute_precision
 from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose, recipes
-from peftbench.config.spec import Cell, TaskSpec
+from peftbench.config.spec import TaskSpec
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
 from peftbench.ground import escape
-from peftbench.ground.errors import ConfigError, near, shown
+from peftbench.ground.errors import ConfigError, shown
 from peftbench.ground.files import expanded, place
 from peftbench.ground.machine import process_state
 from peftbench.lifecycle import saved
-from peftbench.lifecycle.artefact import WORDS, Recipe, Result, Where, settle
+from peftbench.lifecycle.artefact import Recipe, Result, Where, groups_of, settle
 from peftbench.lifecycle.parents import Parent
 from peftbench.runner.deltas import reload
 from peftbench.runner.run import Tokenizing, tokenize_rows
@@ -35,13 +35,15 @@ def lines(run: Path, words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]
     """
     result = []
     for one in recipes.swept(words):
-        typed = {word.partition("=")[0].partition(".")[0] for word in one}
-        if other := sorted(typed - set(WORDS)):
-            raise ConfigError(f"{shown(other[0])}: not a word of an artefact; {near(other[0], WORDS)}")
+        typed = groups_of(one)
         start = run.resolve()
         cell = compose.cell_from([*one, f"init_from={escape.value(str(start))}"], [start])
         outputs = expanded(cell.outputs) if "outputs" in typed else Path(*start.parts[:-3])
-        result.append(saved.placed(["score", place(start, outputs), *one], cell, outputs))
+        if not start.is_relative_to(outputs.resolve()):
+            raise ConfigError(
+                f"outputs={shown(outputs, 100)}: {shown(run, 60)} does not lie there, and its study keeps the line"
+            )
+        result.append(saved.placed(["score", place(start, outputs), *one], cell.study, outputs))
     return result
 
 
@@ -78,7 +80,7 @@ def scored(run: Parent, where: Where, rows: Mapping[str, Split], known: Collecti
     model, tuner, _ = reload(run.folder, known, head)
     protocol = run.protocol
     compute_precision(model, protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
-    tokens = tokens_of(run, rows, where.cell)
+    tokens = tokens_of(run, rows, where.cell.cache)
     forward = Forward(model, protocol.precision, process_state().device)
     evaluator = Evaluator(forward, where.task, protocol.eval_batch_size)
     scores, logits = evaluated(evaluator, tokens, where.task)
@@ -100,10 +102,10 @@ def _labels(task: TaskSpec) -> str:
     return f"scores of {list(task.score_range or ())}" if task.labels is None else ", ".join(task.labels)
 
 
-def tokens_of(run: Parent, rows: Mapping[str, Split], cell: Cell) -> Mapping[str, Tokens]:
-    """Token ids of these rows as the run would read them."""
+def tokens_of(run: Parent, rows: Mapping[str, Split], cache: str) -> Mapping[str, Tokens]:
+    """Token ids of these rows as the run would read them; `cache` is the folder that keeps them."""
     model = run.model
-    return tokenize_rows(rows, Tokenizing(model, weights_folder(model), run.protocol.max_length, cell.cache))
+    return tokenize_rows(rows, Tokenizing(model, weights_folder(model), run.protocol.max_length, cache))
 
 
 def evaluated(

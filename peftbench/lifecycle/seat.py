@@ -88,7 +88,7 @@ class OnTask:
             for batch in self._batches(tokens, self.parent.protocol.eval_batch_size):
                 self._forward.logits(batch)
         assert tokens.labels is not None
-        solution = _fitted(features, torch.from_numpy(tokens.labels), last.out_features)
+        solution = fit_head(features, torch.from_numpy(tokens.labels), last.out_features)
         last.weight.copy_(solution[:-1].T)
         if last.bias is not None:
             last.bias.copy_(solution[-1])
@@ -199,8 +199,13 @@ def _first(rows: Split, most: int) -> Split:
     return rows.rows(np.arange(min(most, len(rows))), rows.name)
 
 
-def _fitted(features: torch.Tensor, labels: torch.Tensor, outputs: int) -> torch.Tensor:
-    """Weights and, last, biases, (features + 1, outputs), of the regularised fit."""
+def fit_head(features: torch.Tensor, labels: torch.Tensor, outputs: int) -> torch.Tensor:
+    """Weights and, last, biases, (features + 1, outputs) fp64, of a head's regularised fit to its own inputs.
+
+    Args:
+        features: what the head reads of every row (rows, features) fp64.
+        labels: class ids or, of one output, scores (rows,).
+    """
     rows = torch.cat([features, torch.ones(len(features), 1, dtype=features.dtype)], 1)
     ridge = torch.full((rows.shape[1],), RIDGE, dtype=rows.dtype)
     ridge[-1] = 0

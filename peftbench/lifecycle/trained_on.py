@@ -67,7 +67,7 @@ def check(job: Job) -> None:
     """
     cell = compose.cell_from(words_of(job, job.where.study, job.keys.steps))
     count_cell(cell, job.keys.steps)
-    if not goes_on(budgets.resolve(cell), delta_of(job.patch.run.folder)):
+    if not goes_on(budgets.resolve(cell).attachment, delta_of(job.patch.run.folder)):
         raise DataError(f"{job.patch.run.folder}: its words mean another method here; port.steps=0 needs none of them")
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -159,12 +159,9 @@ class Tuner(Protocol):
 class Method(Protocol):
     """A recipe: a frozen dataclass whose fields are the keys of its yaml.
 
-    A budget turns the key that `dial` names (rank, width); what it trains must grow linearly with it. None: the method
-    takes no budget, or chooses whole groups within one by a method `within(model, scope, entries)` of its own, which
-    returns the same recipe held to so many entries. A class attribute `alone` that is true keeps it out of strata.
+    A budget turns the key that its `dial` names (rank, width); what it trains must grow linearly with it. What else it
+    may have stands in `config/members.py`, with what holds of a method that does not have it.
     """
-
-    dial: ClassVar[str | None]
 
     def attach(self, model: Model, scope: Scope) -> Tuner:
         """Choose what trains: set requires_grad of the backbone, insert modules.
@@ -210,24 +207,24 @@ class ParameterTuner:
         """Any number will do."""
 
     def prepare(self, training: Training) -> None:
-        """Nothing to do."""
+        """Do nothing, unless a method overrides this."""
 
     def penalty(self) -> torch.Tensor | None:
         """None."""
         return None
 
     def before_backward(self, step: int, last: bool) -> None:
-        """Nothing to do."""
+        """Do nothing, unless a method overrides this."""
 
     def after_backward(self, step: int) -> None:
-        """Nothing to do."""
+        """Do nothing, unless a method overrides this."""
 
     def after_step(self, step: int) -> bool:
         """The same parameters go on."""
         return False
 
     def settles(self) -> int:
-        """From the first on."""
+        """0: every evaluation may be selected."""
         return 0
 
     def delta(self) -> Mapping[str, torch.Tensor]:
@@ -252,11 +249,11 @@ class ParameterTuner:
             yield name, parameter.detach().float() - before[name].to(parameter.device).float()
 
     def kept(self) -> int:
-        """All of them."""
+        """Every entry that trains: nothing is pruned."""
         return sum(parameter.numel() for parameter in self.trainables().values())
 
     def kept_bounds(self) -> tuple[int, int]:
-        """All of them."""
+        """The same number twice: nothing is pruned."""
         return self.kept(), self.kept()
 
     def facts(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from peftbench.backbone.model import Model, empty_copy
+from peftbench.config.members import member
 from peftbench.config.spec import Scope
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.quantity import quantity
@@ -25,12 +26,14 @@ def within(method: Method, model: Model, scope: Scope, entries: int) -> Method:
     Raises:
         ConfigError: the method takes no budget, or needs more than this one.
     """
-    own: Callable[..., Method] | None = getattr(method, "within", None)
+    own: Callable[..., Method] | None = member(method, "within")
     if own is not None:
         return own(model, scope, entries)
-    name, dial = type(method).__name__, getattr(method, "dial", None)
+    name, dial = type(method).__name__, member(method, "dial")
     if dial is None:
-        raise ConfigError(f"budget: {name} takes none; limit it with scope.layers or scope.kinds")
+        raise ConfigError(
+            f"budget: {quantity(entries, 'entry')}; {name} takes none; limit it with scope.layers or scope.kinds"
+        )
     return turned(method, dial, entries, lambda one: trained_entries(one, model, scope))
 
 
@@ -49,7 +52,9 @@ def turned(method: Any, dial: str, entries: int, count: Callable[[Any], int]) ->
     first = count(replace(method, **{dial: 1}))
     each = count(replace(method, **{dial: 2})) - first
     if each == 0:
-        raise ConfigError(f"budget: nothing in {type(method).__name__} here has a {dial} that it could turn")
+        raise ConfigError(
+            f"budget: {quantity(entries, 'entry')}; nothing in {type(method).__name__} here has a {dial} to turn"
+        )
     if first > entries:
         raise ConfigError(
             f"budget: {quantity(entries, 'entry')}; {type(method).__name__} here needs at least {first:,} ({dial} 1)"
@@ -80,7 +85,7 @@ def largest(
         raise ConfigError(f"budget: {quantity(entries, 'entry')}; {name} here needs at least {smallest:,} ({key} 1)")
     each = count(make(2)) - smallest
     if each <= 0:
-        raise ConfigError(f"budget: {name} does not grow with {key} here")
+        raise ConfigError(f"budget: {quantity(entries, 'entry')}; {name} does not grow with {key} here")
     fits, size, further = 1, min(most, 1 + (entries - smallest) // each), 1  # right at once where growth is linear
     while size <= most and _within(make, count, entries, size):
         fits, size, further = size, size + further, further * 2

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModel
 from transformers.initialization import no_init_weights
 
-from peftbench.backbone.attention import adopt
+from peftbench.backbone.adopt import adopt
 from peftbench.backbone.model import Model
 from peftbench.ground.errors import ConfigError, first_line
 

@@ -17,6 +17,7 @@ from peftbench.config.bounds import MOST, PathText, refuse
 from peftbench.config.spec import Kind, Scope
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import write_atomically
+from peftbench.ground.quantity import quantity
 from peftbench.methods import dial, peft_prompts, peft_types
 from peftbench.methods.base import ParameterTuner, narrowed, require
 from peftbench.methods.peft_tuners import AdaLoRATuner, PeftTuner, wrapped
@@ -75,7 +76,8 @@ class Peft:
         """
         key = self._facts.dial
         if key is None:
-            raise ConfigError(f"budget: peft's {self.type} takes none; limit it with scope.layers or method.kinds")
+            limited = "limit it with scope.layers or method.kinds"
+            raise ConfigError(f"budget: {quantity(entries, 'entry')}; peft's {self.type} takes none; {limited}")
         return dial.largest(
             lambda value: replace(self, config={**self.config, key: value}),
             lambda method: dial.trained_entries(method, model, scope),

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from peftbench.config.bounds import LARGEST, MOST
+from peftbench.config.validate import show
 from peftbench.ground import strangers
 from peftbench.ground.errors import ConfigError, first_line, near, shown
 from peftbench.ground.files import expanded
@@ -94,13 +95,13 @@ TYPES = {
 }
 REFUSED = {
     "adaption_prompt": "is made for decoders",
-    "cartridge": "is a decoder's cache of a long text; prefix_tuning is the same with a start of its own",
+    "cartridge": "is a decoder's cache of a long text; prefix_tuning does the same from a different start",
     "cpt": "is made for decoders: the text of its prompt ends in answers",
-    "multitask_prompt_tuning": "wants the number of a task beside every row; with one task it is prompt_tuning",
-    "poly": "wants the number of a task beside every row",
-    "shadow": "keeps a second network outside the backbone",
-    "trainable_tokens": "trains rows of the embeddings that a vocabulary was given anew",
-    "xlora": "mixes adapters that were trained before",
+    "multitask_prompt_tuning": "needs a task number with every row; with one task it is the same as prompt_tuning",
+    "poly": "needs a task number with every row",
+    "shadow": "adds a second network outside the backbone",
+    "trainable_tokens": "trains the embeddings of tokens that were added to a vocabulary",
+    "xlora": "mixes adapters that were trained earlier",
 }
 # Keys that scope, kinds and head answer here, or that only describe a file.
 WHERE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "target_parameters")
@@ -143,15 +144,15 @@ def check(kind: str, config: Mapping[str, Any]) -> None:
         elif key not in hints:
             problems.append(f"method.config.{shown(key)}: peft's {kind} has no such key; {near(key, hints)}")
         elif reason := next((why for (name, wrong), why in IMPOSSIBLE.items() if (name, wrong) == (key, value)), None):
-            problems.append(f"method.config.{key}={json.dumps(value)}: {reason}")
+            problems.append(f"method.config.{key}={show(value)}: {reason}")
         elif key in absent:
             continue
         elif (reason := _wrong(hints[key], value)) is not None:
-            problems.append(f"method.config.{key}={shown(json.dumps(value))}: {reason}")
+            problems.append(f"method.config.{key}={shown(show(value))}: {reason}")
         elif (key == TYPES[kind].dial or key in POSITIVE) and value is not None and value < 1:
             problems.append(f"method.config.{key}={value}: must be at least 1")
         elif (reason := _outside(value, least=-1 if _defaults(kind)[key] == -1 else 0)) is not None:
-            problems.append(f"method.config.{key}={shown(json.dumps(value))}: {reason}")
+            problems.append(f"method.config.{key}={shown(show(value))}: {reason}")
     problems += _together(kind, {**_defaults(kind), **config}) if not problems else []
     if problems:
         raise ConfigError(problems)

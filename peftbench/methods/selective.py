@@ -118,13 +118,18 @@ class Selective:
 
 
 class SelectiveTuner(WrapperTuner):
-    """The chosen entries as one flat parameter; the model's own tensors stay frozen and get the values written in."""
+    """The chosen entries as one flat parameter; the model's own tensors stay frozen and get the values written in.
+
+    Attributes:
+        method: the recipe.
+        store: the chosen entries.
+    """
 
     _training: Training
 
     def __init__(self, method: Selective, model: Model, store: SparseStore, inner: Tuner | None) -> None:
         super().__init__([] if inner is None else [inner])
-        self._method, self._model, self.store = method, model, store
+        self.method, self._model, self.store = method, model, store
         self._decaying = [(decays_by_name if inner is None else inner.decays)(name) for name in store.names]
         self._hooks: list[RemovableHandle] = []
         self._more_parts = False  # another part of this step's batch is to come
@@ -135,7 +140,7 @@ class SelectiveTuner(WrapperTuner):
 
     @property
     def _growing(self) -> bool:
-        return self._method.when == "steps" and self.store.used < self.store.budget
+        return self.method.when == "steps" and self.store.used < self.store.budget
 
     def trainables(self) -> Mapping[str, nn.Parameter]:
         """The values."""
@@ -153,7 +158,7 @@ class SelectiveTuner(WrapperTuner):
         """AdamW; where entries join during training and each is to be corrected by its own age, our own."""
         partly = any(self._decaying) and not all(self._decaying)
         decay = functools.partial(self._decay, settings["weight_decay"]) if partly else None
-        if self._method.when == "steps" and self._method.adam == "entry":
+        if self.method.when == "steps" and self.method.adam == "entry":
             return EntryAdamW(groups, self.store.values, self._ages, decay, **settings)
         return ValuesAdamW(groups, self.store.values, decay, **settings)
 
@@ -168,8 +173,8 @@ class SelectiveTuner(WrapperTuner):
         super().prepare(training)
         self._training = training
         self.store.to(self.store.tensors[0].device)
-        self._total = min(self._method.steps or training.steps, training.steps)
-        if self._method.when == "start" and self.store.used == 0:
+        self._total = min(self.method.steps or training.steps, training.steps)
+        if self.method.when == "start" and self.store.used == 0:
             self.store.add(self._by_gradients())
         self.store.write_back()  # after a resume the values came with the trainables
         self._watch()
@@ -179,9 +184,9 @@ class SelectiveTuner(WrapperTuner):
         super().before_backward(step, last)
         self._step, self._more_parts = step, not last
         if self._growing:
-            goal = unmasked(self.store.budget, self._total, step + 1, self._method.schedule, self._method.every)
+            goal = unmasked(self.store.budget, self._total, step + 1, self.method.schedule, self.method.every)
             if self._best.count == 0 and self._staged.numel() == 0:
-                self._best = Best(goal - self.store.used, self._method.threshold)
+                self._best = Best(goal - self.store.used, self.method.threshold)
                 self._staged = torch.zeros_like(self.store.values)
         elif self.store.values.grad is None:
             self.store.values.grad = torch.zeros_like(self.store.values)
@@ -246,11 +251,11 @@ class SelectiveTuner(WrapperTuner):
     def kept(self) -> int:
         """The budget: every chosen entry stays. Under a threshold, what was chosen; before training the budget."""
         began = self._total > 0
-        return self.store.used if began and self._method.threshold is not None else self.store.budget
+        return self.store.used if began and self.method.threshold is not None else self.store.budget
 
     def kept_bounds(self) -> tuple[int, int]:
         """The budget; under a threshold at least one entry."""
-        return 1 if self._method.threshold is not None else self.store.budget, self.store.budget
+        return 1 if self.method.threshold is not None else self.store.budget, self.store.budget
 
     def facts(self) -> dict[str, Any]:
         """Entries by kind and layer, the growth over steps, and what was chosen by when (ten moments)."""
@@ -309,7 +314,7 @@ class SelectiveTuner(WrapperTuner):
         )
 
     def _score(self, i: int) -> Any:
-        store, method = self.store, self._method
+        store, method = self.store, self.method
 
         def receive(gradient: torch.Tensor) -> None:
             gradient = self._training.total(gradient)
@@ -331,7 +336,7 @@ class SelectiveTuner(WrapperTuner):
         device = self.store.values.device
         ids = torch.zeros(0, dtype=torch.int64, device=device) if best.ids is None else best.ids
         gradients = torch.zeros(0, device=device) if best.extra is None else best.extra
-        if self._method.threshold is None and (missing := best.count - ids.numel()) > 0:
+        if self.method.threshold is None and (missing := best.count - ids.numel()) > 0:
             free = torch.ones(self.store.total, dtype=torch.bool, device=device)
             free[self.store.ids.long()] = False
             free[ids] = False
@@ -340,7 +345,7 @@ class SelectiveTuner(WrapperTuner):
         return ids, gradients
 
     def _by_gradients(self) -> torch.Tensor:
-        method, training = self._method, self._training
+        method, training = self.method, self._training
         squared = SCORES[method.score].gradient == "squares"
         return gradient_ids(
             self.store, training.passes, method.batches, training.total, squared, method.rank, method.threshold

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from peftbench.backbone.model import Model
 from peftbench.config.bounds import MOST, Count, InnerShare, Name, Within
+from peftbench.config.members import member
 from peftbench.config.spec import Kind, MethodSpec, Scope
 from peftbench.config.validate import make_method
 from peftbench.ground.errors import ConfigError, near, shown
@@ -71,7 +72,7 @@ class Strata:
             parts += [(self._made(raw), narrowed(scope, self.elsewhere_kinds)) for raw in self.elsewhere]
         if not parts:
             raise ConfigError("scope: every stratum in it is frozen")
-        if alone := [type(method).__name__ for method, _ in parts if getattr(method, "alone", False)]:
+        if alone := [type(method).__name__ for method, _ in parts if member(method, "alone")]:
             raise ConfigError(f"method.strata: {alone[0]} trains alone, no gradient passes it")
         return parts
 
@@ -81,7 +82,7 @@ class Strata:
 
     def _made(self, raw: Mapping[str, Any]) -> Any:
         method = make_method(MethodSpec.from_keys("part", raw))
-        turns = self.rank is not None and method.dial == self.dial
+        turns = self.rank is not None and member(method, "dial") == self.dial
         return replace(method, rank=self.rank) if turns else method
 
     def _boundaries(self, depth: int) -> list[int]:

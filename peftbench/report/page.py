@@ -1,7 +1,6 @@
 """A study as one HTML file that opens from disk: table, plots, every run. No network, nothing run that is data."""
 
 import json
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,7 +12,7 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from peftbench.ground import escape, predictions
-from peftbench.ground.errors import LONGEST_LINE, DataError, short_line
+from peftbench.ground.errors import LONGEST_LINE, DataError, short_line, warn
 from peftbench.ground.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
@@ -206,7 +205,7 @@ def _predictions(folder: Path, record: Record) -> list[tuple[str, str]]:
             try:
                 return [(label, prediction) for prediction, label in predictions.read(folder, name)]
             except DataError as error:
-                print(f"left out: {short_line(error.every[0], LONGEST_LINE - 10)}", file=sys.stderr)
+                warn(f"left out: {short_line(error.every[0], LONGEST_LINE - 10)}")
     return []
 
 

@@ -6,6 +6,7 @@ What a plan names is confirmatory: its claims are one family of tests, on its ow
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from os.path import exists  # Path's own raises for names that are too long
 from pathlib import Path
 
 import yaml
@@ -50,13 +51,13 @@ class Plan:
     claims: list[str]
 
 
-def register(path: Path, outputs: Path, study: str, cells: Sequence[str], claims: Sequence[str], margin: float) -> None:
-    """Write a plan.
+def made(path: Path, outputs: Path, study: str, cells: Sequence[str], claims: Sequence[str], margin: float) -> Plan:
+    """A plan that may be written to a file, now.
 
     Raises:
         ConfigError: the file is there, a claim is none, or a cell has a result already.
     """
-    if path.exists():
+    if exists(path):
         raise ConfigError(f"--register {shown(path)}: is there already, and a plan is never changed")
     if not claims:
         raise ConfigError('--register: at least one --claim is to be tested, as in --claim "id3 > lora"')
@@ -67,7 +68,15 @@ def register(path: Path, outputs: Path, study: str, cells: Sequence[str], claims
         of_all = quantity(len(cells), "cell has a result", "cells have results")
         late = f"{len(run)} of {of_all}, and a plan comes before them: {run[0]}"
         raise ConfigError(f"--register {shown(path)}: {late}")
-    plan = Plan(study, datetime.now(UTC).isoformat(), __version__, margin, list(cells), list(claims))
+    return Plan(study, datetime.now(UTC).isoformat(), __version__, margin, list(cells), list(claims))
+
+
+def write(path: Path, plan: Plan) -> None:
+    """Write a plan to a file that is not there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     content = {**asdict(plan), "sha256": digest(asdict(plan))}
     write_atomically(path, (HEAD + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode())
 

@@ -1,13 +1,12 @@
 """The predictions that a run's headline was computed from."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from peftbench.ground.errors import LONGEST_LINE, DataError, short_line
+from peftbench.ground.errors import LONGEST_LINE, DataError, short_line, warn
 from peftbench.ground.predictions import columns, numbers, path_of
 from peftbench.ground.quantity import quantity
 from peftbench.record import Record
@@ -73,4 +72,4 @@ def name_unusable(problems: Sequence[str]) -> None:
     """Say on the terminal which files of predictions are left out: the first, and how many more."""
     if problems:
         others = f"; and {quantity(len(problems) - 1, 'more file')} of predictions" if len(problems) > 1 else ""
-        print(f"left out: {short_line(problems[0], LONGEST_LINE - 10 - len(others))}{others}", file=sys.stderr)
+        warn(f"left out: {short_line(problems[0], LONGEST_LINE - 10 - len(others))}{others}")

@@ -1,7 +1,6 @@
 """A study's records as pandas sees them: one row per finished run."""
 
 import json
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, near, short_line
+from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, near, short_line, warn
+from peftbench.ground.files import study_folder
 from peftbench.record import Record, find_records, read_record
 
 # What two cells may differ in and still be the same cell of a table, beside the seed.
@@ -51,11 +51,7 @@ def read_study(
     Raises:
         ConfigError: there is no such study, it has no finished cell, or it has several backbones.
     """
-    folder = outputs / study
-    if not folder.is_dir():
-        known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
-        hint = near(study, known) if known else f"{outputs} holds none"
-        raise ConfigError(f"study {study}: not found in {outputs}; {hint}")
+    folder = study_folder(outputs, study)
     runs = list(readable(find_records(folder), read))
     records, folders = [record for _, record in runs], [path for path, _ in runs]
     if not records:
@@ -77,7 +73,7 @@ def readable(paths: Iterable[Path], read: Callable[[Path], Record] = read_record
         try:
             yield path.parent, read(path)
         except DataError as error:
-            print(f"left out: {short_line(error.every[0], LONGEST_LINE - 10)}", file=sys.stderr)
+            warn(f"left out: {short_line(error.every[0], LONGEST_LINE - 10)}")
 
 
 def frame(records: Iterable[Record]) -> pd.DataFrame:

@@ -18,7 +18,7 @@ PLOTLY = dict(
 )  # fmt: skip
 DASHES = ("solid", "dash", "dashdot", "dot")
 
-# A method's place gives it its looks: new methods are added at the end, and no other changes.
+# A method's place in this list gives it its looks. A method that is not in it needs no place: its name gives it some.
 METHODS = (
     "full", "head", "bitfit", "lora", "id3", "adalora", "random_masking", "spafit", "id3_lora", "houlsby",
     "pfeiffer", "d3", "fish", "id3_adapter", "pafi", "random_masking_structured", "gradual_unfreeze", "hut",
@@ -37,7 +37,7 @@ class Style:
 
     Attributes:
         colour: as #RRGGBB; marker: matplotlib's sign.
-        filled: false for methods of somebody else, whose looks are drawn from their name.
+        filled: false for methods that have no place in `METHODS`, whose looks are drawn from their name.
         dash: of lines; another budget or protocol of the same method has another.
     """
 
@@ -58,15 +58,25 @@ def style(method: str, variant: str = "") -> Style:
     Args:
         variant: what else its row's name says: budget, backbone, another protocol.
     """
-    place = METHODS.index(method) if method in METHODS else _drawn(method)
-    dash = place // len(COLOURS) + (1 + _drawn(variant) % (len(DASHES) - 1) if variant else 0)
-    return Style(
-        COLOURS[place % len(COLOURS)],
-        MARKERS[place % len(MARKERS)],
-        method in METHODS,
-        DASHES[dash % len(DASHES)],
-    )
+    more = 1 + _drawn(variant, len(DASHES) - 1) if variant else 0
+    if method in METHODS:
+        place = METHODS.index(method)
+        dash = DASHES[(place // len(COLOURS) + more) % len(DASHES)]
+        return Style(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], True, dash)
+    tint, marker = divmod(_drawn(method, len(TINTS) * len(MARKERS)), len(MARKERS))
+    return Style(TINTS[tint], MARKERS[marker], False, DASHES[(tint + more) % len(DASHES)])
 
 
-def _drawn(name: str) -> int:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % (len(COLOURS) * len(MARKERS))
+def _mixed(most: str, rest: str) -> str:
+    """Three parts of a colour and one of another, as #RRGGBB."""
+    parts = ((int(most[at : at + 2], 16), int(rest[at : at + 2], 16)) for at in (1, 3, 5))
+    return "#" + "".join(f"{(3 * one + other) // 4:02X}" for one, other in parts)
+
+
+def _drawn(name: str, many: int) -> int:
+    """A number below `many` that is a name's own."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % many
+
+
+# Of methods without a place: each colour with a little of each. 49 tints and 11 markers make 539 looks.
+TINTS = tuple(_mixed(most, rest) for most in COLOURS for rest in COLOURS)

@@ -13,8 +13,7 @@ from peftbench.backbone.low_rank import Distilled, LowRankFacts, Source
 from peftbench.backbone.model import Model, build, load_model
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, weights_folder
 from peftbench.config.recipes import LowRank
-from peftbench.config.spec import Cell, Kind, ModelSpec
-from peftbench.data.split import Split
+from peftbench.config.spec import Cell, Kind, ModelSpec, Scope
 from peftbench.data.tokens import Tokens, tokenizer_for
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import write_atomically
@@ -26,19 +25,17 @@ from peftbench.training.distil import Distillation
 MAPS: tuple[Kind, ...] = ("query", "key", "value", "attention_output", "intermediate", "output")
 
 
-def plan(cell: Cell, recipe: LowRank) -> dict[str, int]:
-    """Name -> rank of the layers' linear maps that the cell's scope covers; found without weights.
+def plan(source: ModelSpec, scope: Scope, recipe: LowRank) -> dict[str, int]:
+    """Name -> rank of the layers' linear maps that the scope covers; found without weights.
 
     Raises:
         ConfigError: the source has no weights, is low-rank already, or the ratio leaves a map no rank.
     """
-    if cell.model.weights == "random":
+    if source.weights == "random":
         raise ConfigError("model.weights=random: there is nothing in random weights to keep")
-    model, inside = build(cell.model, cell.task.num_labels, device="meta"), narrowed(cell.scope, MAPS)
+    model, inside = build(source, 1, device="meta"), narrowed(scope, MAPS)
     if model.ranks:
-        raise ConfigError(
-            f"model.weights={cell.model.weights}: its maps are low-rank already; start from the whole one"
-        )
+        raise ConfigError(f"model.weights={source.weights}: its maps are low-rank already; start from the whole one")
     linears = [(name, linear) for name, linear in model.linears(inside) if model.place(name).layer is not None]
     require(linears, "no linear map", inside)
     ranks = {}
@@ -63,12 +60,13 @@ def make_low_rank(cell: Cell, recipe: LowRank, ranks: dict[str, int], folder: Pa
         ConfigError: there is no text to distil with, or the distillation diverges.
         DataError: text or weights cannot be read.
     """
-    text = texts.read(cell, recipe.text) if recipe.variant == "svd_distil" else None
+    text = texts.read(recipe.text, cell.data, cell.task) if recipe.variant == "svd_distil" else None
     source = weights_folder(cell.model)
     assert source is not None
     tokens = None
     if text is not None:
-        tokens = texts.tokens(cell, recipe.text, recipe.steps, text, tokenizer_for(cell.model, source))
+        parts = texts.cut(text, recipe.steps * cell.protocol.batch_size, cell.seed, recipe.text)
+        tokens = texts.tokens(parts, tokenizer_for(cell.model, source), cell.protocol.max_length, cell.cache)
     model, _ = load_model(cell.model, cell.task.num_labels, cell.seed)
     before = _entries(model)
     teacher = copy.deepcopy(model)
@@ -76,7 +74,10 @@ def make_low_rank(cell: Cell, recipe: LowRank, ranks: dict[str, int], folder: Pa
         whole = model.module.get_submodule(name)
         assert isinstance(whole, torch.nn.Linear)
         model.module.set_submodule(name, low_rank.factored(whole, rank))
-    distilled = None if text is None or tokens is None else _distil(cell, recipe, model, teacher, text, tokens)
+    distilled = None
+    if text is not None and tokens is not None:
+        distillation = Distillation(model, teacher, recipe, cell.protocol, process_state().device)
+        distilled = _distil(distillation, text.sha256, tokens, cell.seed)
     facts = LowRankFacts(
         format=low_rank.FORMAT,
         ranks=ranks,
@@ -102,14 +103,12 @@ def _entries(model: Model) -> int:
     return sum(parameter.numel() for _, parameter in model.backbone())
 
 
-def _distil(
-    cell: Cell, recipe: LowRank, model: Model, teacher: Model, text: Split, tokens: tuple[Tokens, Tokens]
-) -> Distilled:
+def _distil(distillation: Distillation, text: str, tokens: tuple[Tokens, Tokens], seed: int) -> Distilled:
+    """Train on a text of this hash; `tokens` are those of the rows to train on and of those held out."""
     train, held_out = tokens
-    distillation = Distillation(model, teacher, recipe, cell.protocol, process_state().device)
     before = distillation.loss(held_out)
-    distillation.run(train, cell.seed)
-    return Distilled(text.sha256, len(train), recipe.steps, before, distillation.loss(held_out))
+    distillation.run(train, seed)
+    return Distilled(text, len(train), distillation.recipe.steps, before, distillation.loss(held_out))
 
 
 def _write(folder: Path, model: Model, source: Path, facts: LowRankFacts) -> None:

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from peftbench.backbone.model import build
-from peftbench.config.spec import Budget, Cell
+from peftbench.backbone.model import Model
+from peftbench.config.spec import Attachment, Budget, Cell, Scope
 from peftbench.ground.errors import ConfigError
 from peftbench.runner import deltas, readouts
 
@@ -12,21 +12,18 @@ def resolve(cell: Cell) -> Cell:
     """The same cell with its budget as a number of entries.
 
     Raises:
-        ConfigError: several kinds of budget at once, or `like` names a method that needs a budget itself.
+        ConfigError: it comes to less than one entry, or `like` names a method that needs a budget itself.
     """
-    given = {key: value for key, value in vars(cell.budget).items() if key != "name" and value is not None}
-    if not given:
+    if not cell.budget.given():
         return cell
-    if len(given) > 1:
-        raise ConfigError(f"budget: {' and '.join(given)} are given; only one can hold")
-    return replace(cell, budget=Budget(cell.budget.name, _entries(cell)))
+    if cell.budget.entries is not None:
+        return cell
+    model = readouts.without_weights(cell.model, cell.task, cell.readout)
+    return replace(cell, budget=Budget(cell.budget.name, _entries(cell.budget, cell.scope, model, cell.seed)))
 
 
-def _entries(cell: Cell) -> int:
-    budget = cell.budget
-    if budget.entries is not None:
-        return budget.entries
-    model = build(cell.model, cell.task.num_labels, "meta", readouts.planned(cell.readout, cell.task, cell.model))
+def _entries(budget: Budget, scope: Scope, model: Model, seed: int) -> int:
+    """A share of this backbone's entries, or as many as another method trains of them."""
     if budget.fraction is not None:
         whole = sum(parameter.numel() for _, parameter in model.backbone())
         if (entries := round(budget.fraction * whole)) < 1:
@@ -34,7 +31,7 @@ def _entries(cell: Cell) -> int:
         return entries
     assert budget.like is not None
     try:
-        tuner = deltas.attach(budget.like, cell.scope, Budget(), model, cell.seed)
+        tuner = deltas.attach(Attachment(budget.like, scope, Budget()), model, seed)
     except ConfigError as error:
         raise ConfigError(f"budget.like={budget.like.name}: {error.problems[0]}") from None
     entries = sum(parameter.numel() for parameter in tuner.trainables().values())

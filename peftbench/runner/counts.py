@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from peftbench.backbone.model import Model, build
+from peftbench.backbone.model import Model
 from peftbench.backbone.prefix import Prefix
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
@@ -35,6 +35,19 @@ def count_cell(cell: Cell, steps: int | None = None) -> Counts:
 
     Args:
         cell: what is to run.
+        steps: see `count_resolved`.
+
+    Raises:
+        ConfigError: as `budgets.resolve` and `count_resolved`.
+    """
+    return count_resolved(budgets.resolve(cell), steps)
+
+
+def count_resolved(cell: Cell, steps: int | None = None) -> Counts:
+    """As `count_cell`.
+
+    Args:
+        cell: what is to run, its budget a number of entries.
         steps: optimizer steps that it will take, where that is known already.
 
     Raises:
@@ -52,7 +65,7 @@ def count_cell(cell: Cell, steps: int | None = None) -> Counts:
             f"readout.head={cell.readout.head}: nothing would train, for method={cell.method.name} trains none"
         )
     if cell.selftrain.kind == "list":
-        selftrain.check(cell, model, tuner)
+        selftrain.check(cell.selftrain, cell.method.name, model, tuner)
     return counts
 
 
@@ -62,12 +75,11 @@ def kept_bounds(cell: Cell) -> tuple[int, int]:
     Raises:
         ConfigError: the method finds nothing to train there.
     """
-    return _attached(cell)[1].kept_bounds()
+    return _attached(budgets.resolve(cell))[1].kept_bounds()
 
 
 def _attached(cell: Cell) -> tuple[Model, Tuner, int]:
     """The model without weights, its tuner, and its entries before the method was attached."""
-    cell = budgets.resolve(cell)
-    model = build(cell.model, cell.task.num_labels, "meta", readouts.planned(cell.readout, cell.task, cell.model))
+    model = readouts.without_weights(cell.model, cell.task, cell.readout)
     before = entries(model)
-    return model, deltas.attach(cell.method, cell.scope, cell.budget, model, cell.seed), before
+    return model, deltas.attach(cell.attachment, model, cell.seed), before

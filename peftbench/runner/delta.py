@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from peftbench.config.bounds import Whole
-from peftbench.config.spec import Budget, MethodSpec, Scope
+from peftbench.config.spec import Attachment, Budget, MethodSpec, Scope
 from peftbench.config.validate import parse
 from peftbench.ground import strangers
 from peftbench.ground.errors import ConfigError, DataError
@@ -60,6 +60,11 @@ class DeltaFacts:
     fingerprint: Word
     seed: Whole
     start: "DeltaFacts | None" = None
+
+    @property
+    def attachment(self) -> Attachment:
+        """What is attached to the backbone before the delta is put in."""
+        return Attachment(self.method, self.scope, self.budget)
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,17 @@
 
 import re
 from collections.abc import Collection
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import torch
 
 from peftbench.backbone.heads import leave_one, tasks_in
-from peftbench.backbone.model import Model, compute_precision, empty_copy, load_model
-from peftbench.backbone.weights import beside, file_sha256, weights_folder
+from peftbench.backbone.model import Model, empty_copy, load_model
+from peftbench.backbone.weights import beside, file_sha256
 from peftbench.config import compose
-from peftbench.config.spec import Budget, Cell, Layout, MethodSpec, ModelSpec, Scope
-from peftbench.config.validate import classes_of, make_method, parse, unknown_class
+from peftbench.config.spec import Attachment, Layout, ModelSpec, Task
+from peftbench.config.validate import make_method, parse, unknown_class
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.ground.seeds import drawn_from
@@ -20,7 +20,7 @@ from peftbench.methods.base import Method, Tuner, copy_into
 from peftbench.methods.dial import within
 from peftbench.record import Record, read_record
 from peftbench.runner import readouts
-from peftbench.runner.delta import START, Delta, DeltaFacts, LearnedFor, LearnedOn
+from peftbench.runner.delta import START, Delta, DeltaFacts, LearnedOn
 
 HEAD = "head."
 MOST_GROWTH = 4  # times the entries of backbone and delta: what a delta's method may make of them
@@ -28,7 +28,7 @@ WHOLE_SINCE = [0, 3]  # since then a delta holds what the run it started from ha
 FRESH = "fresh."  # what the weights lacked of the backbone, as it was before training
 
 
-def attach(method: MethodSpec, scope: Scope, budget: Budget, model: Model, seed: int) -> Tuner:
+def attach(attachment: Attachment, model: Model, seed: int) -> Tuner:
     """Freeze the backbone and attach a method; what the method draws comes from the seed's selection stream.
 
     Raises:
@@ -36,35 +36,26 @@ def attach(method: MethodSpec, scope: Scope, budget: Budget, model: Model, seed:
     """
     for _, parameter in model.backbone():
         parameter.requires_grad_(False)
-    recipe: Method = make_method(method)
-    if budget.entries is not None:
-        recipe = within(recipe, model, scope, budget.entries)
+    recipe: Method = make_method(attachment.method)
+    if attachment.budget.entries is not None:
+        recipe = within(recipe, model, attachment.scope, attachment.budget.entries)
     with drawn_from(seed, "selection"):
-        return recipe.attach(model, scope)
+        return recipe.attach(model, attachment.scope)
 
 
-def learned(cell: Cell, model: Model, tuner: Tuner, start: Delta | None = None) -> Delta:
+def learned(facts: DeltaFacts, model: Model, tuner: Tuner, start: Delta | None = None) -> Delta:
     """What the run learned: the tuner's part and the head, with all that is needed to use them.
 
     Args:
+        facts: of the run alone.
         start: the delta that the run started from. Where another method learned it, it is a part of this one.
     """
     own = tuner.delta()
     head = {HEAD + name: parameter.detach() for name, parameter in model.head()}
     fresh = {FRESH + name: tensor for name, tensor in model.drawn.items() if name not in own}
-    merged = start.start if start and goes_on(cell, start) else start
+    merged = start.start if start and goes_on(facts.attachment, start) else start
     before = {START + name: tensor for name, tensor in merged.tensors.items()} if merged else {}
-    facts = DeltaFacts(
-        method=cell.method,
-        scope=cell.scope,
-        budget=cell.budget,
-        model=LearnedOn(cell.model.name, model.weights_sha256),
-        task=LearnedFor(cell.task.name, cell.task.num_labels),
-        fingerprint=cell.fingerprint,
-        seed=cell.seed,
-        start=merged.facts if merged else None,
-    )
-    return Delta({**own, **head, **fresh, **before}, facts)
+    return Delta({**own, **head, **fresh, **before}, replace(facts, start=merged.facts if merged else None))
 
 
 def restore(delta: Delta, model: Model, head: bool = True, known: Collection[str] = ()) -> Tuner:
@@ -81,8 +72,8 @@ def restore(delta: Delta, model: Model, head: bool = True, known: Collection[str
     put_fresh(delta, model)
     if start := delta.start:
         restore(start, model, head=False, known=known).merge()
-    tuner = attach(facts.method, facts.scope, facts.budget, model, facts.seed)
-    _put(delta, tuner, model, head)
+    tuner = attach(facts.attachment, model, facts.seed)
+    put(delta, tuner, model, head)
     return tuner
 
 
@@ -112,7 +103,7 @@ def _check_size(delta: Delta, model: Model) -> None:
     facts, planned = delta.facts, empty_copy(model)
     own = sum(parameter.numel() for parameter in planned.module.parameters())
     try:
-        attach(facts.method, facts.scope, facts.budget, planned, facts.seed)
+        attach(facts.attachment, planned, facts.seed)
     except (ConfigError, RuntimeError) as error:  # torch's own, where a size has too many digits
         reason = error.every[0] if isinstance(error, ConfigError) else str(error)
         raise DataError(f"the delta's method cannot be made: {reason}") from None
@@ -122,62 +113,34 @@ def _check_size(delta: Delta, model: Model) -> None:
         raise DataError(f"the delta's method makes {entries:,} entries of {own:,}, and the delta stores {stored:,}")
 
 
-def start_of(cell: Cell) -> Delta | None:
-    """The delta of the run in `init_from`; None: the cell starts from the weights alone.
+def start_of(init_from: str | None, task: Task, known: Collection[str]) -> Delta | None:
+    """The delta of the run in this folder; None where it starts from the weights alone.
+
+    Args:
+        task: what is learned from there on.
+        known: see `restore`.
 
     Raises:
-        ConfigError: it was learned on other tasks than those that the cell learns together.
+        ConfigError: it was learned on other tasks than those that are learned together now.
         DataError: it cannot be read, or names an unknown class.
     """
-    if cell.init_from is None:
+    if init_from is None:
         return None
-    start = delta_of(Path(cell.init_from))
-    _check_classes(start.facts, classes_of(cell.method))
-    several, own = tasks_in(start.named(HEAD)), {task.name for task in cell.task.parts}
-    if (len(own) > 1 and several != own) or (several and cell.task.train is None):
+    start = delta_of(Path(init_from))
+    _check_classes(start.facts, known)
+    several, own = tasks_in(start.named(HEAD)), {part.name for part in task.parts}
+    if (len(own) > 1 and several != own) or (several and task.train is None):
         learned = ", ".join(sorted(several)) or start.facts.task.name
         raise ConfigError(
-            f"init_from={shown(cell.init_from, 80)}: learned {learned}, not {', '.join(sorted(own))}; task=joint goes "
+            f"init_from={shown(init_from, 80)}: learned {learned}, not {', '.join(sorted(own))}; task=joint goes "
             "on from a run of the same tasks, and a task without training rows from one of one task"
         )
     return start
 
 
-def start_from(cell: Cell, model: Model, start: Delta | None = None) -> Tuner:
-    """Attach the cell's method to a backbone with the delta that it starts from.
-
-    A delta of the same method, scope and budget is trained further; that of another is merged into the backbone
-    first. The head starts anew, unless it is to be kept (init_head), the task can only be evaluated (AX), or that run
-    is updated.
-
-    Raises:
-        DataError: the delta does not fit.
-    """
-    if start is None:
-        return attach(cell.method, cell.scope, cell.budget, model, cell.seed)
-    kept = cell.init_head == "kept" or cell.task.train is None or cell.objective.updates
-    tuner = restore(start, model, head=kept, known=classes_of(cell.method))
-    if goes_on(cell, start):
-        return tuner
-    tuner.merge()
-    return attach(cell.method, cell.scope, cell.budget, model, cell.seed)
-
-
-def attached(cell: Cell, model: Model, start: Delta | None = None) -> Tuner:
-    """As `start_from`, with everything in the run's precision.
-
-    Raises:
-        DataError: as there.
-    """
-    tuner = start_from(cell, model, start)
-    compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
-    return tuner
-
-
-def goes_on(cell: Cell, start: Delta) -> bool:
-    """Whether the cell trains this delta further, instead of merging it."""
-    facts = start.facts
-    return (facts.method, facts.scope, facts.budget) == (cell.method, cell.scope, cell.budget)
+def goes_on(attachment: Attachment, start: Delta) -> bool:
+    """Whether this delta is trained further where this is attached, instead of merged."""
+    return start.facts.attachment == attachment
 
 
 def reload(run: Path, known: Collection[str] = (), task: str | None = None) -> tuple[Model, Tuner, Method]:
@@ -201,21 +164,6 @@ def reload(run: Path, known: Collection[str] = (), task: str | None = None) -> t
     if "tasks" in record.config["task"]:
         leave_one(model.module, wanted.name, wanted.num_labels)
     return model, tuner, make_method(delta.facts.method)
-
-
-def as_learned(cell: Cell, run: Path) -> Model:
-    """The model as the cell's finished run left it, made in the order in which the run made it.
-
-    Raises:
-        DataError: the run's record, delta or weights cannot be read.
-    """
-    delta = delta_of(run)
-    readout = readouts.made(cell.readout, cell.task, cell.model, weights_folder(cell.model))
-    model, _ = load_model(cell.model, cell.task.num_labels, cell.seed, readout)
-    put_fresh(delta, model)
-    tuner = attached(cell, model, start_of(cell))
-    _put(delta, tuner, model, head=True)
-    return model
 
 
 def model_spec(record: Record) -> ModelSpec:
@@ -253,7 +201,12 @@ def delta_of(run: Path) -> Delta:
     return delta
 
 
-def _put(delta: Delta, tuner: Tuner, model: Model, head: bool) -> None:
+def put(delta: Delta, tuner: Tuner, model: Model, head: bool = True) -> None:
+    """Put a delta into its own method, attached to this model; `head=False` leaves the head alone.
+
+    Raises:
+        DataError: names or shapes are others there.
+    """
     tuner.load_delta(own_of(delta))
     if head:
         copy_into(dict(model.head()), delta.named(HEAD))

@@ -16,7 +16,7 @@ from peftbench.backbone.model import Model, load_model
 from peftbench.backbone.readout import WholeHead
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, weights_folder
 from peftbench.config.recipes import MaskedLM
-from peftbench.config.spec import Cell
+from peftbench.config.spec import Cell, ModelSpec
 from peftbench.data.tokens import PretrainedTokenizer
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import write_atomically
@@ -51,18 +51,18 @@ class MaskedFacts:
     after: float
 
 
-def check(cell: Cell) -> None:
+def check(source: ModelSpec) -> None:
     """Refuse what cannot be trained, before any cost.
 
     Raises:
         ConfigError: the source has no weights, is low-rank, or its architecture has no head for masked tokens.
     """
-    if cell.model.weights == "random":
+    if source.weights == "random":
         raise ConfigError("model.weights=random: masked-LM training goes on from weights, and there are none")
-    if not cell.model.layout.masked_head:
-        raise ConfigError(f"make=mlm: the layout of {cell.model.name} names no masked_head")
-    if low_rank.ranks_of(cell.model):
-        raise ConfigError(f"model.weights={cell.model.weights}: its maps are low-rank; start from the whole one")
+    if not source.layout.masked_head:
+        raise ConfigError(f"make=mlm: the layout of {source.name} names no masked_head")
+    if low_rank.ranks_of(source):
+        raise ConfigError(f"model.weights={source.weights}: its maps are low-rank; start from the whole one")
 
 
 def make_masked(cell: Cell, recipe: MaskedLM, folder: Path) -> MaskedFacts:
@@ -77,13 +77,14 @@ def make_masked(cell: Cell, recipe: MaskedLM, folder: Path) -> MaskedFacts:
         ConfigError: there is no text, or the training diverges.
         DataError: text, tokenizer or weights cannot be read.
     """
-    text = texts.read(cell, recipe.text)
+    text = texts.read(recipe.text, cell.data, cell.task)
     source = weights_folder(cell.model)
     assert source is not None
     tokenizer = PretrainedTokenizer(source)
     special = tokenizer.special()
-    train, held_out = texts.tokens(cell, recipe.text, recipe.steps, text, tokenizer)
-    new = not _has_head(source, cell)
+    parts = texts.cut(text, recipe.steps * cell.protocol.batch_size, cell.seed, recipe.text)
+    train, held_out = texts.tokens(parts, tokenizer, cell.protocol.max_length, cell.cache)
+    new = not _has_head(source, cell.model.layout.masked_head)
     model, _ = load_model(cell.model, cell.task.num_labels, cell.seed, WholeHead(pretrained=not new))
     ids = Vocabulary(special["mask"], {*special.values(), tokenizer.pad_id}, int(cell.model.config["vocab_size"]))
     training = MaskedTraining(model, ids, recipe, cell.protocol, process_state().device)
@@ -103,20 +104,20 @@ def make_masked(cell: Cell, recipe: MaskedLM, folder: Path) -> MaskedFacts:
         after=training.held_out_loss(held_out),
     )
     if process_state().is_main_process:
-        state = {**dict(_left_over(cell)), **{name: p.detach() for name, p in model.module.named_parameters()}}
+        whole, _ = load_model(cell.model, cell.task.num_labels, cell.seed)
+        state = {**dict(_left_over(whole)), **{name: p.detach() for name, p in model.module.named_parameters()}}
         _write(folder, state, source, facts)
     return facts
 
 
-def _has_head(source: Path, cell: Cell) -> bool:
-    """Whether the weights hold a head for masked tokens, or a part of one."""
+def _has_head(source: Path, places: tuple[str, ...]) -> bool:
+    """Whether the weights hold a head for masked tokens, or a part of one; it would lie at these places."""
     with safe_open(source / WEIGHTS_FILE, "pt") as file:
-        return any(name.startswith(cell.model.layout.masked_head) for name in file.keys())  # noqa: SIM118
+        return any(name.startswith(places) for name in file.keys())  # noqa: SIM118
 
 
-def _left_over(cell: Cell) -> Iterator[tuple[str, torch.Tensor]]:
-    """What of the source's backbone a masked LM does not have (a pooler): it stays as it was."""
-    model: Model = load_model(cell.model, cell.task.num_labels, cell.seed)[0]
+def _left_over(model: Model) -> Iterator[tuple[str, torch.Tensor]]:
+    """The source's backbone, of which a masked LM lacks some (a pooler): that stays as it was."""
     return ((name, p.detach()) for name, p in model.backbone() if name not in model.drawn)
 
 

@@ -1,71 +1,89 @@
-"""What a cell's training makes small; the runs that teach it answer every row of train once, before it begins."""
+"""An update's objective: the runs that teach it answer every row of train once, before training begins."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from peftbench.backbone.model import compute_precision
-from peftbench.config.parents import parents
-from peftbench.config.spec import Cell
-from peftbench.config.validate import classes_of
+from peftbench.config.objective import ObjectiveSpec
+from peftbench.config.spec import Protocol, Task
 from peftbench.data.tokens import Tokens
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.files import RECORD_FILE
 from peftbench.ground.machine import process_state
 from peftbench.record import read_record
-from peftbench.runner import deltas, readouts
+from peftbench.runner import deltas
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.forward import Forward
 from peftbench.training.muscle import Muscle
-from peftbench.training.objective import Objective
 
 
-def check(cell: Cell) -> None:
-    """See that the runs that an update is made of are still those that the cell was composed with, and can teach it.
+def check(runs: Mapping[str, tuple[Path, str]], max_length: int) -> None:
+    """See that the runs that an update is made of are still those that it was composed with, and can teach it.
+
+    Args:
+        runs: see `parents_of_update`.
+        max_length: tokens of a row at most.
 
     Raises:
-        ConfigError: the older run's backbone has too few positions for this cell's rows.
+        ConfigError: a run's backbone has too few positions for such rows.
         DataError: a run has learned something else since.
     """
-    if not cell.objective.updates:
-        return
-    for key, (folder, sha256) in parents(cell).items():
+    for key, (folder, sha256) in runs.items():
         record = read_record(folder / RECORD_FILE)
         if record.hashes.delta != sha256:
             raise DataError(f"{key}={folder}: was run again since; the same command goes on with what it learned now")
         model = deltas.model_spec(record)
-        if cell.protocol.max_length > model.positions:
+        if max_length > model.positions:
             there = f"the backbone of {key} has {model.positions} positions"
-            raise ConfigError(f"protocol.max_length={cell.protocol.max_length}: {there}")
+            raise ConfigError(f"protocol.max_length={max_length}: {there}")
 
 
-def made(cell: Cell, train: Tokens | None, check: Callable[[], None] = lambda: None) -> Objective | None:
-    """The objective; None: the task's own loss.
+@dataclass(frozen=True)
+class Teaching:
+    """How runs answer every row of train once, before training begins.
+
+    Attributes:
+        rows: those that will train.
+        protocol: its precision and evaluation batch size are those of the answers.
+        known: classes outside this package that a run's delta may name.
+        check: called between batches; may raise to leave.
+    """
+
+    rows: Tokens
+    task: Task
+    protocol: Protocol
+    known: Collection[str]
+    check: Callable[[], None] = lambda: None
+
+    def answers(self, run: Path) -> torch.Tensor:
+        """A run's logits of every row (rows, classes) fp32, without dropout.
+
+        Its model is let go before anything else is loaded.
+
+        Raises:
+            DataError: the run cannot be read.
+        """
+        model, tuner, _ = deltas.reload(run, self.known)
+        precision = self.protocol.precision
+        compute_precision(model, precision, [*tuner.trainables().values(), *dict(model.head()).values()])
+        forward = Forward(model, precision, process_state().device)
+        evaluator = Evaluator(forward, self.task, self.protocol.eval_batch_size, self.check)
+        return torch.from_numpy(evaluator.predict(self.rows))
+
+
+def muscle(asked: ObjectiveSpec, new: Path, teaching: Teaching) -> Muscle:
+    """What keeps an update compatible with an older run.
 
     Args:
-        train: the rows that will train.
-        check: called between batches of the teachers; may raise to leave.
+        new: folder of the newer run, from which training starts.
 
     Raises:
         DataError: a teacher cannot be read.
     """
-    asked = cell.objective
-    if not asked.updates or train is None:
-        return readouts.objective(cell.readout, cell.task)
-    nobody = torch.empty(0, cell.task.num_labels)
-    old = _answers(cell, str(asked.old), train, check) if asked.asks_old else nobody
-    new = _answers(cell, str(cell.init_from), train, check) if asked.asks_new else nobody
-    return Muscle(asked.teacher, asked.temperature, asked.mix, old, new)
-
-
-def _answers(cell: Cell, run: str, train: Tokens, check: Callable[[], None]) -> torch.Tensor:
-    """A run's logits of every training row (rows, classes) fp32, without dropout, in the cell's precision.
-
-    Its model is let go before anything else is loaded.
-    """
-    model, tuner, _ = deltas.reload(Path(run), classes_of(cell.method))
-    kept = [*tuner.trainables().values(), *dict(model.head()).values()]
-    compute_precision(model, cell.protocol.precision, kept)
-    forward = Forward(model, cell.protocol.precision, process_state().device)
-    return torch.from_numpy(Evaluator(forward, cell.task, cell.protocol.eval_batch_size, check).predict(train))
+    nobody = torch.empty(0, teaching.task.num_labels)
+    old = teaching.answers(Path(str(asked.old))) if asked.asks_old else nobody
+    taught_by_new = teaching.answers(new) if asked.asks_new else nobody
+    return Muscle(asked.teacher, asked.temperature, asked.mix, old, taught_by_new)

@@ -49,7 +49,7 @@ def _moved(delta: Delta, old: Model, new: Model, known: Collection[str]) -> tupl
     check(delta, old, known)
     start = _moved_start(delta, old, new, known)
     facts, own = delta.facts, own_of(delta)
-    here, there = (attach(facts.method, facts.scope, facts.budget, model, facts.seed) for model in (old, new))
+    here, there = (attach(facts.attachment, model, facts.seed) for model in (old, new))
     before, now = (_copied(tuner.untrained(own)) for tuner in (here, there))
     moved = {name: _plus_change(tensor, before.get(name), now.get(name)) for name, tensor in own.items()}
     fresh = {FRESH + name: tensor for name, tensor in new.drawn.items() if name not in own}

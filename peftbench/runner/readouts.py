@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from peftbench.backbone.heads import Heads
-from peftbench.backbone.model import CLASSIFIER
+from peftbench.backbone.model import CLASSIFIER, Model, build
 from peftbench.backbone.readout import Prompt, Readout
 from peftbench.backbone.weights import weights_folder
 from peftbench.config.few import PromptSpec, ReadoutSpec
@@ -22,6 +22,11 @@ def planned(readout: ReadoutSpec, task: Task, model: ModelSpec) -> Readout:
     if (prompt := asked(readout, task)) is None:
         return classifier(task, model)
     return Prompt(tuple(range(len(prompt.words))), 0, readout.head, bounds(task))
+
+
+def without_weights(model: ModelSpec, task: Task, readout: ReadoutSpec) -> Model:
+    """The model as counting needs it: where nothing takes memory or time."""
+    return build(model, task.num_labels, "meta", planned(readout, task, model))
 
 
 def classifier(task: Task, model: ModelSpec) -> Readout:

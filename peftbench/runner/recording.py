@@ -3,6 +3,7 @@
 import math
 import os
 import socket
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -14,11 +15,10 @@ import yaml
 
 from peftbench.backbone.model import Model
 from peftbench.backbone.weights import beside
-from peftbench.config.parents import parents
-from peftbench.config.spec import Cell, Task
+from peftbench.config.spec import Budget, Cell, Task
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
-from peftbench.ground.files import expanded, place, write_atomically
+from peftbench.ground.files import write_atomically
 from peftbench.record import (
     SCHEMA,
     Attention,
@@ -38,6 +38,7 @@ from peftbench.record import (
     Worker,
 )
 from peftbench.runner import provenance
+from peftbench.runner.delta import DeltaFacts, LearnedFor, LearnedOn
 from peftbench.runner.tracking import Stopwatch
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.fit import Fit
@@ -65,43 +66,63 @@ class Work:
         return {name: tokens.labels for name, tokens in self.tokens.items()}
 
 
-def record_of(
-    cell: Cell,
-    work: Work,
-    status: Status,
-    error: str | None,
-    *,
-    fingerprint: str,
-    row: str | None,
-    times: Times,
-    config: Mapping[str, Any],
-    overrides: Sequence[str],
-    search: Search | None,
-    failed_on: Sequence[str],
-) -> Record:
+@dataclass(frozen=True)
+class Asked:
+    """How a run was asked for.
+
+    Attributes:
+        config: the resolved configuration, as it goes into the record.
+        overrides: what the user typed.
+        search: how the learning rate or strata were chosen; None: they are the cell's own.
+        failed_on: hosts on which the cell failed before.
+        fingerprint: of the cell before its budget became a number and a search chose.
+        row: see `parents.row_of`.
+    """
+
+    config: Mapping[str, Any]
+    overrides: Sequence[str]
+    search: Search | None
+    failed_on: Sequence[str]
+    fingerprint: str
+    row: str | None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended, and the error that ended it, if any did."""
+
+    status: Status
+    error: Exception | None = None
+
+    @property
+    def traceback(self) -> str | None:
+        """The error with where it was raised."""
+        return None if self.error is None else "".join(traceback.format_exception(self.error))
+
+    def failed_on(self, before: Sequence[str]) -> list[str]:
+        """Hosts on which the cell failed, this time included unless a disk or the network did, which is not its fault;
+        none where it ended well."""
+        if self.error is None:
+            return []
+        here = [] if isinstance(self.error, OSError) else [socket.gethostname()]
+        return list(dict.fromkeys([*before, *here]))
+
+
+def record_of(cell: Cell, asked: Asked, work: Work, ending: Ending, times: Times) -> Record:
     """The record of a run that ended: everything that is known about it.
 
     Args:
         cell: as it was run, with its budget as a number and the learning rate that was chosen.
-        fingerprint: of the cell as it was asked for.
-        row: see `parents.row_of`.
-        failed_on: hosts on which it failed, this time included.
     """
     return Record(
         schema=SCHEMA,
-        status=status,
+        status=ending.status,
         cell=cell_name(cell),
-        fingerprint=fingerprint,
+        fingerprint=asked.fingerprint,
         headline=headline(cell.task, work.fit, work.labels),
         metrics=metrics(work.fit, cell.protocol.selection),
         counts=work.counts,
-        budget={
-            "name": cell.budget.name,
-            "asked": cell.budget.entries,
-            "used": work.counts.backbone,
-            "left": None if cell.budget.entries is None else cell.budget.entries - work.counts.backbone,
-            **work.facts,
-        },
+        budget=budget_facts(cell.budget, work),
         time=times,
         memory=Memory(provenance.peak_memory_mb()),
         throughput=throughput(work.fit),
@@ -109,16 +130,23 @@ def record_of(
         versions=provenance.versions(),
         git=Git(**provenance.git()),
         hardware=Hardware(**provenance.hardware()),
-        overrides=list(overrides),
-        config=dict(config),
-        error=error,
-        search=search,
+        overrides=list(asked.overrides),
+        config=dict(asked.config),
+        error=ending.traceback,
+        search=asked.search,
         drawn=work.drawn,
         attention=work.attention,
         worker=Worker(socket.gethostname(), os.getpid()),
-        failed_on=list(dict.fromkeys(failed_on)),
-        row=row,
+        failed_on=ending.failed_on(asked.failed_on),
+        row=asked.row,
     )
+
+
+def budget_facts(budget: Budget, work: Work) -> dict[str, Any]:
+    """What was asked for, what trains of the backbone, and what the method tells of how that was spent."""
+    used = work.counts.backbone
+    left = None if budget.entries is None else budget.entries - used
+    return {"name": budget.name, "asked": budget.entries, "used": used, "left": left, **work.facts}
 
 
 def headline(task: Task, fit: Fit, labels: Mapping[str, np.ndarray | None]) -> Headline:
@@ -169,16 +197,35 @@ def throughput(fit: Fit) -> Throughput | None:
     )
 
 
-def hashes_of(cell: Cell, rows: Mapping[str, Split], tokens: Mapping[str, Tokens], model: Model) -> dict[str, Any]:
-    """Hashes of what the run was made from."""
-    made_of = parents(cell).values() if cell.objective.updates else ()
+def hashes_of(
+    parents: Mapping[str, str], rows: Mapping[str, Split], tokens: Mapping[str, Tokens], model: Model, weights: str
+) -> dict[str, Any]:
+    """Hashes of what a run was made from.
+
+    Args:
+        parents: those of the deltas that an update is made of, by the folders of their runs.
+        weights: the word or the folder that the model's came from.
+    """
     return {
-        "parents": {place(folder, expanded(cell.outputs)): sha256 for folder, sha256 in made_of},
+        "parents": dict(parents),
         "data": {name: split.sha256 for name, split in rows.items()},
         "tokenizer": next((split.tokenizer for split in tokens.values()), None),
         "weights": model.weights_sha256,
-        "beside": beside(cell.model.weights),
+        "beside": beside(weights),
     }
+
+
+def delta_facts(cell: Cell, model: Model) -> DeltaFacts:
+    """What is needed to use a delta that the cell's run learned on this model."""
+    return DeltaFacts(
+        method=cell.method,
+        scope=cell.scope,
+        budget=cell.budget,
+        model=LearnedOn(cell.model.name, model.weights_sha256),
+        task=LearnedFor(cell.task.name, cell.task.num_labels),
+        fingerprint=cell.fingerprint,
+        seed=cell.seed,
+    )
 
 
 def cell_name(cell: Cell) -> CellName:
@@ -194,11 +241,13 @@ def cell_name(cell: Cell) -> CellName:
     )
 
 
-def keep_hydra_files(folder: Path, config: Mapping[str, Any], overrides: Sequence[str]) -> None:
+def keep_hydra_files(
+    folder: Path, config: Mapping[str, Any], overrides: Sequence[str], check: Callable[[], None]
+) -> None:
     """Write `.hydra/config.yaml` and `.hydra/overrides.yaml`, as Hydra does for its own folders."""
     for name, content in (("config", dict(config)), ("overrides", list(overrides))):
         text = yaml.dump(content, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)
-        write_atomically(folder / ".hydra" / f"{name}.yaml", text.encode())
+        write_atomically(folder / ".hydra" / f"{name}.yaml", text.encode(), check)
 
 
 def keep_predictions(

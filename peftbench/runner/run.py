@@ -1,35 +1,39 @@
 """One cell, end to end: plan, read the rows, load the backbone, attach the method, train, record."""
 
-import functools
-import socket
-import traceback
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from peftbench.backbone.model import load_model
+from peftbench.backbone.model import Model
 from peftbench.backbone.weights import weights_folder
 from peftbench.config.few import PromptSpec
 from peftbench.config.fingerprint import digest
-from peftbench.config.parents import row_of
+from peftbench.config.parents import parents_of_update, row_of
 from peftbench.config.spec import Cell, ModelSpec, Task, TrackerSpec
+from peftbench.config.validate import classes_of
 from peftbench.data.joint import joined
 from peftbench.data.rows import POOL, Rows, rows_of
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens, tokenize
 from peftbench.ground.errors import BadInput, ConfigError, Diverged
-from peftbench.ground.files import DELTA_FILE, RECORD_FILE, cache_folder, expanded, keep_last, stamp
+from peftbench.ground.files import DELTA_FILE, RECORD_FILE, cache_folder, expanded, keep_last, place, stamp
 from peftbench.ground.machine import process_state
+from peftbench.methods.base import Tuner
 from peftbench.record import Record, Search, write_record
 from peftbench.runner import budgets, deltas, objectives, provenance, readouts, selftrain
 from peftbench.runner.chosen import chosen
-from peftbench.runner.counts import count_cell, count_trained, counted_again, entries
+from peftbench.runner.counts import count_resolved, count_trained, counted_again, entries
+from peftbench.runner.delta import Delta
+from peftbench.runner.learner import Learner
 from peftbench.runner.recording import (
-    Status,
+    Asked,
+    Ending,
     Work,
+    cell_name,
+    delta_facts,
     hashes_of,
     headline,
     keep_hydra_files,
@@ -40,6 +44,7 @@ from peftbench.runner.recording import (
 from peftbench.runner.tracking import MetricsFile, Stopwatch, bar, described_to_wandb, wandb_run
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.fit import Watcher
+from peftbench.training.objective import Objective
 from peftbench.training.stopping import Stop
 from peftbench.training.trainer import Trainer
 
@@ -65,11 +70,8 @@ def run(
 
     Args:
         cell: what to run.
-        config: the resolved configuration, as it goes into the record.
-        overrides: what the user typed.
-        search: how the learning rate or strata were chosen; None: they are the cell's own.
+        config, overrides, search, failed_on: see `Asked`.
         check: called before anything is put in its place; what it raises ends the run without a record.
-        failed_on: hosts on which the cell failed before.
 
     Raises:
         ConfigError: the cell is not possible; nothing was written.
@@ -77,115 +79,198 @@ def run(
     """
     watch, started = Stopwatch(), datetime.now(UTC)
     provenance.reset_peak_memory()
-    folder, fingerprint, row = expanded(cell.outputs) / cell.folder, cell.fingerprint, row_of(cell)
+    folder = expanded(cell.outputs) / cell.folder
+    asked = Asked(config, overrides, search, failed_on, cell.fingerprint, row_of(cell))
     cell = budgets.resolve(cell)
-    work = Work(counts=count_cell(cell))
+    work = Work(counts=count_resolved(cell))
     cell = chosen(cell, search)
-    keep = functools.partial(keep_hydra_files, folder, config, overrides)
-    status: Status = "done"
-    error: Exception | None = None
-    try:
-        with Stop() as stop:
-            execute(cell, config, folder, fingerprint, work, keep, stop, check)
-    except BadInput:
-        raise
-    except Diverged as caught:
-        status, error = "diverged", caught
-    except Exception as caught:  # the record keeps whatever went wrong; the sweep goes on
-        status, error = "failed", caught
-
-    record = record_of(
-        cell,
-        work,
-        status,
-        None if error is None else "".join(traceback.format_exception(error)),
-        fingerprint=fingerprint,
-        row=row,
-        times=times_of(work.fit, watch, started),
-        config=config,
-        overrides=overrides,
-        search=search,
-        failed_on=[] if error is None else [*failed_on, *_host_of_failure(error)],
-    )
+    ending = ending_of(lambda stop: Run(cell, asked, folder, work, stop, check).execute())
+    record = record_of(cell, asked, work, ending, times_of(work.fit, watch, started))
     if process_state().is_main_process:
         write_record(record, folder, check)
-        if status != "failed":  # a failure may pass, and the next try goes on from there
+        if ending.status != "failed":  # a failure may pass, and the next try goes on from there
             work.checkpoints.remove()
-    return Outcome(record, folder / RECORD_FILE, error)
+    return Outcome(record, folder / RECORD_FILE, ending.error)
 
 
-def _host_of_failure(error: Exception) -> list[str]:
-    """This host, unless a disk or the network failed, which is not the cell's fault."""
-    return [] if isinstance(error, OSError) else [socket.gethostname()]
+def ending_of(execute: Callable[[Stop], None]) -> Ending:
+    """How it ends; a signal and a wrong input, of which there is no record, are raised."""
+    try:
+        with Stop() as stop:
+            execute(stop)
+    except BadInput:
+        raise
+    except Diverged as error:
+        return Ending("diverged", error)
+    except Exception as error:  # the record keeps whatever went wrong; the sweep goes on
+        return Ending("failed", error)
+    return Ending("done")
 
 
-def execute(
-    cell: Cell,
-    config: Mapping[str, Any],
-    folder: Path,
-    fingerprint: str,
-    work: Work,
-    keep: Callable[[], None],
-    stop: Stop,
-    check: Callable[[], None],
-) -> None:
-    """Load, attach, count, train, and keep what was learned; `work` is told as it goes."""
-    start = deltas.start_of(cell)  # before any cost: it may be refused
-    if len(cell.task.parts) > 1 and process_state().num_processes > 1:
-        raise ConfigError("task=joint: one process trains; several are not supported")
-    objectives.check(cell)
-    rows = read_rows(rows_of(cell))
-    if sizes := [len(rows[name]) for name in cell.task.trained]:
-        for steps in selftrain.lengths(cell, *sizes):
-            count_cell(cell, steps)
-    weights = weights_folder(cell.model)
-    work.tokens = tokens = tokens_of(rows, tokenizing(cell, weights), cell.task)
-    readout = readouts.made(cell.readout, cell.task, cell.model, weights)
-    objective = objectives.made(cell, tokens.get("train"), stop.check)
-    model, _ = load_model(cell.model, cell.task.num_labels, cell.seed, readout)
-    work.hashes, work.drawn = hashes_of(cell, rows, tokens, model), sorted(model.drawn)
-    work.attention = model.attention()
-    before = entries(model)
-    tuner = deltas.attached(cell, model, start)
-    work.counts = count_trained(model, tuner, before)
+@dataclass(frozen=True)
+class Run:
+    """One run of a cell: its phases, in the order in which `execute` goes through them.
 
-    main = process_state().is_main_process  # the others compute with it; only the main process writes
-    if main:
-        keep()
-    searched = [cell.protocol.lr, cell.protocol.head_lr, digest(cell.method.meaning)]  # the last: of strata
-    made_by = [fingerprint, cell.seed, *searched]
-    work.checkpoints = Checkpoints(folder, identity(made_by, work.hashes), cell.checkpoint_every, check)
-    make = functools.partial(
-        Trainer,
-        task=cell.task,
-        scored={name: tokens[name] for name in tokens if name != "train" and tokens[name].labels is not None},
-        choosing=choosing(cell.task, cell.protocol.selection),
-        seed=cell.seed,
-        log_every=cell.tracker.log_every,
-        stop=stop,
-    )
-    trainer = make(model, tuner, cell.protocol, train=tokens.get("train"), objective=objective)
-    title = f"{cell.task.name} {cell.method.name} seed {cell.seed}" if cell.progress else None
-    described = described_to_wandb(cell, {**config, "fingerprint": fingerprint})
-    phases: list[dict[str, Any]] = []
-    with watchers(cell.tracker, folder, title, described) as following:
+    Attributes:
+        cell: with its budget as a number and what a search chose.
+        folder: the cell's own.
+        work: what is known of the run so far; every phase tells it.
+        stop: whether a signal asks to leave.
+        check: called before anything is put in its place.
+    """
+
+    cell: Cell
+    asked: Asked
+    folder: Path
+    work: Work
+    stop: Stop
+    check: Callable[[], None]
+
+    def execute(self) -> None:
+        """Read, load, train, and keep what was learned."""
+        start = self.start()
+        rows = self.read()
+        weights = weights_folder(self.cell.model)
+        self.work.tokens = tokens_of(rows, tokenizing(self.cell, weights), self.cell.task)
+        learner = learner_of(self.cell, weights, start)
+        objective = objective_of(self.cell, self.work.tokens.get("train"), self.stop.check)
+        model, tuner = self.load(learner, rows)
+        self.prepare()
+        phase = selftrain.Phase(self.cell.protocol, self.work.tokens.get("train"), objective=objective)
+        trainer = self.trainer(model, tuner, phase, self.work.checkpoints)
+        with self.followed() as following:
+            trainer = self.train(trainer, learner, following)
+            self.keep(trainer, start)
+            for watcher in following:
+                watcher.end(self.summary())
+
+    def start(self) -> Delta | None:
+        """The delta that training starts from; what can be refused before any cost is refused."""
+        cell = self.cell
+        start = deltas.start_of(cell.init_from, cell.task, classes_of(cell.method))
+        if len(cell.task.parts) > 1 and process_state().num_processes > 1:
+            raise ConfigError("task=joint: one process trains; several are not supported")
+        objectives.check(parents_of_update(cell), cell.protocol.max_length)
+        return start
+
+    def read(self) -> Mapping[str, Split]:
+        """Every split's rows; a method that cannot train for as many steps as they make is refused."""
+        cell = self.cell
+        rows = read_rows(rows_of(cell))
+        if sizes := [len(rows[name]) for name in cell.task.trained]:
+            for steps in selftrain.lengths(cell.selftrain, cell.protocol, *sizes):
+                count_resolved(cell, steps)
+        return rows
+
+    def load(self, learner: Learner, rows: Mapping[str, Split]) -> tuple[Model, Tuner]:
+        """The model with its method attached, counted; `rows` are what the tokens were made of."""
+        cell, work = self.cell, self.work
+        model = learner.load()
+        outputs = expanded(cell.outputs)
+        parents = {place(folder, outputs): sha256 for folder, sha256 in parents_of_update(cell).values()}
+        work.hashes = hashes_of(parents, rows, work.tokens, model, cell.model.weights)
+        work.drawn, work.attention = sorted(model.drawn), model.attention()
+        before = entries(model)
+        tuner = learner.attach(model)
+        work.counts = count_trained(model, tuner, before)
+        return model, tuner
+
+    def prepare(self) -> None:
+        """The first files, and the checkpoints; of several processes the main one alone writes."""
+        cell, asked = self.cell, self.asked
+        if process_state().is_main_process:
+            keep_hydra_files(self.folder, asked.config, asked.overrides, self.check)
+        searched = [cell.protocol.lr, cell.protocol.head_lr, digest(cell.method.meaning)]  # the last: of strata
+        made_by = identity([asked.fingerprint, cell.seed, *searched], self.work.hashes)
+        self.work.checkpoints = Checkpoints(self.folder, made_by, cell.checkpoint_every, self.check)
+
+    def trainer(self, model: Model, tuner: Tuner, phase: selftrain.Phase, checkpoints: Checkpoints) -> Trainer:
+        """What trains this model in a phase."""
+        cell, tokens = self.cell, self.work.tokens
+        return Trainer(
+            model,
+            tuner,
+            phase.protocol,
+            cell.task,
+            phase.rows,
+            {name: tokens[name] for name in tokens if name != "train" and tokens[name].labels is not None},
+            choosing(cell.task, cell.protocol.selection),
+            cell.seed,
+            objective=phase.objective,
+            batches=phase.batches,
+            log_every=cell.tracker.log_every,
+            checkpoints=checkpoints,
+            stop=self.stop,
+        )
+
+    def followed(self) -> AbstractContextManager[list[Watcher]]:
+        """Those who follow the run."""
+        cell, asked = self.cell, self.asked
+        title = f"{cell.task.name} {cell.method.name} seed {cell.seed}" if cell.progress else None
+        config = {**asked.config, "fingerprint": asked.fingerprint}
+        described = described_to_wandb(cell_name(cell), cell.tracker.tags, config)
+        return watchers(cell.tracker, self.folder, title, described, self.check)
+
+    def train(self, trainer: Trainer, learner: Learner, watchers: Sequence[Watcher]) -> Trainer:
+        """Train, in one phase or, with a teacher and its students, in several; gives the last trainer."""
+        cell, work = self.cell, self.work
         if cell.selftrain.kind == "none":
-            trainer.watchers, trainer.checkpoints, work.fit = following, work.checkpoints, trainer.fit
-            fit = trainer.run()
-        else:
-            learners = selftrain.Learners(cell, readout, start, make, trainer)
-            fit, phases = selftrain.train(learners, tokens, work, following)
-            trainer = learners.last
-        delta = deltas.learned(cell, trainer.model, trainer.tuner, start)
-        work.counts = counted_again(work.counts, trainer.model, trainer.tuner, delta.stored_bytes)
-        work.facts = {**trainer.tuner.facts(), **({"phases": phases} if phases else {})}
-        asked = [name for name in tokens if tokens[name].labels is None and name != POOL]
-        unseen = {name: trainer.evaluator.predict(tokens[name]) for name in asked}
-        if main:
-            work.hashes["delta"] = delta.save(folder / DELTA_FILE, check)
-            keep_predictions(folder, cell.task, {**fit.logits, **unseen}, work.labels, check)
-        for watcher in following:
-            watcher.end({**work.counts.as_dict(), cell.task.headline: headline(cell.task, fit, work.labels).value})
+            trainer.watchers, work.fit = watchers, trainer.fit
+            trainer.run()
+            return trainer
+        labelled, pool = work.tokens["train"], work.tokens[POOL]
+        sessions = selftrain.Sessions(cell.selftrain, cell.protocol, labelled, pool, cell.task.num_labels, cell.seed)
+        learners = selftrain.Learners(learner.fresh, self.trainer, trainer)
+        work.facts = {"phases": selftrain.train(learners, sessions, work, watchers)}
+        return learners.last
+
+    def keep(self, trainer: Trainer, start: Delta | None) -> None:
+        """Keep what was learned, and predictions for rows without labels beside those of the selected evaluation."""
+        cell, work, model, tuner = self.cell, self.work, trainer.model, trainer.tuner
+        delta = deltas.learned(delta_facts(cell, model), model, tuner, start)
+        work.counts = counted_again(work.counts, model, tuner, delta.stored_bytes)
+        work.facts = {**tuner.facts(), **work.facts}
+        unlabelled = [name for name, tokens in work.tokens.items() if tokens.labels is None and name != POOL]
+        unseen = {name: trainer.evaluator.predict(work.tokens[name]) for name in unlabelled}
+        if process_state().is_main_process:
+            work.hashes["delta"] = delta.save(self.folder / DELTA_FILE, self.check)
+            keep_predictions(self.folder, cell.task, {**work.fit.logits, **unseen}, work.labels, self.check)
+
+    def summary(self) -> dict[str, Any]:
+        """Final numbers by name, as watchers are told."""
+        task, work = self.cell.task, self.work
+        return {**work.counts.as_dict(), task.headline: headline(task, work.fit, work.labels).value}
+
+
+def learner_of(cell: Cell, weights: Path | None, start: Delta | None) -> Learner:
+    """How the cell's run makes what it trains.
+
+    Args:
+        weights: the folder of its backbone's; None: random ones.
+        start: the delta that it starts from.
+
+    Raises:
+        ConfigError, DataError: as `readouts.made`.
+    """
+    readout, labels = readouts.made(cell.readout, cell.task, cell.model, weights), cell.task.num_labels
+    precision = cell.protocol.precision
+    return Learner(cell.model, labels, readout, cell.attachment, start, cell.keeps_head, precision, cell.seed)
+
+
+def objective_of(cell: Cell, train: Tokens | None, check: Callable[[], None] = lambda: None) -> Objective | None:
+    """What the cell's training makes small; None: the task's own loss.
+
+    Args:
+        train: the rows that will train; runs that teach an update answer each of them now.
+        check: called between batches of these; may raise to leave.
+
+    Raises:
+        DataError: a teacher cannot be read.
+    """
+    if not cell.objective.updates or train is None:
+        return readouts.objective(cell.readout, cell.task)
+    teaching = objectives.Teaching(train, cell.task, cell.protocol, classes_of(cell.method), check)
+    return objectives.muscle(cell.objective, Path(str(cell.init_from)), teaching)
 
 
 def identity(cell: Sequence[Any], hashes: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,13 +334,17 @@ def tokens_of(rows: Mapping[str, Split], how: Tokenizing, task: Task) -> Mapping
 
 @contextmanager
 def watchers(
-    tracker: TrackerSpec, folder: Path, progress: str | None, described: Mapping[str, Any]
+    tracker: TrackerSpec,
+    folder: Path,
+    progress: str | None,
+    described: Mapping[str, Any],
+    check: Callable[[], None],
 ) -> Iterator[list[Watcher]]:
     """Those who follow a run: metrics.jsonl, a progress bar of this title, W&B. Only the main process has any."""
     with ExitStack() as stack:
         following: list[Watcher] = []
         if process_state().is_main_process:
-            following.append(stack.enter_context(MetricsFile(folder / "metrics.jsonl")))
+            following.append(stack.enter_context(MetricsFile(folder / "metrics.jsonl", check)))
             following += stack.enter_context(bar(progress or "", show=progress is not None))
             following += stack.enter_context(wandb_run(tracker, folder, described))
         yield following

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peftbench.config.spec import Cell
+from peftbench.config.spec import DataSpec, Task
 from peftbench.data.rows import Rows
 from peftbench.data.split import Split, make_split
 from peftbench.data.tokens import Tokenizer, Tokens, tokenize
@@ -16,17 +16,20 @@ MOST_TEXT = 1 << 30  # bytes of one file
 HELD_OUT = 256  # rows of text at most, and a tenth of all, that measure the training
 
 
-def read(cell: Cell, text: str | None) -> Split:
+def read(text: str | None, data: DataSpec, task: Task) -> Split:
     """The rows of a file, or of a folder of *.txt, or of the task's train split, without labels.
+
+    Args:
+        text: the file or folder; None: the task's rows.
 
     Raises:
         ConfigError: there is neither a text nor a train split.
         DataError: the text cannot be read.
     """
     if text is None:
-        if cell.task.train is None or len(cell.task.parts) > 1:
-            raise ConfigError(f"task={cell.task.name}: has no training rows of its own; give make.text")
-        return make_split("text", Rows(cell.data, cell.task, None, False).read()[cell.task.train].texts, None)
+        if task.train is None or len(task.parts) > 1:
+            raise ConfigError(f"task={task.name}: has no training rows of its own; give make.text")
+        return make_split("text", Rows(data, task, None, False).read()[task.train].texts, None)
     path = Path(text).expanduser()
     paths = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     lines: list[str] = []
@@ -41,20 +44,26 @@ def read(cell: Cell, text: str | None) -> Split:
     return make_split("text", (tuple(lines),), None)
 
 
-def tokens(cell: Cell, text: str | None, steps: int, rows: Split, tokenizer: Tokenizer) -> tuple[Tokens, Tokens]:
-    """Token ids of as many rows as so many steps need, chosen by the seed: those to train on, and those held out.
+def cut(rows: Split, most: int, seed: int, text: str | None) -> tuple[Split, Split]:
+    """Rows to train on, so many at most and chosen by the seed, and rows held out.
+
+    Args:
+        text: what was read, for the line that refuses.
 
     Raises:
         DataError: there are no two rows.
     """
     if len(rows) < 2:
         raise DataError(f"make.text={text or 'null'}: no two rows of text, one to train on and one to hold out")
-    order = np.random.default_rng(stream(cell.seed, "held_out")).permutation(len(rows))
+    order = np.random.default_rng(stream(seed, "held_out")).permutation(len(rows))
     kept = max(1, min(HELD_OUT, len(rows) // 10))
-    needed = order[kept:][: steps * cell.protocol.batch_size]
-    cache = Path(cell.cache).expanduser()
-    train, held_out = rows.rows(needed, "text"), rows.rows(order[:kept], "held_out")
-    return tuple(tokenize(part, tokenizer, cell.protocol.max_length, cache) for part in (train, held_out))  # type: ignore[return-value]
+    return rows.rows(order[kept:][:most], "text"), rows.rows(order[:kept], "held_out")
+
+
+def tokens(parts: tuple[Split, Split], tokenizer: Tokenizer, max_length: int, cache: str) -> tuple[Tokens, Tokens]:
+    """Token ids of the rows to train on and of those held out; `cache` is the folder that keeps them."""
+    train, held_out = (tokenize(part, tokenizer, max_length, Path(cache).expanduser()) for part in parts)
+    return train, held_out
 
 
 def keep_tokenizer(source: Path, folder: Path) -> None:

@@ -3,21 +3,22 @@
 import json
 import netrc
 import os
-import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from peftbench.config.spec import Cell, TrackerSpec
+from peftbench.config.spec import TrackerSpec
 from peftbench.ground import environment
-from peftbench.ground.errors import shown
+from peftbench.ground.errors import shown, warn
 from peftbench.ground.files import write_atomically
+from peftbench.record import CellName
 from peftbench.training.fit import Scores
 
 # W&B's own words for one run, which must not make one of all cells.
@@ -30,8 +31,9 @@ OF_ONE_RUN = (
 class MetricsFile:
     """metrics.jsonl: one line per logged training point and per evaluation; use it as a context manager."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+        """`check` is called before an older file is replaced; what it raises leaves that one."""
+        self._path, self._check = path, check
         self._open: IO[str] | None = None
 
     def __enter__(self) -> "MetricsFile":
@@ -50,7 +52,7 @@ class MetricsFile:
         kept = [line for line in kept if _step_of(line) <= done]
         if kept and "evaluation" in kept[-1] and _step_of(kept[-1]) == done:
             kept.pop()  # the checkpoint was made before it
-        write_atomically(self._path, "".join(kept).encode())
+        write_atomically(self._path, "".join(kept).encode(), self._check)
         self._open = self._path.open("a", encoding="utf-8")
 
     def _lines(self) -> list[str]:
@@ -115,7 +117,7 @@ def _step_of(line: str) -> float:
 @contextmanager
 def bar(title: str, show: bool) -> Iterator[list[Bar]]:
     """A progress bar while the block runs, or none where nobody looks at a terminal."""
-    if not show:
+    if not show or not Console().is_terminal:
         yield []
         return
     columns = (
@@ -126,7 +128,7 @@ def bar(title: str, show: bool) -> Iterator[list[Bar]]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, transient=True) as progress:
-        yield [] if progress.disable or not progress.console.is_terminal else [Bar(progress, title)]
+        yield [Bar(progress, title)]
 
 
 class WandbRun:
@@ -152,12 +154,12 @@ class WandbRun:
         self._run.summary.update(dict(summary))
 
 
-def described_to_wandb(cell: Cell, config: Mapping[str, Any]) -> dict[str, Any]:
-    """What W&B is told of a cell: its group, name, tags and configuration."""
+def described_to_wandb(cell: CellName, tags: Sequence[str], config: Mapping[str, Any]) -> dict[str, Any]:
+    """What W&B is told of a cell: its group, name, tags (these and its own) and configuration."""
     return {
         "group": cell.study,
-        "name": f"{cell.task.name}-{cell.method.name}-{cell.model.name}-s{cell.seed}",
-        "tags": [cell.task.name, cell.method.name, cell.model.name, f"data:{cell.data.name}", *cell.tracker.tags],
+        "name": f"{cell.task}-{cell.method}-{cell.model}-s{cell.seed}",
+        "tags": [cell.task, cell.method, cell.model, f"data:{cell.data}", *tags],
         "config": dict(config),
     }
 
@@ -210,7 +212,7 @@ def _begin(tracker: TrackerSpec, folder: Path, described: Mapping[str, Any], how
             return wandb.init(mode=kept_as, settings=own, **settings)
         except (wandb.Error, ValueError, OSError) as error:
             reason = shown(next(iter(str(error).strip().splitlines()), type(error).__name__), 100)
-            print(f"tracker.mode={kept_as}: W&B cannot be used ({reason}); {otherwise}", file=sys.stderr)
+            warn(f"tracker.mode={kept_as}: W&B cannot be used ({reason}); {otherwise}")
     return None
 
 

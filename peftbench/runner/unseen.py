@@ -6,6 +6,7 @@ from pathlib import Path
 
 from peftbench.backbone.weights import weights_folder
 from peftbench.config.spec import Cell
+from peftbench.config.validate import classes_of
 from peftbench.data.rows import POOL, rows_of
 from peftbench.ground.errors import DataError
 from peftbench.ground.files import RECORD_FILE
@@ -14,7 +15,7 @@ from peftbench.record import Record, read_record, write_record
 from peftbench.runner import budgets, deltas
 from peftbench.runner.chosen import chosen
 from peftbench.runner.recording import keep_predictions
-from peftbench.runner.run import read_rows, tokenizing, tokens_of
+from peftbench.runner.run import learner_of, read_rows, tokenizing, tokens_of
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.forward import Forward
 
@@ -32,11 +33,12 @@ def predict(cell: Cell, folder: Path, check: Callable[[], None]) -> Record:
     """
     record = read_record(folder / RECORD_FILE)
     rows = {name: split for name, split in read_rows(rows_of(cell)).items() if split.labels is None and name != POOL}
-    how = tokenizing(cell, weights_folder(cell.model))
-    unseen = tokens_of(rows, how, cell.task)
+    weights = weights_folder(cell.model)
+    unseen = tokens_of(rows, tokenizing(cell, weights), cell.task)
     if any(split.tokenizer != record.hashes.tokenizer for split in unseen.values()):
         raise DataError(f"{folder}: its run had another tokenizer; rerun=all trains it anew, with predictions")
-    model = deltas.as_learned(chosen(budgets.resolve(cell), record.search), folder)
+    start = deltas.start_of(cell.init_from, cell.task, classes_of(cell.method))
+    model = learner_of(chosen(budgets.resolve(cell), record.search), weights, start).as_learned(folder)
     forward = Forward(model, cell.protocol.precision, process_state().device)
     evaluator = Evaluator(forward, cell.task, cell.protocol.eval_batch_size)
     logits = {name: evaluator.predict(split) for name, split in unseen.items()}

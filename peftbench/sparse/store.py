@@ -22,6 +22,7 @@ class SparseStore:
         values: what the optimizer steps, (budget,) fp32, in the order in which entries were chosen; the tail that
             is not chosen yet is zero and gets zero gradients, so that Adam leaves it alone.
         index: flat positions of the chosen entries in their tensors, (used,) int32, by rising id.
+        by_id: places of the chosen entries in `values`, (used,) int32, by rising id; None: they rise already.
     """
 
     def __init__(self, candidates: Mapping[str, nn.Parameter], budget: int) -> None:
@@ -38,7 +39,7 @@ class SparseStore:
         device = self.tensors[0].device
         self.values = nn.Parameter(torch.zeros(budget, device=device))
         self.index = torch.zeros(0, dtype=torch.int32, device=device)
-        self._sorted: torch.Tensor | None = None  # places in `values` by rising id; None: they rise already
+        self.by_id: torch.Tensor | None = None
         self._cuts = [0] * len(self.offsets)  # tensor i's entries are the sorted places [cuts[i], cuts[i + 1])
 
     @property
@@ -55,7 +56,7 @@ class SparseStore:
     def ids(self) -> torch.Tensor:
         """Ids of the chosen entries, (used,) int32, in the order in which they were chosen."""
         ids = self.index + self._offsets()
-        return ids if self._sorted is None else torch.empty_like(ids).scatter_(0, self._sorted.long(), ids)
+        return ids if self.by_id is None else torch.empty_like(ids).scatter_(0, self.by_id.long(), ids)
 
     def add(self, ids: torch.Tensor) -> torch.Tensor:
         """Choose more entries by id; their values are what the tensors hold now.
@@ -81,7 +82,7 @@ class SparseStore:
     def places(self, i: int) -> slice | torch.Tensor:
         """Where tensor i's chosen entries lie in `values`."""
         cut = slice(self._cuts[i], self._cuts[i + 1])
-        return cut if self._sorted is None else self._sorted[cut].long()
+        return cut if self.by_id is None else self.by_id[cut].long()
 
     def counts(self, first: int) -> list[int]:
         """How many of the entries that were chosen first each tensor has."""
@@ -99,7 +100,7 @@ class SparseStore:
     def to(self, device: torch.device) -> None:
         """Move values and ids to where the tensors are."""
         self.values.data, self.index = self.values.data.to(device), self.index.to(device)
-        self._sorted = None if self._sorted is None else self._sorted.to(device)
+        self.by_id = None if self.by_id is None else self.by_id.to(device)
 
     def tensors_by_name(self) -> dict[str, torch.Tensor]:
         """The chosen entries as "<tensor>.index" (int32, rising) and "<tensor>.values" (fp32): 8 bytes per entry."""
@@ -162,7 +163,7 @@ class SparseStore:
         """These entries and no others, in the order in which they were chosen."""
         assert ids.numel() <= self.budget, "more entries than the budget"
         rising, order = ids.sort()
-        self._sorted = None if bool((ids == rising).all()) else order.int()
+        self.by_id = None if bool((ids == rising).all()) else order.int()
         self._cuts = self._cut(rising)
         self.index = rising - self._offsets()
 

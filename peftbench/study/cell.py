@@ -3,7 +3,6 @@
 import functools
 import gc
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 from peftbench.config import build, compose
 from peftbench.config.build import Plain
 from peftbench.config.spec import Cell
-from peftbench.ground.errors import BadInput, ConfigError, shown
+from peftbench.ground.errors import BadInput, ConfigError, shown, warn
 from peftbench.ground.files import RECORD_FILE, expanded
 from peftbench.record import Record, Search, finished_record, glance
 from peftbench.study import boundaries, done, gpus, search
@@ -54,16 +53,12 @@ def run_cell(config: DictConfig, overrides: Sequence[str], screen: Screen) -> in
     try:
         return settle(build.plain(config), overrides, screen)
     except BadInput as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
+        warn(*error.problems)
         return error.exit_code
     except OSError as error:
         if error.filename is None:  # of the screen
             raise
-        print(
-            f"{shown(str(error.filename))}: {error.strerror}; what was computed is lost, or kept as a checkpoint",
-            file=sys.stderr,
-        )
+        warn(f"{shown(str(error.filename))}: {error.strerror}; what was computed is lost, or kept as a checkpoint")
         return 1
 
 

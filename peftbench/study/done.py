@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import Field, TypeAdapter
 
 from peftbench.config.fingerprint import digest
-from peftbench.config.parents import parents
+from peftbench.config.parents import parents_of_update
 from peftbench.config.spec import WEIGHTS_WORDS, Cell
 from peftbench.data.rows import Rows, rows_of
 from peftbench.ground import strangers
@@ -101,8 +101,7 @@ class InputHashes:
 
 def reads_of(cell: Cell) -> Reads:
     """What a cell reads."""
-    made_of = parents(cell).values() if cell.objective.updates else ()
-    updates = {str(folder): sha256 for folder, sha256 in made_of}
+    updates = {str(folder): sha256 for folder, sha256 in parents_of_update(cell).values()}
     return Reads(rows_of(cell), cell.model.weights, cell.init_from, cell.init_sha256, cell.cache, updates)
 
 

@@ -1,33 +1,39 @@
 """What a study consists of: every cell that was asked for, by the words that asked for it."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
-import sys
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from peftbench.config.words import conf_dir
 from peftbench.ground import strangers
-from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, shown
+from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, shown, warn
 from peftbench.ground.files import set_aside, write_atomically
 from peftbench.ground.quantity import quantity
 from peftbench.ground.version import __version__
 from peftbench.study import done
 from peftbench.study.done import Reads
+from peftbench.study.lock import FILE as LOCK_FILE
+from peftbench.study.lock import Lock, forget_deaths
 
 FILE = "study.json"
 LOCK = f".{FILE}.lock"
 SCHEMA = 1
 MOST_BYTES = 64 << 20  # of a list; a cell has about 400
+NO_FLOCK = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+LOOKS = 0.2  # seconds between two looks at a lock that another has
 List = TypeVar("List")
+Parent = Literal["init_from", "objective.old"]  # what a cell may start from, or be taught by
 
 
 @dataclass(frozen=True)
@@ -39,15 +45,24 @@ class Planned:
         overrides: those that describe it.
         reads: what it reads, by its place in the file's table; None: not known (a file of an earlier version).
         searches: whether rates or strata are searched before it runs, once for all its seeds.
-        after: the folder of the study's cell whose delta it starts from. Until that one is done, its own folder is
-            a name for it alone, since the real one follows from that delta.
+        after: the study's cells whose deltas it starts from, by the key that names each: folders, by which `names`
+            knows them. Until these are done, its own folder is a name for it alone, since the real one follows from
+            those deltas.
+        named: that name, where the real folder is known by now: others may start from it.
     """
 
     folder: str
     overrides: list[str]
     reads: Reads | None = None
     searches: bool = False
-    after: str | None = None
+    after: Mapping[Parent, str] = field(default_factory=dict)
+    named: str | None = None
+
+
+def names(cells: Iterable[Planned]) -> dict[str, Planned]:
+    """Cells by every folder that names them."""
+    every = list(cells)
+    return {cell.named: cell for cell in every if cell.named} | {cell.folder: cell for cell in every}
 
 
 def kind_of(folder: str) -> str:
@@ -70,7 +85,8 @@ class _Cell:
     overrides: list[str]
     reads: int | None = None
     searches: bool = False
-    after: str | None = None
+    after: str | dict[Parent, str] | None = None  # a word: of init_from
+    named: str | None = None
 
 
 @dataclass(frozen=True)
@@ -87,12 +103,12 @@ def read(study: Path) -> dict[str, Planned]:
     try:
         file = _file(study / FILE)
     except DataError as error:
-        print(f"{error.problems[0]}; what its folders show is taken", file=sys.stderr)
+        warn(f"{error.problems[0]}; what its folders show is taken")
         return {}
     outside = [cell.folder for cell in file.cells.values() if not is_inside(cell.folder, study.name)]
     if outside:
         line = f"{study / FILE}: {quantity(len(outside), 'cell')} left out, not inside the study: {outside[0]}"
-        print(shown(line, LONGEST_LINE), file=sys.stderr)
+        warn(shown(line, LONGEST_LINE))
     return _planned(file, study.name)
 
 
@@ -146,7 +162,8 @@ def _planned(file: _File, study: str) -> dict[str, Planned]:
             cell.overrides,
             None if cell.reads is None else reads.get(cell.reads),
             cell.searches,
-            cell.after,
+            {"init_from": cell.after} if isinstance(cell.after, str) else cell.after or {},
+            cell.named,
         )
         for name, cell in file.cells.items()
         if is_inside(cell.folder, study)
@@ -177,11 +194,12 @@ def add(study: Path, cells: Mapping[str, Planned]) -> None:
     path = study / FILE
     with suppress(_Damaged):
         known = _planned(_file(path), study.name)
-        if all(known.get(name) == cell for name, cell in cells.items()):
+        if all(known.get(name) == cell for name, cell in _with_names(cells, known).items()):
             return
     try:
         with alone(study):
-            cells = {**_planned(_undamaged(path), study.name), **cells}
+            known = _planned(_undamaged(path), study.name)
+            cells = {**known, **_with_names(cells, known)}
             tables = {json.dumps(asdict(reads)): None for reads in _distinct(cells.values())}
             place = {id(reads): list(tables).index(json.dumps(asdict(reads))) for reads in _distinct(cells.values())}
             entries = {
@@ -190,7 +208,8 @@ def add(study: Path, cells: Mapping[str, Planned]) -> None:
                     "overrides": cell.overrides,
                     "reads": None if cell.reads is None else place[id(cell.reads)],
                     **({"searches": True} if cell.searches else {}),
-                    **({"after": cell.after} if cell.after else {}),
+                    **({"after": _as_known(cell.after)} if cell.after else {}),
+                    **({"named": cell.named} if cell.named else {}),
                 }
                 for name, cell in cells.items()
             }
@@ -198,6 +217,20 @@ def add(study: Path, cells: Mapping[str, Planned]) -> None:
             write_atomically(path, json.dumps(raw, ensure_ascii=False).encode())
     except OSError as error:
         raise ConfigError(f"outputs={study.parent}: {study} cannot be written ({error.strerror})") from None
+
+
+def _with_names(cells: Mapping[str, Planned], known: Mapping[str, Planned]) -> dict[str, Planned]:
+    """The same cells, with the name of each that the list has under another folder."""
+    before = {name: known[name].named or known[name].folder for name in cells if name in known}
+    return {
+        name: replace(cell, named=before[name]) if before.get(name, cell.folder) != cell.folder else cell
+        for name, cell in cells.items()
+    }
+
+
+def _as_known(after: Mapping[Parent, str]) -> str | dict[Parent, str]:
+    """What a cell starts from as earlier versions have it, where they know it."""
+    return after["init_from"] if list(after) == ["init_from"] else dict(after)
 
 
 def _undamaged(path: Path) -> _File:
@@ -220,7 +253,7 @@ def forget(study: Path, folders: Collection[str], also: Collection[str]) -> None
     if not study.is_dir():
         return
     with suppress(OSError, DataError), alone(study):
-        lists = {FILE, LOCK, *also}
+        lists = {FILE, LOCK, LOCK_FILE, *also}
         known = {cell.folder for cell in _planned(_file(study / FILE), study.name).values()}
         if known != set(folders) or {path.name for path in study.iterdir()} - lists:
             return
@@ -238,23 +271,51 @@ def alone(study: Path) -> Iterator[None]:
         OSError: it cannot be written.
     """
     file = None
-    while file is None:
-        study.mkdir(parents=True, exist_ok=True)
-        file = _locked(study / LOCK)
-    with file:
+    try:
+        while file is None:
+            study.mkdir(parents=True, exist_ok=True)
+            file = _locked(study / LOCK)
+    except OSError as error:
+        if error.errno not in NO_FLOCK:
+            raise
+    with file or _locked_as_a_cell(study):
         yield
+
+
+@contextmanager
+def _locked_as_a_cell(study: Path) -> Iterator[None]:
+    """The same by the lock that a cell has, on a file system without `flock`; who has it is waited for.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    while True:
+        with Lock(study) as held:
+            if held.refused:
+                raise OSError(errno.EACCES, held.refused, str(study))
+            if held.held:
+                forget_deaths(study)
+                yield
+                return
+        time.sleep(LOOKS)
 
 
 def _locked(path: Path) -> IO[str] | None:
     """The open file, locked; None: who had it removed it meanwhile, so that others lock another file of its name."""
     try:
         file = path.open("w")
+    except FileNotFoundError:
+        return None
+    try:
         fcntl.flock(file, fcntl.LOCK_EX)
         if os.path.samestat(os.fstat(file.fileno()), path.stat()):
             return file
-        file.close()
     except FileNotFoundError:
         pass
+    except BaseException:
+        file.close()
+        raise
+    file.close()
     return None
 
 

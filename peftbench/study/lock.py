@@ -1,36 +1,36 @@
 """One runner per cell: a lock file with owner and heartbeat; a dead owner's lock is taken over.
 
-An owner in the same process namespace of the same start of the same host is looked for among the processes; of any
-other nothing but the heartbeat counts, by the clock of the folder that both share.
+An owner whose process can be seen from here is looked for among the processes; of any other nothing but the heartbeat
+counts, by the clock of the folder that both share.
 
 The lock of an owner that died before it wrote a checkpoint or a record stays in the folder under another name: a cell
 that kills whoever runs it leaves nothing else.
 """
 
-import functools
+import errno
 import hashlib
 import json
 import os
-import socket
+import stat
 import tempfile
 import threading
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-from pydantic import TypeAdapter
-
-from peftbench.ground.errors import BadInput, shown
+from peftbench.ground.errors import BadInput
 from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, make_folder, remove_drafts, set_aside
-from peftbench.ground.strangers import read_json
+from peftbench.study.owners import Owner, lives, read, this_process
 
 FILE = "lock.json"
 BEAT = 10.0  # seconds between two heartbeats
 DEAD = 60.0  # seconds without one after which an owner elsewhere counts as dead
-LONGEST = 4096  # bytes of a lock file
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+LATE = BEAT + 0.5  # seconds in which such an owner is given another heartbeat
+AGAIN = 0.5  # seconds until a second look at a lock that seems to be lost
 DIED = f"{FILE}.died-"  # what the name of a dead owner's lock begins with, once it was taken over
 
 
@@ -38,34 +38,6 @@ class Elsewhere(BadInput):
     """Another runner has the cell."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
-
-
-@dataclass(frozen=True)
-class Owner:
-    """Who holds a lock.
-
-    Attributes:
-        started: when the process was started, by its kernel's clock, since numbers are given out again.
-        boot: names this start of the host.
-        namespace: names the set of processes that the number is one of.
-        token: names the lock itself.
-        since: when it was taken (s), by the clock of the folder; None in locks of before version 0.4.
-    """
-
-    pid: int
-    host: str
-    started: str | None
-    boot: str
-    namespace: str
-    token: str
-    since: float | None = None
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on {shown(self.host)}"
-
-    def is_near(self) -> bool:
-        """Whether its number means a process that can be seen from here."""
-        return (self.host, self.boot, self.namespace) == (socket.gethostname(), _boot(), _namespace())
 
 
 class Lock:
@@ -82,6 +54,7 @@ class Lock:
         self.refused: str | None = None
         self._token = uuid.uuid4().hex
         self._end = threading.Event()
+        self._may_lie_there = False  # a signal may come between the lock and the next line
         self._made: list[Path] = []  # folders made for the lock alone
 
     def __enter__(self) -> "Lock":
@@ -97,15 +70,21 @@ class Lock:
             self._try()
         except OSError as error:
             self.refused = error.strerror or str(error)
+            with suppress(OSError):
+                self.release()
+        except BaseException:
+            self.release()
+            raise
         return self
 
     def release(self) -> None:
         """Let it go; nothing happens where it was not held."""
         self._end.set()
-        if self.held and self._is_ours():
+        if self._may_lie_there and self._is_ours():
             self.path.unlink(missing_ok=True)
-        self.held = False
-        for folder in self._made:  # a cell that left nothing leaves no folder either
+        self.held = self._may_lie_there = False
+        made, self._made = self._made, []
+        for folder in made:  # a cell that left nothing leaves no folder either
             try:
                 folder.rmdir()
             except OSError:
@@ -116,6 +95,7 @@ class Lock:
 
         Raises:
             Elsewhere: the lock is not this one's any more.
+            OSError: it cannot be read, twice.
         """
         if not self._is_ours():
             self._withdraw()
@@ -127,7 +107,20 @@ class Lock:
             (self.path.parent / _trace(self._token)).unlink(missing_ok=True)
 
     def _is_ours(self) -> bool:
-        holder = owner_of(self.path)
+        """Whether the lock is still this one's. One that seems to be lost is looked at again: whoever takes it for dead
+        moves it away for a moment, and a server may stand still.
+
+        Raises:
+            OSError: it cannot be read, twice.
+        """
+        with suppress(OSError):
+            if self._is_named():
+                return True
+        time.sleep(AGAIN)
+        return self._is_named()
+
+    def _is_named(self) -> bool:
+        holder = read(self.path)
         return holder is not None and holder.token == self._token
 
     def _try(self) -> None:
@@ -138,26 +131,41 @@ class Lock:
                 threading.Thread(target=self._beat, daemon=True).start()
                 return
             identity = _identity(self.path)
-            if alive(self.path, now) or not self._take_away(identity):
+            if identity is None:  # it was let go meanwhile
+                continue
+            if not self._is_dead(identity, now) or not self._take_away(identity):
                 return
+
+    def _is_dead(self, identity: tuple[int, ...], now: float) -> bool:
+        """Whether the owner of the lock that was seen is dead. One elsewhere is given the time of another heartbeat:
+        those of all owners are late where the server of the folder stood still.
+        """
+        if alive(self.path, now):
+            return False
+        if lives(owner_of(self.path)) is None and _is_file(self.path):
+            time.sleep(_grace(self.path, identity))
+        return _identity(self.path) == identity
 
     def _create(self) -> float:
         """Make the lock where there is none; gives the moment (s) by the folder's own clock."""
-        pid = os.getpid()
         draft = self.path.with_name(f".{FILE}.{self._token}")
         try:
             draft.touch()
             now = draft.stat().st_mtime
-            this_process = Owner(pid, socket.gethostname(), _started(pid), _boot(), _namespace(), self._token, now)
-            draft.write_text(json.dumps(asdict(this_process)))
-            self.held = _put(draft, self.path)
+            draft.write_text(json.dumps(asdict(this_process(self._token, now))))
+            self._may_lie_there = True
+            self.held = put(draft, self.path)
+            if not self.held:  # over a network a lock of our own may be said to have been there
+                holder = owner_of(self.path)
+                self.held = holder is not None and holder.token == self._token
+            self._may_lie_there = self.held
             return now
         finally:
             draft.unlink(missing_ok=True)
 
-    def _take_away(self, identity: tuple[int, ...] | None) -> bool:
+    def _take_away(self, identity: tuple[int, ...]) -> bool:
         """Move a dead owner's lock out of the way, unless somebody else did and has it now."""
-        if identity is not None and not _is_file(self.path):
+        if not _is_file(self.path) and _identity(self.path) == identity:
             set_aside(self.path, "no lock")
             return True
         aside = self.path.with_name(f".{FILE}.dead.{self._token}")
@@ -167,7 +175,7 @@ class Lock:
             return True
         same = _identity(aside) == identity
         if not same:  # between our look and our move another runner came in, or its heartbeat: give it back
-            _put(aside, self.path)
+            put(aside, self.path)
         elif (dead := owner_of(aside)) is not None and not _got_further(aside.parent, dead):
             os.replace(aside, aside.parent / _trace(dead.token))
         aside.unlink(missing_ok=True)
@@ -175,13 +183,11 @@ class Lock:
 
     def _beat(self) -> None:
         while not self._end.wait(BEAT):
-            try:
+            with suppress(OSError):  # the next beat may be heard again
                 if not self._is_ours():
                     self._withdraw()
                     return
                 os.utime(self.path)
-            except OSError:
-                return
 
 
 def alive(path: Path, now: float | None = None) -> bool:
@@ -191,16 +197,40 @@ def alive(path: Path, now: float | None = None) -> bool:
         path: the lock file.
         now: the moment (s) by the clock of the folder; None: it is asked.
     """
-    owner = owner_of(path)
-    if owner is not None and owner.is_near():
-        started = _started(owner.pid)
-        return started is not None and started == owner.started
-    if not _is_file(path):
+    if (seen := lives(owner_of(path))) is not None:
+        return seen
+    try:
+        info = path.lstat()
+    except OSError as error:  # of another kind: nobody can tell for the moment
+        return error.errno not in NOT_THERE
+    # one from the future beats no more than one from the past
+    return stat.S_ISREG(info.st_mode) and abs((clock_of(path.parent) if now is None else now) - info.st_mtime) < DEAD
+
+
+_late: dict[Path, tuple[tuple[int, ...], float]] = {}  # what seemed dead: as it was, and when it was seen (s)
+
+
+def is_late(path: Path, now: float) -> bool:
+    """Whether a lock is that of an owner elsewhere who seems dead, and may yet be heard: who takes it has to wait.
+
+    Args:
+        path: the lock file.
+        now: the moment (s) by the clock of the folder.
+    """
+    identity = _identity(path)
+    if identity is None or alive(path, now) or lives(owner_of(path)) is not None or not _is_file(path):
         return False
-    try:  # a lock from the future beats no more than one from the past
-        return abs((clock_of(path.parent) if now is None else now) - path.stat().st_mtime) < DEAD
-    except OSError:
-        return False
+    return _grace(path, identity) > 0
+
+
+def _grace(path: Path, identity: tuple[int, ...]) -> float:
+    """For how long (s) an owner elsewhere who seems dead is still given, since that was first seen here."""
+    now = time.monotonic()
+    before, since = _late.get(path, (None, now))
+    if before != identity:
+        since = now
+        _late[path] = identity, since
+    return max(0.0, since + LATE - now)
 
 
 def deaths(folder: Path) -> list[Owner]:
@@ -241,12 +271,11 @@ def _got_further(folder: Path, owner: Owner) -> bool:
 def clock_of(folder: Path) -> float:
     """The moment (s) by the clock of who keeps a folder: its files are dated by it, and machines' own may differ.
 
-    A folder that cannot be written says nothing; it is this machine's then.
+    A folder in which no file can be made, not even an empty one, says nothing, and it is this machine's then: that
+    does for a look, and no lock can be taken there.
     """
     try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"0")
-            file.flush()
+        with tempfile.TemporaryFile(dir=folder) as file:  # empty: a full disk has room for it
             return os.fstat(file.fileno()).st_mtime
     except OSError:
         return time.time()
@@ -265,19 +294,14 @@ def age(path: Path) -> float | None:
 
 
 def owner_of(path: Path) -> Owner | None:
-    """What a lock file says; None: nothing that one of ours would say."""
+    """What a lock file says; None: nothing that one of ours would say, or nothing that can be read."""
     try:
-        return _adapter().validate_python(read_json(path, LONGEST))
-    except (OSError, ValueError):  # pydantic's error is one
+        return read(path)
+    except OSError:
         return None
 
 
-@functools.cache
-def _adapter() -> TypeAdapter[Owner]:
-    return TypeAdapter(Owner)
-
-
-def _put(draft: Path, path: Path) -> bool:
+def put(draft: Path, path: Path) -> bool:
     """Put a whole file in a place in one step, unless there is one already; gives whether it did."""
     try:
         os.link(draft, path)
@@ -303,39 +327,7 @@ def _is_file(path: Path) -> bool:
 def _identity(path: Path) -> tuple[int, ...] | None:
     """Another one for another file, and after another heartbeat."""
     try:
-        stat = path.lstat()
+        info = path.lstat()
     except OSError:
         return None
-    return stat.st_dev, stat.st_ino, stat.st_mtime_ns
-
-
-def _boot() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
-def _namespace() -> str:
-    try:
-        return os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def _started(pid: int) -> str | None:
-    """When a process was started; None: it is gone."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-        try:  # no Linux: the number alone must do
-            os.kill(pid, 0)
-        except (OSError, OverflowError):
-            return None
-        return "unknown"
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else fields[19]
+    return info.st_dev, info.st_ino, info.st_mtime_ns

@@ -10,7 +10,7 @@ from peftbench.config import build, compose
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
 
-SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 FEW = 8  # cells that one process composes sooner than others are started
 
 

@@ -7,19 +7,21 @@ of cells before it that others have; what was looked at is not looked at again b
 
 import random
 import socket
-import statistics
 import time
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from peftbench.config import compose
 from peftbench.config.build import Plain
 from peftbench.config.validate import is_known, targets
+from peftbench.ground import escape
 from peftbench.ground.errors import BadInput, DataError, shown
 from peftbench.ground.files import RECORD_FILE, stamp
 from peftbench.study import done, index, lock, sweep
-from peftbench.study.index import Planned, kind_of
+from peftbench.study.guesses import Guesses
+from peftbench.study.index import Parent, Planned, kind_of
 from peftbench.study.lock import Lock
 from peftbench.study.standing import Standings
 from peftbench.study.sweep import Sweep
@@ -28,7 +30,7 @@ MOST_TRIES = 3  # of a cell by one worker: what it cannot run is left to others
 ROUND = 60.0  # seconds after which the longest come first again, with those that others had: they may have died
 
 
-class Unwritable(Exception):
+class Unwritable(BadInput):
     """The folder cannot be written now; a moment later it may."""
 
 
@@ -37,6 +39,7 @@ class Queue:
 
     Attributes:
         cells: all that the study lists, by their folders.
+        tries: folder -> how often this worker has taken it and it is still open.
     """
 
     def __init__(self, outputs: Path, study: str, known: Collection[str] = ()) -> None:
@@ -46,13 +49,16 @@ class Queue:
         self.outputs, self.study, self._classes = outputs, study, known
         self.cells: dict[str, Planned] = {}
         self._by_words: dict[str, Planned] = {}
+        self._names: dict[str, Planned] = {}  # cells by every folder that names them
         self._standings = Standings(outputs, study)
         self._took: dict[str, float] = {}  # seconds of finished cells
         self._kinds: dict[str, list[str]] = {}
         self._next: deque[str] = deque()  # of this round, the longest first
         self._seen: list[str] = []  # looked at in this round; some of them are still open
         self._before: set[str] = set()  # those that were done when this worker came
-        self._tries: dict[str, int] = {}
+        self.tries: dict[str, int] = {}
+        self._claimed: Lock | None = None  # the last one
+        self._random = random.Random()  # its own: a run seeds the one that all share
         self._listed: object = None
         self._began = self._now = lock.clock_of(outputs / study)
         self._round = 0.0
@@ -70,6 +76,17 @@ class Queue:
             return taken
         self._begin_round()
         return self._take_of_round()
+
+    def let_go(self) -> None:
+        """Release what was taken last, wherever a signal or an error came since."""
+        if self._claimed is not None:
+            self._claimed.release()
+            self._claimed = None
+
+    def waits(self) -> bool:
+        """Whether a cell that `take` did not give may yet be had: another runner has it, or the one it starts from."""
+        left = [self.cells[folder] for folder in self._seen if self._is_open(folder)]
+        return any(self._is_taken(one.folder) for cell in left for one in [cell, *self._parents(cell).values()])
 
     def plain(self, planned: Planned) -> Plain:
         """A cell as plain data, with the outputs of this machine: the list may have been made on another.
@@ -93,7 +110,8 @@ class Queue:
         return Sweep(self.outputs, self.study, list(self.cells.values()), [], unfinished)
 
     def _take_of_round(self) -> tuple[Planned, Lock] | None:
-        """The first of this round that can be had; cells whose search another runner makes now come last."""
+        """The first of this round that can be had. Last come cells whose search another runner makes now, and those of
+        an owner elsewhere who was heard too long ago: to take one of these is to wait for another heartbeat."""
         later: list[str] = []
         while self._next:
             folder = self._next.popleft()
@@ -102,7 +120,7 @@ class Queue:
             self._seen.append(folder)
             if self._is_taken(folder) or not self._can_start(folder):
                 continue
-            if self._is_searched_for(folder):
+            if self._is_searched_for(folder) or lock.is_late(self.outputs / folder / lock.FILE, self._now):
                 later.append(folder)
             elif (claimed := self._claim(folder)) is not None:
                 return self.cells[folder], claimed
@@ -115,9 +133,10 @@ class Queue:
         Raises:
             Unwritable: the folder cannot be written.
         """
-        claimed = Lock(self.outputs / folder).take()
+        self._claimed = claimed = Lock(self.outputs / folder)
+        claimed.take()
         if claimed.held and self._is_open(folder):
-            self._tries[folder] = self._tries.get(folder, 0) + 1
+            self.tries[folder] = self.tries.get(folder, 0) + 1
             return claimed
         claimed.release()
         if claimed.refused:
@@ -128,13 +147,9 @@ class Queue:
         """Look at all cells again that may be open, those first that are expected to take longest."""
         self._round, self._now = time.monotonic(), lock.clock_of(self.outputs / self.study)
         still_open = [folder for folder in self._seen if self._is_open(folder)]
-        known: dict[str, list[float]] = {}
-        for folder, seconds in self._took.items():
-            known.setdefault(kind_of(folder), []).append(seconds)
-        guesses = {name: statistics.median(values) for name, values in known.items()}
-        of_others = statistics.median(self._took.values()) if known else 0.0
+        guesses = Guesses(self._took.items())
         again = [*self._next, *still_open]
-        again.sort(key=lambda folder: guesses.get(kind_of(folder), of_others), reverse=True)
+        again.sort(key=lambda folder: guesses.seconds(folder) or 0.0, reverse=True)
         self._next, self._seen = deque(again), []
 
     def _read_list(self) -> None:
@@ -146,20 +161,20 @@ class Queue:
         self._by_words |= index.read(self.outputs / self.study)
         listed = {cell.folder: cell for cell in self._by_words.values()}
         new = [folder for folder in listed if folder not in self.cells]
-        self.cells = listed
+        self.cells, self._names = listed, index.names(listed.values())
         for folder in new:
             self._kinds.setdefault(kind_of(folder), []).append(folder)
         done_before = {folder for folder in new if self._status(folder) == "done"}
         self._before |= done_before
         others = [folder for folder in new if folder not in done_before]
-        random.shuffle(others)
+        self._random.shuffle(others)
         self._next += others
         self._standings.keep()
         self._begin_round()
 
     def _is_open(self, folder: str) -> bool:
         """Whether a cell is to be run by this worker, as its record is now."""
-        if folder not in self.cells or self._tries.get(folder, 0) >= MOST_TRIES:
+        if folder not in self.cells or self.tries.get(folder, 0) >= MOST_TRIES:
             return False
         status = self._status(folder)
         if status in ("done", "quarantined", "deadly", "unreadable"):
@@ -189,30 +204,41 @@ class Queue:
         path = self.outputs / folder / lock.FILE
         return path.exists() and lock.alive(path, self._now)
 
+    def _parents(self, cell: Planned) -> dict[Parent, Planned]:
+        """The cells of the study that this one starts from or is taught by."""
+        return {key: self._names[name] for key, name in cell.after.items() if name in self._names}
+
     def _can_start(self, folder: str) -> bool:
-        """Whether the cell that this one starts from is done. Where a cell lies follows from what it starts from, so
+        """Whether the cells that this one starts from are done. Where a cell lies follows from what it starts from, so
         what was listed before that was there is listed again.
 
         Raises:
             BadInput: what is listed again is not possible.
         """
         cell = self.cells[folder]
-        if cell.after is None or cell.after not in self.cells:
-            return True
-        if self._status(cell.after) != "done":
+        parents = self._parents(cell)
+        if any(self._status(parent.folder) != "done" for parent in parents.values()):
             return False
-        if cell.reads is not None and done.still_starts_from(cell.reads):
+        if not parents or (cell.reads is not None and done.still_starts_from(cell.reads)):
             return True
         changed = {words: other for words, other in self._by_words.items() if other.after == cell.after}
+        lines = {words: self._starting_from(parents, other) for words, other in changed.items()}
         try:
-            for other in changed.values():
-                self.plain(other)
-            sweep.list_again(self.outputs, self.study, {words: other.overrides for words, other in changed.items()})
+            for words, other in changed.items():
+                self.plain(replace(other, overrides=lines[words]))
+            sweep.list_again(self.outputs, self.study, lines)
         except BadInput:
-            self._tries |= {other.folder: MOST_TRIES for other in changed.values()}
+            self.tries |= {other.folder: MOST_TRIES for other in changed.values()}
             raise
         self._read_list()
         return folder in self.cells
+
+    def _starting_from(self, parents: Mapping[Parent, Planned], cell: Planned) -> list[str]:
+        """The words of a cell, with the folders that its parents have by now."""
+        moved = {key: one.folder for key, one in parents.items() if one.folder != cell.after[key]}
+        words = [word for word in cell.overrides if word.partition("=")[0].lstrip("+") not in moved]
+        whole = self.outputs.resolve()  # other workers may run in other folders
+        return [*words, *(f"{key}={escape.value(str(whole / folder))}" for key, folder in moved.items())]
 
     def _is_searched_for(self, folder: str) -> bool:
         """Whether a cell needs a search that a runner makes now for another seed of it."""

@@ -22,7 +22,7 @@ from peftbench.record import Glance, Hashes, changed_parents, glance
 from peftbench.study import done, lock
 from peftbench.study.done import InputHashes, Need, Reads
 from peftbench.study.index import Planned
-from peftbench.study.lock import Owner
+from peftbench.study.owners import Owner
 
 FILE = ".records.json"
 MOST_BYTES = 64 << 20  # of that file: a record has 150

@@ -1,9 +1,7 @@
 """How a study stands, and what a sweep would cost, by what records say. No torch, no Hydra."""
 
 import re
-import statistics
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice, takewhile
 from pathlib import Path
@@ -12,10 +10,11 @@ from typing import Literal
 import yaml
 
 from peftbench.ground import escape, strangers
-from peftbench.ground.errors import ConfigError, DataError, near
-from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE
+from peftbench.ground.errors import DataError, warn
+from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, study_folder
 from peftbench.record import damage, find_records, read_record
 from peftbench.study import index, lock
+from peftbench.study.guesses import Guesses
 from peftbench.study.index import Planned, kind_of
 from peftbench.study.standing import Standing, Standings
 
@@ -60,9 +59,7 @@ def cells_of(outputs: Path, study: str) -> list[CellStatus]:
     Raises:
         ConfigError: there is no such study.
     """
-    if not (outputs / study).is_dir():
-        known = [path.name for path in outputs.iterdir() if path.is_dir()] if outputs.is_dir() else []
-        raise ConfigError(f"study {study}: there is none under {outputs}; {near(study, known)}")
+    study_folder(outputs, study)
     cells = {cell.folder: cell for cell in index.read(outputs / study).values()}
     for path in (outputs / study).glob("*/*/.hydra/overrides.yaml"):  # cells that ran by themselves
         if (folder := str(path.parent.parent.relative_to(outputs))) not in cells:
@@ -132,7 +129,7 @@ def _typed(path: Path) -> list[str]:
         reason = f"cannot be read ({error.strerror})"
     except (ValueError, yaml.YAMLError):
         reason = "not a list of what was typed"
-    print(f"{escape.terminal(str(path))}: {reason}", file=sys.stderr)
+    warn(f"{escape.terminal(str(path))}: {reason}")
     return []
 
 
@@ -145,26 +142,13 @@ def by_state(cells: Iterable[CellStatus]) -> dict[State, int]:
 
 
 def seconds_left(cells: Sequence[CellStatus]) -> float | None:
-    """Seconds that what is not done would take one runner: per method and task the median
-    of what is done, else of all."""
-    return sum_of_guesses([cell.folder for cell in cells if cell.state != "done"], known_seconds(cells))
+    """Seconds that what is not done would take one runner; None: nothing is known."""
+    return guesses(cells).total(cell.folder for cell in cells if cell.state != "done")
 
 
-def known_seconds(cells: Iterable[CellStatus]) -> dict[str, list[float]]:
-    """What finished cells took, by their folder without the seed."""
-    known: dict[str, list[float]] = {}
-    for cell in cells:
-        if cell.seconds is not None:
-            known.setdefault(kind_of(cell.folder), []).append(cell.seconds)
-    return known
-
-
-def sum_of_guesses(folders: Sequence[str], known: Mapping[str, Sequence[float]]) -> float | None:
-    """Seconds for so many cells by what others took; None where nothing is known."""
-    all_seconds = [value for values in known.values() for value in values]
-    if not all_seconds:
-        return None if folders else 0.0
-    return sum(statistics.median(known.get(kind_of(folder)) or all_seconds) for folder in folders)
+def guesses(cells: Iterable[CellStatus]) -> Guesses:
+    """What others may take, by what finished cells took."""
+    return Guesses((cell.folder, cell.seconds) for cell in cells if cell.seconds is not None)
 
 
 def peak_of(folders: Sequence[str], cells: Iterable[CellStatus]) -> float | None:

@@ -34,10 +34,10 @@ def cells_of(overrides: Sequence[str]) -> list[list[str]]:
 
     items = parsed(overrides)
     swept_over = [item for item in items if item.is_discrete_sweep()]
-    if fixed := [item.key_or_group for item in swept_over if item.key_or_group in OF_ALL_CELLS]:
-        raise ConfigError([f"{key}: has one value in a sweep, the same for all cells" for key in fixed])
+    if fixed := [str(item.input_line) for item in swept_over if item.key_or_group in OF_ALL_CELLS]:
+        raise ConfigError([f"{shown(line)}: has one value in a sweep, the same for all cells" for line in fixed])
     if empty := [item.input_line for item in swept_over if not list(item.sweep_string_iterator())]:
-        raise ConfigError([f"{line}: nothing to sweep over" for line in empty])
+        raise ConfigError([f"{shown(line)}: nothing to sweep over" for line in empty])
     if intervals := [item.input_line for item in items if item.is_interval_sweep()]:
         raise ConfigError([f"{line}: an interval is searched, by run -m {OPTUNA}" for line in intervals])
     try:
@@ -61,7 +61,7 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
         try:
             items += parser.parse_overrides([override])  # of one only: it then knows where to look for globs
         except HydraException:
-            problems.append(f"{override}: not of the form key=value or key=value1,value2")
+            problems.append(f"{shown(override)}: not of the form key=value or key=value1,value2")
     if problems:
         raise ConfigError(problems)
     plain = [str(item.input_line) for item in items if not item.is_sweep_override()]
@@ -124,9 +124,9 @@ class Sweep:
 
 
 def listed(outputs: Path, study: str) -> dict[Path, str]:
-    """The cells that a study lists and whose folder is known for good, by the whole of it."""
-    whole, cells = outputs.resolve(), index.read(outputs / study).values()
-    return {whole / cell.folder: cell.folder for cell in cells if cell.after is None}
+    """The folders that name the cells which a study lists, by the whole of each."""
+    whole = outputs.resolve()
+    return {whole / name: name for name in index.names(index.read(outputs / study).values())}
 
 
 def prepare(lines: Sequence[list[str]], rerun: str = "unfinished", to_come: Mapping[Path, str] | None = None) -> Sweep:
@@ -255,9 +255,17 @@ def _compose(lines: Mapping[str, list[str]], to_come: Mapping[Path, str]) -> dic
         folder = replace(cell, seed=cell.seed if seed is None else int(seed)).folder
         reads = done.reads_of(cell)
         searches = cell.select.factors is not None or cell.select.trials is not None
-        after = None if cell.init_from is None or not to_come else to_come.get(Path(cell.init_from).resolve())
+        after = _after(cell, to_come) if to_come else {}
         planned[name] = Planned(folder, words, shared.setdefault(repr(reads), reads), searches, after)
     return planned
+
+
+def _after(cell: Cell, to_come: Mapping[Path, str]) -> dict[index.Parent, str]:
+    """Those of the study's cells that a cell starts from or is taught by."""
+    old = cell.objective.old if cell.objective.asks_old else None
+    parents: dict[index.Parent, str | None] = {"init_from": cell.init_from, "objective.old": old}
+    names = {key: to_come.get(Path(folder).resolve()) for key, folder in parents.items() if folder is not None}
+    return {key: name for key, name in names.items() if name is not None}
 
 
 def _seed(words: Sequence[str]) -> str | None:

@@ -187,8 +187,8 @@ def prepare(overrides: Sequence[str], settings: Mapping[str, Any]) -> Asked:
     swept = {item.get_key_element(): item for item in items if item.is_sweep_override()}
     plain = [str(item.input_line) for item in items if not item.is_sweep_override()]
     seeds = _seeds(swept.pop("seed", None), plain)
-    if fixed := [key for key in swept if key.lstrip("+~").partition(".")[0] in ONE_VALUE]:
-        raise ConfigError([f"{key}: has one value in a search, the same for all trials" for key in fixed])
+    if fixed := [item.input_line for key, item in swept.items() if key.lstrip("+~").partition(".")[0] in ONE_VALUE]:
+        raise ConfigError([f"{shown(line)}: has one value in a search, the same for all trials" for line in fixed])
     if not swept:
         forms = "KEY=interval(LOW,HIGH), tag(log,interval(LOW,HIGH)), choice(A,B) or range(FIRST,END)"
         raise ConfigError(f"{OPTUNA}: nothing to search; give {forms}")

@@ -3,16 +3,14 @@
 import functools
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from peftbench.ground.errors import BadInput, ConfigError
+from peftbench.ground.errors import BadInput, ConfigError, warn
 from peftbench.ground.files import write_atomically
-from peftbench.study import lock
 from peftbench.study.cell import Screen, settle
 from peftbench.study.index import Planned
 from peftbench.study.lock import Elsewhere, Lock
@@ -23,8 +21,9 @@ END_OF_JOB = "SLURM_JOB_END_TIME"  # seconds since 1970; Slurm sets it
 MARGIN = 120.0  # seconds before the end of a Slurm job in which a checkpoint is written
 LOOKS = 1.0  # seconds between two looks at whether to leave
 MOST_REFUSED = 20  # cells in a row that cannot be run here; then something is wrong with this machine
-MOST_TROUBLES = 8  # in a row, with longer and longer waits: four minutes in all
+MOST_TROUBLES = 8  # in a row, with longer and longer waits: three minutes in all
 LONGEST_WAIT = 60.0  # seconds
+FOR_OTHERS = 10.0  # seconds between two looks at what others have
 
 
 class Source(Protocol):
@@ -36,6 +35,14 @@ class Source(Protocol):
         Raises:
             Unwritable: nothing can be claimed at the moment.
         """
+        ...
+
+    def let_go(self) -> None:
+        """Release what was claimed last, if it still is."""
+        ...
+
+    def waits(self) -> bool:
+        """Whether something may yet be open after others have ended what they do now."""
         ...
 
 
@@ -50,14 +57,19 @@ class Cells:
         taken = self._queue.take()
         return None if taken is None else functools.partial(self._run, *taken)
 
+    def let_go(self) -> None:
+        """See `Source`."""
+        self._queue.let_go()
+
+    def waits(self) -> bool:
+        """See `Source`."""
+        return self._queue.waits()
+
     def _run(self, planned: Planned, claimed: Lock) -> int:
-        try:
-            return settle(self._queue.plain(planned), planned.overrides, self._screen, claimed)
-        finally:
-            claimed.release()
+        return settle(self._queue.plain(planned), planned.overrides, self._screen, claimed)
 
 
-def work(sources: Sequence[Source], most: int | None) -> list[int]:
+def work(sources: Sequence[Source], most: int | None, wait: bool = False) -> list[int]:
     """Do what is open, of the first source that has something, until nothing is or `most` pieces are done.
 
     Gives the exit codes of those that were refused.
@@ -65,36 +77,65 @@ def work(sources: Sequence[Source], most: int | None) -> list[int]:
     A piece that is refused, or lost while this process was paused, is named and left. While nothing can be written,
     it waits.
 
+    Args:
+        wait: go on while others have what may come to be open: they may die, or end what something else starts from.
+
     Raises:
+        Unwritable: nothing could be written for too long.
         BadInput: too many pieces in a row were refused.
-        OSError: nothing could be written for too long.
     """
     codes: list[int] = []
     ended = refused = troubles = 0
     while most is None or ended < most:
         try:
-            job = next((job for source in sources if (job := source.take()) is not None), None)
-            if job is None:
+            if (code := _do_next(sources)) is not None:
+                ended += code != Elsewhere.exit_code
+                refused = 0
+            elif wait and any(source.waits() for source in sources):
+                time.sleep(FOR_OTHERS)
+            else:
                 break
-            ended += job() != Elsewhere.exit_code
-            refused = troubles = 0
+            troubles = 0
         except Elsewhere as error:
-            print(error, file=sys.stderr)
+            warn(error)
+        except (Unwritable, OSError) as error:
+            troubles += 1
+            _wait_after(error, troubles)
         except BadInput as error:
-            print(*error.problems, sep="\n", file=sys.stderr)
+            warn(*error.problems)
             codes.append(error.exit_code)
             refused += 1
             if refused == MOST_REFUSED:
                 raise ConfigError(f"{refused} cells in a row cannot be run here; this worker leaves") from None
-        except (Unwritable, OSError) as error:
-            if isinstance(error, OSError) and error.filename is None:  # of the screen
-                raise
-            troubles += 1
-            if troubles == MOST_TROUBLES:
-                raise
-            print(f"{error}; this worker tries again", file=sys.stderr)
-            time.sleep(min(2.0**troubles, LONGEST_WAIT))
     return codes
+
+
+def _do_next(sources: Sequence[Source]) -> int | None:
+    """The exit code of the next piece; None: none is open. However it ends, nothing stays claimed."""
+    try:
+        job = next((job for source in sources if (job := source.take()) is not None), None)
+        return None if job is None else job()
+    finally:
+        for source in sources:
+            source.let_go()
+
+
+def _wait_after(error: Unwritable | OSError, troubles: int) -> None:
+    """Wait until something can be written again.
+
+    Args:
+        troubles: how often in a row it could not.
+
+    Raises:
+        Unwritable: it could not for too long.
+        OSError: it is the screen that cannot be written.
+    """
+    if isinstance(error, OSError) and error.filename is None:
+        raise error
+    if troubles == MOST_TROUBLES:
+        raise Unwritable(f"{error}; nothing could be written for three minutes, this worker leaves")
+    warn(f"{error}; this worker tries again")
+    time.sleep(min(2.0**troubles, LONGEST_WAIT))
 
 
 class Leaving:
@@ -104,16 +145,19 @@ class Leaving:
 
     Attributes:
         reason: why it was asked to leave; None: it was not, or by somebody else.
+        is_stopped: whether that is because all workers of the study were.
     """
 
-    def __init__(self, study: Path, seconds: float | None) -> None:
+    def __init__(self, study: Path, seconds: float | None, began: float) -> None:
         """Args:
         study: the study's folder.
         seconds: from now, until it leaves; None: when a Slurm job is about to end, or never.
+        began: when the command began (s), by the folder's clock: it is asked to leave after that.
         """
         self.reason: str | None = None
+        self.is_stopped = False
         self._stop = study / STOP_FILE
-        self._began = lock.clock_of(study)
+        self._began = began
         ends = [] if seconds is None else [time.monotonic() + seconds]
         if (job := os.environ.get(END_OF_JOB, "")).isdecimal():
             ends.append(time.monotonic() + int(job) - time.time() - MARGIN)
@@ -134,7 +178,7 @@ class Leaving:
             if self._end is not None and time.monotonic() >= self._end:
                 self.reason = "its time is up"
             elif is_stopped(self._stop, self._began):
-                self.reason = "the study's workers are stopped"
+                self.reason, self.is_stopped = "the study's workers are stopped", True
             if self.reason is not None:
                 os.kill(os.getpid(), signal.SIGUSR1)
                 return

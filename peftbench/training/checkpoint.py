@@ -6,7 +6,6 @@ and is set aside with a reason where its bytes are not the ones that were writte
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from peftbench.ground.errors import warn
 from peftbench.ground.files import CHECKPOINT_FILE, set_aside, write_atomically
 
 KEY = "peftbench-checkpoint-1"
@@ -73,7 +73,7 @@ class Checkpoints:
             return None
         if facts["identity"] != json.loads(json.dumps(self._identity)):
             different = [key for key, value in self._identity.items() if facts["identity"].get(key) != value]
-            print(f"{self._path}: of another {', '.join(different) or 'run'}; the cell starts anew", file=sys.stderr)
+            warn(f"{self._path}: of another {', '.join(different) or 'run'}; the cell starts anew")
             return None
         state: dict[str, Any] = _unpack(facts["state"], tensors)
         return state

@@ -6,6 +6,8 @@ import numpy as np
 
 from peftbench.training.metrics import score
 
+# The configurations of GLUE's own metric (huggingface/evaluate, metrics/glue), and AX. A new task has no place here:
+# its yaml names its metrics, and `metrics.py` computes them.
 NAMES = {
     "cola": ("matthews_correlation",),
     "mrpc": ("accuracy", "f1"),

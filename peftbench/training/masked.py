@@ -19,7 +19,7 @@ from peftbench.ground.errors import ConfigError
 from peftbench.ground.seeds import stream
 from peftbench.training import on_text
 from peftbench.training.forward import Forward
-from peftbench.training.trainer import lr_factor
+from peftbench.training.optimization import lr_factor
 
 CLIP = 1.0  # of the gradients' norm, as in the protocol
 EVALUATED = 0  # number of the draw of masks with which held-out text is measured; steps count from 1

@@ -13,7 +13,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)  # USR1: Slurm's warning before a time limit
+# USR1 and USR2 are warnings before a time limit: Slurm's usual one, and submitit's
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 BURST = 5.0  # seconds after a first signal in which more ask for the same: they must not interrupt the way out
 SOON = 0.05  # seconds until a signal is given again that came where Python can raise nothing
 

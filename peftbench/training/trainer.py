@@ -1,13 +1,13 @@
 """The training loop. It steps what a tuner offers and never asks which method it runs."""
 
-import math
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import reduce
 from torch import nn
 
 from peftbench.backbone.model import Model
@@ -19,14 +19,15 @@ from peftbench.data.joint import order_of
 from peftbench.data.tokens import Tokens
 from peftbench.ground.errors import Diverged
 from peftbench.ground.machine import keep_freed_memory, process_state
-from peftbench.ground.seeds import stream
-from peftbench.methods.base import Training, Tuner, decays_by_name
+from peftbench.methods.base import Training, Tuner
+from peftbench.training import randomness
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.fit import Fit, Watcher
 from peftbench.training.forward import Forward
 from peftbench.training.meter import Meter
 from peftbench.training.objective import Objective, own_loss
+from peftbench.training.optimization import Optimization
 from peftbench.training.selection import Selection
 from peftbench.training.stopping import Stop
 
@@ -36,12 +37,8 @@ class Trainer:
 
     Attributes:
         fit: what training left so far.
-        parameters: what the optimizer steps, by name: the tuner's trainables and the head.
-        optimizer: there once training has begun.
         evaluator: predicts and scores with the model as it is.
     """
-
-    optimizer: torch.optim.Optimizer
 
     def __init__(
         self,
@@ -86,12 +83,33 @@ class Trainer:
         model.module.to(self.state.device)
         for parameter in tuner.trainables().values():
             parameter.data = parameter.data.to(self.state.device)
-        self.parameters = self._stepped()
+        self._optimization: Optimization | None = None
         prefix = Prefix(model, tuner.touched(), tuner.reads()) if protocol.keep_prefix else None
         self.forward = Forward(model, protocol.precision, self.state.device, prefix, protocol.gradient_checkpointing)
         self.evaluator = Evaluator(self.forward, task, protocol.eval_batch_size, self._stop.check)
         self._selection = Selection(protocol.selection, protocol.patience, model, tuner)
         self._meter = Meter(self.fit, self.state.device)
+
+    @property
+    def optimization(self) -> Optimization:
+        """What training steps, and how; there once it has begun."""
+        assert self._optimization is not None, "training has not begun"
+        return self._optimization
+
+    @property
+    def parameters(self) -> Mapping[str, nn.Parameter]:
+        """What the optimizer steps, by name: the tuner's trainables and the head."""
+        return self.optimization.parameters
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The tuner's own."""
+        return self.optimization.optimizer
+
+    @functools.cached_property
+    def epoch_steps(self) -> int:
+        """Optimizer steps of one pass over the training rows."""
+        return len(self.order(0))
 
     def run(self) -> Fit:
         """Train by the protocol, evaluate when it says so, and leave the selected weights in the model.
@@ -102,9 +120,8 @@ class Trainer:
         if self.train is None:
             self._evaluate(step=0, epoch=0.0)
             return self.fit
-        self._epoch_steps = len(self.order(0))
         kept = None if self.checkpoints is None else self.checkpoints.read()
-        self.begin(self.protocol.max_steps or self.protocol.epochs * self._epoch_steps, kept)
+        self.begin(self.protocol.max_steps or self.protocol.epochs * self.epoch_steps, kept)
         with self._stop.deferred():
             self._steps()
         self._selection.restore(self.fit)
@@ -113,80 +130,63 @@ class Trainer:
 
     def _steps(self) -> None:
         """From the first step, or where a checkpoint left off, to the last."""
-        batches = self.order(self.fit.steps // self._epoch_steps)
+        batches = self.order(self.fit.steps // self.epoch_steps)
         while True:
             step = self.fit.steps
             if self._evaluation_due(step):
                 self._keep()
-                self._evaluate(step, step / self._epoch_steps)
-            if step == self._total or self._selection.out_of_patience(self.fit):
+                self._evaluate(step, step / self.epoch_steps)
+            if step == self.optimization.steps or self._selection.out_of_patience(self.fit):
                 return
             checkpoint_due = self.checkpoints is not None and self.checkpoints.due()
             if self._stop.asked or (checkpoint_due and self.state.num_processes == 1):
                 self._keep()
                 self._stop.check()
-            if step % self._epoch_steps == 0:
-                batches = self.order(step // self._epoch_steps)
-            self.step(step, batches[step % self._epoch_steps])
+            if step % self.epoch_steps == 0:
+                batches = self.order(step // self.epoch_steps)
+            self.step(step, batches[step % self.epoch_steps])
 
     def begin(self, total: int, kept: Mapping[str, Any] | None = None) -> None:
         """Everything that comes before the first of `total` optimizer steps, or before the next after a checkpoint."""
-        self._total = total
         assert self.train is not None
         self.forward.run_prefix([self.train, *self.scored.values()], self.protocol.eval_batch_size)
-        dropout = stream(self.seed, "dropout") + self.state.process_index
-        torch.manual_seed(dropout)
-        self.model.noise.seed(dropout)
-        if kept is None:
-            self._make_optimizer()
-        else:
-            self._take_up(kept)
+        randomness.begin(self.model, self.seed)
+        if kept is not None:
+            self.tuner.load_state_dict(kept["tuner"])  # first: what trains may depend on it
+        self._optimization = Optimization(self.model, self.tuner, self.protocol, total)
+        if kept is not None:
+            self._optimization.load_state_dict(kept)
+            self.fit.load_state_dict(kept["fit"])
+            self._selection.best = kept["best"]
+            self._meter.load_state_dict(kept["meter"])
         self._meter.restart()
         for watcher in self.watchers:
             watcher.begin(total, self.fit.steps)
-        self.tuner.prepare(Training(total, self._passes, self._total_over_processes))
+        self.tuner.prepare(self.training(total))
         if kept is not None:  # what a tuner draws while it prepares was drawn before
-            self.model.noise.load_state_dict(kept["noise"][self.state.process_index])
-            torch.set_rng_state(kept["random"][self.state.process_index])
-            if self.state.device.type == "cuda":
-                torch.cuda.set_rng_state(kept["cuda"][self.state.process_index])
+            randomness.load_state_dict(self.model, kept)
+
+    def training(self, total: int) -> Training:
+        """What the tuner is told of a training of `total` optimizer steps."""
+        return Training(total, self._passes, self._total_over_processes)
 
     def _keep(self) -> None:
         """Write a checkpoint: all that the next step depends on."""
         if self.checkpoints is None:
             return
-        on_gpu = self.state.device.type == "cuda"
-        mine = [(self.model.noise.state_dict(), torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None)]
-        everyones = gather_object(mine) if self.state.num_processes > 1 else mine
-        noise, random, cuda = zip(*everyones, strict=True)
+        random = randomness.state_dict(self.model)
         if not self.state.is_main_process:
             return
         self.checkpoints.write(
             {
-                "parameters": {name: p.detach() for name, p in self.parameters.items()},
-                "optimizer": self.optimizer.state_dict(),
+                **self.optimization.state_dict(),
                 "tuner": self.tuner.state_dict(),
                 "fit": self.fit.state_dict(),
                 "best": self._selection.best,
                 "meter": self._meter.state_dict(),
-                "noise": noise,
-                "random": random,
-                "cuda": cuda,
+                **random,
             }
         )
-
-    def _take_up(self, kept: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; the tuner comes first, since what trains may depend on its state."""
-        self.tuner.load_state_dict(kept["tuner"])
-        self.parameters = self._stepped()
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(kept["parameters"][name])
-        self._make_optimizer()
-        self.optimizer.load_state_dict(kept["optimizer"])
-        self.fit.load_state_dict(kept["fit"])
-        self._selection.best = kept["best"]
-        self._meter.load_state_dict(kept["meter"])
 
     def order(self, epoch: int) -> list[np.ndarray]:
         """Numbers of the training rows of every batch of an epoch (from 0)."""
@@ -196,64 +196,30 @@ class Trainer:
         protocol = self.protocol
         return order_of(self.train, protocol.batch_size, protocol.bucketing, self.seed, epoch)
 
-    def _stepped(self) -> dict[str, nn.Parameter]:
-        return dict(self.tuner.trainables()) | dict(self.model.head())
-
-    def _make_optimizer(self) -> None:
-        """The tuner's optimizer over groups by learning rate and weight decay."""
-        head = dict(self.model.head())
-        groups: list[dict[str, Any]] = []
-        for in_head, lr in ((False, self.protocol.lr), (True, self.protocol.head_lr or self.protocol.lr)):
-            decays = decays_by_name if in_head else self.tuner.decays
-            named = [(name, p) for name, p in self.parameters.items() if (name in head) == in_head]
-            for decaying, weight_decay in ((True, self.protocol.weight_decay), (False, 0.0)):
-                chosen = [p for name, p in named if decays(name) == decaying]
-                groups += [{"params": chosen, "weight_decay": weight_decay, "lr": lr}] if chosen else []
-        self._peaks = [group["lr"] for group in groups]
-        self.optimizer = self.tuner.optimizer(
-            groups,
-            lr=self.protocol.lr,
-            betas=self.protocol.betas,
-            eps=self.protocol.eps,
-            weight_decay=self.protocol.weight_decay,
-            fused=True,
-        )
-
-    def _reshape(self) -> None:
-        """Other parameters train from now on; those that stay keep their moments."""
-        moments = self.optimizer.state
-        self.parameters = self._stepped()
-        self._make_optimizer()
-        for parameter in self.parameters.values():
-            if parameter in moments:
-                self.optimizer.state[parameter] = moments[parameter]
-
     def step(self, step: int, rows: np.ndarray) -> None:
         """One optimizer step on a global batch of rows."""
         started = time.perf_counter()
         self.model.module.train()
-        factor = lr_factor(step, self._total, self.protocol.warmup, self.protocol.schedule)
         if self._backward(step, rows):
-            self._move(step, factor)
-        self.fit.steps = step + 1
+            self._move(step)
+        done = self.fit.steps = step + 1
         self.fit.train_s += time.perf_counter() - started
-        if (step + 1) % self._log_every == 0 or step + 1 == self._total:
-            facts = self._meter.facts(step + 1, self.protocol.lr * factor, self._total_over_processes)
+        if done % self._log_every == 0 or done == self.optimization.steps:
+            lr = self.protocol.lr * self.optimization.share(step)
+            facts = self._meter.facts(done, lr, self._total_over_processes)
             for watcher in self.watchers:
-                watcher.step(step + 1, facts)
+                watcher.step(done, facts)
 
-    def _move(self, step: int, factor: float) -> None:
-        """Step along this process's gradients and the others', at this share of the peak learning rate."""
+    def _move(self, step: int) -> None:
+        """Step along this process's gradients and the others'."""
         self._reduce_gradients()
         self.tuner.after_backward(step)
         if self.protocol.clip is not None:
             self._meter.norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.protocol.clip)
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
-        self.optimizer.step()
+        self.optimization.step(step)
         if self.tuner.after_step(step):
-            self._reshape()
-        self._check_trainables()
+            self._optimization = self.optimization.reshaped()
+        self.optimization.check()
         self.optimizer.zero_grad(set_to_none=True)
 
     def _backward(self, step: int, rows: np.ndarray) -> bool:
@@ -319,12 +285,6 @@ class Trainer:
             gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             parameter.grad = self._total_over_processes(gradient)
 
-    def _check_trainables(self) -> None:
-        """What the optimizer steps is what the tuner calls trainable, or a run would train nothing and say nothing."""
-        for name, parameter in self.tuner.trainables().items():
-            if self.parameters.get(name) is not parameter:
-                raise RuntimeError(f"{name} was replaced during training: after_step must return True then")
-
     def _check_finite(self) -> None:
         broken = [name for name, p in self.parameters.items() if not bool(torch.isfinite(p).all())]
         if broken:
@@ -333,8 +293,8 @@ class Trainer:
     def _evaluation_due(self, step: int) -> bool:
         if step == 0 or (self.fit.evaluations and self.fit.evaluations[-1].step == step):
             return False
-        every = self._epoch_steps if self.protocol.evaluate_every == "epoch" else self.protocol.evaluate_every
-        return step == self._total or step % every == 0
+        every = self.epoch_steps if self.protocol.evaluate_every == "epoch" else self.protocol.evaluate_every
+        return step == self.optimization.steps or step % every == 0
 
     def _evaluate(self, step: int, epoch: float) -> None:
         started = time.perf_counter()
@@ -348,17 +308,3 @@ class Trainer:
         self._meter.restart()
         for watcher in self.watchers:
             watcher.evaluation(evaluation)
-
-
-def lr_factor(step: int, total: int, warmup: float, schedule: str) -> float:
-    """Learning rate of optimizer step `step` (from 0) as a share of the peak.
-
-    It rises over the first `warmup` share of the steps; then it stays (constant) or falls to 0 at `total`.
-    """
-    rising = math.ceil(warmup * total)
-    if step < rising:
-        return (step + 1) / rising
-    if schedule == "constant":
-        return 1.0
-    left = (total - step) / max(1, total - rising)
-    return left if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * left))
