@@ -8,6 +8,7 @@ each, and exits with 1 at the first thing that is not so.
 
 import argparse
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -24,6 +25,8 @@ from proofs import CELLS, SCRIPTS, check, contents, training, wait
 from peftbench.study import lock
 
 WORKERS = 4
+# The cluster's own: where neither is set, Ray asks for a token or does not, by what else was run on the machine.
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 def main() -> None:
@@ -36,6 +39,8 @@ def main() -> None:
     with cluster(outputs, logs) as address:
         driver = submit(outputs, address)
         try:
+            wait(lambda: driver.poll() is not None or proofs.workers(outputs), "workers")
+            check("the driver starts workers", driver.poll() is None)
             wait(lambda: len(contents(outputs)) >= 2 and len(training(outputs)) >= 2, "two cells done, two training")
             kill_worker(outputs)
             kill_task(outputs)
@@ -60,7 +65,7 @@ def cluster(outputs: Path, logs: Path) -> Iterator[str]:
     line += [f"--port={port}", f"--num-cpus={WORKERS}", "--num-gpus=0", f"--temp-dir={logs}", "--disable-usage-stats"]
     line += ["--include-dashboard=false", "--object-store-memory=100000000"]
     with (outputs / "ray.txt").open("wb") as screen:
-        head = subprocess.Popen(line, stdout=screen, stderr=screen, env=proofs.variables(outputs))
+        head = subprocess.Popen(line, stdout=screen, stderr=screen, env=proofs.variables(outputs) | TOKEN)
     try:
         wait(lambda: b"Ray runtime started" in (outputs / "ray.txt").read_bytes(), "Ray to start")
         print(f"     Ray {ray.__version__} on {os.cpu_count()} cores, room for {WORKERS} workers", flush=True)
@@ -75,7 +80,7 @@ def submit(outputs: Path, address: str) -> subprocess.Popen[bytes]:
     line = [sys.executable, str(SCRIPTS / "workers_ray.py"), proofs.STUDY, "--outputs", str(outputs)]
     line += ["--workers", str(WORKERS), "--address", address]
     with (outputs / "driver.txt").open("ab") as screen:
-        return subprocess.Popen(line, stdout=screen, stderr=screen, env=proofs.variables(outputs))
+        return subprocess.Popen(line, stdout=screen, stderr=screen, env=proofs.variables(outputs) | TOKEN)
 
 
 def kill_worker(outputs: Path) -> None:

@@ -4,6 +4,7 @@
 
 Ray starts a task again whose process or node died, and workers wait for the last cells. Where this script itself dies,
 its workers end with it; give the same command again. Either way nothing is lost: the study's folder knows what is done.
+A cluster that asks for a token wants RAY_AUTH_MODE=token here, too (Ray from 2.59 on may ask without being told to).
 """
 
 import argparse

@@ -133,7 +133,8 @@ def test_ray_starts_every_worker_as_a_task(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="an extra: pip install 'peftbench[ray]'")
     call("plan", *TINY, "study=pilot", "method=bitfit", "--save", cwd=tmp_path)
     line = [sys.executable, str(SCRIPTS / "workers_ray.py"), "pilot", "--workers", "1", "--cores", "0.1"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    variables = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test"}  # else it is put into ~
+    done = subprocess.run(line, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(list(find_records(tmp_path / "outputs" / "pilot"))) == 1
 
