@@ -7,11 +7,15 @@ its workers end with it; give the same command again. Either way nothing is lost
 """
 
 import argparse
+import ctypes
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import ray
+
+PR_SET_PDEATHSIG = 1  # of Linux: a signal to a process whose parent is gone
 
 
 def main() -> int:
@@ -33,9 +37,11 @@ def main() -> int:
 
 
 def work(line: list[str]) -> int:
-    """Be one worker: a process of its own, which ends with the task. A worker that was killed is started again."""
+    """Be one worker: a process of its own, which is asked to leave when the task ends, even where that is killed. A
+    worker that was killed is started again."""
+    libc = ctypes.CDLL(None)
     while True:
-        process = subprocess.Popen(line)
+        process = subprocess.Popen(line, preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM))
         try:
             code = process.wait()
         finally:
