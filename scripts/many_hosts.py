@@ -1,167 +1,132 @@
 """Several hosts work on one study in one shared folder while everything goes wrong; nothing may be lost or wrong.
 
-    sudo python scripts/many_hosts.py [--minutes 30] [--hosts 4] [--cells 240] [--older CHECKOUT] [--seed 0]
+    git worktree add --detach /tmp/older OLDER
+    sudo python scripts/many_hosts.py --older /tmp/older [--minutes 30] [--hosts 4] [--cells 240] [--report FILE]
 
 A host is a worker with process numbers, a host name, a network and a clock of its own (unshare). First one worker
-runs the study undisturbed, which gives the reference. Then hosts share it, study after study until the time is over,
-while they are killed, stopped beyond the heartbeat, their clocks jump by minutes, the folder is read-only or full for a
-moment, workers are asked to leave, and a runner of an older version (--older: its source) takes part. A host that ended
-is started again with the same command; cells that workers leave alone are asked for. Prints figures as
-JSON and exits with 1 where one is not what it should be.
+runs the study undisturbed, which gives the reference. Then hosts share it, study after study until the time is over
+and the last study ended, while they are killed, stopped beyond the heartbeat, their clocks jump by minutes, the folder
+is read-only or full for a moment, workers are asked to leave, and a worker of an older version takes part (--older: its
+source; the OLDER that was tried: 97f8808). A host that ended is started again with the same command; cells that workers
+leave alone are asked for.
+
+Figures go to a file of JSON twice a minute, and to a table at the end; the exit code is 1 where one is not what it
+should be, where a kind of fault was never injected, and where no worker had to give up its cell after a pause. `run
+twice`: cells that ended more than once, counted over what all hosts said, and finished records whose bytes changed.
+`wrong`: cells whose scores, counts, delta or predictions are not those of the undisturbed worker, byte for byte.
 
 Of the undisturbed worker, per cell, in seconds of wall time (means over all cells but the first, which pays for
 imports): `between_s` passes from the end of a cell's run to the start of the next one's, for claiming, composing,
 checking what is there, and writing the record; `fixed_s` passes in the run and is neither training nor evaluation;
-`overhead_s` is the sum of both. `busy` is the share of time that is not between runs. `processor_s` is the processor's
-time per cell for all of it, training included, which says more than the others where the machine has other work.
+`overhead_s` is the sum of both; `cell_s` is the run. `processor_s` is the processor's time per cell for all of it,
+training included, which says more than the others where the machine has other work. `busy_alone` is the share of time
+that is not between runs, `load_alone` how many processes wanted to run on the machine (1 on one without other work).
+`busy` is the share of the hosts that share a study, from one cell's end to the next of the same worker, where no fault
+was going on.
 """
 
 import argparse
 import collections
 import hashlib
+import itertools
 import json
 import os
 import random
-import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from peftbench.ground.files import RECORD_FILE
+import proofs  # type: ignore[import-not-found]
+from hosts import Host  # type: ignore[import-not-found]
+
+from peftbench.ground.errors import DataError
+from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, write_atomically
 from peftbench.record import find_records, read_record, record_status
-from peftbench.study import status
-from peftbench.study.lock import DEAD
+from peftbench.study import agreement, lock, status
+from peftbench.study.queue import ROUND
 
 CELL = [
     "model=bert_tiny", "model.weights=random", "model.config.vocab_size=2000", "task=sst2", "data=sample",
-    "data.limit=48", "protocol.max_length=24", "protocol.batch_size=8", "protocol.max_steps=8", "tracker=none",
-    "protocol.evaluate_every=4", "progress=false", "checkpoint_every=0", "method=bitfit,lora,id3", "budget.like=bitfit",
+    "data.limit=48", "protocol.max_length=24", "protocol.batch_size=8", "protocol.max_steps=40", "tracker=none",
+    "progress=false", "protocol.evaluate_every=20", "checkpoint_every=0", "method=bitfit,lora,id3",
+    "budget.like=bitfit",
 ]  # fmt: skip
-ENDED = re.compile(r"done: (\S+): .* s$")
+KINDS = ("kill", "pause", "clock", "stop", "read-only", "full disk", "older version")
+OF_THE_FOLDER = ("read-only", "full disk")
 PATIENCE = 600  # seconds without a new record after which what is missing counts as lost
-# What a host's Python runs first: its clock, which jumps when the file says another number of seconds.
-CLOCK = """
-import os, time
-def shifted(plain=time.time, path=os.environ["HOST_CLOCK"]):
-    try:
-        with open(path) as file:
-            return plain() + float(file.read() or 0)
-    except (OSError, ValueError):
-        return plain()
-time.time = shifted
-"""
+MOST_OVERHEAD, LEAST_BUSY = 0.3, 0.95  # seconds per cell; share of time
+REPORTED = 30.0  # seconds between two reports
 
 
-class Host:
-    """A machine with one worker, which is started again whenever it ends."""
+@dataclass(eq=False)
+class Fault:
+    """A fault that is to be undone: of which kind, from when to when, of which host (None: of all)."""
 
-    def __init__(self, number: int, work: Path, source: Path | None = None) -> None:
-        self.name, self.work, self.source = f"host{number}", work, source
-        self.own = work / self.name
-        self.own.mkdir(exist_ok=True)
-        (self.own / "sitecustomize.py").write_text(CLOCK)
-        self.process: subprocess.Popen[str] | None = None
-        self.ended: list[tuple[float, float, str]] = []  # of every cell: when its line came, processor time, folder
-
-    def start(self, *words: str) -> None:
-        """Start the command with these words, unless it runs."""
-        if self.process is not None and self.process.poll() is None:
-            return
-        paths = [str(self.own), str(self.source or Path(__file__).resolve().parents[1])]
-        variables = {
-            **os.environ, "PYTHONPATH": ":".join(paths), "HOST_CLOCK": str(self.own / "clock"), "OMP_NUM_THREADS": "1",
-            "PEFTBENCH_CACHE": str(self.own / "cache"), "HF_HUB_OFFLINE": "1",
-        }  # fmt: skip
-        inside = f'hostname {self.name}; exec "$@"'
-        line = ["unshare", "--pid", "--uts", "--net", "--fork", "--kill-child", "--mount-proc", "sh", "-c", inside]
-        self.process = subprocess.Popen(
-            [*line, "sh", sys.executable, "-m", "peftbench", *words], env=variables, cwd=self.own, text=True,
-            stdout=subprocess.PIPE, stderr=(self.own / "errors.txt").open("a"), start_new_session=True,
-        )  # fmt: skip
-        self.reader = threading.Thread(target=self._read, args=(self.process,), daemon=True)
-        self.reader.start()
-
-    def wait(self) -> None:
-        """Wait until it has ended, and all that it said is read."""
-        assert self.process is not None
-        self.reader.join()
-        self.process.wait()
-
-    def _read(self, process: subprocess.Popen[str]) -> None:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if match := ENDED.search(line):
-                self.ended.append((time.monotonic(), processor_seconds(process.pid), match[1]))
-
-    def send(self, number: int) -> None:
-        """Send a signal to all its processes."""
-        if self.process is not None and self.process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, number)
-
-    def end(self) -> None:
-        """Kill it, and wait until it is gone."""
-        self.send(signal.SIGCONT)
-        self.send(signal.SIGKILL)
-        if self.process is not None:
-            self.process.wait()
-
-
-def processor_seconds(parent: int) -> float:
-    """What the processor gave so far to the children of a process that only waits for them."""
-    seconds = 0.0
-    for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
-        with suppress(OSError):
-            fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
-            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return seconds
+    kind: str
+    begin: float
+    end: float
+    host: Host | None
 
 
 class Driver:
     """The hosts, their faults, and what is found."""
 
     def __init__(self, work: Path, options: argparse.Namespace) -> None:
-        self.random, self.options = random.Random(options.seed), options
+        self.random, self.options, self.began = random.Random(options.seed), options, time.monotonic()
         self.shared = work / "shared"
-        self.shared.mkdir()
-        self.has_disk = self._mount("size=2g")  # of its own, so that it can be closed and filled
-        self.hosts = [Host(number, work) for number in range(options.hosts)]
-        self.older = None if options.older is None else Host(options.hosts, work, options.older.resolve())
-        self.faults: collections.Counter[str] = collections.Counter()
+        self.shared.mkdir(parents=True)
+        self.has_disk = self._mount("size=512m")  # of its own, so that it can be closed and filled
+        self.hosts = [Host(f"host{number}", work) for number in range(options.hosts)]
+        self.older = None if options.older is None else Host("older", work, options.older.resolve())
+        self.asker = Host("asker", work)
+        self.all = [*self.hosts, self.asker, *([self.older] if self.older else [])]
+        self.deck: list[str] = []  # kinds of faults to come: each comes once before one comes again
+        self.injected: collections.Counter[str] = collections.Counter()
+        self.faults: list[Fault] = []
+        self.open: list[Fault] = []  # those that are not undone yet
+        self.interrupted: set[str] = set()  # cells that another start of a worker began
         self.seen: dict[Path, str] = {}  # hash of every record when it was first seen
-        self.errors = {"lost": 0, "wrong": 0, "written twice": 0}
-        self.cells_left_alone = 0
+        self.seconds: dict[str, float] = {}  # of every finished cell's run
+        self.changed: set[str] = set()
+        self.lost: list[str] = []
+        self.wrong: list[str] = []
+        self.alone: dict[str, float] = {}
+        self.cells = self.studies = 0
+        self.left_alone: list[str] = []
+        self.reported = 0.0
         self.words = [*CELL, f"seed=range({max(1, options.cells // 3)})", f"outputs={self.shared}"]
-        self.until: list[tuple[float, str, Host]] = []  # what of a fault is to be undone, and when
 
     def _mount(self, options: str) -> bool:
         line = ["mount", "-t", "tmpfs", "-o", options, "none", str(self.shared)]
         return subprocess.run(line, capture_output=True).returncode == 0
 
-    def alone(self) -> dict[str, float]:
+    def undisturbed(self) -> None:
         """One worker, undisturbed: the reference, and what a cell costs beside training and evaluation."""
         self.plan("reference", "checkpoint_every=300")  # as it is by default
         host = self.hosts[0]
         host.start("work", "reference", "--outputs", str(self.shared))
         host.wait()
-        self.reference = self.state("reference")
+        self.reference = proofs.outcomes(self.shared, "reference", agreement.MADE)
         if len(self.reference) != self.cells:
-            raise SystemExit("the undisturbed study did not finish; see errors.txt")
-        (first, processor_first, _), *others = host.ended
-        last, processor_last, _ = others[-1]
-        times = [read_record(self.shared / folder / RECORD_FILE).time for _, _, folder in others]
-        ran = sum(one.total_s for one in times)
-        between, fixed = last - first - ran, sum(one.setup_s for one in times)
+            raise SystemExit(f"the undisturbed study did not finish: {(host.own / 'errors.txt').read_text()[-2000:]}")
+        first, *others = host.ended
+        host.ended = []
+        times = [read_record(self.shared / one.folder / RECORD_FILE).time for one in others]
+        ran, passed = sum(one.total_s for one in times), others[-1].at - first.at
+        between, fixed = passed - ran, sum(one.setup_s for one in times)
         per_cell = {"overhead_s": between + fixed, "between_s": between, "fixed_s": fixed}
-        per_cell["processor_s"] = processor_last - processor_first
-        mean = {name: round(seconds / len(others), 3) for name, seconds in per_cell.items()}
-        return {**mean, "busy": round(ran / (last - first), 3)}
+        per_cell["cell_s"] = ran
+        per_cell["processor_s"] = others[-1].processor_s - first.processor_s
+        self.alone = {name: round(seconds / len(others), 3) for name, seconds in per_cell.items()}
+        self.alone |= {"busy_alone": round(ran / passed, 3), "load_alone": round(os.getloadavg()[1], 1)}
 
     def plan(self, study: str, *more: str) -> None:
         """List a study's cells."""
@@ -175,130 +140,218 @@ class Driver:
         done, progress = 0, time.monotonic()
         next_fault = time.monotonic() + 10
         while done < self.cells and time.monotonic() - progress < PATIENCE:
-            if time.monotonic() - progress > 2 * DEAD and (number := self.left_alone(study)):
-                self.cells_left_alone += number
-                self.hosts[0].end()
-                self.hosts[0].start("run", "-m", f"study={study}", *self.words, "rerun=failed")
-                progress = time.monotonic()
+            if time.monotonic() - progress > 2 * lock.DEAD and (left := self.quarantined(study)):
+                if self.asker.start("run", "-m", f"study={study}", *self.words, "rerun=failed"):
+                    self.left_alone += left
             for host in self.hosts:
                 host.start("work", study, "--outputs", str(self.shared))
             if time.monotonic() >= next_fault:
                 self.disturb(study)
                 next_fault = time.monotonic() + self.random.expovariate(1 / self.options.every)
             self.undo()
+            self.report()
             time.sleep(1)
             if (now := self.look(study)) > done:
                 done, progress = now, time.monotonic()
         self.undo(everything=True)
-        for host in [*self.hosts, *([self.older] if self.older else [])]:
-            host.end()
-        states = self.state(study)
-        self.errors["lost"] += len(self.reference.keys() - states.keys())
-        self.errors["wrong"] += sum(states[cell] != kept for cell, kept in self.reference.items() if cell in states)
+        self.end(patience=60)  # a worker that was paused comes to see that others have done its cell
         self.look(study)
+        found = proofs.outcomes(self.shared, study, agreement.MADE)
+        self.lost += [f"{study}/{cell}" for cell in self.reference.keys() - found.keys()]
+        for cell, parts in found.items():
+            differs = [name for name, kept in self.reference.get(cell, {}).items() if parts[name] != kept]
+            self.wrong += [f"{study}/{cell}: {', '.join(differs)}"] if differs or cell not in self.reference else []
+        self.studies += 1
 
-    def left_alone(self, study: str) -> int:
-        """How many cells are tried again only if somebody asks: failed on two hosts, or with three deaths."""
-        return status.by_state(status.cells_of(self.shared, study))["failed"]
+    def quarantined(self, study: str) -> list[str]:
+        """Cells that are tried again only if somebody asks, and why: failed on two hosts, or with three deaths."""
+        cells = status.cells_of(self.shared, study)
+        return [f"{cell.folder}: {cell.reason}" for cell in cells if cell.state == "failed"]
 
     def disturb(self, study: str) -> None:
-        """One fault, for some seconds or for good."""
-        host, now = self.random.choice(self.hosts), time.monotonic()
-        kinds = ["kill", "kill", "pause", "clock", "stop"]
-        kinds += ["read-only", "full disk"] if self.has_disk else []
-        kinds += ["older version"] if self.older else []
-        kind = self.random.choice(kinds)
+        """The next fault, for some seconds or for good; one that cannot be now comes later."""
+        if not self.deck:
+            self.deck = ["kill", *(kind for kind in KINDS if self.older or kind != "older version")]
+            self.random.shuffle(self.deck)
+        free = [host for host in self.hosts if host not in [fault.host for fault in self.open]]
+        kind, host = self.deck.pop(), self.random.choice(free)
+        checkpoints = self.shared.glob(f"{study}/*/*/{CHECKPOINT_FILE}")
+        begun = {str(path.parent.relative_to(self.shared)) for path in checkpoints}
+        if self.of_folder(kind) if kind in OF_THE_FOLDER else self.of_host(kind, host, study):
+            self.injected[kind] += 1
+            self.interrupted |= begun
+        else:
+            self.deck.insert(0, kind)
+
+    def of_host(self, kind: str, host: Host, study: str) -> bool:
+        """A fault of one host, or a word to all of them; gives whether it took place."""
+        now = time.monotonic()
         if kind == "kill":
-            host.send(signal.SIGKILL)
-        elif kind == "pause":
-            host.send(signal.SIGSTOP)
-            self.until.append((now + DEAD + self.random.uniform(5, 40), kind, host))
+            return bool(host.send(signal.SIGKILL))
+        if kind == "pause":
+            paused = [fault for fault in self.open if fault.host]
+            if len(paused) >= len(self.hosts) // 2 or not host.send(signal.SIGSTOP):
+                return False
+            lasts = lock.DEAD + self.random.uniform(5, 2 * ROUND)  # others look for dead owners once in a round
+            self._begun(Fault(kind, now, now + lasts, host))
         elif kind == "clock":
             (host.own / "clock").write_text(str(self.random.uniform(-900, 900)))
         elif kind == "stop":
-            subprocess.run(
-                [sys.executable, "-m", "peftbench", "stop", study, "--outputs", str(self.shared)], check=False
-            )
-        elif kind == "read-only":
-            if not self._mount("remount,ro"):  # a file is open for writing; another time
-                return
-            self.until.append((now + self.random.uniform(1, 10), kind, host))
-        elif kind == "full disk":
-            with suppress(OSError), (self.shared / "ballast").open("wb") as file:
+            line = [sys.executable, "-m", "peftbench", "stop", study, "--outputs", str(self.shared)]
+            return subprocess.run(line, capture_output=True).returncode == 0
+        elif self.older:
+            return bool(self.older.start("work", study, "--outputs", str(self.shared), "--cells", "3"))
+        return True
+
+    def of_folder(self, kind: str) -> bool:
+        """A fault of the shared folder, unless it has one already; gives whether it took place."""
+        now = time.monotonic()
+        if not self.has_disk or any(fault.kind in OF_THE_FOLDER for fault in self.open):
+            return False
+        if kind == "read-only":
+            while not self._mount("remount,ro"):  # a file is open for writing at this moment
+                if time.monotonic() > now + 10:
+                    return False
+                time.sleep(0.02)
+        else:
+            with suppress(OSError), (self.shared / "ballast").open("wb", buffering=0) as file:
                 while True:
                     file.write(bytes(1 << 20))
-            self.until.append((now + self.random.uniform(1, 10), kind, host))
-        elif self.older:
-            self.older.start("run", "-m", f"study={study}", *self.words)
-        self.faults[kind] += 1
+        self._begun(Fault(kind, now, time.monotonic() + self.random.uniform(1, 10), None))
+        return True
+
+    def _begun(self, fault: Fault) -> None:
+        self.faults.append(fault)
+        self.open.append(fault)
 
     def undo(self, everything: bool = False) -> None:
         """End the faults whose time is over."""
-        for entry in [entry for entry in self.until if everything or time.monotonic() >= entry[0]]:
-            self.until.remove(entry)
-            _, kind, host = entry
-            if kind == "pause":
-                host.send(signal.SIGCONT)
-            elif kind == "read-only":
+        for fault in [fault for fault in self.open if everything or time.monotonic() >= fault.end]:
+            self.open.remove(fault)
+            if fault.host is not None:
+                fault.host.send(signal.SIGCONT)
+            elif fault.kind == "read-only":
                 self._mount("remount,rw")
             else:
                 (self.shared / "ballast").unlink(missing_ok=True)
+            fault.end = time.monotonic()
 
     def look(self, study: str) -> int:
-        """How many cells are done; a finished record whose bytes change was written twice."""
+        """How many cells are done; what a finished record took, and whether its bytes changed."""
         done = 0
         for path in find_records(self.shared / study):
-            with suppress(OSError):
-                content = path.read_bytes()
+            with suppress(OSError, DataError):
+                content, folder = path.read_bytes(), str(path.parent.relative_to(self.shared))
                 if path in self.seen or record_status(path) == "done":
                     done += 1
                     digest = hashlib.sha256(content).hexdigest()
-                    self.errors["written twice"] += self.seen.setdefault(path, digest) != digest
-                    self.seen[path] = digest
+                    if self.seen.setdefault(path, digest) != digest:
+                        self.changed.add(folder)
+                    self.seconds.setdefault(folder, json.loads(content)["time"]["total_s"])
+        for path in self.shared.glob(f"{study}/*/*/{CHECKPOINT_FILE}"):
+            if not (path.parent / lock.FILE).exists():  # a worker that was asked to leave
+                self.interrupted.add(str(path.parent.relative_to(self.shared)))
         return done
 
-    def state(self, study: str) -> dict[str, str]:
-        """Of every finished cell what must not differ."""
-        states = {}
-        for path in find_records(self.shared / study):
-            record = read_record(path)
-            if record.status == "done":
-                delta = hashlib.sha256((path.parent / "delta.safetensors").read_bytes()).hexdigest()
-                states[str(path.parent.relative_to(self.shared / study))] = repr(
-                    [record.metrics.evaluations, record.counts, record.hashes.delta, delta]
-                )
-        return states
+    def busy(self) -> float | None:
+        """The share of time that hosts were in runs, from cell to cell, where no fault was going on."""
+        ran = passed = 0.0
+        for host in self.hosts:
+            faults = [fault for fault in self.faults if fault.host in (None, host)]
+            for before, after in itertools.pairwise(host.ended):
+                disturbed = any(fault.begin < after.at and fault.end > before.at for fault in faults)
+                if before.start == after.start and not disturbed and after.folder not in self.interrupted:
+                    ran += self.seconds.get(after.folder, 0.0)
+                    passed += after.at - before.at
+        return round(ran / passed, 3) if passed else None
+
+    def figures(self) -> dict[str, Any]:
+        """What was found so far."""
+        ended = collections.Counter(one.folder for host in self.all for one in host.ended)
+        twice = sorted(self.changed | {folder for folder, times in ended.items() if times > 1})
+        return {
+            "minutes": round((time.monotonic() - self.began) / 60, 1), "cores": os.cpu_count(),
+            "hosts": len(self.hosts), "studies": self.studies, "cells": self.cells, "done": len(self.seen),
+            "lost": len(self.lost), "run twice": len(twice), "wrong": len(self.wrong), **self.alone,
+            "busy": self.busy(), "injected": {kind: self.injected[kind] for kind in KINDS},
+            "cells of the older version": len(self.older.ended) if self.older else 0,
+            "claims lost to a pause": sum(host.said("was paused and lost the cell") for host in self.all),
+            "waits for the folder": sum(host.said("this worker tries again") for host in self.all),
+            "left alone until asked": len(self.left_alone),
+            "named": {"lost": self.lost, "run twice": twice, "wrong": self.wrong, "left alone": self.left_alone},
+        }  # fmt: skip
+
+    def report(self) -> None:
+        """Keep what was found so far in a file, if the last time was a while ago."""
+        if time.monotonic() - self.reported > REPORTED:
+            write_atomically(self.options.report, json.dumps(self.figures(), indent=1).encode())
+            self.reported = time.monotonic()
+
+    def end(self, patience: float = 0) -> None:
+        """Kill all hosts that did not leave by themselves in so many seconds."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline and any(host.runs() for host in self.all):
+            time.sleep(0.2)
+        for host in self.all:
+            host.end()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run hosts and faults, report."""
+def judged(figures: dict[str, Any]) -> list[tuple[str, Any, str, bool]]:
+    """Of every figure that has to be something: its name, value, what it should be, and whether it is."""
+    rows = [(name, figures[name], "0", figures[name] == 0) for name in ("lost", "run twice", "wrong")]
+    overhead, busy = figures.get("overhead_s"), figures["busy"]
+    rows += [("overhead_s", overhead, f"at most {MOST_OVERHEAD}", overhead is not None and overhead <= MOST_OVERHEAD)]
+    rows += [("busy", busy, f"at least {LEAST_BUSY}", busy is not None and busy >= LEAST_BUSY)]
+    felt = [(name, figures[name]) for name in ("cells of the older version", "claims lost to a pause")]
+    return rows + [(name, n, "at least 1", n > 0) for name, n in [*figures["injected"].items(), *felt]]
+
+
+def table(figures: dict[str, Any]) -> str:
+    """All figures as a markdown table."""
+    rows = [(name, value, should, "yes" if so else "NO") for name, value, should, so in judged(figures)]
+    known = {"injected", "named", *(name for name, *_ in rows)}
+    rows += [(name, value, "", "") for name, value in figures.items() if name not in known]
+    lines = ["| figure | value | should be | is it |", "|---|---:|---|---|"]
+    return "\n".join(lines + [f"| {' | '.join(map(str, row))} |" for row in rows])
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--hosts", type=int, default=4)
     parser.add_argument("--cells", type=int, default=240, help="of each study")
     parser.add_argument("--every", type=float, default=15, help="seconds between two faults, on average")
-    parser.add_argument("--older", type=Path, help="source of an older version, whose `run -m` takes part")
+    parser.add_argument("--older", type=Path, help="source of an older version, a worker of which takes part")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--work", type=Path, help="an empty folder to work in")
-    options = parser.parse_args(arguments)
-    with tempfile.TemporaryDirectory() as made:
-        driver = Driver((options.work or Path(made)).resolve(), options)
-        try:
-            alone = driver.alone()
-            end, studies = time.monotonic() + 60 * options.minutes, 0
-            while not studies or time.monotonic() < end:
-                driver.disturbed(f"many{studies}")
-                studies += 1
-        finally:
-            driver.undo(everything=True)
-            for host in [*driver.hosts, *([driver.older] if driver.older else [])]:
-                host.end()
-            if driver.has_disk:
-                subprocess.run(["umount", str(driver.shared)], check=False)
-    faults = {"faults": sum(driver.faults.values()), "injected": dict(driver.faults)}
-    print(json.dumps({"hosts": options.hosts, "studies": studies, "cells": driver.cells * studies} | faults | alone
-                     | {"left alone": driver.cells_left_alone} | driver.errors, indent=1))  # fmt: skip
-    return int(any(driver.errors.values()))
+    parser.add_argument("--work", type=Path, help="a new folder to work in; what hosts said is kept there")
+    parser.add_argument("--report", type=Path, default=Path("many_hosts.json"), help="where figures are kept")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run hosts and faults, report."""
+    options = parsed(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    work = (options.work or Path(tempfile.mkdtemp(prefix="many-hosts-"))).resolve()
+    driver, finished = Driver(work, options), False
+    try:
+        driver.undisturbed()
+        end = time.monotonic() + 60 * options.minutes
+        while not driver.studies or time.monotonic() < end:
+            driver.disturbed(f"many{driver.studies}")
+        finished = True
+    finally:
+        driver.undo(everything=True)
+        driver.end()
+        figures = driver.figures() | {"finished": finished}
+        if driver.has_disk:
+            subprocess.run(["umount", "--lazy", str(driver.shared)], check=False)
+        write_atomically(options.report, json.dumps(figures, indent=1).encode())
+        print(table(figures))
+        if options.work is None:
+            shutil.rmtree(work)
+    return int(not all(so for *_, so in judged(figures)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 Every host of the cluster is this machine, so that workers can be found among its processes.
 """
 
+import hashlib
+import json
 import os
 import re
 import signal
@@ -10,12 +12,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
-from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE
-from peftbench.record import find_records, read_record, record_status
+from peftbench.ground.files import CHECKPOINT_FILE, DELTA_FILE, RECORD_FILE
+from peftbench.record import MEASURED, find_records, read_record, record_status
 from peftbench.study import lock
 
 STUDY = "proof"
@@ -54,7 +57,10 @@ def check_end(outputs: Path, before: Mapping[str, bytes], screens: Iterable[Path
     check("no lock or checkpoint is left", not [*outputs.rglob(f"{lock.FILE}*"), *outputs.rglob("checkpoint.*")])
     alone = outputs.with_name("alone")
     check("a plain sweep beside it", peftbench(alone, "run", "-m", *WORDS, *SWEEP, f"outputs={alone}") == 0)
-    check("the scores are those of the plain sweep, bit for bit", scores(outputs) == scores(alone))
+    here, there = outcomes(outputs, STUDY), outcomes(alone, STUDY)
+    for part in ("record", "delta", "predictions"):
+        same = [here[cell][part] == parts[part] for cell, parts in there.items() if cell in here]
+        check(f"{part}: as of the plain sweep, bit for bit, {sum(same)} of {CELLS}", sum(same) == CELLS)
 
 
 def check(what: str, so: bool) -> None:
@@ -124,7 +130,24 @@ def contents(outputs: Path) -> dict[str, bytes]:
     return {str(path.parent.relative_to(outputs)): path.read_bytes() for path in paths}
 
 
-def scores(outputs: Path) -> dict[str, str]:
-    """Every evaluation of every finished cell, and the hash of its delta."""
-    records = {folder: read_record(outputs / folder / RECORD_FILE) for folder in contents(outputs)}
-    return {folder: repr([record.metrics.evaluations, record.hashes.delta]) for folder, record in records.items()}
+def outcomes(outputs: Path, study: str, keys: Collection[str] = ()) -> dict[str, dict[str, str]]:
+    """What must not differ of every finished cell, part by part, by its folder within the study.
+
+    Args:
+        keys: of the record; none: all but those that are measured. Folders under `outputs` are named alike.
+    """
+    found = {}
+    for path in find_records(outputs / study):
+        if record_status(path) == "done":
+            raw = asdict(read_record(path))
+            kept = {key: raw[key] for key in raw if (key in keys if keys else key not in MEASURED)}
+            files = {"delta": [path.parent / DELTA_FILE], "predictions": sorted(path.parent.glob("predictions/*.tsv"))}
+            parts = {name: " ".join(map(digest, paths)) for name, paths in files.items()}
+            parts["record"] = json.dumps(kept, sort_keys=True).replace(str(outputs), "outputs")
+            found[str(path.parent.relative_to(outputs / study))] = parts
+    return found
+
+
+def digest(path: Path) -> str:
+    """A file's name and the SHA-256 of its content."""
+    return f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}"

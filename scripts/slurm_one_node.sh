@@ -53,7 +53,8 @@ kill-node() { kill -9 "$(cat "$STATE/slurmd.pid")"; }
 
 start-node() { slurmd; }
 
-stop() {
+stop() {  # once the last jobs have said that they ended: else their own daemons would go on trying to
+    timeout 30 sh -c 'while sinfo --noheader --format=%T | grep -Eq "alloc|mixed|compl"; do sleep 1; done' 2> /dev/null || true
     end slurmctld "$STATE/slurmctld.pid"
     end slurmd "$STATE/slurmd.pid"
     end munged /run/munge/munged.pid

@@ -4,14 +4,19 @@
 
 Ray starts a task again whose process or node died, and workers wait for the last cells. Where this script itself dies,
 its workers end with it; give the same command again. Either way nothing is lost: the study's folder knows what is done.
+A cluster that asks for a token wants RAY_AUTH_MODE=token here, too (Ray from 2.59 on may ask without being told to).
 """
 
 import argparse
+import ctypes
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import ray
+
+PR_SET_PDEATHSIG = 1  # of Linux: a signal to a process whose parent is gone
 
 
 def main() -> int:
@@ -33,9 +38,11 @@ def main() -> int:
 
 
 def work(line: list[str]) -> int:
-    """Be one worker: a process of its own, which ends with the task. A worker that was killed is started again."""
+    """Be one worker: a process of its own, which is asked to leave when the task ends, even where that is killed. A
+    worker that was killed is started again."""
+    libc = ctypes.CDLL(None)
     while True:
-        process = subprocess.Popen(line)
+        process = subprocess.Popen(line, preexec_fn=lambda: libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM))
         try:
             code = process.wait()
         finally:

@@ -115,7 +115,7 @@ def test_other_labels_words_and_parents_are_one_line(rte: Path, command: Command
 
     assert "task=wnli: its labels are not_entailment, entailment" in refused(2, str(rte), "task=wnli")
     assert "task=stsb: its labels are scores of [0" in refused(2, str(rte), "task=stsb")
-    assert "protocol: not a word of an artefact" in refused(2, str(rte), "task=qnli", "protocol.lr=1")
+    assert "protocol.lr: not a word of an artefact" in refused(2, str(rte), "task=qnli", "protocol.lr=1")
     assert "task=qnlu: there is no task" in refused(2, str(rte), "task=qnlu")
     assert "has no qnli" in refused(3, str(rte), "task=qnli", "data=sample")
     assert "not a readable record" in refused(3, str(tmp_path), "task=qnli")

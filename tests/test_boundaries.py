@@ -124,7 +124,7 @@ def test_a_stratum_trains_what_another_does(tiny: Callable[..., Cell]) -> None:
 def test_what_cannot_be_searched_is_one_line(command: Callable[..., Said], tmp_path: Path) -> None:
     for words, line in (
         (["select.trials=0"], "select.trials=0"),
-        (["select.factors=[1]"], "one search chooses one thing"),
+        (["select.factors=[1]"], "factors=[1.0] and trials=4 cannot both be given"),
         (["++method.strata.biases.like=bises"], "did you mean biases"),
     ):
         code, _, err = command("run", *SMALL, *words, f"outputs={tmp_path / 'outputs'}")

@@ -215,7 +215,7 @@ def test_what_cannot_be_paired_is_one_line(
     assert "are one study" in line_of(command("flips", "made", "made"), 2)
     assert "name two runs, or two studies" in line_of(command("flips", "made", str(run)), 2)
     assert "no seed in common" in line_of(command("flips", "made", "seeds"), 2)
-    assert "mdae: not found" in line_of(command("flips", "mdae", "made"), 2)
+    assert "study mdae: there is none under outputs" in line_of(command("flips", "mdae", "made"), 2)
     assert "ldoa: no row of study made" in line_of(command("flips", "made", "seeds", "--old-row", "ldoa"), 2)
     assert "these are two runs" in line_of(command("flips", str(run), str(run), "--old-row", "lora"), 2)
     assert "no row of made has a counterpart" in command("flips", "made", "tasks")[2]

@@ -70,7 +70,15 @@ def test_a_killed_worker_and_a_killed_daemon_of_slurm_lose_nothing(tmp_path: Pat
     script = Path(__file__).parents[1] / "scripts" / "slurm_sweep.py"
     proof = subprocess.run([sys.executable, script, "--work", tmp_path], capture_output=True, text=True, timeout=900)
     assert proof.returncode == 0, proof.stdout
-    assert "scores are those of the plain sweep, bit for bit" in proof.stdout
+    assert "predictions: as of the plain sweep, bit for bit, 12 of 12" in proof.stdout
+
+
+def test_a_killed_worker_task_and_driver_of_ray_lose_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="an extra: pip install 'peftbench[ray]'")
+    script = Path(__file__).parents[1] / "scripts" / "ray_sweep.py"
+    proof = subprocess.run([sys.executable, script, "--work", tmp_path], capture_output=True, text=True, timeout=1800)
+    assert proof.returncode == 0, proof.stdout
+    assert "predictions: as of the plain sweep, bit for bit, 12 of 12" in proof.stdout
 
 
 def test_what_launchers_refuse(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ def test_what_cannot_be_merged_is_one_line_before_anything_is_made(
 
     ask = ("from=s", "method=lora", "merge=ties")
     assert "merge=tise: did you mean ties" in refused("from=s", "method=lora", "merge=tise")
-    assert "from=t: no such study" in refused("from=t", "method=lora", "merge=ties")
+    assert "from=t: there is none under" in refused("from=t", "method=lora", "merge=ties")
     assert "method=lara: no finished run" in refused("from=s", "method=lara", "merge=ties")
     assert "method: must be given" in refused("from=s", "merge=ties")
     assert "merge.keep=2" in refused(*ask, "merge.keep=2")

@@ -124,3 +124,19 @@ def test_an_architecture_is_one_yaml(text: str, tmp_path: Path, run_tiny: Callab
         trained[method] = record.counts.backbone
         np.testing.assert_array_equal(labelled(run, tmp_path), written(run))
     assert trained == {"lora": 3 * 2 * 8 * (32 + 32), "bitfit": 3 * (5 * 32 + 64 + 2 * 32) + 32}
+
+
+def test_its_heads_are_pruned_where_its_yaml_says_that_they_can_be(
+    tmp_path: Path, run_tiny: Callable[..., Outcome]
+) -> None:
+    mine = tmp_path / "conf" / "model" / "mine.yaml"
+    mine.parent.mkdir(parents=True)
+    mine.write_text(XLM_ROBERTA)
+    words = [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "model=mine", "model.weights=random"]
+    words += ["method=light_peft", "method.estimation=3", "protocol.precision=fp32"]
+    with pytest.raises(ConfigError, match=r"prunes heads, and mine has layout\.prunes_heads=false"):
+        run_tiny(*words)
+    mine.write_text(XLM_ROBERTA.replace("layout:\n", "layout:\n  prunes_heads: true\n"))
+    run = done(run_tiny(*words))
+    assert read_record(run / "result.json").counts.kept < read_record(run / "result.json").counts.backbone
+    np.testing.assert_allclose(labelled(run, tmp_path), written(run), atol=2e-5)

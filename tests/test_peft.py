@@ -241,7 +241,7 @@ WRONG = [
     (["method=prompt_tuning", "method.config.num_virtual_tokens=0"], r"num_virtual_tokens=0: must be at least 1"),
     (["method=prompt_tuning", "method.config.token_dim=8"], r"method\.config\.token_dim: not to be given here"),
     (["method=prompt_tuning", "method.config.prompt_tuning_init=TEXT"], r"asks for a tokenizer by name"),
-    (["method=prompt_tuning", "method.config.prompt_tuning_init=RANDM"], r"=\"RANDM\": .*did you mean RANDOM"),
+    (["method=prompt_tuning", "method.config.prompt_tuning_init=RANDM"], "=RANDM: .*did you mean RANDOM"),
     (["method=p_tuning", "method.config.encoder_hidden_size=0"], r"encoder_hidden_size=0: must be at least 1"),
     (["method=prefix_tuning", "protocol.max_length=500"], r"protocol\.max_length=500: .* 512 positions, 20 of them"),
     (vera("method.config.rr=4"), r"method\.config\.rr: peft's vera has no such key; did you mean r"),

@@ -279,7 +279,7 @@ def test_what_cannot_be_ported_is_one_line_before_anything_is_made(
     newer = model(here, "newer")
     assert "from: must be given" in refused(2, *newer)
     assert "model: must be given" in refused(2, "from=s")
-    assert "from=t: no such study" in refused(2, "from=t", *newer)
+    assert "from=t: there is none under" in refused(2, "from=t", *newer)
     assert "method=lara: no finished run" in refused(2, "from=s", *newer, "method=lara")
     assert "seed=7: no finished run" in refused(2, "from=s", *newer, "seed=7")
     assert "protocol.lr: not a word of port" in refused(2, "from=s", *newer, "protocol.lr=1")

@@ -1,5 +1,6 @@
 """Recipes that start workers: each gives the command that a worker is."""
 
+import importlib
 import json
 import os
 import signal
@@ -132,6 +133,22 @@ def test_ray_starts_every_worker_as_a_task(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="an extra: pip install 'peftbench[ray]'")
     call("plan", *TINY, "study=pilot", "method=bitfit", "--save", cwd=tmp_path)
     line = [sys.executable, str(SCRIPTS / "workers_ray.py"), "pilot", "--workers", "1", "--cores", "0.1"]
-    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    variables = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test"}  # else it is put into ~
+    done = subprocess.run(line, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(list(find_records(tmp_path / "outputs" / "pilot"))) == 1
+
+
+def test_the_driver_of_many_hosts_judges_all_that_it_promises(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPTS)
+    many_hosts = importlib.import_module("many_hosts")
+    good = {"lost": 0, "run twice": 0, "wrong": 0, "overhead_s": 0.3, "busy": 0.95}
+    good |= {"cells of the older version": 1, "claims lost to a pause": 1}
+    good["injected"] = dict.fromkeys(many_hosts.KINDS, 1)
+    assert all(so for *_, so in many_hosts.judged(good))
+    bad = {"lost": 1, "run twice": 1, "wrong": 1, "overhead_s": 0.31, "busy": 0.94}
+    for name, value in {**bad, "cells of the older version": 0, "claims lost to a pause": 0}.items():
+        assert [row[0] for row in many_hosts.judged({**good, name: value}) if not row[-1]] == [name]
+    never = {**good, "injected": {**good["injected"], "pause": 0}, "busy": None}
+    assert [row[0] for row in many_hosts.judged(never) if not row[-1]] == ["busy", "pause"]
+    assert "| pause | 0 | at least 1 | NO |" in many_hosts.table(never)

@@ -190,7 +190,7 @@ BOUNDS = [  # a task's lists, what the line says
     ("rte", "task.folder.text=[a,b,c]", 'task.folder.text=["a", "b", "c"]: must have at most 2 entries'),
     ("rte", "task.folder.text=[]", "task.folder.text=[]: must have at least 1 entry"),
     ("rte", "task.folder.text=[a,a]", 'task.folder.text=["a", "a"]: must not name one thing twice'),
-    ("rte", "task.folder.text=['']", "task.folder.text.0=: must have at least 1 character"),
+    ("rte", "task.folder.text=['']", "task.folder.text.0='': must have at least 1 character"),
     ("rte", "task.folder.label=sentence1", "task.folder: label=sentence1 is a text column, too"),
     ("rte", "task.hub.label=sentence1", "task.hub: label=sentence1 is a text column, too"),
     ("rte", "task.labels=[a,a]", 'task.labels=["a", "a"]: must not name one thing twice'),

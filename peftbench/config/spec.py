@@ -55,6 +55,9 @@ class Layout:
         positions_from: how many of max_position_embeddings no token takes; "padding": those up to the padding id's.
         attention: bench (this bench's own) or a form that transformers names.
         starts_in_the_middle: whether layers pass on hidden states alone, as protocol.keep_prefix needs.
+        prunes_heads: whether attention goes on with fewer heads, as Light-PEFT needs.
+        fused: how one map for query, key and value holds them: stacked, one below the other, each with all its heads;
+            interleaved, head by head. None: there are three maps.
     """
 
     layers: str
@@ -65,6 +68,8 @@ class Layout:
     positions_from: Whole | Literal["padding"] = 0
     attention: Literal["bench", "eager", "sdpa"] = "bench"
     starts_in_the_middle: bool = True
+    prunes_heads: bool = False
+    fused: Literal["stacked", "interleaved"] | None = None
 
 
 WEIGHTS_WORDS = ("auto", "hub", "package", "random")  # values of model.weights that are no folder

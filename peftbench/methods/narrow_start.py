@@ -15,7 +15,6 @@ from peftbench.methods.narrow import Narrow
 Score = Literal["fisher", "log_fisher", "magnitude"]
 Heads = Literal["within", "across"]
 ATTENTION = ("query", "key", "value")
-STACKED = ("modernbert",)  # architectures whose fused query, key and value lie one below the other
 
 
 class Importance:
@@ -131,9 +130,8 @@ def check_known(model: Model) -> None:
     """
     if model.ranks:
         raise ConfigError(f"method.init: maps of {model.name}'s weights are low-rank, without rows; init=random works")
-    config: Any = model.module.config
     fused = model.layout.kinds["query"] == model.layout.kinds["value"]
-    if fused and config.model_type not in STACKED:
+    if fused and model.layout.fused != "stacked":
         raise ConfigError(f"method.init: {model.name} fuses query, key and value in its own way; init=random works")
 
 

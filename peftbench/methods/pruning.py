@@ -20,8 +20,6 @@ from peftbench.methods.maps import AdaptedLinear, packed, unpacked
 Prunable = Literal["query", "key", "value", "attention_output", "intermediate", "output"]
 PRUNABLE: tuple[Prunable, ...] = get_args(Prunable)
 HEADS, NEURONS = PRUNABLE[:4], PRUNABLE[4:]  # the kinds that make heads, and neurons; the last of them reads them
-# transformers' architectures whose attention goes on with fewer heads, as a test shows of each
-ARCHITECTURES = ("bert", "roberta", "electra", "distilbert", "mpnet", "deberta-v2")
 COUNTS = ("num_attention_heads", "n_heads")  # what attention modules call their number of heads
 Watch = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
@@ -224,10 +222,8 @@ def check_architecture(model: Model) -> None:
     """
     if model.ranks:
         raise ConfigError(f"method: light_peft prunes whole maps; those of {model.name}'s weights are low-rank")
-    kind = str(model.module.config.model_type)  # type: ignore[union-attr]
-    if kind not in ARCHITECTURES:
-        known = f"{', '.join(ARCHITECTURES[:-1])} and {ARCHITECTURES[-1]}"
-        raise ConfigError(f"method: light_peft prunes heads of {known}; {model.name} is a {kind}")
+    if not model.layout.prunes_heads:
+        raise ConfigError(f"method: light_peft prunes heads, and {model.name} has layout.prunes_heads=false")
 
 
 @dataclass(frozen=True)
