@@ -94,7 +94,7 @@ LINES: list[tuple[list[str], str]] = [
     (["method=light_peft", "method.prune_modules=0.99"], "method.prune_modules=0.99: of 36 linear maps"),
     (["method=light_peft", "method.prune_ranks=1"], "method.prune_ranks"),
     (["method=light_peft", "method.rank=0"], "method.rank"),
-    (["method=light_peft", "model=modernbert_base"], "modernbert_base is a modernbert"),
+    (["method=light_peft", "model=modernbert_base"], "modernbert_base has layout.prunes_heads=false"),
     (
         [*TINY, "method=light_peft", "method.estimation=6"],
         "method.estimation=6: 6 steps; the run has 6, one must be left",
