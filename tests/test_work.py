@@ -25,7 +25,7 @@ from peftbench.report import cost
 from peftbench.runner.run import Outcome
 from peftbench.study import index, lock, status
 from peftbench.study.done import reads_of
-from peftbench.study.guesses import Guesses
+from peftbench.study.estimates import Estimates
 from peftbench.study.index import Planned
 from peftbench.study.lock import Lock
 from peftbench.study.queue import MOST_TRIES, Queue
@@ -193,13 +193,13 @@ def test_equal_cells_come_in_another_order_for_every_worker(tmp_path: Path) -> N
 
 def test_cells_that_nobody_ran_yet_are_expected_to_take_what_the_closest_took() -> None:
     took = {"s/rte-lora-m-1/seed0": 5.0, "s/rte-lora-m-1/seed1": 7.0, "s/rte-full-m-2/seed0": 30.0}
-    guesses = Guesses([*took.items(), ("s/mnli-full-m-3/seed0", 1000.0)])
-    assert guesses.seconds("s/rte-lora-m-1/seed2") == 6.0
-    assert guesses.seconds("s/rte-lora-m-9/seed0") == 6.0, "of its task and method"
-    assert guesses.seconds("s/rte-bitfit-m-9/seed0") == 7.0, "of its task"
-    assert guesses.seconds("s/cola-bitfit-m-9/seed0") == 18.5, "of all"
-    assert guesses.total(["s/rte-lora-m-9/seed0", "s/rte-bitfit-m-9/seed0"]) == 13.0
-    assert Guesses([]).seconds("s/rte-lora-m-1/seed0") is None
+    estimates = Estimates([*took.items(), ("s/mnli-full-m-3/seed0", 1000.0)])
+    assert estimates.seconds("s/rte-lora-m-1/seed2") == 6.0
+    assert estimates.seconds("s/rte-lora-m-9/seed0") == 6.0, "of its task and method"
+    assert estimates.seconds("s/rte-bitfit-m-9/seed0") == 7.0, "of its task"
+    assert estimates.seconds("s/cola-bitfit-m-9/seed0") == 18.5, "of all"
+    assert estimates.total(["s/rte-lora-m-9/seed0", "s/rte-bitfit-m-9/seed0"]) == 13.0
+    assert Estimates([]).seconds("s/rte-lora-m-1/seed0") is None
 
 
 def test_a_worker_takes_the_longest_of_unknown_cells_by_their_task_and_method_first(

@@ -53,7 +53,7 @@ def plan(arguments: Sequence[str]) -> int:
         survey = _registered(options, lines, rerun, listed)
     same_study = status.cells_if_any(survey.outputs, survey.study)
     left = [cell.folder for cell in survey.left]
-    seconds = status.guesses(same_study).total(left)
+    seconds = status.estimates(same_study).total(left)
     screen.plan(survey, seconds, status.peak_of(left, same_study))
     if options.register is not None:
         print(f"registered; peftbench compare {survey.study} --plan {options.register}")

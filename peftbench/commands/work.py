@@ -84,6 +84,7 @@ def stop(arguments: Sequence[str]) -> int:
 
 
 def open_queue(options: Namespace) -> "Queue":
+    """The open cells of the study, as they are listed now."""
     from peftbench.study.queue import Queue
 
     return Queue(expanded(options.outputs), options.study, known_classes(options.searchpath))

@@ -56,8 +56,8 @@ class Layout:
         attention: bench (this bench's own) or a form that transformers names.
         starts_in_the_middle: whether layers pass on hidden states alone, as protocol.keep_prefix needs.
         prunes_heads: whether attention goes on with fewer heads, as Light-PEFT needs.
-        fused: how one map for query, key and value holds them: stacked, one below the other, each with all its heads;
-            interleaved, head by head. None: there are three maps.
+        fused: how one map for query, key and value holds them: stacked, one below the other, each with all its heads.
+            None: in another way, or there are three maps.
     """
 
     layers: str
@@ -69,7 +69,7 @@ class Layout:
     attention: Literal["bench", "eager", "sdpa"] = "bench"
     starts_in_the_middle: bool = True
     prunes_heads: bool = False
-    fused: Literal["stacked", "interleaved"] | None = None
+    fused: Literal["stacked"] | None = None
 
 
 WEIGHTS_WORDS = ("auto", "hub", "package", "random")  # values of model.weights that are no folder

@@ -20,7 +20,7 @@ from peftbench.ground import escape
 from peftbench.ground.errors import BadInput, DataError, shown
 from peftbench.ground.files import RECORD_FILE, stamp
 from peftbench.study import done, index, lock, sweep
-from peftbench.study.guesses import Guesses
+from peftbench.study.estimates import Estimates
 from peftbench.study.index import Parent, Planned, kind_of
 from peftbench.study.lock import Lock
 from peftbench.study.standing import Standings
@@ -147,9 +147,9 @@ class Queue:
         """Look at all cells again that may be open, those first that are expected to take longest."""
         self._round, self._now = time.monotonic(), lock.clock_of(self.outputs / self.study)
         still_open = [folder for folder in self._seen if self._is_open(folder)]
-        guesses = Guesses(self._took.items())
+        estimates = Estimates(self._took.items())
         again = [*self._next, *still_open]
-        again.sort(key=lambda folder: guesses.seconds(folder) or 0.0, reverse=True)
+        again.sort(key=lambda folder: estimates.seconds(folder) or 0.0, reverse=True)
         self._next, self._seen = deque(again), []
 
     def _read_list(self) -> None:

@@ -14,7 +14,7 @@ from peftbench.ground.errors import DataError, warn
 from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, study_folder
 from peftbench.record import damage, find_records, read_record
 from peftbench.study import index, lock
-from peftbench.study.guesses import Guesses
+from peftbench.study.estimates import Estimates
 from peftbench.study.index import Planned, kind_of
 from peftbench.study.standing import Standing, Standings
 
@@ -143,12 +143,12 @@ def by_state(cells: Iterable[CellStatus]) -> dict[State, int]:
 
 def seconds_left(cells: Sequence[CellStatus]) -> float | None:
     """Seconds that what is not done would take one runner; None: nothing is known."""
-    return guesses(cells).total(cell.folder for cell in cells if cell.state != "done")
+    return estimates(cells).total(cell.folder for cell in cells if cell.state != "done")
 
 
-def guesses(cells: Iterable[CellStatus]) -> Guesses:
+def estimates(cells: Iterable[CellStatus]) -> Estimates:
     """What others may take, by what finished cells took."""
-    return Guesses((cell.folder, cell.seconds) for cell in cells if cell.seconds is not None)
+    return Estimates((cell.folder, cell.seconds) for cell in cells if cell.seconds is not None)
 
 
 def peak_of(folders: Sequence[str], cells: Iterable[CellStatus]) -> float | None:
@@ -157,5 +157,5 @@ def peak_of(folders: Sequence[str], cells: Iterable[CellStatus]) -> float | None
     for cell in cells:
         if cell.peak_mb is not None:
             known[kind_of(cell.folder)] = max(cell.peak_mb, known.get(kind_of(cell.folder), 0.0))
-    guesses = [known.get(kind_of(folder), max(known.values())) for folder in folders] if known else []
-    return max(guesses, default=None)
+    estimates = [known.get(kind_of(folder), max(known.values())) for folder in folders] if known else []
+    return max(estimates, default=None)

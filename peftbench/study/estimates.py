@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from peftbench.study.index import kind_of
 
 
-class Guesses:
+class Estimates:
     """The median of finished cells that are most alike: but for the seed, else of the task and the method, else of the
     task, else of all."""
 
@@ -26,8 +26,8 @@ class Guesses:
 
     def total(self, folders: Iterable[str]) -> float | None:
         """What so many cells may take together, one after the other; None: nothing is known."""
-        guesses = list(map(self.seconds, folders))
-        return None if None in guesses else sum(guess for guess in guesses if guess is not None)
+        estimates = list(map(self.seconds, folders))
+        return None if None in estimates else sum(one for one in estimates if one is not None)
 
 
 def _likenesses(folder: str) -> list[tuple[str, ...]]:
