@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, TypeAdapter, ValidationError
 
-from peftbench.ground import strangers
+from peftbench.ground import untrusted
 from peftbench.ground.errors import DataError, printable, shown
 from peftbench.ground.files import RECORD_FILE, write_atomically
 from peftbench.ground.quantity import quantity
@@ -251,7 +251,7 @@ def read_record(path: Path) -> Record:
     """
     try:
         raw = _raw(path)
-        strangers.check(raw)
+        untrusted.check(raw)
         if raw.get("schema") not in READABLE:
             schema = shown(raw.get("schema"))
             raise DataError(f"{path}: a record of schema {schema}, this version reads schema {SCHEMA}")
@@ -341,8 +341,8 @@ def _raw(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is no JSON object, or not the bytes that were written.
     """
-    content = strangers.read_bytes(path, MOST_BYTES)
-    strangers.check_number(content, MOST_VALUES)
+    content = untrusted.read_bytes(path, MOST_BYTES)
+    untrusted.check_number(content, MOST_VALUES)
     try:
         raw = json.loads(content)
         if not isinstance(raw, dict):
@@ -359,7 +359,7 @@ def _raw(path: Path) -> dict[str, Any]:
 def _check_texts(raw: dict[str, Any]) -> None:
     """Refuse control codes: what a record holds is shown on terminals. The error's text is cleaned instead."""
     for key, value in raw.items():
-        for text in strangers.texts(value):
+        for text in untrusted.texts(value):
             if key != "error" and CONTROL.search(text):
                 raise ValueError(f"{shown(key)}: control codes in {shown(text)}")
 

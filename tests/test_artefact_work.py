@@ -22,7 +22,7 @@ from peftbench.commands.artefact_work import Artefacts, lines_of
 from peftbench.config import compose
 from peftbench.ground import escape
 from peftbench.ground.files import RECORD_FILE
-from peftbench.lifecycle import saved
+from peftbench.lifecycle import saved_lines
 from peftbench.record import MEASURED, find_records, read_record
 from peftbench.runner.run import run
 from peftbench.study import lock
@@ -188,8 +188,8 @@ def test_a_line_waits_for_runs_that_are_open_and_another_workers_is_left(
     source = Artefacts(outputs, "s")
     assert source.take() is None, "no run is there yet"
     shutil.copytree(trained, outputs, dirs_exist_ok=True)
-    one, other = saved.read(outputs / "s")
-    with Lock(saved.folder_of(outputs / "s", one)):
+    one, other = saved_lines.read(outputs / "s")
+    with Lock(saved_lines.folder_of(outputs / "s", one)):
         job = source.take()
         assert job is not None
         assert job() == 0
@@ -198,7 +198,7 @@ def test_a_line_waits_for_runs_that_are_open_and_another_workers_is_left(
         code, out, err = command("work", "s")
         assert (code, err) == (0, ""), "nothing is left for this worker"
         assert out.endswith("2 lines of artefacts: 1 done, 1 running\n")
-    assert saved.end_of(outputs / "s", other) == saved.End("done")
+    assert saved_lines.end_of(outputs / "s", other) == saved_lines.End("done")
     assert source.take() is not None
 
 
@@ -224,9 +224,9 @@ def test_a_line_that_failed_on_two_hosts_is_left_alone_until_it_is_saved_again(
     command(*wrong)
     assert command("work", "s").err.count("no finished run") == 1
     assert command("work", "s").err.count("no finished run") == 1, "on one host it may have been the host"
-    (line,) = saved.read(study)
-    with Lock(saved.folder_of(study, line)) as held:
-        saved.write_end(study, line, saved.End("failed", ("one", "other"), "no memory"), held.check)
+    (line,) = saved_lines.read(study)
+    with Lock(saved_lines.folder_of(study, line)) as held:
+        saved_lines.write_end(study, line, saved_lines.End("failed", ("one", "other"), "no memory"), held.check)
     worked = command("work", "s")
     assert (worked.code, worked.err) == (101, "")
     assert "  no memory (failed on one, other; left alone until the line is saved again)" in command("status", "s").out
@@ -240,9 +240,9 @@ def test_a_line_that_kills_its_workers_is_left_alone_until_it_is_saved_again(
     study = shutil.copytree(trained, here / "outputs") / "s"
     save = ["merge", *MERGE[:2], "merge=ties", *MERGE[3:], "--save"]
     command(*save)
-    (line,) = saved.read(study)
+    (line,) = saved_lines.read(study)
     for _ in range(3):
-        subprocess.run([sys.executable, "-c", DYING, str(saved.folder_of(study, line))], check=False)
+        subprocess.run([sys.executable, "-c", DYING, str(saved_lines.folder_of(study, line))], check=False)
     worked = command("work", "s")
     assert (worked.code, worked.out, worked.err) == (101, "1 line of artefacts: 0 done, 1 failed\n", "")
     assert "  its workers died: process " in command("status", "s").out
@@ -305,7 +305,7 @@ def test_a_line_that_cannot_be_is_refused_before_it_is_kept(
     code, out, err = command(*words, "--save")
     assert (code, out) == (2, "")
     assert named in err
-    assert not list(here.rglob(saved.FILE))
+    assert not list(here.rglob(saved_lines.FILE))
 
 
 FORGED = {
@@ -328,13 +328,13 @@ FORGED = {
 def test_a_forged_list_of_lines_is_one_line(here: Path, command: Command, content: str) -> None:
     folder = here / "outputs" / "s"
     folder.mkdir(parents=True)
-    (folder / saved.FILE).write_text(content)
+    (folder / saved_lines.FILE).write_text(content)
     for words in (("work", "s"), ("merge", *MERGE, "--save")):
         code, out, err = command(*words)
         assert (code, out) == (3, "")
         assert len(err.splitlines()) == 1
-        assert saved.FILE in err
-    assert (folder / saved.FILE).read_text() == content
+        assert saved_lines.FILE in err
+    assert (folder / saved_lines.FILE).read_text() == content
 
 
 @given(st.text(st.characters(exclude_categories=["C"]), min_size=1).filter(lambda text: text.strip() == text))

@@ -19,7 +19,7 @@ from peftbench.notebook import run
 from peftbench.record import find_records
 from peftbench.report import records, table
 from peftbench.runner.deltas import reload
-from peftbench.study import index, standing, status, sweep
+from peftbench.study import cell_state, index, status, sweep
 
 WORDS = [*(word for word in TINY if word != "data=sample"), "study=s", "method=head", "data=folder"]
 
@@ -230,7 +230,7 @@ BROKEN = {
 def test_damaged_files_of_hashes_are_as_good_as_none(here: Path, content: bytes | None) -> None:
     words = [*WORDS, "data.path=one"]
     first = run(*words)
-    for path in (here / "cache" / "hashes.json", here / "outputs" / "s" / standing.FILE):
+    for path in (here / "cache" / "hashes.json", here / "outputs" / "s" / cell_state.FILE):
         path.unlink(missing_ok=True)
         if content is None:
             os.mkfifo(path)
@@ -244,14 +244,14 @@ def test_damaged_files_of_hashes_are_as_good_as_none(here: Path, content: bytes 
 def test_a_record_is_read_again_only_where_its_file_changed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [*WORDS, "data.path=one"]
     path = run(*words).folder / "result.json"
-    monkeypatch.setattr(standing, "YOUNG", -1.0)  # as if it had been left alone for long
+    monkeypatch.setattr(cell_state, "YOUNG", -1.0)  # as if it had been left alone for long
     assert sweep.prepare(sweep.cells_of(words)).before == 1
 
     def unread(path: Path) -> None:
         raise AssertionError(f"{path} was read before")
 
     with monkeypatch.context() as patch:
-        patch.setattr(standing, "glance", unread)
+        patch.setattr(cell_state, "glance", unread)
         assert sweep.prepare(sweep.cells_of(words)).before == 1
     at = path.read_bytes().index(b'"value": 0.') + 11
     edit(path, lambda content: content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])

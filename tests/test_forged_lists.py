@@ -12,7 +12,7 @@ from support import TINY
 
 from peftbench.ground.errors import DataError
 from peftbench.ground.files import RECORD_FILE
-from peftbench.study import index, standing
+from peftbench.study import cell_state, index
 
 
 def listed(**changes: Any) -> bytes:
@@ -156,7 +156,7 @@ def test_what_was_typed_for_a_cell_is_a_list_or_a_line(
 def test_the_worst_lists_and_zips_take_no_memory(finished_study: Path, tmp_path: Path) -> None:
     wrong = b",".join(b'"%d":0' % key for key in range(990_000))
     (finished_study / index.FILE).write_bytes(b'{"cells": {' + wrong + b"}}")
-    (finished_study / standing.FILE).write_bytes(b'{"made_of": [], "records": {' + wrong + b"}}")
+    (finished_study / cell_state.FILE).write_bytes(b'{"made_of": [], "records": {' + wrong + b"}}")
     (tmp_path / "bomb.zip").write_bytes(bomb(3 << 30))
     peak, out, err = peak_mb([["status", "s"], ["submission", "--check", "bomb.zip"]], tmp_path)
     assert peak < MOST_MB

@@ -119,11 +119,11 @@ WHOLE_CELLS = {  # what may be handed a whole Cell: what composes the pieces, wh
     "runner/recording.py": {"record_of", "delta_facts", "cell_name"},
     "runner/budgets.py": {"resolve"},
     "runner/chosen.py": {"chosen"},
-    "runner/unseen.py": {"predict"},
+    "runner/later_predictions.py": {"predict"},
     "runner/backbone.py": {"make_low_rank"},
     "runner/masked.py": {"make_masked"},
     "data/rows.py": {"rows_of"},
-    "lifecycle/trained_on.py": {"_found"},
+    "lifecycle/port_training.py": {"_found"},
 }
 
 

@@ -19,8 +19,8 @@ from peftbench.ground import environment
 from peftbench.ground.environment import LAUNCHED
 from peftbench.ground.errors import BadInput
 from peftbench.ground.files import CHECKPOINT_FILE
-from peftbench.lifecycle import saved
-from peftbench.lifecycle.saved import Line
+from peftbench.lifecycle import saved_lines
+from peftbench.lifecycle.saved_lines import Line
 from peftbench.record import find_records, read_record
 from peftbench.runner.run import Outcome
 from peftbench.study import index, lock, work
@@ -173,7 +173,7 @@ def test_a_cell_is_waited_for_whose_parent_another_has_and_not_one_whose_parent_
 
 def test_a_line_is_waited_for_while_another_has_it_or_a_cell_of_its_runs(tmp_path: Path) -> None:
     cell, line = Planned("made/mrpc-lora-x-00000000/seed0", []), Line(("merge", "from=made", "method=lora"))
-    saved.add(tmp_path / "made", [line])
+    saved_lines.add(tmp_path / "made", [line])
     source = Artefacts(tmp_path, "made")
     assert source.take() is None, "no cell is listed yet"
     assert not source.waits()
@@ -183,7 +183,7 @@ def test_a_line_is_waited_for_while_another_has_it_or_a_cell_of_its_runs(tmp_pat
         assert source.waits()
     assert source.take() is None
     assert not source.waits()
-    with Lock(saved.folder_of(tmp_path / "made", line)):
+    with Lock(saved_lines.folder_of(tmp_path / "made", line)):
         assert source.take() is None
         assert source.waits()
 

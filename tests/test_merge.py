@@ -12,7 +12,7 @@ from support import TINY
 
 from peftbench.config import compose
 from peftbench.ground.files import RECORD_FILE
-from peftbench.lifecycle import merge, seat, vectors
+from peftbench.lifecycle import merge, task_model, vectors
 from peftbench.lifecycle.parents import parent
 from peftbench.record import Record, find_records, read_record, write_record
 from peftbench.runner.run import run
@@ -93,8 +93,10 @@ def test_every_way_merges_and_leaves_what_no_run_changed(
     outputs: Path, command: Command, ways: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put: list[dict[str, torch.Tensor]] = []
-    plain, method = seat.Seat.put, WAYS[ways]
-    monkeypatch.setattr(seat.Seat, "put", lambda self, weights: (put.append(dict(weights)), plain(self, weights))[1])
+    plain, method = task_model.FoldedModel.put, WAYS[ways]
+    monkeypatch.setattr(
+        task_model.FoldedModel, "put", lambda self, weights: (put.append(dict(weights)), plain(self, weights))[1]
+    )
     rows = ["merge.rows=4"] if ways in ("fisher", "regmean") else []
     words = [f"method={method}", f"merge={ways}", f"study={ways[:7]}", "merge.heads=kept", "merge.scale=1.0"]
     merged(command, outputs, *words, *rows)
@@ -123,17 +125,17 @@ def test_task_vectors_are_products_values_less_what_was_there_and_exact_outside(
         assert all(name.endswith(".weight" if method == "lora" else ".bias") for name in names)
         zero = taus.added(torch.randn(taus.rows.shape[1]), 0.0)
         assert all(torch.equal(weight, group.before[name]) for name, weight in zero.items())
-        for row, one in zip(taus.rows, group.seats.values(), strict=True):
+        for row, one in zip(taus.rows, group.models.values(), strict=True):
             for name, weight in taus.added(row, 1.0).items():
                 torch.testing.assert_close(weight, one.own[name], atol=1e-7, rtol=0)
-        whole = vectors.vectors(group.before, [one.own for one in group.seats.values()], "backbone")
+        whole = vectors.vectors(group.before, [one.own for one in group.models.values()], "backbone")
         assert whole.rows.shape[1] == sum(weight.numel() for weight in group.before.values())
         assert int((whole.rows != 0).sum()) == int((taus.rows != 0).sum())
 
 
 def test_statistics_are_those_of_autograd_and_of_the_inputs_without_padding(outputs: Path) -> None:
     (folder,) = (outputs / "s").glob("rte-lora-*/seed0")
-    one = seat.Seat(parent(folder), str(outputs.parent / "cache"))
+    one = task_model.FoldedModel(parent(folder), str(outputs.parent / "cache"))
     one.put({})
     tokens = one.tokens("train", 3)
     name = "bert.encoder.layer.1.attention.self.query.weight"
@@ -162,12 +164,12 @@ def test_a_refitted_head_is_the_best_there_is_on_its_rows() -> None:
     random = np.random.default_rng(0)
     features = torch.from_numpy(random.normal(size=(60, 4)))
     labels = torch.from_numpy((features[:, 0] + 0.5 > 0).numpy().astype(np.int64))
-    fitted = seat.fit_head(features, labels, 2)
+    fitted = task_model.fit_head(features, labels, 2)
     rows = torch.cat([features, torch.ones(60, 1)], 1)
     assert ((rows @ fitted).argmax(1) == labels).float().mean() > 0.95
     scores = 2 * features[:, 1] - 1
     torch.testing.assert_close(
-        seat.fit_head(features, scores, 1)[:, 0], torch.tensor([0, 2, 0, 0, -1.0]).double(), atol=0.02, rtol=0
+        task_model.fit_head(features, scores, 1)[:, 0], torch.tensor([0, 2, 0, 0, -1.0]).double(), atol=0.02, rtol=0
     )
 
 

@@ -18,7 +18,7 @@ from uses import done, labelled, written
 from peftbench.backbone.model import load_model
 from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
-from peftbench.config.few import PromptSpec
+from peftbench.config.few_labels import PromptSpec
 from peftbench.config.spec import Cell, TaskSpec
 from peftbench.data.prompts import PromptTokenizer
 from peftbench.data.rows import rows_of

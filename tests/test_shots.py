@@ -10,7 +10,7 @@ from forgery import Said
 from support import what_is_left
 
 from peftbench.config import compose
-from peftbench.config.few import Shots
+from peftbench.config.few_labels import Shots
 from peftbench.config.spec import Cell
 from peftbench.data.rows import rows_of
 from peftbench.data.shots import draw

@@ -8,8 +8,8 @@ import pytest
 from forgery import Said
 from support import start
 
-from peftbench.lifecycle import saved
-from peftbench.lifecycle.saved import End, Line
+from peftbench.lifecycle import saved_lines
+from peftbench.lifecycle.saved_lines import End, Line
 from peftbench.record import Record, find_records, read_record, write_record
 from peftbench.study import index
 from peftbench.study.agreement import TOLERANCE, agreement
@@ -174,17 +174,17 @@ def test_lines_of_artefacts_come_along_with_how_they_ended(
     }
     folders = [machine(tmp_path / name, read_record(finished / "result.json"), CELL) for name in ends]
     for folder, of_one in zip(folders, ends.values(), strict=True):
-        saved.keep(folder, of_one)
+        saved_lines.keep(folder, of_one)
     together = tmp_path / "outputs" / "s"
     for order in (folders, folders[:1]):
         assert command("collect", *map(str, order), "--outputs", str(together.parent)).code == 0
-        assert saved.read(together) == [done, failed, other]
-        assert [saved.end_of(together, line) for line in (done, failed, other)] == [
+        assert saved_lines.read(together) == [done, failed, other]
+        assert [saved_lines.end_of(together, line) for line in (done, failed, other)] == [
             End("done"),
             End("failed", ("a", "b"), "no run"),
             None,
         ]
-    (folders[0] / saved.FILE).write_text("[]")
+    (folders[0] / saved_lines.FILE).write_text("[]")
     code, out, err = command("collect", *map(str, folders), "--outputs", str(tmp_path / "x"))
     assert (code, out, len(err.splitlines())) == (3, "", 1)
     assert not (tmp_path / "x").exists()

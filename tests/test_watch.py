@@ -8,8 +8,8 @@ import pytest
 
 from peftbench.commands import tables, watch
 from peftbench.commands.artefact_work import lines_of
-from peftbench.lifecycle import saved
-from peftbench.lifecycle.saved import End, Line
+from peftbench.lifecycle import saved_lines
+from peftbench.lifecycle.saved_lines import End, Line
 from peftbench.record import find_records
 from peftbench.study import index, lock, status
 from peftbench.study.index import Planned
@@ -67,22 +67,22 @@ def test_between_two_cells_the_watch_goes_on_for_a_minute(study: Path, monkeypat
 def test_a_study_of_which_nothing_is_open_is_not_watched_any_longer(
     study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    saved.add(study, [LINE])
-    held = Lock(saved.folder_of(study, LINE)).take()
+    saved_lines.add(study, [LINE])
+    held = Lock(saved_lines.folder_of(study, LINE)).take()
     index.forget(study, set(), [])
     (study / index.FILE).unlink()
     assert status.by_state(status.cells_of(study.parent, "s"))["missing"] == 0
 
     def end() -> None:
-        saved.write_end(study, LINE, End("done"), held.check)
+        saved_lines.write_end(study, LINE, End("done"), held.check)
         held.release()
 
     assert seconds_watched(study, monkeypatch, lambda: None, end) == 2 * watch.EVERY
 
 
 def test_lines_that_are_being_made_are_shown(study: Path) -> None:
-    saved.add(study, [LINE])
-    with Lock(saved.folder_of(study, LINE)) as held, tables.console.capture() as seen:
+    saved_lines.add(study, [LINE])
+    with Lock(saved_lines.folder_of(study, LINE)) as held, tables.console.capture() as seen:
         lines, cells = lines_of(study.parent, "s"), status.cells_of(study.parent, "s")
         tables.console.print(watch.view("s", cells, 0, 60.0, lines))
         owner = lock.owner(held.path)

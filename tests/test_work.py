@@ -24,12 +24,12 @@ from peftbench.record import Search, Worker, find_records, read_record, write_re
 from peftbench.report import cost
 from peftbench.runner.run import Outcome
 from peftbench.study import index, lock, status
+from peftbench.study.cell_state import CellState, CellStates
 from peftbench.study.done import reads_of
 from peftbench.study.estimates import Estimates
 from peftbench.study.index import Planned
 from peftbench.study.lock import Lock
 from peftbench.study.queue import MOST_TRIES, Queue
-from peftbench.study.standing import Standing, Standings
 from peftbench.study.work import MOST_REFUSED, work
 
 STUDY = [*TINY, "study=pilot"]
@@ -240,13 +240,13 @@ def test_a_claim_looks_at_one_cell_however_many_are_open_and_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cells: int
 ) -> None:
     queue = listed(tmp_path, *(Planned(f"made/mrpc-lora-x-{number:08x}/seed0", []) for number in range(cells)))
-    looks, plain = [], Standings.standing
+    looks, plain = [], CellStates.state
 
-    def counted(self: Standings, cell: Planned) -> Standing:
+    def counted(self: CellStates, cell: Planned) -> CellState:
         looks.append(cell.folder)
         return plain(self, cell)
 
-    monkeypatch.setattr(Standings, "standing", counted)
+    monkeypatch.setattr(CellStates, "state", counted)
     held = [queue.take() for _ in range(30)]
     assert None not in held
     assert len(looks) == 2 * len(held), "before and after its lock is taken"

@@ -16,7 +16,7 @@ from torch import nn
 from peftbench.config.bounds import Count, Name, NotNegative, Whole
 from peftbench.config.spec import WEIGHTS_WORDS, ModelSpec
 from peftbench.config.validate import parse
-from peftbench.ground import strangers
+from peftbench.ground import untrusted
 from peftbench.ground.errors import ConfigError, DataError, shown
 
 FACTS_FILE = "lowrank.json"
@@ -166,7 +166,7 @@ def ranks_of(spec: ModelSpec) -> Mapping[str, int]:
         return {}
     path = Path(spec.weights).expanduser() / FACTS_FILE
     try:
-        raw = strangers.read_json(path, MOST_BYTES)
+        raw = untrusted.read_json(path, MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from peftbench.config.spec import WEIGHTS_WORDS, ModelSpec
 from peftbench.data.hub import go_offline_unless_reachable
-from peftbench.ground import strangers
+from peftbench.ground import untrusted
 from peftbench.ground.errors import DataError, first_line, shown
 from peftbench.ground.files import beside_weights, expanded, sha256_of, stamp
 
@@ -148,7 +148,7 @@ def _check_files(spec: ModelSpec, folder: Path) -> None:
         DataError: a file is missing, damaged, of another architecture, or an adapter that names weights elsewhere.
     """
     try:
-        raw = strangers.read_json(folder / "config.json", LARGEST_CONFIG)
+        raw = untrusted.read_json(folder / "config.json", LARGEST_CONFIG)
     except (OSError, ValueError) as error:
         raise DataError(f"model={spec.name}: {folder}/config.json cannot be read: {first_line(error)}") from None
     kind = raw.get("model_type") if isinstance(raw, dict) else None

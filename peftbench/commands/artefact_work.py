@@ -14,12 +14,12 @@ from peftbench.commands import artefacts
 from peftbench.ground.errors import BadInput, first_line, short_line
 from peftbench.ground.files import END_FILE, stamp
 from peftbench.ground.quantity import quantity
-from peftbench.lifecycle import saved
-from peftbench.lifecycle.saved import End, Line
+from peftbench.lifecycle import saved_lines
+from peftbench.lifecycle.saved_lines import End, Line
 from peftbench.study import index, lock, status
+from peftbench.study.cell_state import DEATHS, HOSTS
 from peftbench.study.lock import Elsewhere, Lock
 from peftbench.study.queue import MOST_TRIES, Unwritable
-from peftbench.study.standing import DEATHS, HOSTS
 
 COMMANDS = {"merge": artefacts.merge, "port": artefacts.port, "score": artefacts.score}
 ENDED = ("done", "failed", "stale")  # states of a cell that no worker will change
@@ -75,7 +75,7 @@ class Artefacts:
                 if not self._has_runs(line, look):
                     waiting.append(line)
                     continue
-                self._claimed = claimed = Lock(saved.folder_of(self._study, line))
+                self._claimed = claimed = Lock(saved_lines.folder_of(self._study, line))
                 if claimed.take().held:
                     self._tries[line] += 1
                     return functools.partial(self._make, line, claimed)
@@ -94,7 +94,7 @@ class Artefacts:
 
     def waits(self) -> bool:
         """See `work.Source`: another worker has a line, or a cell that a line may be made of."""
-        folders = (saved.folder_of(self._study, line) for line in self._left)
+        folders = (saved_lines.folder_of(self._study, line) for line in self._left)
         return any(line.source in self._running for line in self._left) or any(
             lock.alive(folder / lock.FILE) for folder in folders
         )
@@ -111,7 +111,7 @@ class Artefacts:
         try:
             code, end = self._tried(line)
             if code != Elsewhere.exit_code:
-                saved.write_end(self._study, line, end, claimed.check)
+                saved_lines.write_end(self._study, line, end, claimed.check)
                 lock.forget_deaths(claimed.path.parent)
                 ended = True
             return code
@@ -131,16 +131,16 @@ class Artefacts:
         except Exception as error:
             code, problems = 1, [f"{type(error).__name__}: {first_line(error)}"]
         print(short_line(f"failed: {line}"), *problems, sep="\n", file=sys.stderr)
-        before = saved.end_of(self._study, line)
+        before = saved_lines.end_of(self._study, line)
         hosts = dict.fromkeys([*(before.failed_on if before else ()), socket.gethostname()])
         return code, End("failed", tuple(hosts), problems[0])
 
     def _read_list(self) -> None:
         """Read the study's list of lines, if it changed."""
-        now = stamp(self._study / saved.FILE)
+        now = stamp(self._study / saved_lines.FILE)
         if now == self._listed:
             return
-        new = [line for line in saved.read(self._study) if line not in self._known]
+        new = [line for line in saved_lines.read(self._study) if line not in self._known]
         self._listed = now
         self._known.update(new)
         self._random.shuffle(new)  # workers that start together take different ones
@@ -148,10 +148,10 @@ class Artefacts:
 
     def _is_settled(self, line: Line) -> bool:
         """Whether this worker has nothing to do for a line: another made it since it began, or it is left alone."""
-        folder = saved.folder_of(self._study, line)
+        folder = saved_lines.folder_of(self._study, line)
         if len(lock.deaths(folder)) >= DEATHS:
             return True
-        end, written = saved.end_of(self._study, line), stamp(folder / END_FILE)
+        end, written = saved_lines.end_of(self._study, line), stamp(folder / END_FILE)
         if end is None or written is None:
             return False
         is_new = written[2] / 1e9 >= self._began
@@ -189,11 +189,11 @@ def lines_of(outputs: Path, study: str) -> list[LineStatus]:
     Raises:
         DataError: the list of lines cannot be read.
     """
-    return [_status(outputs / study, line) for line in saved.read(outputs / study)]
+    return [_status(outputs / study, line) for line in saved_lines.read(outputs / study)]
 
 
 def _status(study: Path, line: Line) -> LineStatus:
-    folder, end = saved.folder_of(study, line), saved.end_of(study, line)
+    folder, end = saved_lines.folder_of(study, line), saved_lines.end_of(study, line)
     if lock.alive(held := folder / lock.FILE):
         return LineStatus(line, "running", worker=lock.owner(held), age_s=lock.age(held))
     alone = "left alone until the line is saved again"

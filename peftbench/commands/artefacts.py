@@ -13,7 +13,7 @@ from peftbench.ground.errors import ConfigError
 from peftbench.ground.quantity import quantity
 
 if TYPE_CHECKING:
-    from peftbench.lifecycle.saved import Line
+    from peftbench.lifecycle.saved_lines import Line
 
 
 def score(arguments: Sequence[str]) -> int:
@@ -48,8 +48,8 @@ def merge(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     environment.one_process("merge")
     from peftbench.commands import screen
-    from peftbench.lifecycle.asked import ask, lines
     from peftbench.lifecycle.merge import bounds, merge
+    from peftbench.lifecycle.merge_words import ask, lines
     from peftbench.lifecycle.runs import joint_words
 
     if options.save:
@@ -76,9 +76,9 @@ def port(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     environment.one_process("port")
     from peftbench.commands import screen
-    from peftbench.lifecycle import trained_on
-    from peftbench.lifecycle.asked_port import ask, lines
+    from peftbench.lifecycle import port_training
     from peftbench.lifecycle.port import Settled, port
+    from peftbench.lifecycle.port_words import ask, lines
 
     if options.save:
         return _save(options, lines(options.words))
@@ -89,8 +89,8 @@ def port(arguments: Sequence[str]) -> int:
         settled = Settled(screen.Artefacts())
         for job in same_run:
             codes.append(port(job, settled))
-            codes += trained_on.go_on(job, settled) if codes[-1] == 0 else []
-            ceilings += trained_on.ceilings(job, settled)
+            codes += port_training.go_on(job, settled) if codes[-1] == 0 else []
+            ceilings += port_training.ceilings(job, settled)
         job.patch.forget()
     for line in dict.fromkeys(ceilings):
         print(line)
@@ -106,13 +106,13 @@ def _add_choices(parser: Parser) -> None:
 
 def _save(options: Namespace, lines: Sequence[tuple[Path, str, "Line"]]) -> int:
     """Keep lines for workers, each in its study."""
-    from peftbench.lifecycle import saved
+    from peftbench.lifecycle import saved_lines
 
     if options.searchpath is not None:
         raise ConfigError("--save: a list names no classes of your own; give --searchpath without it")
     for study in dict.fromkeys(outputs / name for outputs, name, _ in lines):
         own = [line for outputs, name, line in lines if outputs / name == study]
-        new = saved.add(study, own)
+        new = saved_lines.add(study, own)
         before = "" if len(new) == len(own) else f" ({len(own) - len(new)} of them before)"
         print(f"{study.name}: {quantity(len(own), 'line')} kept{before}; peftbench work {study.name}")
     return 0

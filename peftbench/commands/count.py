@@ -39,7 +39,7 @@ def count_all(lines: Sequence[list[str]], as_json: bool) -> int:
     """The counts of several cells; one that is not possible gives its reason instead. The exit code is 2 where that
     is so of all of them, or a word is wrong."""
     from peftbench.commands import screen
-    from peftbench.study.many import cells_from
+    from peftbench.study.compose_many import cells_from
 
     common = set.intersection(*map(set, lines))
     names = [" ".join(word for word in words if word not in common) for words in lines]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from peftbench.commands import hydras, screen, trials
+from peftbench.commands import hydra_words, screen, trials
 from peftbench.commands.parsing import Parser
 from peftbench.config import compose
 from peftbench.config.words import CONFIG_NAME, conf_dir
@@ -39,11 +39,11 @@ def run(arguments: Sequence[str]) -> int:
         _run(arguments)
         return 0
     prefixes = ("hydra.", "hydra/")  # of Hydra's own settings only this one says what a cell is
-    hydra_s = [item for item in options.overrides if item.lstrip("+~").startswith(prefixes)]
-    hydras.check(options, hydra_s)
-    own = [item for item in options.overrides if item not in hydra_s or item.startswith(compose.SEARCHPATH)]
-    if trials.asked_for(hydra_s):
-        return trials.run(own, hydra_s, options.multirun, functools.partial(_launch, arguments))
+    settings = [item for item in options.overrides if item.lstrip("+~").startswith(prefixes)]
+    hydra_words.check(options, settings)
+    own = [item for item in options.overrides if item not in settings or item.startswith(compose.SEARCHPATH)]
+    if trials.asked_for(settings):
+        return trials.run(own, settings, options.multirun, functools.partial(_launch, arguments))
     if options.multirun:
         return run_sweep(arguments, own)
     compose.cell_from(own)

@@ -53,14 +53,14 @@ def collect(arguments: Sequence[str]) -> int:
     parser.add_argument("folders", nargs="+", help="folders of one study, copied from the machines")
     parser.add_argument("--outputs", default="outputs", help="where the study is put together")
     options = parser.parse_args(arguments)
-    from peftbench.lifecycle import saved
+    from peftbench.lifecycle import saved_lines
     from peftbench.study import collect
 
     folders, outputs = [expanded(folder) for folder in options.folders], expanded(options.outputs)
     target = outputs / folders[0].resolve().name
-    lines = saved.united([target, *folders])  # what is wrong with them is said before anything is copied
+    lines = saved_lines.united([target, *folders])  # what is wrong with them is said before anything is copied
     copied, twice = collect.collect(folders, outputs)
-    saved.keep(target, lines)
+    saved_lines.keep(target, lines)
     before = quantity(twice, "was there before and agrees", "were there before and agree")
     print(f"{quantity(copied, 'cell')} copied" + (f", {before}" if twice else ""))
     return 0

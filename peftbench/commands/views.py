@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peftbench.commands import shows
+from peftbench.commands import table_views
 from peftbench.commands.parsing import Parser, number
 from peftbench.commands.paths import writable, writable_file
 from peftbench.ground.errors import ConfigError, DataError, shown
@@ -18,14 +18,14 @@ PORT = 8765  # of a live page, unless another is given
 def table(arguments: Sequence[str]) -> int:
     """`peftbench table STUDY`: mean and spread over seeds, one row per method; or another view that --show names."""
     parser = _study_parser("table")
-    shows.add_options(parser)
+    table_views.add_options(parser)
     parser.add_argument("--format", metavar="WORD", help=f"one of: {', '.join(FORMATS)}: print it so, for a file")
     options = parser.parse_args(arguments)
-    shows.check(options)
+    table_views.check(options)
     from peftbench.report import cost, records, sheet
 
     write = sheet.writer_of(options.format) if options.format is not None else None
-    view = shows.view(options)
+    view = table_views.view(options)
     study = records.read_study(expanded(options.outputs), options.study, options.model)
     seen = view(study)
     if write:

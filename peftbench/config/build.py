@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from peftbench.config import checks, sizes
 from peftbench.config import words as yaml_words
-from peftbench.config.few import ReadoutSpec, SelfTrain, Shots
+from peftbench.config.few_labels import ReadoutSpec, SelfTrain, Shots
 from peftbench.config.objective import ObjectiveSpec
 from peftbench.config.spec import (
     Budget,

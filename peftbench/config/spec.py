@@ -22,7 +22,7 @@ from peftbench.config.bounds import (
     Whole,
     refuse,
 )
-from peftbench.config.few import ALL_LABELS, BY_CLASSIFIER, NOT_SELF_TRAINED, ReadoutSpec, SelfTrain, Shots
+from peftbench.config.few_labels import ALL_LABELS, BY_CLASSIFIER, NOT_SELF_TRAINED, ReadoutSpec, SelfTrain, Shots
 from peftbench.config.fingerprint import STREAMS, digest, without_addresses, without_neutral
 from peftbench.config.objective import BY_TASK, ObjectiveSpec
 from peftbench.config.tasks import Task as Task

@@ -19,7 +19,7 @@ from peftbench.config.bounds import (
     distinct,
     refuse,
 )
-from peftbench.config.few import PromptSpec
+from peftbench.config.few_labels import PromptSpec
 
 Metric = Literal["accuracy", "f1", "matthews_correlation", "pearson", "spearman"]
 METRICS: frozenset[str] = frozenset(get_args(Metric))

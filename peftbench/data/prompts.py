@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
-from peftbench.config.few import PART, PromptSpec
+from peftbench.config.few_labels import PART, PromptSpec
 from peftbench.ground.errors import ConfigError, shown
 
 VERSION = "prompt-1"  # raised when a row is rendered otherwise

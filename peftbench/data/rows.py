@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from peftbench.config.few import ALL_LABELS, Shots
+from peftbench.config.few_labels import ALL_LABELS, Shots
 from peftbench.config.spec import Cell, DataSpec, Task, TaskSpec
 from peftbench.data import sources
 from peftbench.data.shots import draw

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from peftbench.config.few import Shots
+from peftbench.config.few_labels import Shots
 from peftbench.data.split import Split
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.quantity import quantity

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peftbench.ground import strangers
+from peftbench.ground import untrusted
 from peftbench.ground.errors import DataError, shown
 
 MOST_BYTES = 256 << 20  # of a file of predictions; QQP's test split has 391,000 rows
@@ -36,7 +36,7 @@ def columns(run: Path, split: str, names: Sequence[str]) -> list[tuple[str, ...]
     """
     path = path_of(run, split)
     try:
-        text = strangers.read_bytes(path, MOST_BYTES).decode("utf-8")
+        text = untrusted.read_bytes(path, MOST_BYTES).decode("utf-8")
         rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE)
         head = next(rows, [])
         index, *places = [head.index(column) for column in (COLUMNS[0], *names)]

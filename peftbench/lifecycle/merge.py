@@ -15,7 +15,7 @@ from peftbench.lifecycle.artefact import Recipe, Result, Where, settle
 from peftbench.lifecycle.merging import Changes, Merge
 from peftbench.lifecycle.parents import Parent, one_seed
 from peftbench.lifecycle.score import scored
-from peftbench.lifecycle.seat import Seat, backbone_of
+from peftbench.lifecycle.task_model import FoldedModel, backbone_of
 from peftbench.lifecycle.vectors import Vectors, equalized, geometry, vectors
 from peftbench.record import Counts
 from peftbench.study.cell import Screen
@@ -63,10 +63,10 @@ class Group:
                 )
 
     @functools.cached_property
-    def seats(self) -> dict[str, Seat]:
+    def models(self) -> dict[str, FoldedModel]:
         """By task."""
         every = zip(self.tasks, self.parents, strict=True)
-        return {task: Seat(parent, self._cache, self.known) for task, parent in every}
+        return {task: FoldedModel(parent, self._cache, self.known) for task, parent in every}
 
     @functools.cached_property
     def before(self) -> dict[str, torch.Tensor]:
@@ -76,7 +76,7 @@ class Group:
     @functools.lru_cache(maxsize=1)  # noqa: B019  # a group lives as long as its command
     def vectors(self, over: Literal["touched", "weights", "backbone"]) -> Vectors:
         """What the runs changed."""
-        return vectors(self.before, [seat.own for seat in self.seats.values()], over)
+        return vectors(self.before, [model.own for model in self.models.values()], over)
 
     def chosen(self, way: Merge) -> tuple[Vectors, Chosen]:
         """The merged change, and its scale: as asked for, or the best of the grid on held-out rows of train."""
@@ -108,17 +108,17 @@ class Group:
     def _curvature(self, way: Any, taus: Vectors) -> torch.Tensor:
         names = [name for name, _ in taus.places]
         rows = []
-        for seat in self.seats.values():
-            seat.put({})
-            rows.append(taus.picked(seat.curvature(seat.tokens("train", way.rows), names)))
+        for model in self.models.values():
+            model.put({})
+            rows.append(taus.picked(model.curvature(model.tokens("train", way.rows), names)))
         return torch.stack(rows)
 
     def _inputs(self, way: Any, taus: Vectors) -> dict[int, tuple[torch.Size, torch.Tensor]]:
         names = [name for name, _ in taus.places]
         products = []
-        for seat in self.seats.values():
-            seat.put({})
-            products.append(seat.input_products(seat.tokens("train", way.rows), names))
+        for model in self.models.values():
+            model.put({})
+            products.append(model.input_products(model.tokens("train", way.rows), names))
         return {
             place: (taus.before[name].shape, torch.stack([one[name] for one in products]))
             for place, name in enumerate(names)
@@ -128,9 +128,9 @@ class Group:
     def _held_out(self, weights: Mapping[str, torch.Tensor], most: int) -> dict[str, float]:
         """Every task's headline on held-out rows of train, with kept heads."""
         scores = {}
-        for task, seat in self.seats.items():
-            seat.put({**self.before, **weights})
-            scores[task] = seat.headline(seat.tokens("held_out", most))
+        for task, model in self.models.items():
+            model.put({**self.before, **weights})
+            scores[task] = model.headline(model.tokens("held_out", most))
         return scores
 
 
@@ -176,7 +176,7 @@ def bounds(group: Group, job: Job, where: Mapping[str, Where], screen: Screen) -
 
     def own(task: str) -> tuple[dict[str, torch.Tensor], dict[str, Any], int]:
         taus = group.vectors("touched")
-        return group.seats[task].own, {}, int((taus.rows[group.tasks.index(task)] != 0).sum())
+        return group.models[task].own, {}, int((taus.rows[group.tasks.index(task)] != 0).sum())
 
     keys = {"refit_rows": job.way.refit_rows}
     codes = [_each(group, job, where, screen, FLOOR, keys, untouched, ())]
@@ -220,14 +220,14 @@ def _each(
 
 def _made(group: Group, task: str, head: Head, refit_rows: int, weights_of: Any, rows: Mapping[str, Split]) -> Result:
     weights, facts, changed = weights_of(task)
-    seat = group.seats[task]
-    seat.put(weights)
+    folded = group.models[task]
+    folded.put(weights)
     if head == "refitted":
-        seat.refit(seat.tokens("train", refit_rows))
-    tokens = {name: seat.tokenized(split) for name, split in rows.items()}
-    logits = {name: seat.predict(split) for name, split in tokens.items()}
+        folded.refit(folded.tokens("train", refit_rows))
+    tokens = {name: folded.tokenized(split) for name, split in rows.items()}
+    logits = {name: folded.predict(split) for name, split in tokens.items()}
     own = group.parents[group.tasks.index(task)].record.counts
     in_head = 0 if own is None else own.head
     counts = Counts(changed, in_head, changed + in_head, 0 if own is None else own.model)
-    facts = {**facts, "head_modules": list(seat.parent.model.layout.head)}
-    return Result(seat.score(tokens, logits), logits, tokens, counts, seat.model.weights_sha256, facts)
+    facts = {**facts, "head_modules": list(folded.parent.model.layout.head)}
+    return Result(folded.score(tokens, logits), logits, tokens, counts, folded.model.weights_sha256, facts)

@@ -15,7 +15,7 @@ from peftbench.data.tokens import tokenizer_for
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.lifecycle.distance import by_kind, cosine, length, minus
 from peftbench.lifecycle.parents import Parent
-from peftbench.lifecycle.seat import OnTask, Seat, backbone_of
+from peftbench.lifecycle.task_model import FoldedModel, TaskModel, backbone_of
 from peftbench.methods.base import copy_into
 from peftbench.runner import readouts
 from peftbench.runner.delta import Delta
@@ -114,7 +114,7 @@ class Patch:
         """
         before = self.moved.before
         try:
-            own = Seat(self.run, self.cache, self.known).own
+            own = FoldedModel(self.run, self.cache, self.known).own
         except ConfigError:
             return None
         same = all(name in own and own[name].shape == weight.shape for name, weight in before.items())
@@ -129,13 +129,13 @@ class Patch:
         cosines = {"cosine": cosine(self.change, gap), "cosines": by_kind(self.moved.model, cosine, self.change, gap)}
         return {**facts, "change": {"length": length(self.change), **cosines}}
 
-    def patched(self) -> OnTask:
+    def patched(self) -> TaskModel:
         """The newer backbone with the delta and the run's own head."""
         model = self._new()
         tuner = restore(self.moved.delta, model, known=self.known)
         return self._ready(model, tuner.trainables().values())
 
-    def plain(self, scale: float = 0.0) -> OnTask:
+    def plain(self, scale: float = 0.0) -> TaskModel:
         """The newer backbone with the run's own head and so many times its change, where it has one, folded in."""
         model = self._new()
         weights = dict(self.moved.now)
@@ -150,6 +150,6 @@ class Patch:
         facts = self.moved.delta.facts
         return load_model(self.model, facts.task.labels, facts.seed)[0]
 
-    def _ready(self, model: Model, trained: Collection[torch.nn.Parameter]) -> OnTask:
+    def _ready(self, model: Model, trained: Collection[torch.nn.Parameter]) -> TaskModel:
         compute_precision(model, self.run.protocol.precision, [*trained, *dict(model.head()).values()])
-        return OnTask(self.run, model, self.cache)
+        return TaskModel(self.run, model, self.cache)

@@ -9,7 +9,7 @@ from peftbench.config.bounds import Count, Positive, Whole
 from peftbench.data.split import Split
 from peftbench.lifecycle.artefact import Recipe, Result, Where, folder_of, settle
 from peftbench.lifecycle.patch import Patch
-from peftbench.lifecycle.seat import OnTask
+from peftbench.lifecycle.task_model import TaskModel
 from peftbench.record import Counts
 from peftbench.runner.delta import Delta
 from peftbench.runner.deltas import HEAD
@@ -115,7 +115,7 @@ def port_recipe(job: Job, head: Head) -> Recipe:
 
 
 def scored(
-    on: OnTask,
+    on: TaskModel,
     head: Head,
     refit_rows: int,
     rows: Mapping[str, Split],
@@ -132,7 +132,7 @@ def scored(
     return Result(scores, logits, tokens, counts, on.model.weights_sha256, dict(facts or {}))
 
 
-def _with_head(delta: Delta, on: OnTask) -> Delta:
+def _with_head(delta: Delta, on: TaskModel) -> Delta:
     head = {HEAD + name: parameter.detach().float().cpu() for name, parameter in on.model.head()}
     return Delta({**delta.tensors, **head}, delta.facts)
 

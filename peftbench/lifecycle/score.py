@@ -16,7 +16,7 @@ from peftbench.ground import escape
 from peftbench.ground.errors import ConfigError, shown
 from peftbench.ground.files import expanded, place
 from peftbench.ground.machine import process_state
-from peftbench.lifecycle import saved
+from peftbench.lifecycle import saved_lines
 from peftbench.lifecycle.artefact import Recipe, Result, Where, groups_of, settle
 from peftbench.lifecycle.parents import Parent
 from peftbench.runner.deltas import reload
@@ -27,7 +27,7 @@ from peftbench.training.fit import Scores
 from peftbench.training.forward import Forward
 
 
-def lines(run: Path, words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]:
+def lines(run: Path, words: Sequence[str]) -> list[tuple[Path, str, saved_lines.Line]]:
     """Scores of a run as command lines for workers: see `asked.lines`.
 
     Raises:
@@ -43,7 +43,7 @@ def lines(run: Path, words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]
             raise ConfigError(
                 f"outputs={shown(outputs, 100)}: {shown(run, 60)} does not lie there, and its study keeps the line"
             )
-        result.append(saved.placed(["score", place(start, outputs), *one], cell.study, outputs))
+        result.append(saved_lines.placed(["score", place(start, outputs), *one], cell.study, outputs))
     return result
 
 

@@ -15,7 +15,7 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from peftbench.config.bounds import LARGEST, MOST
 from peftbench.config.validate import show
-from peftbench.ground import strangers
+from peftbench.ground import untrusted
 from peftbench.ground.errors import ConfigError, first_line, near, shown
 from peftbench.ground.files import expanded
 
@@ -218,7 +218,7 @@ def read(folder: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
     path = expanded(folder) / CONFIG_FILE
     given_as = f"method.adapter_config={shown(folder, 100)}"
     try:
-        raw = strangers.read_json(path, LARGEST_CONFIG)
+        raw = untrusted.read_json(path, LARGEST_CONFIG)
     except OSError as error:
         raise ConfigError(f"{given_as}: no readable {CONFIG_FILE} there ({type(error).__name__})") from None
     except ValueError as error:

@@ -13,7 +13,7 @@ import yaml
 
 from peftbench.config.fingerprint import digest
 from peftbench.config.validate import parse
-from peftbench.ground import strangers
+from peftbench.ground import untrusted
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import RECORD_FILE, write_atomically
 from peftbench.ground.quantity import quantity
@@ -88,7 +88,7 @@ def read(path: Path) -> Plan:
         DataError: it cannot be read, is no plan, or was edited since it was registered.
     """
     try:
-        raw = yaml.safe_load(strangers.read_bytes(path, MOST_BYTES))
+        raw = yaml.safe_load(untrusted.read_bytes(path, MOST_BYTES))
     except OSError as error:
         raise DataError(f"--plan {shown(path)}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError, yaml.YAMLError):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftbench.ground import escape, predictions, strangers
+from peftbench.ground import escape, predictions, untrusted
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.quantity import quantity
 from peftbench.record import Record
@@ -116,7 +116,7 @@ def check(path: Path) -> list[str]:
         DataError: it is no zip file, or one too large to be a submission.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(strangers.read_bytes(path, MOST_BYTES))) as archive:
+        with zipfile.ZipFile(io.BytesIO(untrusted.read_bytes(path, MOST_BYTES))) as archive:
             members = [member for member in archive.infolist() if not member.is_dir()]
             if len(members) > MOST_FILES:
                 raise DataError(f"{path}: {len(members):,} files, a submission has {len(FILES)}")

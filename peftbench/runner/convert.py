@@ -19,7 +19,7 @@ from safetensors.torch import save
 from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256
 from peftbench.config import compose
 from peftbench.data.hub import go_offline_unless_reachable
-from peftbench.ground import strangers
+from peftbench.ground import untrusted
 from peftbench.ground.errors import ConfigError, DataError, near, shown, warn
 from peftbench.ground.files import expanded, write_atomically
 from peftbench.ground.quantity import quantity
@@ -124,7 +124,7 @@ def _pickles(folder: Path) -> list[Path]:
     if (folder / PICKLE).is_file():
         return [folder / PICKLE]
     try:
-        index = strangers.read_json(folder / INDEX, MOST_INDEX_BYTES)
+        index = untrusted.read_json(folder / INDEX, MOST_INDEX_BYTES)
     except FileNotFoundError:
         raise DataError(f"{folder}: no {PICKLE} there, and no {INDEX}") from None
     except (OSError, ValueError) as error:

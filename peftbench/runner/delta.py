@@ -17,7 +17,7 @@ from safetensors.torch import save
 from peftbench.config.bounds import Whole
 from peftbench.config.spec import Attachment, Budget, MethodSpec, Scope
 from peftbench.config.validate import parse
-from peftbench.ground import strangers
+from peftbench.ground import untrusted
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.files import write_atomically
 
@@ -139,7 +139,7 @@ def _check_file(path: Path) -> None:
 
 def _facts(path: Path, text: str) -> DeltaFacts:
     try:
-        raw = strangers.parse_json(text)
+        raw = untrusted.parse_json(text)
     except ValueError as error:
         raise DataError(f"{path}: its facts are not readable ({error})") from None
     if not isinstance(raw, dict):

@@ -6,7 +6,7 @@ from peftbench.backbone.heads import Heads
 from peftbench.backbone.model import CLASSIFIER, Model, build
 from peftbench.backbone.readout import Prompt, Readout
 from peftbench.backbone.weights import weights_folder
-from peftbench.config.few import PromptSpec, ReadoutSpec
+from peftbench.config.few_labels import PromptSpec, ReadoutSpec
 from peftbench.config.recorded import part
 from peftbench.config.spec import ModelSpec, Task, TaskSpec
 from peftbench.config.tasks import JointTask

@@ -9,7 +9,7 @@ from typing import Any
 
 from peftbench.backbone.model import Model
 from peftbench.backbone.weights import weights_folder
-from peftbench.config.few import PromptSpec
+from peftbench.config.few_labels import PromptSpec
 from peftbench.config.fingerprint import digest
 from peftbench.config.parents import parents_of_update, row_of
 from peftbench.config.spec import Cell, ModelSpec, Task, TrackerSpec

@@ -9,7 +9,7 @@ import torch
 from scipy.special import softmax
 
 from peftbench.backbone.model import Model
-from peftbench.config.few import SelfTrain
+from peftbench.config.few_labels import SelfTrain
 from peftbench.config.spec import Protocol as TrainingProtocol
 from peftbench.data.batches import epoch_order
 from peftbench.data.tokens import Tokens

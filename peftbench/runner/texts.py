@@ -8,7 +8,7 @@ from peftbench.config.spec import DataSpec, Task
 from peftbench.data.rows import Rows
 from peftbench.data.split import Split, make_split
 from peftbench.data.tokens import Tokenizer, Tokens, tokenize
-from peftbench.ground import strangers
+from peftbench.ground import untrusted
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.seeds import stream
 
@@ -35,7 +35,7 @@ def read(text: str | None, data: DataSpec, task: Task) -> Split:
     lines: list[str] = []
     for one in paths:
         try:
-            content = strangers.read_bytes(one, MOST_TEXT).decode()
+            content = untrusted.read_bytes(one, MOST_TEXT).decode()
         except UnicodeDecodeError as error:
             raise DataError(f"make.text={one}: not UTF-8 at byte {error.start}") from None
         except (OSError, ValueError) as error:

@@ -181,7 +181,7 @@ def _run(cell: Cell, plain: Plain, overrides: Sequence[str], screen: Screen, che
 
 
 def _predict(cell: Cell, screen: Screen, check: Callable[[], None]) -> int:
-    from peftbench.runner.unseen import predict
+    from peftbench.runner.later_predictions import predict
 
     record = predict(cell, folder_of(cell), check)
     if _rank() == 0:

@@ -9,7 +9,7 @@ from typing import Literal
 from peftbench.ground.errors import ConfigError
 from peftbench.papers import Paper, Row
 from peftbench.runner.counts import Counts, count_cell, kept_bounds
-from peftbench.study.many import cells_from
+from peftbench.study.compose_many import cells_from
 
 Verdict = Literal[
     "as printed",

@@ -17,7 +17,7 @@ from peftbench.config.fingerprint import digest
 from peftbench.config.parents import parents_of_update
 from peftbench.config.spec import WEIGHTS_WORDS, Cell
 from peftbench.data.rows import Rows, rows_of
-from peftbench.ground import strangers
+from peftbench.ground import untrusted
 from peftbench.ground.errors import DataError
 from peftbench.ground.files import (
     CHECKPOINT_FILE,
@@ -282,7 +282,7 @@ def _remembered(cache: Path, what: str, stamps: list[Any], read: Callable[[], di
 def _known(path: Path) -> dict[str, dict[str, str]]:
     """The hashes that are remembered; none where the file is damaged."""
     try:
-        return _known_adapter().validate_json(strangers.read_bytes(path, MOST_BYTES), strict=True)
+        return _known_adapter().validate_json(untrusted.read_bytes(path, MOST_BYTES), strict=True)
     except (OSError, ValueError):
         return {}
 

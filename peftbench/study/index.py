@@ -16,7 +16,7 @@ from typing import IO, Any, Literal, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from peftbench.config.words import conf_dir
-from peftbench.ground import strangers
+from peftbench.ground import untrusted
 from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, shown, warn
 from peftbench.ground.files import set_aside, write_atomically
 from peftbench.ground.quantity import quantity
@@ -135,7 +135,7 @@ def read_list(path: Path, adapter: TypeAdapter[List], what: str) -> List | None:
         DataError: it cannot be read, is damaged, or of another version.
     """
     try:
-        raw = strangers.read_json(path, MOST_BYTES)
+        raw = untrusted.read_json(path, MOST_BYTES)
         if isinstance(raw, dict) and raw.get("schema", SCHEMA) != SCHEMA:
             raise DataError(f"{path}: of schema {shown(raw['schema'])}, this version reads schema {SCHEMA}")
         return adapter.validate_python(raw)

@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from peftbench.ground.errors import shown
-from peftbench.ground.strangers import read_json
+from peftbench.ground.untrusted import read_json
 
 LONGEST = 4096  # bytes of a lock file
 

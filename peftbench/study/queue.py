@@ -20,10 +20,10 @@ from peftbench.ground import escape
 from peftbench.ground.errors import BadInput, DataError, shown
 from peftbench.ground.files import RECORD_FILE, stamp
 from peftbench.study import done, index, lock, sweep
+from peftbench.study.cell_state import CellStates
 from peftbench.study.estimates import Estimates
 from peftbench.study.index import Parent, Planned, kind_of
 from peftbench.study.lock import Lock
-from peftbench.study.standing import Standings
 from peftbench.study.sweep import Sweep
 
 MOST_TRIES = 3  # of a cell by one worker: what it cannot run is left to others
@@ -50,7 +50,7 @@ class Queue:
         self.cells: dict[str, Planned] = {}
         self._by_words: dict[str, Planned] = {}
         self._names: dict[str, Planned] = {}  # cells by every folder that names them
-        self._standings = Standings(outputs, study)
+        self._states = CellStates(outputs, study)
         self._took: dict[str, float] = {}  # seconds of finished cells
         self._kinds: dict[str, list[str]] = {}
         self._next: deque[str] = deque()  # of this round, the longest first
@@ -169,7 +169,7 @@ class Queue:
         others = [folder for folder in new if folder not in done_before]
         self._random.shuffle(others)
         self._next += others
-        self._standings.keep()
+        self._states.keep()
         self._begin_round()
 
     def _is_open(self, folder: str) -> bool:
@@ -185,19 +185,19 @@ class Queue:
         """Whether a cell failed on this host since this worker began: another host may try it."""
         path = self.outputs / folder / RECORD_FILE
         try:
-            hosts = self._standings.glance(path).failed_on
+            hosts = self._states.glance(path).failed_on
             return socket.gethostname() in hosts and path.stat().st_mtime >= self._began
         except (OSError, DataError):
             return False
 
     def _status(self, folder: str) -> str | None:
         try:
-            standing = self._standings.standing(self.cells[folder])
+            state = self._states.state(self.cells[folder])
         except DataError:
             return "unreadable"
-        if standing.status == "done" and standing.seen.seconds is not None:
-            self._took[folder] = standing.seen.seconds
-        return standing.status
+        if state.status == "done" and state.seen.seconds is not None:
+            self._took[folder] = state.seen.seconds
+        return state.status
 
     def _is_taken(self, folder: str) -> bool:
         """Whether another runner has a cell, by the folder's clock when the round began."""

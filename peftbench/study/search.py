@@ -171,7 +171,7 @@ def _error(cell: Cell, judged: Evaluation | None, folder: str) -> float | None:
     """
     if cell.select.rule != "one_se" or judged is None or judged.collapsed or judged.chosen_by is None:
         return None
-    from peftbench.runner.spread import error_of
+    from peftbench.runner.row_noise import error_of
 
     assert isinstance(cell.task, TaskSpec)  # a joint one is refused
     return error_of(expanded(cell.outputs) / folder, cell.task, cell.select.rows, judged.chosen_by)

@@ -9,14 +9,14 @@ from typing import Literal
 
 import yaml
 
-from peftbench.ground import escape, strangers
+from peftbench.ground import escape, untrusted
 from peftbench.ground.errors import DataError, warn
 from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, study_folder
 from peftbench.record import damage, find_records, read_record
 from peftbench.study import index, lock
+from peftbench.study.cell_state import CellState, CellStates
 from peftbench.study.estimates import Estimates
 from peftbench.study.index import Planned, kind_of
-from peftbench.study.standing import Standing, Standings
 
 State = Literal["done", "running", "failed", "stopped", "stale", "missing"]
 BEFORE_TYPED = [yaml.StreamStartEvent, yaml.DocumentStartEvent, yaml.SequenceStartEvent]
@@ -66,9 +66,9 @@ def cells_of(outputs: Path, study: str) -> list[CellStatus]:
             cells[folder] = Planned(folder, _typed(path))
     for path in find_records(outputs / study):
         cells.setdefault(folder := str(path.parent.relative_to(outputs)), Planned(folder, []))
-    standings = Standings(outputs, study)
+    states = CellStates(outputs, study)
     own = [cell for cell in cells.values() if not re.search(r"/(split\d+-)?seed\d+-[0-9a-f]{8}$", cell.folder)]
-    return [_status(standings, cell) for cell in own]  # others were moved aside
+    return [_status(states, cell) for cell in own]  # others were moved aside
 
 
 def cells_if_any(outputs: Path, study: str) -> list[CellStatus]:
@@ -76,37 +76,37 @@ def cells_if_any(outputs: Path, study: str) -> list[CellStatus]:
     return cells_of(outputs, study) if (outputs / study).is_dir() else []
 
 
-def _status(standings: Standings, cell: Planned) -> CellStatus:
+def _status(states: CellStates, cell: Planned) -> CellStatus:
     folder, again = cell.folder, escape.command(cell.overrides)
-    path = standings.outputs / folder / RECORD_FILE
-    standing = _standing(standings, cell)
-    if standing is not None and standing.seen.status == "done" and standing.need in (None, "nothing"):
-        unknown = cell.reads is not None and standing.need is None
-        return CellStatus(folder, "done", standing.seen.seconds, standing.seen.peak_mb, None, again, unknown)
+    path = states.outputs / folder / RECORD_FILE
+    state = _state(states, cell)
+    if state is not None and state.seen.status == "done" and state.need in (None, "nothing"):
+        unknown = cell.reads is not None and state.need is None
+        return CellStatus(folder, "done", state.seen.seconds, state.seen.peak_mb, None, again, unknown)
     if lock.alive(held := path.with_name(lock.FILE)):
         return CellStatus(folder, "running", None, None, None, again, worker=lock.owner(held), age_s=lock.age(held))
     if (problem := damage(path)) is not None:
         return CellStatus(folder, "failed", None, None, problem, again if cell.overrides else "")
-    if standing is not None and standing.is_deadly:
-        reason = f"its runners died: {', '.join(map(str, standing.deaths))} (workers leave it alone)"
+    if state is not None and state.is_deadly:
+        reason = f"its runners died: {', '.join(map(str, state.deaths))} (workers leave it alone)"
         return CellStatus(folder, "failed", None, None, reason, again)
-    if standing is not None and standing.seen.status not in (None, "done"):
+    if state is not None and state.seen.status not in (None, "done"):
         record = read_record(path)
         reason = f"{record.status}: {record.reason}"
-        if standing.is_quarantined:
+        if state.is_quarantined:
             reason += f" (failed on {', '.join(record.failed_on)}; left alone unless asked)"
         return CellStatus(folder, "failed", None, None, reason, escape.command(cell.overrides or record.overrides))
-    if standing is not None and standing.changed:
-        reason = f"{standing.changed[0]} has been run again since"
+    if state is not None and state.changed:
+        reason = f"{state.changed[0]} has been run again since"
         return CellStatus(folder, "stale", None, None, reason, escape.command(read_record(path).overrides))
     stopped = path.with_name(CHECKPOINT_FILE).exists()
     return CellStatus(folder, "stopped" if stopped else "missing", None, None, None, again)
 
 
-def _standing(standings: Standings, cell: Planned) -> Standing | None:
+def _state(states: CellStates, cell: Planned) -> CellState | None:
     """None: its record cannot be read."""
     try:
-        return standings.standing(cell)
+        return states.state(cell)
     except DataError:
         return None
 
@@ -119,7 +119,7 @@ def _typed(path: Path) -> list[str]:
     """What was typed for a cell, as Hydra wrote it down; nothing, and a line, where that cannot be read."""
     try:
         # event by event: what yaml can make of aliases, merged mappings and deep nesting is never made
-        events = yaml.parse(strangers.read_bytes(path, MOST_TYPED), yaml.CSafeLoader)
+        events = yaml.parse(untrusted.read_bytes(path, MOST_TYPED), yaml.CSafeLoader)
         before = [type(event) for event in islice(events, len(BEFORE_TYPED))]
         words: list[str] = [event.value for event in takewhile(_is_text, events)]  # type: ignore[attr-defined]
         if (before, [type(event) for event in islice(events, len(AFTER_TYPED))]) != (BEFORE_TYPED, AFTER_TYPED):

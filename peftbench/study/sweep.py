@@ -15,11 +15,11 @@ from peftbench.config.words import OPTUNA, words_for_globs
 from peftbench.ground.errors import ConfigError, shown
 from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, expanded
 from peftbench.record import record_status
-from peftbench.study import done, index, lock, many
+from peftbench.study import compose_many, done, index, lock
+from peftbench.study.cell_state import FILE as STATES_FILE
+from peftbench.study.cell_state import CellStates
 from peftbench.study.done import Reads
 from peftbench.study.index import Planned
-from peftbench.study.standing import FILE as STANDINGS_FILE
-from peftbench.study.standing import Standings
 
 OF_ALL_CELLS = ("outputs", "study", "cache", "rerun", "cells_per_gpu")
 
@@ -141,10 +141,10 @@ def prepare(lines: Sequence[list[str]], rerun: str = "unfinished", to_come: Mapp
         ConfigError: a cell is not possible; every problem of every cell is in it.
     """
     outputs, study = study_of(lines[0])
-    standings = Standings(outputs, study)
-    sweep = _survey(lines, rerun, standings, to_come or {})
+    states = CellStates(outputs, study)
+    sweep = _survey(lines, rerun, states, to_come or {})
     index.add(outputs / study, {index.key(cell.overrides): cell for cell in sweep.cells})
-    standings.keep()
+    states.keep()
     _remove_checkpoints(sweep)
     return sweep
 
@@ -160,7 +160,7 @@ def _remove_checkpoints(sweep: Sweep) -> None:
 
 def survey(lines: Sequence[list[str]], rerun: str = "unfinished", to_come: Mapping[Path, str] | None = None) -> Sweep:
     """As `prepare`, and nothing is written."""
-    return _survey(lines, rerun, Standings(*study_of(lines[0])), to_come or {})
+    return _survey(lines, rerun, CellStates(*study_of(lines[0])), to_come or {})
 
 
 def list_again(outputs: Path, study: str, lines: Mapping[str, list[str]]) -> None:
@@ -176,9 +176,9 @@ def list_again(outputs: Path, study: str, lines: Mapping[str, list[str]]) -> Non
     index.add(outputs / study, _compose(lines, listed(outputs, study)))
 
 
-def _survey(lines: Sequence[list[str]], rerun: str, standings: Standings, to_come: Mapping[Path, str]) -> Sweep:
+def _survey(lines: Sequence[list[str]], rerun: str, states: CellStates, to_come: Mapping[Path, str]) -> Sweep:
     """Cells that the study knows by the same words are not composed again."""
-    outputs, study = standings.outputs, standings.study
+    outputs, study = states.outputs, states.study
     # Somebody's own yaml files may have changed since: their cells are composed anew.
     known = {} if any(word.startswith(compose.SEARCHPATH) for word in lines[0]) else index.read(outputs / study)
     current = done.once_each(done.still_starts_from)
@@ -186,7 +186,7 @@ def _survey(lines: Sequence[list[str]], rerun: str, standings: Standings, to_com
     by_key = {index.key(words): words for words in lines}
     new = _compose({name: words for name, words in by_key.items() if name not in known}, to_come)
     cells = [known.get(name) or new[name] for name in by_key]
-    statuses = [standings.status(cell) for cell in cells]
+    statuses = [states.status(cell) for cell in cells]
     left = [cell for cell, status in zip(cells, statuses, strict=True) if has_to_run(status, rerun)]
     unfinished = [cell for cell, status in zip(cells, statuses, strict=True) if rerun == "all" or status != "done"]
     return Sweep(outputs, study, cells, left, unfinished)
@@ -216,15 +216,15 @@ def study_of(overrides: Sequence[str]) -> tuple[Path, str]:
 
 def forget(sweep: Sweep) -> None:
     """Remove the study where it holds nothing but these cells' names: every one that it was asked for was refused."""
-    index.forget(sweep.outputs / sweep.study, {cell.folder for cell in sweep.left}, [STANDINGS_FILE])
+    index.forget(sweep.outputs / sweep.study, {cell.folder for cell in sweep.left}, [STATES_FILE])
 
 
 def tally(sweep: Sweep) -> dict[str, int]:
     """How the cells stand: done, failed (diverged included), of these quarantined or deadly, elsewhere, left."""
     numbers = {"done": sweep.before, "failed": 0, "quarantined": 0, "deadly": 0, "elsewhere": 0, "left": 0}
-    standings = Standings(sweep.outputs, sweep.study)
+    states = CellStates(sweep.outputs, sweep.study)
     for cell in sweep.open:
-        status = standings.status(cell)
+        status = states.status(cell)
         if status == "done":
             numbers["done"] += 1
         elif lock.alive(sweep.outputs / cell.folder / lock.FILE):
@@ -233,7 +233,7 @@ def tally(sweep: Sweep) -> dict[str, int]:
             numbers["left" if status is None else "failed"] += 1
             numbers["quarantined"] += status == "quarantined"
             numbers["deadly"] += status == "deadly"
-    standings.keep()
+    states.keep()
     return numbers
 
 
@@ -243,7 +243,7 @@ def _compose(lines: Mapping[str, list[str]], to_come: Mapping[Path, str]) -> dic
     seeds = {name: None if "{seed" in "".join(words) else _seed(words) for name, words in lines.items()}
     bases = {name: tuple(word for word in words if word != f"seed={seeds[name]}") for name, words in lines.items()}
     first = {base: lines[name] for name, base in reversed(bases.items())}
-    cells = dict(zip(first, many.cells_from(list(first.values()), to_come), strict=True))
+    cells = dict(zip(first, compose_many.cells_from(list(first.values()), to_come), strict=True))
     if wrong := [cell for cell in cells.values() if isinstance(cell, ConfigError)]:
         raise ConfigError([problem for error in wrong for problem in error.every])
     planned = {}

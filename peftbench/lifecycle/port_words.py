@@ -8,7 +8,7 @@ from peftbench.config import compose, recipes
 from peftbench.config.spec import Cell, ModelSpec
 from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.ground.files import check_study, expanded
-from peftbench.lifecycle import artefact, saved, trained_on
+from peftbench.lifecycle import artefact, port_training, saved_lines
 from peftbench.lifecycle.artefact import where_of
 from peftbench.lifecycle.parents import Parent
 from peftbench.lifecycle.patch import Patch, check_fit, weights_sha256
@@ -40,7 +40,7 @@ def ask(words: Sequence[str], known: Collection[str] = (), searchpath: str | Non
         check_fit(old, new)
     for job in jobs:
         if job.keys.steps:
-            trained_on.check(job)
+            port_training.check(job)
         if job.keys.scale != 1 and job.patch.change is None:
             raise ConfigError(f"port.scale={job.keys.scale:g}: {job.method} is no change of weights that can be scaled")
         job.patch.forget()
@@ -63,10 +63,10 @@ class _Words:
     cell: Cell
 
 
-def lines(words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]:
+def lines(words: Sequence[str]) -> list[tuple[Path, str, saved_lines.Line]]:
     """The same as command lines for workers: see `asked.lines`."""
     read = [(["port", *one], _read(one).cell) for one in recipes.swept(words)]
-    return [saved.placed(line, cell.study, expanded(cell.outputs)) for line, cell in read]
+    return [saved_lines.placed(line, cell.study, expanded(cell.outputs)) for line, cell in read]
 
 
 def _of(words: Sequence[str], known: Collection[str], patches: dict[tuple[Path, str], Patch]) -> list[Job]:

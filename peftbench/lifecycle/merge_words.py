@@ -10,7 +10,7 @@ from peftbench.config import compose, recipes
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.ground.files import check_study, expanded
-from peftbench.lifecycle import saved
+from peftbench.lifecycle import saved_lines
 from peftbench.lifecycle.artefact import Where, where_of
 from peftbench.lifecycle.merge import Group, Job
 from peftbench.lifecycle.merging import METHODS, Merge
@@ -70,7 +70,7 @@ class _Words:
     cell: Cell
 
 
-def lines(words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]:
+def lines(words: Sequence[str]) -> list[tuple[Path, str, saved_lines.Line]]:
     """The same as command lines for workers, each with the folder of studies and the study that keeps it; the runs need
     not be there yet.
 
@@ -78,7 +78,7 @@ def lines(words: Sequence[str]) -> list[tuple[Path, str, saved.Line]]:
         ConfigError: a word is not one of merge, or not possible.
     """
     read = [(["merge", *one], _read(one).cell) for one in recipes.swept(words)]
-    return [saved.placed(line, cell.study, expanded(cell.outputs)) for line, cell in read]
+    return [saved_lines.placed(line, cell.study, expanded(cell.outputs)) for line, cell in read]
 
 
 def _of(words: Sequence[str]) -> list[tuple[tuple[str, ...], list[Parent], Job, dict[str, Where], str]]:

@@ -28,7 +28,7 @@ from peftbench.training.forward import Forward
 RIDGE = 1e-3  # weight of the refitted map's squared entries beside the mean loss: features of few rows are collinear
 
 
-class OnTask:
+class TaskModel:
     """A model on the task of a finished run, which reads rows as the run did."""
 
     def __init__(self, parent: Parent, model: Model, cache: str) -> None:
@@ -102,7 +102,7 @@ class OnTask:
             yield self._forward.batch(tokens, rows)
 
 
-class Seat(OnTask):
+class FoldedModel(TaskModel):
     """A finished run's model, its change folded in, into which other backbones are put.
 
     Attributes:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from peftbench.ground import escape, strangers
+from peftbench.ground import escape, untrusted
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import END_FILE, write_atomically
 from peftbench.study import index, lock
@@ -190,7 +190,7 @@ def folder_of(study: Path, line: Line) -> Path:
 def end_of(study: Path, line: Line) -> End | None:
     """How a line ended; None: it did not yet, or nobody can tell."""
     try:
-        raw = strangers.read_json(folder_of(study, line) / END_FILE, LONGEST_END)
+        raw = untrusted.read_json(folder_of(study, line) / END_FILE, LONGEST_END)
         end: End = _end().validate_python(raw)
     except (OSError, ValueError):
         return None

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
-from peftbench.ground import strangers
+from peftbench.ground import untrusted
 from peftbench.ground.errors import BadInput
 from peftbench.ground.files import RECORD_FILE, YOUNG, write_atomically
 from peftbench.record import Glance, Hashes, changed_parents, glance
@@ -36,7 +36,7 @@ _Line = tuple[Stamp, str | None, float | None, float | None, list[str], Place]
 
 
 @dataclass(frozen=True)
-class Standing:
+class CellState:
     """Where a cell's result lies, what is seen of its record, and what the cell needs.
 
     Attributes:
@@ -83,7 +83,7 @@ class _Kept:
     records: dict[str, _Line] = field(default_factory=dict)
 
 
-class Standings:
+class CellStates:
     """One look at a study's cells, which `keep` lets the next look profit from."""
 
     def __init__(self, outputs: Path, study: str) -> None:
@@ -96,7 +96,7 @@ class Standings:
         self._beside = functools.cache(_beside)
         self._glance_at_parent = functools.cache(glance)  # what is kept of a record does not say what it learned
 
-    def standing(self, cell: Planned) -> Standing:
+    def state(self, cell: Planned) -> CellState:
         """How a cell stands.
 
         Raises:
@@ -108,19 +108,19 @@ class Standings:
             seen = self.glance(folder / RECORD_FILE)
             changed = changed_parents(seen.hashes, self.outputs, self._glance_at_parent)
             deaths = [] if seen.status == "done" and not changed else lock.deaths(folder)
-            return Standing(folder, seen, "run" if changed else None, changed, deaths)
+            return CellState(folder, seen, "run" if changed else None, changed, deaths)
         result, need = done.find(folder, inputs, self.glance, lambda one: self._beside(one.parent).get(one.name, []))
-        return Standing(
+        return CellState(
             result, self.glance(result / RECORD_FILE), need, deaths=[] if need == "nothing" else lock.deaths(folder)
         )
 
     def status(self, cell: Planned) -> str | None:
-        """Its standing's.
+        """Its state's.
 
         Raises:
-            DataError: as `standing`.
+            DataError: as `state`.
         """
-        return self.standing(cell).status
+        return self.state(cell).status
 
     def glance(self, path: Path) -> Glance:
         """As `record.glance`, without reading what has not changed since it was read.
@@ -181,8 +181,8 @@ def _stamp(stat: os.stat_result) -> Stamp:
 
 def _read(path: Path) -> dict[str, tuple[Stamp, Glance]]:
     try:
-        content = strangers.read_bytes(path, MOST_BYTES)
-        strangers.check_number(content)
+        content = untrusted.read_bytes(path, MOST_BYTES)
+        untrusted.check_number(content)
         kept = _adapter().validate_json(content, strict=True)
         return {
             name: (stamp, Glance(status, kept.made_of[place], seconds, peak_mb, hosts))

@@ -16,7 +16,7 @@ from peftbench.lifecycle.artefact import Recipe, Result, folder_of, inputs_of
 from peftbench.lifecycle.distance import by_kind, cosine, length, minus, ratio
 from peftbench.lifecycle.parents import Parent, parent
 from peftbench.lifecycle.port import HEADS, Head, Job, Settled, port_recipe, scored
-from peftbench.lifecycle.seat import OnTask, Seat
+from peftbench.lifecycle.task_model import FoldedModel, TaskModel
 from peftbench.runner import budgets
 from peftbench.runner.counts import count_cell
 from peftbench.runner.deltas import delta_of, goes_on, reload
@@ -109,11 +109,11 @@ def _run(words: list[str], settled: Settled) -> Parent:
     return parent(done.find(folder, done.hash_inputs(done.reads_of(cell)))[0])
 
 
-def _reloaded(job: Job, run: Parent) -> OnTask:
+def _reloaded(job: Job, run: Parent) -> TaskModel:
     model, tuner, _ = reload(run.folder, job.patch.known)
     trained = [*tuner.trainables().values(), *dict(model.head()).values()]
     compute_precision(model, run.protocol.precision, trained)
-    return OnTask(run, model, job.patch.cache)
+    return TaskModel(run, model, job.patch.cache)
 
 
 def ceilings(job: Job, settled: Settled) -> Iterator[str]:
@@ -156,9 +156,9 @@ def _beside(job: Job, run: Parent) -> dict[str, Any]:
     patch = job.patch
     if patch.change is None:
         return {}
-    seat = Seat(run, patch.cache, patch.known)
-    before = {**patch.moved.now, **{name: one.float() for name, one in seat.model.drawn.items()}}
-    change = minus(seat.own, before)
+    folded = FoldedModel(run, patch.cache, patch.known)
+    before = {**patch.moved.now, **{name: one.float() for name, one in folded.model.drawn.items()}}
+    change = minus(folded.own, before)
     residual, model = minus(change, patch.change), patch.moved.model
     patched = {name: now + patch.change[name] for name, now in patch.moved.now.items()}
     return {
