@@ -1,4 +1,4 @@
-"""Artefacts as work: lines of `merge`, `port` and `score` that a study keeps, made when their runs have ended."""
+"""Artefacts as work: lines of `merge`, `port`, `score`, `edit` that a study keeps, made when their runs have ended."""
 
 import functools
 import random
@@ -21,7 +21,7 @@ from peftbench.study.cell_state import DEATHS, HOSTS
 from peftbench.study.lock import Elsewhere, Lock
 from peftbench.study.queue import MOST_TRIES, Unwritable
 
-COMMANDS = {"merge": artefacts.merge, "port": artefacts.port, "score": artefacts.score}
+COMMANDS = {"merge": artefacts.merge, "port": artefacts.port, "score": artefacts.score, "edit": artefacts.edit}
 ENDED = ("done", "failed", "stale")  # states of a cell that no worker will change
 
 

@@ -1,4 +1,4 @@
-"""`peftbench score`, `merge`, `port`: what is made of finished runs, and stands in the same tables."""
+"""`peftbench score`, `merge`, `port`, `edit`: what is made of finished runs, and stands in the same tables."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -97,8 +97,30 @@ def port(arguments: Sequence[str]) -> int:
     return max(codes)
 
 
+def edit(arguments: Sequence[str]) -> int:
+    """`peftbench edit RUN edit.behaviour=WORD`: a run's behaviour edited (Model Surgery), its controls, collateral."""
+    parser = Parser(prog="peftbench edit")
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument(
+        "words", nargs="*", help="edit.behaviour=, edit.control=, edit.strength=, ...; collateral=[...], study=, ..."
+    )
+    _add_choices(parser)
+    options = parser.parse_intermixed_args(arguments)
+    environment.one_process("edit")
+    from peftbench.commands import screen
+    from peftbench.lifecycle.edit import edit
+    from peftbench.lifecycle.edit_words import ask, lines
+    from peftbench.lifecycle.parents import parent
+
+    if options.save:
+        return _save(options, lines(Path(options.run), options.words))
+    own = [] if options.searchpath is None else ["--searchpath", options.searchpath]
+    jobs = ask(options.words, parent(Path(options.run)), known_classes(options.searchpath), own)
+    return max(edit(job, screen.Artefacts()) for job in jobs)
+
+
 def _add_choices(parser: Parser) -> None:
-    """What the three commands have in common."""
+    """What the four commands have in common."""
     parser.add_argument("-m", "--multirun", action="store_true", help="as of run; words with commas are swept anyway")
     parser.add_argument("--save", action="store_true", help="make nothing: the study keeps the line for its workers")
     add_searchpath(parser)

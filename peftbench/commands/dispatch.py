@@ -59,6 +59,8 @@ after a run:
   score RUN task=WORD     score the run on another task with the same labels: a row of its study's table
   merge from=STUDY ...    merge the runs of method= on all tasks into one backbone, merge=ties,pcb,...: table rows
   port from=STUDY ...     move what old runs learned to a newer backbone, model=NEWER, port.steps=0,50: table rows
+  edit RUN ...            make an answer of the run rarer by moving rows of its weights, edit.behaviour=WORD,
+                          beside controls and other tasks' runs: table rows
 
 examples:
   peftbench run                                        LoRA on the built-in sample, offline
@@ -98,6 +100,7 @@ COMMANDS = {
     "score": ("artefacts", "score"),
     "merge": ("artefacts", "merge"),
     "port": ("artefacts", "port"),
+    "edit": ("artefacts", "edit"),
     "convert": ("use", "convert"),
     "backbone": ("use", "backbone"),
 }
