@@ -13,7 +13,7 @@ import torch
 from forgery import Said
 from safetensors.torch import load_file
 from studies import learn_otherwise
-from support import TINY
+from support import TINY, plain
 
 from peftbench.backbone.weights import WEIGHTS_FILE
 from peftbench.config import compose, recipes
@@ -266,6 +266,24 @@ def test_an_edited_run_is_used_as_a_run_as_long_as_its_run_is_there(
     code, _, err = command("apply", str(folder), "--output", str(tmp_path / "gone"))
     assert (code, err.count("\n")) == (3, 1)
     assert "an edit is used with the run that it is of" in err
+
+
+@pytest.mark.parametrize("words", [["method=full"], ["method=ia3"], ["method=id3_lora", "budget=60"]])
+def test_the_stored_edit_is_what_was_scored_whatever_the_run_learned(
+    words: list[str], command: Command, tmp_path: Path
+) -> None:
+    own = train(tmp_path / "outputs", "task=rte", *words, "protocol.max_steps=3")
+    edited(command, own, "study=k")
+    ((folder, record),) = [one for (name, _), one in made(tmp_path / "outputs" / "k").items() if "unedited" not in name]
+    assert (folder / DELTA_FILE).stat().st_size < 20_000
+    run = EditableRun(parent(own), str(tmp_path / "cache"))
+    edit = keys()
+    run.operate(edit, run.incision(edit))
+    scored, model = dict(run.model.model.backbone()), reload(folder)[0]
+    stored = {plain(name): p for name, p in model.backbone()}
+    assert all(torch.equal(p, stored[plain(name)]) for name, p in scored.items())
+    assert record.counts is not None
+    assert record.counts.backbone == 102 * 128
 
 
 def test_an_edit_goes_stale_with_its_run_and_workers_make_it_anew(
