@@ -258,6 +258,14 @@ def test_an_edited_run_is_used_as_a_run_as_long_as_its_run_is_there(
     bias = facts(every["bias predicts:entailment each 0.1 x2 of lora", "rte"][1])["bias"]
     difference = whole.tensors["head.classifier.bias"] - Delta.load(own / DELTA_FILE).tensors["head.classifier.bias"]
     assert difference.tolist() == pytest.approx([bias, 0], abs=1e-5)
+    record = read_record(folder / RECORD_FILE)
+    circle = {f"u/{folder.parent.name}/seed0": str(record.hashes.delta)}
+    for forged, said in ((circle, "the edit is of another run"), ({}, "its record names 0")):
+        write_record(dataclasses.replace(record, hashes=dataclasses.replace(record.hashes, parents=forged)), folder)
+        code, _, err = command("predict", str(folder), str(texts))
+        assert (code, err.count("\n")) == (3, 1)
+        assert said in err
+    write_record(record, folder)
     learn_otherwise(own)
     code, _, err = command("predict", str(folder), str(texts))
     assert (code, err.count("\n")) == (3, 1)
