@@ -69,13 +69,13 @@ class Probe:
 
 
 def similarity_probe(data: DataSpec) -> Probe:
-    """The dev rows of STS-B, from where these data come.
+    """The dev rows of STS-B, all of them, from where these data come.
 
     Raises:
         DataError: they cannot be read.
     """
     task = compose.cell_from(["task=stsb"]).task.parts[0]
-    rows = Rows(data, replace(task, train=None, test=()), None, tested=False).read()
+    rows = Rows(replace(data, limit=None), replace(task, train=None, test=()), None, tested=False).read()
     return Probe("similarity", rows[task.dev[0]])
 
 
