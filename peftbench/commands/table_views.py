@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SCORES = "scores"
 OPTIONS = {"paper": SCORES, "data": "subsets", "constants": "pscp"}  # option -> the one view that it belongs to
-WORDS = (SCORES, "aggregates", "calibration", "consistency", "subsets", "cost", "pscp", "edits")
+WORDS = (SCORES, "aggregates", "calibration", "consistency", "subsets", "cost", "pscp", "forgetting", "edits")
 
 
 def add_options(parser: Parser) -> None:
@@ -45,7 +45,18 @@ def view(options: Namespace) -> "Callable[[Study], Sheet]":
         ConfigError: there is no such paper, or a constant is not possible.
     """
     from peftbench import papers
-    from peftbench.report import aggregates, calibration, consistency, cost, edits, pscp, render, subsets, table
+    from peftbench.report import (
+        aggregates,
+        calibration,
+        consistency,
+        cost,
+        edits,
+        forgetting,
+        pscp,
+        render,
+        subsets,
+        table,
+    )
     from peftbench.study.recorded import texts_of
 
     if options.show == SCORES:
@@ -61,5 +72,6 @@ def view(options: Namespace) -> "Callable[[Study], Sheet]":
         "calibration": calibration.sheet,
         "consistency": consistency.sheet,
         "cost": cost.sheet,
+        "forgetting": forgetting.sheet,
         "edits": edits.sheet,
     }[options.show]
