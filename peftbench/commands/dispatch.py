@@ -59,6 +59,8 @@ after a run:
   score RUN task=WORD     score the run on another task with the same labels: a row of its study's table
   merge from=STUDY ...    merge the runs of method= on all tasks into one backbone, merge=ties,pcb,...: table rows
   port from=STUDY ...     move what old runs learned to a newer backbone, model=NEWER, port.steps=0,50: table rows
+  sequence learner=WORD   learn the classes of several tasks one task after the other, learner=mos,simplecil,...,
+                          order=0,1,2; table STUDY --show sequences
 
 examples:
   peftbench run                                        LoRA on the built-in sample, offline
@@ -98,6 +100,7 @@ COMMANDS = {
     "score": ("artefacts", "score"),
     "merge": ("artefacts", "merge"),
     "port": ("artefacts", "port"),
+    "sequence": ("artefacts", "sequence"),
     "convert": ("use", "convert"),
     "backbone": ("use", "backbone"),
 }

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SCORES = "scores"
 OPTIONS = {"paper": SCORES, "data": "subsets", "constants": "pscp"}  # option -> the one view that it belongs to
-WORDS = (SCORES, "aggregates", "calibration", "consistency", "subsets", "cost", "pscp")
+WORDS = (SCORES, "aggregates", "calibration", "consistency", "subsets", "cost", "pscp", "sequences")
 
 
 def add_options(parser: Parser) -> None:
@@ -45,7 +45,7 @@ def view(options: Namespace) -> "Callable[[Study], Sheet]":
         ConfigError: there is no such paper, or a constant is not possible.
     """
     from peftbench import papers
-    from peftbench.report import aggregates, calibration, consistency, cost, pscp, render, subsets, table
+    from peftbench.report import aggregates, calibration, consistency, cost, pscp, render, sequences, subsets, table
     from peftbench.study.recorded import texts_of
 
     if options.show == SCORES:
@@ -61,4 +61,5 @@ def view(options: Namespace) -> "Callable[[Study], Sheet]":
         "calibration": calibration.sheet,
         "consistency": consistency.sheet,
         "cost": cost.sheet,
+        "sequences": sequences.sheet,
     }[options.show]
