@@ -138,7 +138,7 @@ class Gone(BaseException):
     """The runner is gone."""
 
 
-@pytest.mark.parametrize("learner", ["mos", "finetune", "oracle", "aper", "simplecil"])
+@pytest.mark.parametrize("learner", ["mos", "finetune", "aper"])
 def test_a_sequence_that_was_ended_between_its_stages_goes_on_to_the_same_end(
     learner: str, made: Callable[..., tuple[Record, Path]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
