@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from forgery import Said
 
 from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE
 from peftbench.lifecycle.sequence import stages
+from peftbench.lifecycle.sequence.classes import stages_of
 from peftbench.lifecycle.sequence.learners import Finetune
 from peftbench.lifecycle.sequence.mos import Mos
 from peftbench.lifecycle.sequence.words import LEARNERS, ask
@@ -253,6 +254,51 @@ def test_a_stage_moves_no_row_of_the_head_but_its_own_and_the_first_is_not_align
         )
     assert torch.equal(states[0][0], states[1][0])
     assert not torch.equal(states[0][1], states[1][1])
+
+
+def test_mos_is_put_together_as_its_equations_say(tmp_path: Path) -> None:
+    run = loaded(*words("mos"))
+    run.run(Checkpoints(tmp_path, {}, None), lambda *_: None)
+    state, classes = run.learner.state_dict(), run.classes
+    assert state["tasks"] == [1, 0], "SST-2 comes first"
+    head = state["head"]
+    for name, stage in (("sst2", 0), ("rte", 1)):
+        tokens = run.tokens[f"train_{name}"]
+        first, own = (run.encoder.features(tokens, state["adapters"][place]).double() for place in (0, stage))
+        for label, number in enumerate(classes.of([["rte", "sst2"].index(name)])):
+            rows = torch.from_numpy(tokens.labels == label)
+            mean, covariance = state["gaussians"][int(number)]
+            torch.testing.assert_close(state["prototypes"][number].double(), first[rows].mean(0), atol=1e-5, rtol=0)
+            torch.testing.assert_close(mean.double(), own[rows].mean(0), atol=1e-5, rtol=0)
+            expected = torch.cov(own[rows].T) + 1e-4 * torch.eye(SIZE)
+            torch.testing.assert_close(covariance.double(), expected, atol=1e-5, rtol=1e-3)
+    dev = run.dev("rte")
+    features = [run.encoder.features(dev, one) for one in state["adapters"]]
+    given = run.learner.answer(dev, 0)
+    for row in range(len(dev)):
+        o = torch.cosine_similarity(features[0][row], state["prototypes"])
+        logits = [head["weight"] @ one[row] + head["bias"] for one in features]
+        k = 0 if int(o.argmax()) in (2, 3) else 1
+        for _ in range(4):
+            k = 0 if int(logits[k].argmax()) in (2, 3) else 1
+        expected = logits[k].softmax(0) + (2 * o).softmax(0)
+        np.testing.assert_allclose(given.scores[row], expected, atol=1e-5)
+        assert given.retrieved is not None
+        assert given.retrieved[row] == [1, 0][k]
+
+
+@pytest.mark.parametrize("pull", [0, 1])
+def test_adapters_go_on_from_the_task_before_and_a_whole_pull_leaves_the_mean_of_all(pull: int) -> None:
+    run = loaded(*words("mos", f"learner.pull={pull}", "learner.lr=1e-6", "learner.epochs=1", "learner.align_epochs=0"))
+    state, tokens = run.learner.state_dict(), [run.tokens[f"train_{name}"] for name in ("rte", "sst2")]
+    fresh = run.encoder.adapters.fresh(16)  # type: ignore[union-attr]
+    sets = [{name: torch.full_like(tensor, value) for name, tensor in fresh.items()} for value in (0.5, 1.0)]
+    run.learner.load_state_dict({**state, "adapters": sets, "tasks": [5, 6]})  # of tasks that are none of these
+    (stage,) = stages_of([0], tokens, run.classes)
+    run.learner.learn(replace(stage, number=2))
+    third = run.learner.state_dict()["adapters"][2]
+    for tensor in third.values():
+        torch.testing.assert_close(tensor, torch.full_like(tensor, [1.0, 0.75][pull]), atol=1e-4, rtol=0)
 
 
 def test_what_the_released_code_does_in_forward_passes_is_an_option_that_says_so(
