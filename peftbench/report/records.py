@@ -138,7 +138,7 @@ def name_of(record: Record, several_models: bool = False) -> str:
     """How a table calls a record's row: method, budget and shots where there are any, backbone where several are; a run
     on several tasks together has a row of its own, as it has a head for each."""
     words = [record.cell.method]
-    words += ["joint"] if "tasks" in record.config["task"] else []
+    words += ["joint"] if "tasks" in record.config["task"] and record.made is None else []
     words += [record.cell.budget] if record.cell.budget != "none" else []
     words += [record.read_by.words] if record.read_by.words else []
     words += [record.self_trained.words] if record.self_trained.words else []
@@ -155,8 +155,8 @@ def column_of(record: Record) -> str:
 
 
 def is_mean(column: str) -> bool:
-    """Whether a column is a mean over tasks: that of runs which learned them together."""
-    return column.removesuffix(" (sample)").endswith(" mean")
+    """Whether a column is a mean over tasks: that of runs which learned them together, or one after the other."""
+    return column.removesuffix(" (sample)").endswith((" mean", " last"))
 
 
 def tasks_alone(columns: Iterable[str]) -> list[str]:

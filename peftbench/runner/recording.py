@@ -267,10 +267,27 @@ def keep_predictions(
         check: as of `write_atomically`.
     """
     for split, values in logits.items():
-        labels, names = known[split], task.task_of(split).labels
-        lines = ["\t".join(["index", "prediction", "label", *(names or ["score"])])]
-        for i, (row, prediction) in enumerate(zip(values, predict(values), strict=True)):
-            shown = names[int(prediction)] if names else f"{prediction:.4f}"
-            label = "" if labels is None else names[int(labels[i])] if names else f"{labels[i]:.3f}"
-            lines.append("\t".join([str(i), shown, label, *(f"{logit:.5f}" for logit in row)]))
-        write_atomically(folder / "predictions" / f"{split}.tsv", ("\n".join(lines) + "\n").encode(), check)
+        keep_split(folder, split, task.task_of(split).labels, values, known[split], check)
+
+
+def keep_split(
+    folder: Path,
+    split: str,
+    names: Sequence[str] | None,
+    logits: np.ndarray,
+    labels: np.ndarray | None,
+    check: Callable[[], None],
+) -> None:
+    """Write one of these files.
+
+    Args:
+        names: of the classes; None: scores.
+        logits: (rows, classes), or (rows, 1).
+        labels: class ids or scores (rows,); None where they are not public.
+    """
+    lines = ["\t".join(["index", "prediction", "label", *(names or ["score"])])]
+    for i, (row, prediction) in enumerate(zip(logits, predict(logits), strict=True)):
+        shown = names[int(prediction)] if names else f"{prediction:.4f}"
+        label = "" if labels is None else names[int(labels[i])] if names else f"{labels[i]:.3f}"
+        lines.append("\t".join([str(i), shown, label, *(f"{logit:.5f}" for logit in row)]))
+    write_atomically(folder / "predictions" / f"{split}.tsv", ("\n".join(lines) + "\n").encode(), check)
