@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SCORES = "scores"
 OPTIONS = {"paper": SCORES, "data": "subsets", "constants": "pscp"}  # option -> the one view that it belongs to
-WORDS = (SCORES, "aggregates", "calibration", "consistency", "subsets", "cost", "pscp")
+WORDS = (SCORES, "aggregates", "calibration", "consistency", "subsets", "cost", "pscp", "rates")
 
 
 def add_options(parser: Parser) -> None:
@@ -22,7 +22,7 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--show", default=SCORES, metavar="WORD", help=f"one of: {', '.join(WORDS)}")
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
     parser.add_argument("--data", metavar="DIR", help="for subsets: where the rows lie, if not where the runs had them")
-    parser.add_argument("--constants", nargs="+", metavar="KEY=VALUE", help="for pscp: c_p, c_m, beta_p, beta_m")
+    parser.add_argument("--constants", nargs="+", metavar="KEY=VALUE", help="for pscp: c_p, c_f, c_m, beta_p, ...")
 
 
 def check(options: Namespace) -> None:
@@ -45,7 +45,7 @@ def view(options: Namespace) -> "Callable[[Study], Sheet]":
         ConfigError: there is no such paper, or a constant is not possible.
     """
     from peftbench import papers
-    from peftbench.report import aggregates, calibration, consistency, cost, pscp, render, subsets, table
+    from peftbench.report import aggregates, calibration, consistency, cost, pscp, render, sensitivity, subsets, table
     from peftbench.study.recorded import texts_of
 
     if options.show == SCORES:
@@ -61,4 +61,5 @@ def view(options: Namespace) -> "Callable[[Study], Sheet]":
         "calibration": calibration.sheet,
         "consistency": consistency.sheet,
         "cost": cost.sheet,
+        "rates": sensitivity.sheet,
     }[options.show]
