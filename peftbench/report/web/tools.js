@@ -60,17 +60,18 @@ const LATEX = {
 const FORMS = {
   Markdown: {
     cell: text => text.replaceAll("|", "\\|").replaceAll("<", "&lt;"), bold: text => `**${text}**`,
-    whole: (title, head, rows) => [
+    whole: (title, head, rows, notes) => [
       title, "", `| ${head.join(" | ")} |`, `|${head.map((_, at) => (at ? "---:" : "---")).join("|")}|`,
-      ...rows.map(cells => `| ${cells.join(" | ")} |`), "",
+      ...rows.map(cells => `| ${cells.join(" | ")} |`), "", ...notes.map(note => `${note}  `),
     ].join("\n"),
   },
   LaTeX: {
     cell: text => text.replace(/[\\~^<>|"†±–−≈→·&%$#_{}]/gu, sign => LATEX[sign] ?? `\\${sign}`), bold: text => `\\textbf{${text}}`,
-    whole: (title, head, rows) => [
+    whole: (title, head, rows, notes) => [
       "% needs \\usepackage{booktabs}", "\\begin{table}", "\\centering", `\\caption{${title}}`,
       `\\begin{tabular}{l${"r".repeat(head.length - 1)}}`, "\\toprule", `${head.join(" & ")} \\\\`, "\\midrule",
-      ...rows.map(cells => `${cells.join(" & ")} \\\\`), "\\bottomrule", "\\end{tabular}", "\\end{table}", "",
+      ...rows.map(cells => `${cells.join(" & ")} \\\\`), "\\bottomrule", "\\end{tabular}",
+      ...notes.map(note => `\\par\\footnotesize ${note}`), "\\end{table}", "",
     ].join("\n"),
   },
 };
@@ -100,8 +101,8 @@ class View {
     place.replaceChildren(wide, tools);
   }
 
-  show(title, head, rows, keys = rows.map((_, at) => at)) {
-    Object.assign(this, { title, head, lines: rows.map((cells, at) => ({ cells: cells.map(cell => (typeof cell === "object" && cell ? cell : { text: cell })), key: keys[at] })) });
+  show(title, head, rows, keys = rows.map((_, at) => at), notes = []) {
+    Object.assign(this, { title, head, notes, lines: rows.map((cells, at) => ({ cells: cells.map(cell => (typeof cell === "object" && cell ? cell : { text: cell })), key: keys[at] })) });
     this.draw();
   }
 
@@ -148,6 +149,6 @@ class View {
   text(form) {
     const { cell, bold, whole } = FORMS[form];
     const rows = this.ordered().map(line => line.cells.map(one => (one.best ? bold(cell(one.text)) : cell(one.text))));
-    return whole(cell(this.title), this.head.map(cell), rows);
+    return whole(cell(this.title), this.head.map(cell), rows, this.notes.map(cell));
   }
 }
