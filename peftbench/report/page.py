@@ -145,7 +145,8 @@ def _views(study: Study) -> Iterator[dict[str, Any]]:
             made = view(study)
         except ConfigError:  # it has not
             continue
-        yield {"word": word, "title": made.title, "head": made.head, "rows": made.rows, "notes": made.notes}
+        shown = {key: getattr(made, key) for key in ("title", "head", "rows", "notes", "words")}
+        yield {"word": word, **shown}
 
 
 def _verdicts(study: Study, rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ function drawTable() {
       title: data.notes[name]?.[data.table.columns[at - first]],
     }))] : [];
   });
-  results.show(data.table.title, kept.map(at => head[at]), rows, undefined, data.table.notes);
+  results.show(data.table.title, kept.map(at => head[at]), rows, { notes: data.table.notes });
   get("notes").replaceChildren(...data.table.notes.map(note => element("p", note)));
 }
 
@@ -39,7 +39,7 @@ function drawView() {
   if (!one) return;
   const [method, task] = ["method", "task"].map(word => one.head.indexOf(word));
   const rows = one.rows.filter(cells => shown(cells[method]) && (task < 0 || onTask(cells[task])));
-  view.show(one.title, one.head, rows, undefined, one.notes);
+  view.show(one.title, one.head, rows, one);
   get("view-notes").replaceChildren(...one.notes.map(note => element("p", note)));
 }
 
@@ -69,7 +69,7 @@ function drawRuns() {
     run.name, run.column, String(run.seed), number(run.score, 2), number(run.error, 2), String(run.lr),
     number(run.backbone, 0), number(run.train_s, 1), number(run.peak_mb, 0),
   ]);
-  runs.show(quantity(kept.length, "run"), RUNS, lines, kept);
+  runs.show(quantity(kept.length, "run"), RUNS, lines, { keys: kept, words: 2 });
 }
 
 function open(at, line) {
