@@ -1,4 +1,4 @@
-"""`peftbench score`, `merge`, `port`: what is made of finished runs, and stands in the same tables."""
+"""`peftbench score`, `merge`, `port`: what is made of finished runs, and stands in the same tables; `forgetting`."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftbench.commands.parsing import Parser
+from peftbench.commands.tables import paste
 from peftbench.commands.use import add_searchpath, known_classes
 from peftbench.ground import environment
-from peftbench.ground.errors import ConfigError
+from peftbench.ground.errors import ConfigError, shown
+from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
 
 if TYPE_CHECKING:
@@ -97,8 +99,40 @@ def port(arguments: Sequence[str]) -> int:
     return max(codes)
 
 
+def forgetting(arguments: Sequence[str]) -> int:
+    """`peftbench forgetting STUDY|RUN...`: what the backbones of finished runs lost, by a probe of their states."""
+    parser = Parser(prog="peftbench forgetting")
+    parser.add_argument("runs", nargs="+", help="names of studies under the outputs, or folders of finished runs")
+    parser.add_argument("--outputs", default="outputs", help="where the studies lie")
+    text = "file of text, or folder of *.txt, for the loss of its masked tokens; default: STS-B's sentences by cosine"
+    parser.add_argument("--text", help=text)
+    parser.add_argument("--data", metavar="DIR", help="where STS-B lies, if not where the first run's data came from")
+    parser.add_argument("--cache", default="~/.cache/peftbench", help="where tokenised rows are kept")
+    add_searchpath(parser)
+    options = parser.parse_args(arguments)
+    environment.one_process("forgetting")
+    from peftbench.config.spec import DataSpec
+    from peftbench.lifecycle import forgetting
+
+    if options.text and options.data:
+        raise ConfigError(f"--data {shown(options.data, 100)}: is for the sentences of STS-B; --text brings its own")
+    known = known_classes(options.searchpath)
+    runs = forgetting.runs_of(options.runs, expanded(options.outputs))
+    if options.text:
+        probe = forgetting.masked_probe(options.text)
+    else:
+        own = runs[0].data if options.data is None else DataSpec("folder", "folder", options.data, None, None)
+        probe = forgetting.similarity_probe(own)
+    measuring = forgetting.Measuring(probe, options.cache, known)
+    for run in runs:
+        one, was_known = measuring.measured(run)
+        change = f"{one.before:.4f} to {one.after:.4f} ({one.after - one.before:+.4f})"
+        paste(f"{run.folder}: {one.probe} {change}{', measured before' if was_known else ''}")
+    return 0
+
+
 def _add_choices(parser: Parser) -> None:
-    """What the three commands have in common."""
+    """What the commands that make artefacts have in common."""
     parser.add_argument("-m", "--multirun", action="store_true", help="as of run; words with commas are swept anyway")
     parser.add_argument("--save", action="store_true", help="make nothing: the study keeps the line for its workers")
     add_searchpath(parser)

@@ -57,6 +57,8 @@ after a run:
   flips OLD NEW           count the rows that an update gets wrong or right, compared with another seed alone;
                           runs or studies
   score RUN task=WORD     score the run on another task with the same labels: a row of its study's table
+  forgetting STUDY|RUN    measure what the backbone lost: similarity of sentences, or with --text masked tokens;
+                          table --show forgetting
   merge from=STUDY ...    merge the runs of method= on all tasks into one backbone, merge=ties,pcb,...: table rows
   port from=STUDY ...     move what old runs learned to a newer backbone, model=NEWER, port.steps=0,50: table rows
 
@@ -96,6 +98,7 @@ COMMANDS = {
     "predict": ("use", "predict"),
     "export": ("use", "export"),
     "score": ("artefacts", "score"),
+    "forgetting": ("artefacts", "forgetting"),
     "merge": ("artefacts", "merge"),
     "port": ("artefacts", "port"),
     "convert": ("use", "convert"),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 SCORES = "scores"
 OPTIONS = {"paper": SCORES, "data": "subsets", "constants": "pscp"}  # option -> the one view that it belongs to
-WORDS = (SCORES, "aggregates", "calibration", "consistency", "subsets", "cost", "pscp", "rates")
+WORDS = (SCORES, "aggregates", "calibration", "consistency", "subsets", "cost", "pscp", "rates", "forgetting")
 
 
 def add_options(parser: Parser) -> None:
@@ -45,7 +45,18 @@ def view(options: Namespace) -> "Callable[[Study], Sheet]":
         ConfigError: there is no such paper, or a constant is not possible.
     """
     from peftbench import papers
-    from peftbench.report import aggregates, calibration, consistency, cost, pscp, render, sensitivity, subsets, table
+    from peftbench.report import (
+        aggregates,
+        calibration,
+        consistency,
+        cost,
+        forgetting,
+        pscp,
+        render,
+        sensitivity,
+        subsets,
+        table,
+    )
     from peftbench.study.recorded import texts_of
 
     if options.show == SCORES:
@@ -62,4 +73,5 @@ def view(options: Namespace) -> "Callable[[Study], Sheet]":
         "consistency": consistency.sheet,
         "cost": cost.sheet,
         "rates": sensitivity.sheet,
+        "forgetting": forgetting.sheet,
     }[options.show]
