@@ -105,6 +105,9 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
             "train_s": record.time.train_s,
             "search_s": 0.0 if record.search is None else record.search.seconds,
             "peak_mb": record.memory.peak_mb,
+            "tflops": None if (spent := record.flops) is None or spent.training is None else spent.training / 1e12,
+            "more_tflops": None if spent is None or spent.more is None else spent.more / 1e12,
+            "joules": None if (energy := record.energy) is None else sum(filter(None, (energy.cpu, energy.gpu))),
             "collapsed": record.metrics.collapsed,
         }
         for place, record in enumerate(records)

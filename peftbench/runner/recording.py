@@ -24,7 +24,9 @@ from peftbench.record import (
     Attention,
     CellName,
     Counts,
+    Energy,
     Evaluation,
+    Flops,
     Git,
     Hardware,
     Hashes,
@@ -57,6 +59,8 @@ class Work:
     facts: dict[str, Any] = field(default_factory=dict)
     drawn: list[str] = field(default_factory=list)
     attention: Attention | None = None
+    flops: Flops | None = None
+    energy: Energy | None = None
     fit: Fit = field(default_factory=Fit)
     checkpoints: Checkpoints = field(default_factory=lambda: Checkpoints(Path(), {}, None))
 
@@ -139,6 +143,8 @@ def record_of(cell: Cell, asked: Asked, work: Work, ending: Ending, times: Times
         worker=Worker(socket.gethostname(), os.getpid()),
         failed_on=ending.failed_on(asked.failed_on),
         row=asked.row,
+        flops=work.flops,
+        energy=work.energy,
     )
 
 
