@@ -1,4 +1,4 @@
-"""The kinds of malformed words of `score`, `merge`, `port`, `sequence`, `backbone` and of registered plans."""
+"""The kinds of malformed words of `score`, `merge`, `port`, `edit`, `sequence`, `backbone` and of registered plans."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def wrong_values(group: str, word: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, bool):
             wrong: Sequence[str] = ("3", "perhaps", "[]")
         elif isinstance(value, int | float) or key == "scale":
-            wrong = NUMBERS
+            wrong = NUMBERS[key == "strength" :]  # which may be negative
         elif isinstance(value, list):
             wrong = ("word", "{a: 1}", "[[]]", "[]", "[x]")
         else:
@@ -39,11 +39,12 @@ def wrong_values(group: str, word: str) -> Iterator[tuple[str, str]]:
 
 
 def keys() -> Iterator[Input]:
-    """Wrong values of every key of every way to merge, port, learn and make a backbone; keys and words there are
+    """Wrong values of every key of every way to merge, port, edit, learn and make a backbone; keys and words there are
     not."""
     asked = {"merge": ["merge", f"from={PILOT}", "method=lora"], "port": ["port", f"from={PILOT}", *SOURCE[::2]],
              "make": ["backbone", *SOURCE, "--to", "x"], "learner": ["sequence", *IN_SAMPLE],
-             "sequence": ["sequence", "learner=simplecil", *SOURCE[::2]]}  # fmt: skip
+             "sequence": ["sequence", "learner=simplecil", *SOURCE[::2]],
+             "edit": ["edit", run_of("lora"), "edit.behaviour=predicts:entailment"]}  # fmt: skip
     for group, line in asked.items():
         for word in compose.words(group):
             own = [] if group == "port" else [f"{group}={word}"]
@@ -64,7 +65,7 @@ def artefacts() -> Iterator[Input]:
         ["merge", f"from={PILOT}", "method=lora", "merge=average"],
         ["port", f"from={PILOT}", "model=bert_tiny"],
     )
-    score = ["score", run]
+    score, edit = ["score", run], ["edit", run, "edit.behaviour=predicts:entailment"]
     lines: list[tuple[list[str], Sequence[Naming]]] = [
         (["merge"], ["merge="]), (["merge", "merge=average"], ["from"]),
         (["merge", f"from={PILOT}", "merge=average"], ["method"]),
@@ -79,6 +80,12 @@ def artefacts() -> Iterator[Input]:
         (["score", of_stsb, "task=rte"], ["task=rte"]),
         ([*score, "task=mrpc"], ["mrpc"]), ([*score, "data=nope"], ["data=nope"]), ([*score, "data=folder"], ["data"]),
         ([*score, "task=rte", "data=folder", "data.path=/nowhere"], ["/nowhere"]),
+        (edit[:2], ["edit.behaviour"]), ([*edit[:2], "edit.behaviour=predicts:x"], ["behaviour=predicts:x"]),
+        ([*edit[:2], "edit.behaviour=nope"], ["behaviour=nope"]), ([*edit, "task=rte"], ["task"]),
+        ([*edit, "protocol.lr=1"], ["protocol.lr"]), ([*edit, "word"], ["word"]), ([*edit, "edit=nope"], ["edit=nope"]),
+        ([*edit, "collateral=[nope]"], ["nope"]), ([*edit, "collateral=sst2"], ["collateral=sst2"]),
+        ([*edit, "data=nope"], ["data=nope"]), ([*edit, "data=folder", "data.path=/nowhere"], ["/nowhere"]),
+        (["edit", of_stsb, *edit[2:]], ["stsb"]),
         ([*port, "model=nope"], ["model=nope"]),
         ([*port[:2], "model=bert_mini", "model.weights=random"], ["bert_mini"]),
         ([*port, "model.weights=no/where"], ["no/where"]), ([*port, "model.weights=taken"], ["taken"]),
@@ -118,7 +125,7 @@ def artefacts() -> Iterator[Input]:
             lines.append(([*words, f"from={study}"], named))
             if study not in ("nope", "taken"):  # runs of which an artefact is kept may be still to come
                 lines.append(([*words, f"from={study}", "--save"], named))
-    for line in (merge, port, learn, [*score, "task=rte"]):
+    for line in (merge, port, learn, [*score, "task=rte"], edit):
         yield Input(f"{line[0]}: save", [*line, "--save", "--searchpath", "conf"], ["--s"], a_study)
         yield Input(f"{line[0]}: save", [*line, "--save", "outputs=taken"], ["taken"], a_study)
         yield Input(f"{line[0]}: searchpath", [*line, "--searchpath", "no/where"], ["no/where"], a_study)

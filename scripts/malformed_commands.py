@@ -21,6 +21,7 @@ OF_A_STUDY: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 OF_A_RUN: Mapping[str, Sequence[str]] = {
     "apply": ("--output", "x"), "predict": ("rows.tsv",), "export": ("--to", "x"), "score": ("task=rte",),
+    "edit": ("edit.behaviour=predicts:entailment",),
 }  # fmt: skip
 
 

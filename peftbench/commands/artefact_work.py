@@ -1,5 +1,5 @@
-"""Artefacts as work: lines of `merge`, `port`, `score` and `sequence` that a study keeps, made when the runs that they
-are of have ended."""
+"""Artefacts as work: lines of `merge`, `port`, `score`, `edit` and `sequence` that a study keeps, made when their runs
+have ended."""
 
 import functools
 import random
@@ -26,6 +26,7 @@ COMMANDS = {
     "merge": artefacts.merge,
     "port": artefacts.port,
     "score": artefacts.score,
+    "edit": artefacts.edit,
     "sequence": artefacts.sequence,
 }
 ENDED = ("done", "failed", "stale")  # states of a cell that no worker will change

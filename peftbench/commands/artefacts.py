@@ -1,4 +1,4 @@
-"""`peftbench score`, `merge`, `port`: what is made of finished runs, and stands in the same tables; `sequence`,
+"""`peftbench score`, `merge`, `port`, `edit`: what is made of finished runs, and stands in the same tables; `sequence`,
 which is made of none; `forgetting`, which measures them."""
 
 from argparse import Namespace
@@ -98,6 +98,28 @@ def port(arguments: Sequence[str]) -> int:
     for line in dict.fromkeys(ceilings):
         print(line)
     return max(codes)
+
+
+def edit(arguments: Sequence[str]) -> int:
+    """`peftbench edit RUN edit.behaviour=WORD`: a run's behaviour edited (Model Surgery), its controls, collateral."""
+    parser = Parser(prog="peftbench edit")
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument(
+        "words", nargs="*", help="edit.behaviour=, edit.control=, edit.strength=, ...; collateral=[...], study=, ..."
+    )
+    _add_choices(parser)
+    options = parser.parse_intermixed_args(arguments)
+    environment.one_process("edit")
+    from peftbench.commands import screen
+    from peftbench.lifecycle.edit import edit
+    from peftbench.lifecycle.edit_words import ask, lines
+    from peftbench.lifecycle.parents import parent
+
+    if options.save:
+        return _save(options, lines(Path(options.run), options.words))
+    own = [] if options.searchpath is None else ["--searchpath", options.searchpath]
+    jobs = ask(options.words, parent(Path(options.run)), known_classes(options.searchpath), own)
+    return max(edit(job, screen.Artefacts()) for job in jobs)
 
 
 def forgetting(arguments: Sequence[str]) -> int:

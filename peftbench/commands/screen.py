@@ -70,6 +70,8 @@ class Artefacts:
                 self._described.add(key)
                 for line in describe(facts):
                     say(line)
+        for line in _edited(facts):
+            say(line)
         self._line(outcome.record, outcome.path, "")
 
     def elsewhere(self, folder: Path, owner: str) -> None:
@@ -142,6 +144,17 @@ def _residual(facts: Mapping[str, Any]) -> list[str]:
     lines = [f"length of the change trained anew: {change['length']:.3g}; {said}"]
     said = f"{residual['length']:.3g}, {residual['in_changes']:.2f} of the new change's length"
     return [*lines, f"the two differ by {said}{_by_kind(facts['residual_in_changes'])}"]
+
+
+def _edited(facts: Mapping[str, Any]) -> list[str]:
+    """What an edit did to the behaviour, on the rows that were scored and on those that chose; none: it is none."""
+    if (seen := facts.get("scored")) is None or (choice := facts.get("choice")) is None:
+        return []
+    moved = "" if seen["moved"] is None else f"; of the other {seen['outside']:,} rows {seen['moved']:.1%} moved"
+    said = f"{seen['rate_before']:.1%} before, {seen['rate']:.1%} after, of {quantity(seen['prone'], 'row')}{moved}"
+    on = f"on choice rows {choice['rate_before']:.1%} before, {choice['rate']:.1%} after"
+    trained = "; the run trained on these, too (protocol.selection is not held_out)" if choice["trained_on"] else ""
+    return [f"{facts['answer']}: {said}", f"{on}{trained}"]
 
 
 def _by_kind(values: Mapping[str, float]) -> str:

@@ -23,6 +23,7 @@ MODULES = {  # word -> the module of `peftbench.report` whose `sheet` makes the 
     "rates": "sensitivity",
     "forgetting": "forgetting",
     "sequences": "sequences",
+    "edits": "edits",
 }
 WORDS = (SCORES, *MODULES, "subsets", "pscp")
 

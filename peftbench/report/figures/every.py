@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from peftbench.report.figures import few, made, scores, together, training
+from peftbench.report.figures import edits, few, made, scores, together, training
 from peftbench.report.figures.parts import Figure, Material
 
 FIGURES: list[Callable[[Material], Iterator[Figure]]] = [
@@ -18,6 +18,7 @@ FIGURES: list[Callable[[Material], Iterator[Figure]]] = [
     training.chosen,
     made.artefacts,
     made.steps,
+    edits.curves,
 ]
 
 
