@@ -1,12 +1,16 @@
 """This bench beside what people would use instead: whole processes, alternating, on real RTE and MRPC.
 
     python scripts/bench.py cell --data GLUE [--rounds 3] [--steps 60]   one cell against Trainer + peft; [--png FILE]
+    python scripts/bench.py base --data GLUE --weights MPNET             cells of base size against Trainer + peft
+    python scripts/bench.py large                                        every method on BERT-large, 16 rows, in 12 GiB
     python scripts/bench.py sweep --data GLUE [--steps 20]               36 cells against 36 scripts
     python scripts/bench.py limit [--model bert_base_cased]              share of the matrix-product rate, CPU or GPU
     python scripts/bench.py commands                                     --help, count
 
-Prints JSON: medians with least and greatest, and the ratio pair by pair; of `cell` also a Markdown table. Both sides
-have the same model, rows, batch size, steps, learning rate; their scores stand beside the times.
+Prints JSON: medians with least and greatest, and the ratio pair by pair; of `cell`, `base` and `large` a Markdown
+table. Both sides have the same model, rows, batch size, steps, learning rate; their scores stand beside the times.
+What `base` and `large` measure is kept in a file (--kept) at once: the same command goes on where it was stopped, and
+more --rounds add to it, on another day too. MPNET is the folder of all-mpnet-base-v2.
 """
 
 import argparse
@@ -15,23 +19,21 @@ import json
 import math
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from whole_runs import Sample, ours, process, products_rate, theirs  # type: ignore[import-not-found]
 
 from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
 from peftbench.data import sources
 from peftbench.data.tokens import tokenize, tokenizer_for
-from peftbench.record import find_records, read_record
 
-PEERS = Path(__file__).parent / "peers"
 METHODS = {  # the peer's word -> what an experiment of that name says in ours
     "full": "defaults: [override /method: full]",
     "head": "defaults: [override /method: head]",
@@ -42,76 +44,34 @@ METHODS = {  # the peer's word -> what an experiment of that name says in ours
     "top": "defaults: [override /method: full]\nscope: {layers: 5}",
 }
 TASKS, SEEDS = ("rte", "mrpc"), range(3)
-LR = 5e-4
-
-
-@dataclass
-class Sample:
-    """One process: seconds from start to end, its peak resident MiB, and the dev accuracy it reached."""
-
-    seconds: float
-    peak_mb: float
-    accuracy: float | None
-
-
-def process(command: Sequence[str], accuracy: Callable[[str], float | None], environment: dict[str, str]) -> Sample:
-    """Run a command to its end and measure it."""
-    with tempfile.TemporaryFile("w+") as screen:
-        started = time.perf_counter()
-        running = subprocess.Popen(command, stdout=screen, stderr=subprocess.DEVNULL, env=os.environ | environment)
-        _, status, usage = os.wait4(running.pid, 0)
-        seconds = time.perf_counter() - started
-        running.returncode = os.waitstatus_to_exitcode(status)
-        screen.seek(0)
-        text = screen.read()
-    if running.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit {running.returncode}\n{text}")
-    return Sample(round(seconds, 2), round(usage.ru_maxrss / 1024, 1), accuracy(text))
-
-
-def ours(words: Sequence[str], data: Path, work: Path, steps: int) -> Sample:
-    """Our command, with nothing cached from before."""
-    with tempfile.TemporaryDirectory(dir=work) as fresh:
-        line = [
-            "run", *words, "data=folder", f"data.path={data}", f"outputs={fresh}/out", "tracker=none", "progress=false",
-            f"protocol.max_steps={steps}", f"protocol.evaluate_every={steps}", f"protocol.lr={LR}",
-        ]  # fmt: skip
-
-        def score(_: str) -> float | None:
-            records = [read_record(path) for path in find_records(Path(fresh) / "out" / "default")]
-            return records[0].metrics.evaluations[-1].metrics["accuracy"] if len(records) == 1 else None
-
-        return process([sys.executable, "-m", "peftbench", *line], score, {"PEFTBENCH_CACHE": f"{fresh}/cache"})
-
-
-def theirs(peer: str, task: str, method: str, data: Path, work: Path, steps: int, seed: int = 0) -> Sample:
-    """A peer's script: `best` and `run_glue` are styles of hf_trainer.py, `selective-optimizers` is one of its own."""
-    weights = weights_folder(compose.cell_from(["tracker=none"]).model)
-    own = peer == "selective-optimizers"
-    line = [str(PEERS / ("selective_optimizers_trainer.py" if own else "hf_trainer.py"))]
-    line += ["--task", task, "--steps", str(steps), "--lr", str(LR), "--data", str(data), "--weights", str(weights)]
-    line += ["--out", str(work / "trainer"), "--seed", str(seed), "--method", "full" if own else method]
-    line += [] if own else ["--style", peer]
-    return process([sys.executable, *line], lambda text: json.loads(text.splitlines()[-1])["accuracy"], {})
 
 
 def cell(data: Path, work: Path, rounds: int, steps: int) -> dict[str, dict[str, Any]]:
-    """One cell per task, taking turns: our LoRA and Trainer + peft, our ID3 and its authors' package."""
+    """One cell per task, taking turns: our LoRA and Trainer + peft, our ID3 and its authors' package.
+
+    Every row has the rates at which the machine multiplied matrices before the rounds (GFLOP/s): ratios move with them.
+    """
+    weights = weights_folder(compose.cell_from(["tracker=none"]).model)
+    assert weights is not None
     turns = {"lora": ("best", "run_glue"), "id3": ("selective-optimizers",)}
     words = {"lora": ["method=lora"], "id3": ["method=id3", "budget=20000"]}
     samples: dict[str, list[Sample]] = {}
-    for _, task, method in itertools.product(range(rounds), TASKS, turns):
-        line = [f"task={task}", *words[method]]
-        samples.setdefault(f"{task} {method} ours", []).append(ours(line, data, work, steps))
-        for peer in turns[method]:
-            name = f"{task} {method} {peer}"
-            samples.setdefault(name, []).append(theirs(peer, task, method, data, work, steps))
+    rates = []
+    for _ in range(rounds):
+        rates.append(products_rate())
+        for task, method in itertools.product(TASKS, turns):
+            line = [f"task={task}", *words[method]]
+            samples.setdefault(f"{task} {method} ours", []).append(ours(line, data, work, steps))
+            for peer in turns[method]:
+                name = f"{task} {method} {peer}"
+                samples.setdefault(name, []).append(theirs(peer, task, method, data, weights, work, steps))
     measured = {}
     for name, values in samples.items():
         own = samples[f"{' '.join(name.split()[:2])} ours"]
         measured[name] = {
             **summary(values),
             "tokens_per_s": round(tokens(data, name.split()[0]) * 32 * steps / median(values)),
+            "products_gflops": rates,
         }
         if values is not own:
             pairs = list(zip(own, values, strict=True))
@@ -187,10 +147,13 @@ def sweep(data: Path, work: Path, steps: int) -> dict[str, object]:
     line += [f"task={','.join(TASKS)}", f"seed={','.join(map(str, SEEDS))}"]
     cells = list(itertools.product(METHODS, TASKS, SEEDS))
 
+    weights = weights_folder(compose.cell_from(["tracker=none"]).model)
+    assert weights is not None
+
     def scripts(at_once: int) -> float:
         started = time.perf_counter()
         with ThreadPoolExecutor(at_once) as pool:
-            list(pool.map(lambda cell: theirs("best", cell[1], cell[0], data, work, steps, cell[2]), cells))
+            list(pool.map(lambda cell: theirs("best", cell[1], cell[0], data, weights, work, steps, cell[2]), cells))
         return round(time.perf_counter() - started, 1)
 
     both = os.cpu_count() or 2
@@ -212,6 +175,7 @@ def limit(model: str) -> dict[str, object]:
     """
     import torch
     from bench_selective import BATCH, WIDTH, alternating, stepper  # type: ignore[import-not-found]
+    from products import products  # type: ignore[import-not-found]
 
     from peftbench.ground.machine import process_state
 
@@ -244,6 +208,7 @@ def limit(model: str) -> dict[str, object]:
             **times[name],
             "share": round((count * linear + 3 * batched) / step / rate, 3),
             "products_alone": round(alone / step, 3),
+            "step_to_products": round(step / alone, 3),
         }
 
     measured = {name: beside(name, count) for name, count in passes.items()}
@@ -293,25 +258,56 @@ def commands() -> dict[str, object]:
     }
     return {
         name: statistics.median(
-            process([sys.executable, "-m", "peftbench", *line], lambda _: None, {}).seconds for _ in range(3)
+            process([sys.executable, "-m", "peftbench", *line], lambda _: {}, {}).seconds for _ in range(3)
         )
         for name, line in lines.items()
     }
 
 
-def main() -> None:
+def base(asked: argparse.Namespace) -> str:
+    """Runs that are missing, as they come; then the tables of all that there are."""
+    import bench_base  # type: ignore[import-not-found]
+
+    file = asked.kept or Path("bench_base.jsonl")
+    models, tasks = (asked.models or bench_base.MODELS), bench_base.TASKS
+    for run in bench_base.measure(asked.data, asked.weights, file, models, tasks, asked.rounds, asked.steps):
+        print(json.dumps(run), file=sys.stderr, flush=True)
+    return str(bench_base.tables(bench_base.read(file)))
+
+
+def large(asked: argparse.Namespace) -> str:
+    """Every method on BERT-large's shape with random weights: a step of 16 rows, and whether 12 GiB are enough."""
+    import bench_methods  # type: ignore[import-not-found]
+
+    file = asked.kept or Path("bench_large.json")
+    limits = argparse.Namespace(
+        model="bert_large_cased", rows=16, steps=3, rounds=1, limit_gib=12.0, limit_s=1800.0, figures=file
+    )
+    for method, run in bench_methods.go_on(limits, bench_methods.methods()):
+        print(method, json.dumps(run), file=sys.stderr, flush=True)
+    return str(bench_methods.table(bench_methods.read(file)))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("cell", "sweep", "limit", "commands"))
+    parser.add_argument("what", choices=("cell", "base", "large", "sweep", "limit", "commands"))
     parser.add_argument("--data", type=Path, help="GLUE in the layout of the official download")
     parser.add_argument("--png", type=Path, help="where to draw what `cell` finds")
     parser.add_argument("--model", default="minilm_l6", help="backbone of `limit`")
+    parser.add_argument("--models", type=lambda words: words.split(","), help="which of `base`, separated by commas")
+    parser.add_argument("--weights", type=Path, help="of `base`: the folder of all-mpnet-base-v2")
+    parser.add_argument("--kept", type=Path, help="file of what `base` or `large` measured so far")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=60)
-    asked = parser.parse_args()
-    if asked.what in ("cell", "sweep") and asked.data is None:
+    asked = parser.parse_args(arguments)
+    if asked.what in ("cell", "base", "sweep") and asked.data is None:
         parser.error("--data GLUE")
-    if asked.what == "limit":
+    if asked.what == "base" and asked.weights is None:
+        parser.error("--weights MPNET")
+    if asked.what in ("base", "large"):
+        print({"base": base, "large": large}[asked.what](asked))
+    elif asked.what == "limit":
         print(json.dumps(limit(asked.model), indent=1))
     elif asked.what == "commands":
         print(json.dumps(commands(), indent=1))

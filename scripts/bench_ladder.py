@@ -16,6 +16,7 @@ import time
 import torch
 from bench_pruned import stepper  # type: ignore[import-not-found]
 from bench_selective import BATCH, alternating, trainer_of  # type: ignore[import-not-found]
+from torch.profiler import ProfilerActivity, profile
 
 from peftbench.runner.provenance import peak_memory_mb, reset_peak_memory
 from peftbench.training.trainer import Trainer
@@ -35,21 +36,16 @@ METHODS = {
 
 
 def saved_mb(trainer: Trainer) -> float:
-    """MiB that a forward pass keeps for the way back, parameters apart."""
-    kept: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
+    """MiB of tensors that a forward pass leaves behind for the way back."""
     trainer.model.module.train()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = trainer.loss(torch.arange(BATCH).numpy())
+    rows = torch.arange(BATCH).numpy()
+    trainer.loss(rows).backward()  # kernels are loaded, tables made
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        loss = trainer.loss(rows)
+    kept = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
     loss.backward()
     trainer.optimizer.zero_grad(set_to_none=True)
-    own = {parameter.untyped_storage().data_ptr() for parameter in trainer.model.module.parameters()}
-    return round(sum(size for place, size in kept.items() if place not in own) / 2**20, 1)
+    return round(kept / 2**20, 1)
 
 
 def peak_mb(name: str, model: str) -> float:

@@ -1,15 +1,17 @@
 """What every method costs on one backbone: entries, stored bytes, step time, peak memory; for docs/methods.md.
 
-    python scripts/bench_methods.py [--methods lora,bitfit] [--rounds 3] [--steps 20] [--quick]
+    python scripts/bench_methods.py [--methods lora,bitfit] [--rounds 3] [--steps 20] [--rows 32] [--quick]
     python scripts/bench_methods.py --write     only the table and the picture, from what is measured already
 
-Random weights of a model's shape, 32 rows of 64 random tokens, bf16, each method as its yaml has it (selective ones
+Random weights of a model's shape, rows of 64 random tokens, bf16, each method as its yaml has it (selective ones
 with BitFit's entries). Methods take turns, every run is a process of its own, and medians over the rounds are shown.
-What is measured is kept in docs/methods.json at once: the same command goes on where it was stopped.
+What is measured is kept in docs/methods.json at once: the same command goes on where it was stopped. `--limit_gib`
+bounds the memory that a run may ask for, `--limit_s` its time; what it then lacks is its row.
 """
 
 import argparse
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -37,20 +39,20 @@ def methods() -> list[str]:
     return [word for word in compose.words("method") if not word.startswith(OTHERS)]
 
 
-def measure(method: str, model: str, steps: int) -> Run:
+def measure(method: str, model: str, steps: int, rows: int = 32) -> Run:
     """One method in this process: counts, milliseconds of a step (median, the first ones apart), MiB, bytes.
 
     Returns:
         That, or {"error": a line} where the backbone cannot have the method.
     """
     import torch
-    from bench_selective import BATCH, trainer_of  # type: ignore[import-not-found]
+    from bench_selective import trainer_of  # type: ignore[import-not-found]
 
     from peftbench.runner import deltas
     from peftbench.runner.provenance import peak_memory_mb, reset_peak_memory
     from peftbench.runner.recording import delta_facts
 
-    total, rows = WARM + steps, torch.arange(BATCH).numpy()
+    total, numbers = WARM + steps, torch.arange(rows).numpy()
     words = [f"method={method}", f"model={model}"]
     try:
         try:
@@ -68,7 +70,7 @@ def measure(method: str, model: str, steps: int) -> Run:
         if step == 1:
             reset_peak_memory()
         started = time.perf_counter()
-        trainer.step(step, rows)
+        trainer.step(step, numbers)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - started))
@@ -96,10 +98,22 @@ def _merges(trainer: Any) -> bool:
     return True
 
 
-def in_process(method: str, model: str, steps: int) -> Run:
-    """The same in a process of its own."""
-    command = [sys.executable, __file__, "--model", model, "--steps", str(steps), "--one", method]
-    done = subprocess.run(command, capture_output=True, text=True)
+def bound(gib: float | None) -> None:
+    """Let this process have so much memory of its own and no more: to ask for more is then an error."""
+    if gib is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30),) * 2)
+
+
+def in_process(method: str, options: argparse.Namespace) -> Run:
+    """The same in a process of its own, within the limits."""
+    command = [sys.executable, __file__, "--one", method]
+    for key in ("model", "steps", "rows", "limit_gib"):
+        if (value := getattr(options, key)) is not None:
+            command += [f"--{key}", str(value)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=options.limit_s)
+    except subprocess.TimeoutExpired:
+        return {"error": f"takes more than {options.limit_s} s"}
     if done.returncode:
         return {"error": (done.stderr.strip().splitlines() or ["killed"])[-1][:200]}
     run: Run = json.loads(done.stdout.splitlines()[-1])
@@ -112,7 +126,8 @@ def go_on(options: argparse.Namespace, chosen: Sequence[str]) -> Iterator[tuple[
     Raises:
         SystemExit: what is there was measured with other settings.
     """
-    settings = {"model": options.model, "steps": options.steps, "rows": 32, "tokens": 64, "precision": "bf16"}
+    settings = {"model": options.model, "steps": options.steps, "rows": options.rows, "tokens": 64, "precision": "bf16"}
+    settings |= {} if options.limit_gib is None else {"limit_gib": options.limit_gib}
     measurements = read(options.figures) if options.figures.exists() else {"settings": settings, "runs": {}}
     if measurements["settings"] != settings:
         raise SystemExit(f"{options.figures}: measured with {measurements['settings']}; give --figures another file")
@@ -121,7 +136,7 @@ def go_on(options: argparse.Namespace, chosen: Sequence[str]) -> Iterator[tuple[
             runs = measurements["runs"].setdefault(method, [])
             if len(runs) > round_ or (runs and "error" in runs[0]):
                 continue
-            runs.append(in_process(method, options.model, options.steps))
+            runs.append(in_process(method, options))
             measurements["runs"] = dict(sorted(measurements["runs"].items()))
             options.figures.write_text(json.dumps(measurements, indent=1) + "\n", encoding="utf-8")
             yield method, runs[-1]
@@ -213,6 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="minilm_l6", help="whose shape")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20, help="that are measured in every run")
+    parser.add_argument("--rows", type=int, default=32, help="of a step")
+    parser.add_argument("--limit_gib", type=float, help="of memory that a run may ask for")
+    parser.add_argument("--limit_s", type=float, help="that a run may take")
     parser.add_argument("--quick", action="store_true", help="one round of few steps: does everything run?")
     parser.add_argument("--figures", type=Path, default=FIGURES, help="where what was measured is kept")
     parser.add_argument("--page", type=Path, default=PAGE, help="where the table goes")
@@ -223,7 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         vars(options).update(QUICK)
     if options.one:
-        print(json.dumps(measure(options.one, options.model, options.steps)))
+        bound(options.limit_gib)
+        print(json.dumps(measure(options.one, options.model, options.steps, options.rows)))
         return
     chosen = options.methods.split(",") if options.methods else methods()
     if unknown := sorted(set(chosen) - set(methods())):

@@ -1,5 +1,7 @@
 """What several test modules use: the small cell's words, the command in a process of its own, a run taken apart."""
 
+import functools
+import gc
 import json
 import os
 import subprocess
@@ -10,8 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import warm
+from torch.profiler import ProfilerActivity, profile
 
 from peftbench.backbone.model import Model, compute_precision, load_model
 from peftbench.config import compose
@@ -134,3 +138,29 @@ def what_is_left(outcome: Outcome) -> tuple[dict[str, Any], dict[str, bytes]]:
 def logged(outcome: Outcome) -> list[str]:
     lines = (outcome.path.parent / "metrics.jsonl").read_text().splitlines()
     return [line.partition('"tokens_per_s"')[0] for line in lines]
+
+
+def left_after(forward: Callable[[], torch.Tensor]) -> int:
+    """Bytes of tensors that a forward pass leaves behind for the way back, what it gives included."""
+    forward()  # kernels are loaded
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        output = forward()
+    assert output.requires_grad
+    return sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+
+
+def kept_by_a_layer(*words: str) -> float:
+    """What a layer of the small cell keeps for the way back, in hidden states of fp32, by two depths."""
+    found = []
+    for depth in (2, 4):
+        more = [f"model.config.num_hidden_layers={depth}", "protocol.precision=fp32"]
+        model, _, trainer = assemble(compose.cell_from([*TINY, *words, *more]))
+        assert trainer.train is not None
+        rows = np.arange(8)
+        trainer.begin(6)
+        model.module.train()
+        size = int(model.module.config.hidden_size)
+        hidden_states = size * 4 * trainer.forward.batch(trainer.train, rows).inputs["input_ids"].numel()
+        found.append(left_after(functools.partial(trainer.loss, rows)) / hidden_states)
+    return (found[1] - found[0]) / 2

@@ -1,6 +1,6 @@
 """Every architecture on this bench's attention is the library's own model, but for what is dropped."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from uses import MODELS
 
 from peftbench.backbone.model import Model, load_model
 from peftbench.config import compose
+from peftbench.record import Attention
+from peftbench.runner.run import Outcome
 
 NONE = 1e-9  # rounds to no element dropped, and still takes the path that drops
 RATES = ("dropout", "hidden_dropout_prob", "classifier_dropout", "seq_classif_dropout")  # outside attention
@@ -107,3 +109,8 @@ def test_another_stream_of_random_numbers_is_another_fingerprint() -> None:
         compose.cell_from(["tracker=none", f"model.layout.attention={word}"]).fingerprint for word in ("bench", "sdpa")
     ]
     assert kept[0] == kept[1]
+
+
+def test_a_record_says_how_many_attention_modules_are_ours(run_tiny: Callable[..., Outcome]) -> None:
+    assert run_tiny("method=bitfit").record.attention == Attention(modules=2, ours=2)
+    assert run_tiny("method=head", "model.layout.attention=sdpa").record.attention == Attention(modules=2, ours=0)

@@ -22,7 +22,7 @@ def test_a_stopped_round_goes_on_and_methods_take_turns(
 ) -> None:
     made: list[str] = []
 
-    def measured(method: str, model: str, steps: int) -> dict[str, Any]:
+    def measured(method: str, options: Any) -> dict[str, Any]:
         made.append(method)
         if len(made) == 3:
             raise KeyboardInterrupt

@@ -20,6 +20,7 @@ from peftbench.ground.errors import ConfigError
 from peftbench.lifecycle.editable import Edit
 from peftbench.lifecycle.merging import METHODS
 from peftbench.lifecycle.port import Port
+from peftbench.lifecycle.sequence import words as sequences
 
 ROOT = compose.conf_dir()
 YAMLS = sorted(
@@ -46,6 +47,10 @@ def test_every_yaml_composes_and_is_valid(path: Path) -> None:
         return
     if path.parent.name == "port":  # and for `peftbench port`
         assert recipes.recipe("port", [word, "seed=1"], lambda _: Port)[1] == ["seed=1"]
+        return
+    if path.parent.name in ("sequence", "learner"):  # and for `peftbench sequence`
+        own = [word] if path.parent.name == "learner" else [word, "learner=simplecil"]
+        assert sequences.ask([*own, "data=folder", "data.path=."])[0].fingerprint
         return
     if path.parent.name == "edit":  # and for `peftbench edit`
         assert recipes.recipe("edit", [word, "seed=1"], lambda _: Edit)[1] == ["seed=1"]

@@ -132,3 +132,23 @@ def test_python_without_documentation_is_refused_in_a_line(tmp_path: Path) -> No
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == "PYTHONOPTIMIZE=2: must be 0 or 1, libraries need their documentation\n"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("quota", "processes", "threads"), [(None, 2, "32"), (None, 3, "21"), (2.0, 2, "1"), (2.0, 9, "1")]
+)
+def test_workers_of_a_machine_share_its_cores(
+    quota: float | None, processes: int, threads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SET_HERE:
+        monkeypatch.setenv(name, "1")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(environment, "cgroup_quota", lambda: quota)
+    monkeypatch.setattr(environment, "chosen_threads", [])
+    prepare()
+    environment.share_threads(processes)
+    assert os.environ["OMP_NUM_THREADS"] == threads
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    environment.share_threads(processes)
+    assert os.environ["OMP_NUM_THREADS"] == "5", "somebody set it"

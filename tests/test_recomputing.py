@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from support import losses
+from support import kept_by_a_layer, left_after, losses
 from uses import done
 
 from peftbench.backbone.model import load_model
@@ -19,6 +19,8 @@ METHODS = {
     "lora": ("method=lora",),
     "houlsby": ("method=houlsby",),
     "random masking": ("method=random_masking", "budget=500"),
+    "lst": ("method=lst", "method.examples=2"),
+    "keys and values": ("method=prefix_tuning",),
     "light peft": ("method=light_peft", "protocol.max_steps=8"),
     "prefix": ("method=full", "scope.layers=1", "protocol.keep_prefix=true"),
     "mpnet": ("method=full", "model=mpnet_base", *(f"model.config.{key}={size}" for key, size in SMALL.items())),
@@ -46,24 +48,17 @@ def test_less_is_kept(model: str) -> None:
     )
     spec = compose.cell_from([f"model={model}", "model.weights=random", "tracker=none", *sizes]).model
     made, _ = load_model(spec, 2, seed=0)
-    own = {parameter.untyped_storage().data_ptr() for parameter in made.module.parameters()}
     batch = {"input_ids": torch.full((4, 32), 9), "attention_mask": torch.ones(4, 32, dtype=torch.long)}
-
-    def kept() -> int:
-        found: dict[int, int] = {}
-
-        def note(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                found[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            logits = made.forward(batch)
-        logits.sum().backward()
-        return sum(found.values())
-
     made.module.train()
-    all_kept = kept()
-    with recomputed(made):
-        assert kept() < 0.5 * all_kept
+    whole = left_after(lambda: made.forward(batch))
+
+    def recomputing() -> torch.Tensor:
+        with recomputed(made):
+            return made.forward(batch)
+
+    assert left_after(recomputing) < 0.5 * whole
+
+
+@pytest.mark.parametrize("words", [("method=full",), ("method=random_masking", "budget=500")], ids=["full", "masked"])
+def test_a_layer_keeps_its_input_alone(words: tuple[str, ...]) -> None:
+    assert 1 <= kept_by_a_layer(*words, "protocol.gradient_checkpointing=true") < 1.2

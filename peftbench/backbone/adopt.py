@@ -1,4 +1,4 @@
-"""A transformers model made to use this bench's dropout and attention.
+"""A transformers model made to use this bench's dropout and attention, and to keep less for the way back.
 
 Most architectures ask transformers for an attention by name. The modules of those that do not get a class of ours,
 with the same parameters under the same names.
@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from peftbench.backbone import cheap
 from peftbench.backbone.attention import ATTENTION
 from peftbench.backbone.dropout import Noise, replace_dropout
 
@@ -25,6 +26,8 @@ def adopt(module: nn.Module, noise: Noise) -> None:
     What has another class afterwards computes the same function.
     """
     replace_dropout(module, noise)
+    for inner in module.modules():
+        inner.__class__ = cheap.CLASSES.get(type(inner), type(inner))
     config: Any = getattr(module, "config", None)
     if getattr(config, "_attn_implementation", None) != ATTENTION:
         return

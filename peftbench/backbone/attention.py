@@ -9,7 +9,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from peftbench.backbone.dropout import DropAndMix, Dropout
+from peftbench.backbone.dropout import Dropout, dropped
 
 ATTENTION = "peftbench"  # the name under which transformers finds `attention`
 
@@ -42,15 +42,63 @@ def attention(
         )
         return attended
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = (query * scale).contiguous() @ key.contiguous().transpose(-1, -2)  # else matmul copies key transposed
-    if position_bias is not None:
-        scores += position_bias.to(scores.dtype)
-    if attention_mask is not None:  # added: masking would be gone through again on the way back, where these are 0
-        scores += _least_where_hidden(attention_mask, scores.dtype)
-    # not autocast's softmax: it would hand on fp32; the kernel sums in fp32 in any case
-    with torch.autocast(query.device.type, enabled=False):
-        mixed = DropAndMix.apply(scores.softmax(-1), value, drop.noise.key(), drop.p)
+    query, key = (part.to(value.dtype).contiguous() for part in (query * scale, key))
+    bias = None if position_bias is None else position_bias.to(value.dtype)
+    with torch.autocast(query.device.type, enabled=False):  # its softmax would hand on fp32
+        mixed = Attend.apply(query, key, value, bias, attention_mask, drop.noise.key(), drop.p)
     return mixed.transpose(1, 2).contiguous(), None
+
+
+class Attend(torch.autograd.Function):
+    """dropout(softmax(query key^T + bias)) value. The weights, the one large matrix, are made again on the way back.
+
+    This is the selective recomputation of Korthikanti et al. 2022 (arXiv 2205.05198, section 5).
+    """
+
+    @staticmethod
+    def forward(
+        context: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        bias: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        noise: int,
+        p: float,
+    ) -> torch.Tensor:
+        """Queries (scaled), keys and values (batch, heads, tokens, size) -> the same shape."""
+        context.save_for_backward(query, key, value, bias, mask)
+        context.noise, context.p = noise, p
+        return dropped(_weights(query, key, bias, mask), noise, p) @ value
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradients of queries, keys, values and biases."""
+        query, key, value, bias, mask = context.saved_tensors
+        wanted = context.needs_input_grad
+        of_query = of_key = of_value = of_bias = None
+        weights = _weights(query, key, bias, mask)
+        if wanted[2]:
+            of_value = dropped(weights, context.noise, context.p).transpose(-1, -2) @ gradients[0]
+        if any(wanted[i] for i in (0, 1, 3)):
+            of_weights = dropped(gradients[0] @ value.transpose(-1, -2), context.noise, context.p)
+            of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            of_query = of_scores @ key if wanted[0] else None
+            of_key = (query.transpose(-1, -2) @ of_scores).transpose(-1, -2) if wanted[1] else None
+            of_bias = of_scores.sum_to_size(bias.shape) if wanted[3] else None
+        return of_query, of_key, of_value, of_bias, None, None, None
+
+
+def _weights(
+    query: torch.Tensor, key: torch.Tensor, bias: torch.Tensor | None, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """What every token takes from every other (batch, heads, tokens, tokens); summed in fp32."""
+    scores = query @ key.transpose(-1, -2)
+    if bias is not None:
+        scores += bias
+    if mask is not None:
+        scores += _least_where_hidden(mask, scores.dtype)
+    return scores.softmax(-1)
 
 
 def _drop(module: nn.Module) -> Dropout | None:

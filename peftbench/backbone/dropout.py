@@ -5,6 +5,7 @@ Here each call draws one key, from which a kernel derives every element's number
 On a GPU, where random numbers are cheap, and where nothing is dropped, torch's own functions are used.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+from peftbench.backbone.activations import remember
 
 
 class Noise:
@@ -61,25 +64,6 @@ class Drop(torch.autograd.Function):
         return dropped(gradients[0], context.key, context.p), None, None
 
 
-class DropAndMix(torch.autograd.Function):
-    """dropout(weights) @ values: of the two large matrices only the weights are kept, the dropped ones made again."""
-
-    @staticmethod
-    def forward(context: Any, weights: torch.Tensor, values: torch.Tensor, key: int, p: float) -> torch.Tensor:
-        """(…, tokens, tokens), (…, tokens, size) -> (…, tokens, size)."""
-        context.save_for_backward(weights, values)
-        context.key, context.p = key, p
-        return dropped(weights, key, p) @ values
-
-    @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        """The gradients of weights and values."""
-        weights, values = context.saved_tensors
-        of_values = dropped(weights, context.key, context.p).transpose(-1, -2) @ gradients[0]
-        of_weights = dropped(gradients[0] @ values.transpose(-1, -2), context.key, context.p)
-        return of_weights, of_values, None, None
-
-
 class Dropout(nn.Module):
     """In the place of nn.Dropout."""
 
@@ -93,8 +77,8 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return functional.dropout(x, self.p)
-        dropped: torch.Tensor = Drop.apply(x, self.noise.key(), self.p)
-        return dropped
+        key = self.noise.key()
+        return remember(Drop.apply(x, key, self.p), functools.partial(dropped, key=key, p=self.p), x)
 
 
 def replace_dropout(module: nn.Module, noise: Noise) -> None:

@@ -3,12 +3,15 @@
 On the way back a layer runs forward once more, with the same random numbers; so every value stays what it was.
 """
 
+import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import Cache, EncoderDecoderCache
 
 from peftbench.backbone.dropout import Noise
 from peftbench.backbone.model import Model
@@ -22,12 +25,30 @@ def recomputed(model: Model) -> Iterator[None]:
     running = [layer for layer in layers if "forward" not in vars(layer)]
     twice = functools.partial(_both_times, model.noise)
     for layer in running:
-        layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, context_fn=twice)
+        once = functools.partial(_with_own_cache, layer.forward)
+        layer.forward = functools.partial(checkpoint, once, use_reentrant=False, context_fn=twice)
     try:
         yield
     finally:
         for layer in running:
             del layer.forward
+
+
+def _with_own_cache(forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    """One run of a layer. To keys and values from outside it adds its own: its second run must not find these there."""
+    return forward(*map(_own, inputs), **{name: _own(value) for name, value in named.items()})
+
+
+def _own(given: Any) -> Any:
+    """The same, but a cache of keys and values as a copy that holds the same tensors."""
+    if not isinstance(given, Cache):
+        return given
+    own = copy.copy(given)
+    if isinstance(given, EncoderDecoderCache):
+        own.self_attention_cache = _own(given.self_attention_cache)
+    else:
+        own.layers = [copy.copy(layer) for layer in given.layers]
+    return own
 
 
 def _both_times(noise: Noise) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -1,4 +1,5 @@
-"""`peftbench score`, `merge`, `port`, `edit`: what is made of finished runs, for the same tables; `forgetting`."""
+"""`peftbench score`, `merge`, `port`, `edit`: what is made of finished runs, and stands in the same tables; `sequence`,
+which is made of none; `forgetting`, which measures them."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -153,8 +154,30 @@ def forgetting(arguments: Sequence[str]) -> int:
     return 0
 
 
+def sequence(arguments: Sequence[str]) -> int:
+    """`peftbench sequence learner=WORD`: one model over the classes of several tasks, one task after the other."""
+    parser = Parser(prog="peftbench sequence")
+    parser.add_argument(
+        "words", nargs="*", help="sequence=, learner= and their keys, order=, model=, data=, seed=, ..."
+    )
+    _add_choices(parser)
+    options = parser.parse_intermixed_args(arguments)
+    environment.one_process("sequence")
+    from peftbench.commands import screen
+    from peftbench.lifecycle.sequence.words import ask, lines
+
+    if options.save:
+        return _save(options, lines(options.words))
+    if options.searchpath is not None:
+        raise ConfigError(f"--searchpath {shown(options.searchpath)}: a sequence takes no classes of your own")
+    jobs = ask(options.words)
+    from peftbench.lifecycle.sequence.sequence import sequence
+
+    return max(sequence(job, screen.Sequences()) for job in jobs)
+
+
 def _add_choices(parser: Parser) -> None:
-    """What the commands that make artefacts have in common."""
+    """What these commands have in common."""
     parser.add_argument("-m", "--multirun", action="store_true", help="as of run; words with commas are swept anyway")
     parser.add_argument("--save", action="store_true", help="make nothing: the study keeps the line for its workers")
     add_searchpath(parser)

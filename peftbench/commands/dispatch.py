@@ -61,6 +61,8 @@ after a run:
                           table --show forgetting
   merge from=STUDY ...    merge the runs of method= on all tasks into one backbone, merge=ties,pcb,...: table rows
   port from=STUDY ...     move what old runs learned to a newer backbone, model=NEWER, port.steps=0,50: table rows
+  sequence learner=WORD   learn the classes of several tasks one task after the other, learner=mos,simplecil,...,
+                          order=0,1,2; table STUDY --show sequences
   edit RUN ...            make an answer of the run rarer by moving rows of its weights, edit.behaviour=WORD,
                           beside controls and other tasks' runs: table rows
 
@@ -103,6 +105,7 @@ COMMANDS = {
     "forgetting": ("artefacts", "forgetting"),
     "merge": ("artefacts", "merge"),
     "port": ("artefacts", "port"),
+    "sequence": ("artefacts", "sequence"),
     "edit": ("artefacts", "edit"),
     "convert": ("use", "convert"),
     "backbone": ("use", "backbone"),

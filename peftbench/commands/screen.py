@@ -17,6 +17,7 @@ from peftbench.record import Record, Search
 from peftbench.study.boundaries import in_words
 
 if TYPE_CHECKING:
+    from peftbench.lifecycle.sequence.matrix import TaskScores
     from peftbench.papers import Paper
     from peftbench.report.flips import Flips
     from peftbench.report.sheet import Sheet
@@ -91,6 +92,23 @@ class Artefacts:
         cell = record.cell
         paste(f"{before}{cell.task}, seed {cell.seed}, {cell.method}: {record.headline.name} {score(record)}")
         print(path, flush=True)
+
+
+class Sequences(Artefacts):
+    """A line for every stage, and one for the whole."""
+
+    def stage(self, row: str, number: int, of: int, scores: "Mapping[str, TaskScores]") -> None:
+        """See `sequence.Screen`."""
+        tasks = ", ".join(f"{task} {100 * one.accuracy:.1f}" for task, one in scores.items())
+        say(f"{row}: stage {number} of {of}: {tasks}")
+
+    def ended(self, outcome: "Outcome") -> None:
+        """It was made."""
+        names = ("mean", "forgetting", "task_identification", "accuracy_given_task", "retrieval")
+        chosen = outcome.record.metrics.chosen
+        told = [f"{name.replace('_', ' ')} {value:.4f}" for name in names if (value := chosen.get(name)) is not None]
+        say(f"{outcome.record.cell.method}: {', '.join(told)}")
+        super().ended(outcome)
 
 
 def _geometry(facts: Mapping[str, Any]) -> list[str]:

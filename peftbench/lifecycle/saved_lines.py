@@ -24,7 +24,7 @@ MOST_WORDS = 100
 LONGEST_WORD = 10_000  # characters
 LONGEST_END = 64 << 10  # bytes
 OF_A_RUN = ("score", "edit")  # commands that take a run's folder before their words
-COMMANDS = ("merge", "port", *OF_A_RUN)
+COMMANDS = ("merge", "port", "sequence", *OF_A_RUN)
 SEED = re.compile(r"/(split\d+-)?seed\d+\Z")
 
 
@@ -53,8 +53,10 @@ class Line:
         return self.words[1] if self.words[0] in OF_A_RUN else None
 
     @property
-    def source(self) -> str:
-        """The study of the runs that it is made of."""
+    def source(self) -> str | None:
+        """The study of the runs that it is made of; None: it is made of none."""
+        if self.words[0] == "sequence":
+            return None
         if self.named is not None:
             return self.named.partition("/")[0]
         return next(word.partition("=")[2] for word in self.words if word.startswith("from="))
@@ -94,7 +96,7 @@ def placed(words: Sequence[str], study: str, outputs: Path) -> tuple[Path, str, 
     """
     line = Line(tuple(word for word in words if not word.startswith("outputs=")))
     named = any(word.startswith("study=") for word in words)
-    return outputs, study if named else line.source, line
+    return outputs, study if named else line.source or study, line
 
 
 def read(study: Path) -> list[Line]:
@@ -233,6 +235,8 @@ def _problem(line: Line) -> str | None:
     if command in OF_A_RUN:
         is_run = index.is_inside(words[0], words[0].partition("/")[0]) and SEED.search(words[0])
         return None if is_run else "a run's folder, STUDY/CELL/SEED, must come first"
+    if command == "sequence":
+        return None
     sources = [word.partition("=")[2] for word in words if word.startswith("from=")]
     if len(sources) != 1 or sources[0] in ("", ".", "..") or "/" in sources[0]:
         return "from= must name one study"

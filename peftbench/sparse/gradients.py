@@ -1,8 +1,8 @@
 """Gradients at chosen entries, with as little of the dense gradient as possible.
 
 Two routes. *Sampled*: for a linear map y = W x the gradient at (i, j) is the sum over tokens of dY[t, i] X[t, j];
-a forward hook keeps X and a hook on y receives dY, and W itself needs no gradient. *Dense*: autograd makes the whole
-gradient of one tensor, a hook takes what is chosen and frees it before the next tensor's arrives.
+autograd keeps X and shows it beside dY, and W itself needs no gradient. *Dense*: autograd makes the whole gradient of
+one tensor, a hook takes what is chosen and frees it before the next tensor's arrives.
 """
 
 from collections.abc import Callable
@@ -67,30 +67,57 @@ def watch_weight(module: nn.Module, index: Index, receive: Receive) -> Removable
         receive: gets their gradient (n,) fp32.
     """
 
-    def used(x: torch.Tensor, output: torch.Tensor) -> Receive:
+    def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        if not torch.is_grad_enabled():
+            return output
+        x = inputs[0].detach()
         # chosen now: a kernel is then loaded before the other layers fill the memory
         product = dense if index().numel() > DENSE_ABOVE * x.shape[-1] * output.shape[-1] else _route(output)
-        return lambda dy: receive(product(x.flatten(0, -2).to(dy.dtype), dy.flatten(0, -2), index()))
 
-    return _watch_output(module, used)
+        def show(dy: torch.Tensor, x: torch.Tensor) -> None:
+            receive(product(x.flatten(0, -2).to(dy.dtype), dy.flatten(0, -2), index()))
+
+        return _watched(output, show, x)
+
+    return module.register_forward_hook(hook)
 
 
 def watch_bias(module: nn.Module, index: Index, receive: Receive) -> RemovableHandle:
     """The same for a linear map's bias: sum_t dy[t, index], in fp32."""
-    return _watch_output(module, lambda *_: lambda dy: receive(dy.flatten(0, -2)[:, index()].float().sum(0)))
 
+    def show(dy: torch.Tensor) -> None:
+        receive(dy.flatten(0, -2)[:, index()].float().sum(0))
 
-def _watch_output(module: nn.Module, used: Callable[[torch.Tensor, torch.Tensor], Receive]) -> RemovableHandle:
-    """At every use of a module in a pass, ask with input and output for what is called with the output's gradient."""
-
-    def hook(_: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        if not torch.is_grad_enabled():
-            return
-        if not output.requires_grad:
-            output.requires_grad_(True)  # nothing below trains, and yet this map's own gradient is wanted
-        output.register_hook(used(inputs[0].detach(), output))
+    def hook(_: nn.Module, __: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return _watched(output, show) if torch.is_grad_enabled() else output
 
     return module.register_forward_hook(hook)
+
+
+def _watched(output: torch.Tensor, show: Callable[..., None], *others: torch.Tensor) -> torch.Tensor:
+    """What a map gives in a pass, whose gradient is shown."""
+    if not output.requires_grad:
+        output.requires_grad_(True)  # nothing below trains, and yet this map's own gradient is wanted
+    watched: torch.Tensor = _Watched.apply(output, show, *others)
+    return watched
+
+
+class _Watched(torch.autograd.Function):
+    """A tensor as it is; its gradient is shown on the way back, with others that autograd keeps until then."""
+
+    @staticmethod
+    def forward(context: Any, tensor: torch.Tensor, show: Callable[..., None], *others: torch.Tensor) -> torch.Tensor:
+        """(...) -> the same."""
+        context.show = show
+        context.save_for_backward(*others)
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The gradient as it comes."""
+        others = context.saved_tensors
+        context.show(gradients[0], *others)
+        return gradients[0], None, *(None for _ in others)
 
 
 def watch_dense(parameter: nn.Parameter, receive: Receive, hold: Callable[[], bool]) -> RemovableHandle:

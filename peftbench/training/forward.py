@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 import numpy as np
 import torch
 
+from peftbench.backbone.activations import recomputed_activations
 from peftbench.backbone.heads import TASK
 from peftbench.backbone.model import Model
 from peftbench.backbone.prefix import Prefix
@@ -48,7 +49,7 @@ class Forward:
         standing_in = nullcontext() if self.prefix is None else self.prefix.standing_in(batch)
         checkpointing = self._checkpointing and self.model.module.training
         inputs = batch.inputs if (task := batch.task) is None else {**batch.inputs, TASK: task}
-        with self.autocast(), standing_in, recomputed(self.model) if checkpointing else nullcontext():
+        with self.autocast(), standing_in, recomputed(self.model) if checkpointing else recomputed_activations():
             return self.model.forward(inputs)
 
     @contextmanager

@@ -33,6 +33,7 @@ TASKS = {
     "rte": ("RTE", ("sentence1", "sentence2"), "label", ("entailment", "not_entailment")),
     "mrpc": ("MRPC", ("#1 String", "#2 String"), "Quality", ("0", "1")),
 }
+QUERY_AND_VALUE = {"mpnet": ["q", "v"]}  # architecture -> what others call query and value
 SIX = ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"]
 
 
@@ -51,7 +52,8 @@ def model_for(weights: str, method: str) -> Any:
     """The model with the method applied, as peft or a few lines of a user's own do it."""
     model = AutoModelForSequenceClassification.from_pretrained(weights, num_labels=2)
     if method.startswith("lora"):
-        targets = SIX if method == "lora_six" else ["query", "value"]
+        query_and_value = QUERY_AND_VALUE.get(model.config.model_type, ["query", "value"])
+        targets = SIX if method == "lora_six" else query_and_value
         config = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=targets)
         return get_peft_model(model, config)
     for name, parameter in model.named_parameters():

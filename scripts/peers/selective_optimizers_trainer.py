@@ -18,8 +18,8 @@ BUDGET = 20_000
 def model_for(weights: str, _: str) -> Any:
     """The model with gradients for the layers' matrices and the head alone."""
     model = hf_trainer.model_for(weights, "full")
-    linear = {m.weight for m in model.bert.encoder.modules() if isinstance(m, torch.nn.Linear)}
-    for parameter in model.bert.parameters():
+    linear = {m.weight for m in model.base_model.encoder.modules() if isinstance(m, torch.nn.Linear)}
+    for parameter in model.base_model.parameters():
         parameter.requires_grad_(parameter in linear)
     return model
 
@@ -27,7 +27,7 @@ def model_for(weights: str, _: str) -> Any:
 def optimizers_for(model: Any, steps: int, lr: float) -> tuple[Any, Any]:
     """ID3 over the matrices, everything of the head, and the Trainer's usual schedule."""
     head = list(model.classifier.parameters())
-    body = [p for p in model.bert.parameters() if p.requires_grad]
+    body = [p for p in model.base_model.parameters() if p.requires_grad]
     optimizer = get_selective_optimizer(torch.optim.AdamW, "id3")(
         [{"params": body}, {"params": head, "choose_all": True}],
         lr=lr,

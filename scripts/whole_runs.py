@@ -1,0 +1,107 @@
+"""Whole processes, ours and what people would use instead: how long one takes, its peak memory, its score."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peftbench.record import find_records, read_record
+
+PEERS = Path(__file__).parent / "peers"
+PRODUCTS = Path(__file__).parent / "products.py"
+LR = 5e-4
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One process.
+
+    Attributes:
+        seconds: from start to end.
+        peak_mb: peak resident MiB.
+        accuracy: on dev, at the end; None where it scored nothing.
+        train_s: seconds of its optimizer steps alone.
+    """
+
+    seconds: float
+    peak_mb: float
+    accuracy: float | None = None
+    train_s: float | None = None
+
+
+def process(command: Sequence[str], said: Callable[[str], Mapping[str, Any]], environment: dict[str, str]) -> Sample:
+    """Run a command to its end and measure it.
+
+    Args:
+        said: what it says of itself in what it prints: accuracy and train_s, as far as it knows them.
+
+    Raises:
+        SystemExit: it fails.
+    """
+    with tempfile.TemporaryFile("w+") as screen:
+        started = time.perf_counter()
+        running = subprocess.Popen(command, stdout=screen, stderr=subprocess.STDOUT, env=os.environ | environment)
+        _, status, usage = os.wait4(running.pid, 0)
+        seconds = time.perf_counter() - started
+        running.returncode = os.waitstatus_to_exitcode(status)
+        screen.seek(0)
+        text = screen.read()
+    if running.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit {running.returncode}\n{text}")
+    return Sample(round(seconds, 2), round(usage.ru_maxrss / 1024, 1), **said(text))
+
+
+def ours(words: Sequence[str], data: Path, work: Path, steps: int, lr: float = LR) -> Sample:
+    """Our command, with nothing cached from before."""
+    with tempfile.TemporaryDirectory(dir=work) as fresh:
+        line = [
+            "run", *words, "data=folder", f"data.path={data}", f"outputs={fresh}/out", "tracker=none", "progress=false",
+            f"protocol.max_steps={steps}", f"protocol.evaluate_every={steps}", f"protocol.lr={lr}",
+        ]  # fmt: skip
+
+        def said(_: str) -> dict[str, float | None]:
+            records = [read_record(path) for path in find_records(Path(fresh) / "out" / "default")]
+            if len(records) != 1:
+                return {}
+            last = records[0].metrics.evaluations[-1]
+            return {"accuracy": last.metrics["accuracy"], "train_s": records[0].time.train_s}
+
+        return process([sys.executable, "-m", "peftbench", *line], said, {"PEFTBENCH_CACHE": f"{fresh}/cache"})
+
+
+def theirs(
+    peer: str, task: str, method: str, data: Path, weights: Path, work: Path, steps: int, seed: int = 0, lr: float = LR
+) -> Sample:
+    """A peer's script: `best` and `run_glue` are styles of hf_trainer.py, `selective-optimizers` is one of its own."""
+    own = peer == "selective-optimizers"
+    line = [str(PEERS / ("selective_optimizers_trainer.py" if own else "hf_trainer.py"))]
+    line += ["--task", task, "--steps", str(steps), "--lr", str(lr), "--data", str(data), "--weights", str(weights)]
+    line += ["--out", str(work / "trainer"), "--seed", str(seed), "--method", "full" if own else method]
+    line += [] if own else ["--style", peer]
+
+    def said(text: str) -> dict[str, float]:
+        line = json.loads(next(line for line in reversed(text.splitlines()) if line.startswith("{")))
+        return {"accuracy": line["accuracy"], "train_s": line["train_s"]}
+
+    return process([sys.executable, *line], said, {})
+
+
+def products_rate() -> float:
+    """GFLOP/s of this machine's products of matrices, by a process of its own: this one stays small.
+
+    A process that is started has at least the peak of the one that starts it.
+    """
+    done = subprocess.run([sys.executable, str(PRODUCTS)], capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout))
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, least and greatest."""
+    return statistics.median(values), min(values), max(values)
