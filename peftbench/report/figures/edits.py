@@ -5,7 +5,7 @@ from typing import Literal
 
 from peftbench.report import axes, edits
 from peftbench.report.edits import Edited, Keys
-from peftbench.report.figures.parts import Figure, Material, Panel, Series, Summary, summary
+from peftbench.report.figures.parts import Figure, Material, Panel, Series, Summary, bounds, summary
 
 Axis = Literal["strength", "rows"]
 LABELS: dict[Axis, str] = {"strength": "strength (mean lengths of a row)", "rows": "share of all rows (%)"}
@@ -55,11 +55,9 @@ def _panel(column: str, behaviour: str, every: list[Edited], axis: Axis, word: s
     series = []
     for name, by_x in points.items():
         summaries: list[tuple[float, Summary]] = [(x, summary(values)) for x, values in sorted(by_x.items())]
-        middle = [one.mean for _, one in summaries]
-        low = [one.mean if one.low is None else one.low for _, one in summaries]
-        high = [one.mean if one.high is None else one.high for _, one in summaries]
+        every_y = [one for _, one in summaries]
         notes = [f"{x:g}: {one.words()}" for x, one in summaries]
-        series.append(Series(name, [x for x, _ in summaries], middle, low, high, notes))
+        series.append(Series(name, [x for x, _ in summaries], [one.mean for one in every_y], *bounds(every_y), notes))
     return Panel(f"{column}: {behaviour}", LABELS[axis], label, column, series=series)
 
 

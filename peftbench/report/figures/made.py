@@ -10,7 +10,12 @@ from peftbench.report.figures.scores import INTERVALS, SCORE, by_row
 
 GROUP = "Made of finished runs"
 LONGEST_WORD = 40  # letters of a command in a file's name
-COMMANDS = {"merge": "merged", "port": "ported", "score": "scored elsewhere"}  # others by their own name
+COMMANDS = {
+    "merge": "merged",
+    "port": "ported",
+    "edit": "edited",
+    "score": "scored elsewhere",
+}  # others by their own name
 
 
 def artefacts(material: Material) -> Iterator[Figure]:
