@@ -21,8 +21,10 @@ from peftbench.ground.record_parts import (
     BudgetFacts,
     CellName,
     Counts,
+    Energy,
     Evaluation,
     FewLabels,
+    Flops,
     Git,
     Glance,
     Hardware,
@@ -54,7 +56,9 @@ __all__ = [
     "BudgetFacts",
     "CellName",
     "Counts",
+    "Energy",
     "Evaluation",
+    "Flops",
     "Git",
     "Glance",
     "Hardware",
@@ -85,7 +89,7 @@ SCHEMA = 2
 READABLE = (1, SCHEMA)  # 1 had no digest and is otherwise the same
 SEARCH_SUFFIX = ".search"  # the tries of study "pilot" are the study "pilot.search"
 # the keys in which two equal runs on a CPU may differ
-MEASURED = ("time", "memory", "throughput", "worker", "failed_on")
+MEASURED = ("time", "memory", "throughput", "energy", "worker", "failed_on")
 MOST_BYTES = 16 << 20  # of a record; those of long runs have a tenth of a MB
 MOST_VALUES = 400_000  # of a record; a growing selection leaves three for every step
 MOST_ERRORS = 1000  # that are looked at
@@ -162,6 +166,7 @@ class Record:
         failed_on: hosts on which the cell failed, this time and before; empty where it is done.
         made: how it was made of finished runs, where it is an artefact's.
         row: the fingerprint with parents named by their cells, not by what they learned; None: it has none.
+        flops, energy: None in older records, and where they are not known.
     """
 
     schema: int
@@ -189,6 +194,8 @@ class Record:
     failed_on: list[Name] = field(default_factory=list)
     made: Made | None = None
     row: Name | None = None
+    flops: Flops | None = None
+    energy: Energy | None = None
 
     @property
     def lr(self) -> float:

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from peftbench.backbone.model import compute_precision, load_model
+from peftbench.backbone.model import Model, compute_precision, load_model
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.data.tokens import Tokens
+from peftbench.methods.base import Tuner
 from peftbench.runner import budgets, deltas
 from peftbench.runner.provenance import peak_memory_mb, reset_peak_memory
 from peftbench.sparse.gradients import dense, sampled
@@ -45,12 +46,17 @@ METHODS = {
 }
 
 
-def trainer_of(*overrides: str, total: int = 200) -> Trainer:
+def attached(cell: Cell, model: Model) -> Tuner:
+    """The cell's own method on a model."""
+    return deltas.attach(cell.attachment, model, cell.seed)
+
+
+def trainer_of(*overrides: str, total: int = 200, attach: Callable[[Cell, Model], Tuner] = attached) -> Trainer:
     """A trainer with random weights and random rows of equal length, ready for the first of `total` steps."""
     words = ["model.weights=random", "task=sst2", f"protocol.batch_size={BATCH}", "tracker=none", *overrides]
     cell: Cell = budgets.resolve(compose.cell_from(words))
     model, _ = load_model(cell.model, 2, cell.seed)
-    tuner = deltas.attach(cell.attachment, model, cell.seed)
+    tuner = attach(cell, model)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
     rows, vocabulary = 4 * BATCH, int(cell.model.config["vocab_size"])
     random = torch.Generator().manual_seed(cell.seed)

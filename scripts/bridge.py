@@ -87,6 +87,10 @@ cannot limit them to a part of it. Their tokens take up positions of the backbon
 reads the first token of the prompt, in peft as well as here. A delta holds everything that produces the prompt, so that
 training can continue. An export holds only the prompt, like peft's own files.
 
+`method=eva` starts LoRA's first factors at the directions in which what each map reads varies most; batches of
+training rows pass through the backbone for that before the first step. The paper also moves ranks between maps
+(`eva_config.rho` above 1); here every map keeps its rank, because entries are counted before anything is read.
+
 | column | meaning |
 |---|---|
 | merges | whether it can be merged into the backbone |

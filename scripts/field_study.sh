@@ -8,23 +8,34 @@ set -uo pipefail
 glue=$1 outputs=$2
 shift 2
 budgeted=lora,hut,lst,light_peft,id3,random_masking,dora,pissa,vera,fourierft,hira,loha,delora  # their dials meet a budget
-fixed=full,bitfit,ia3,ln_tuning,road  # as large as they are; BitFit's own size is the budget
+fixed=bitfit,full,ia3,ln_tuning,road  # as large as they are; BitFit's own size is the budget
 
 declare -A epoch=([mrpc]=115 [stsb]=180 [cola]=268)  # steps of 32 rows
 
-# Words that name a smaller backbone; it is made once, from MRPC's sentences.
-read -ra small < <(peftbench backbone make=lowrank make.ratio=0.5 task=mrpc data=folder "data.path=$glue" \
-    model=minilm_l6 --to "$outputs/pela")
+# Words that name a smaller backbone; it is made once, from MRPC's sentences, by whoever comes first.
+smaller() {
+    (
+        flock 9
+        [ -s "$outputs/pela.words" ] || peftbench backbone make=lowrank make.ratio=0.5 task=mrpc data=folder \
+            "data.path=$glue" model=minilm_l6 --to "$outputs/pela" > "$outputs/pela.words"
+    ) 9> "$outputs/pela.lock"
+    cat "$outputs/pela.words"
+}
 
+run() {
+    peftbench run -m study=field seed=0,1,2 data=folder "data.path=$glue" "outputs=$outputs" tracker=none progress=false \
+        protocol.epochs=3 protocol.head_lr=5e-3 select=lr 'select.factors=[0.3,1,3]' 'select.head_factors=[0.1,1]' "$@"
+}
+
+mkdir -p "$outputs"
 for task in "${@:-mrpc}"; do
-    run() {
-        peftbench run -m study=field "task=$task" seed=0,1,2 data=folder "data.path=$glue" "outputs=$outputs" tracker=none \
-            progress=false protocol.epochs=3 protocol.head_lr=5e-3 select=lr 'select.factors=[0.3,1,3]' \
-            'select.head_factors=[0.1,1]' "select.max_steps=${epoch[$task]}" "$@"
-    }
-    run method=head protocol.head_lr=null select.head_factors=null
-    run "method=$fixed"
-    run "method=$budgeted" budget.like=bitfit
-    run method=adalora budget.like=bitfit 'method.kinds=[query,value]'
-    run method=full "${small[@]}"
+    run "task=$task" "select.max_steps=${epoch[$task]}" method=head protocol.head_lr=null select.head_factors=null
+    run "task=$task" "select.max_steps=${epoch[$task]}" "method=$fixed"
+    run "task=$task" "select.max_steps=${epoch[$task]}" "method=$budgeted" budget.like=bitfit
+    run "task=$task" "select.max_steps=${epoch[$task]}" method=adalora budget.like=bitfit 'method.kinds=[query,value]'
+done
+read -ra small < <(smaller)
+[ ${#small[@]} -gt 0 ] || exit 3
+for task in "${@:-mrpc}"; do
+    run "task=$task" "select.max_steps=${epoch[$task]}" method=full "${small[@]}"
 done

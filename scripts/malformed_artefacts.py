@@ -1,4 +1,4 @@
-"""The kinds of malformed words of `score`, `merge`, `port`, `backbone` and of registered plans."""
+"""The kinds of malformed words of `score`, `merge`, `port`, `edit`, `sequence`, `backbone` and of registered plans."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,6 +12,7 @@ from peftbench.config import compose
 
 NUMBERS = ("-7", "nan", "inf", "x", "[3,x]", "{a: 1}", "true", "''", "99999999999999999999999999")
 SOURCE = ["model=bert_tiny", "task=rte", "model.weights=random"]
+IN_SAMPLE = [*SOURCE[::2], "sequence.tasks=[rte,sst2]"]
 
 
 def keys_of(group: str, word: str) -> dict[str, Any]:
@@ -29,7 +30,7 @@ def wrong_values(group: str, word: str) -> Iterator[tuple[str, str]]:
         if isinstance(value, bool):
             wrong: Sequence[str] = ("3", "perhaps", "[]")
         elif isinstance(value, int | float) or key == "scale":
-            wrong = NUMBERS
+            wrong = NUMBERS[key == "strength" :]  # which may be negative
         elif isinstance(value, list):
             wrong = ("word", "{a: 1}", "[[]]", "[]", "[x]")
         else:
@@ -38,9 +39,12 @@ def wrong_values(group: str, word: str) -> Iterator[tuple[str, str]]:
 
 
 def keys() -> Iterator[Input]:
-    """Wrong values of every key of every way to merge, port and make a backbone; keys and words there are not."""
+    """Wrong values of every key of every way to merge, port, edit, learn and make a backbone; keys and words there are
+    not."""
     asked = {"merge": ["merge", f"from={PILOT}", "method=lora"], "port": ["port", f"from={PILOT}", *SOURCE[::2]],
-             "make": ["backbone", *SOURCE, "--to", "x"]}  # fmt: skip
+             "make": ["backbone", *SOURCE, "--to", "x"], "learner": ["sequence", *IN_SAMPLE],
+             "sequence": ["sequence", "learner=simplecil", *SOURCE[::2]],
+             "edit": ["edit", run_of("lora"), "edit.behaviour=predicts:entailment"]}  # fmt: skip
     for group, line in asked.items():
         for word in compose.words(group):
             own = [] if group == "port" else [f"{group}={word}"]
@@ -61,7 +65,7 @@ def artefacts() -> Iterator[Input]:
         ["merge", f"from={PILOT}", "method=lora", "merge=average"],
         ["port", f"from={PILOT}", "model=bert_tiny"],
     )
-    score = ["score", run]
+    score, edit = ["score", run], ["edit", run, "edit.behaviour=predicts:entailment"]
     lines: list[tuple[list[str], Sequence[Naming]]] = [
         (["merge"], ["merge="]), (["merge", "merge=average"], ["from"]),
         (["merge", f"from={PILOT}", "merge=average"], ["method"]),
@@ -76,6 +80,12 @@ def artefacts() -> Iterator[Input]:
         (["score", of_stsb, "task=rte"], ["task=rte"]),
         ([*score, "task=mrpc"], ["mrpc"]), ([*score, "data=nope"], ["data=nope"]), ([*score, "data=folder"], ["data"]),
         ([*score, "task=rte", "data=folder", "data.path=/nowhere"], ["/nowhere"]),
+        (edit[:2], ["edit.behaviour"]), ([*edit[:2], "edit.behaviour=predicts:x"], ["behaviour=predicts:x"]),
+        ([*edit[:2], "edit.behaviour=nope"], ["behaviour=nope"]), ([*edit, "task=rte"], ["task"]),
+        ([*edit, "protocol.lr=1"], ["protocol.lr"]), ([*edit, "word"], ["word"]), ([*edit, "edit=nope"], ["edit=nope"]),
+        ([*edit, "collateral=[nope]"], ["nope"]), ([*edit, "collateral=sst2"], ["collateral=sst2"]),
+        ([*edit, "data=nope"], ["data=nope"]), ([*edit, "data=folder", "data.path=/nowhere"], ["/nowhere"]),
+        (["edit", of_stsb, *edit[2:]], ["stsb"]),
         ([*port, "model=nope"], ["model=nope"]),
         ([*port[:2], "model=bert_mini", "model.weights=random"], ["bert_mini"]),
         ([*port, "model.weights=no/where"], ["no/where"]), ([*port, "model.weights=taken"], ["taken"]),
@@ -86,6 +96,18 @@ def artefacts() -> Iterator[Input]:
         ([*merge, "tasks={a: 1}"], ["tasks={a"]),
         ([*merge, "tasks=[rte"], ["tasks=[rte"]),
         (["merge", f"from={OTHER}", *merge[2:]], ["stsb"]), ([*merge, "seed=0,x"], ["seed=x"]),
+    ]  # fmt: skip
+    learn = ["sequence", "learner=simplecil", *IN_SAMPLE]
+    lines += [
+        (["sequence"], ["learner="]), (learn[:1] + IN_SAMPLE, ["learner="]), ([*learn, "word"], ["word"]),
+        ([*learn, "method=lora"], ["method"]), ([*learn, "task=rte"], ["task"]), ([*learn, "from=s"], ["from"]),
+        ([*learn, "protocol.lr=1"], ["protocol.lr"]), ([*learn, "protocol.nope=1"], ["protocol.nope"]),
+        ([*learn, "order=x"], ["order=x"]), ([*learn, "order=-1"], ["order=-1"]), ([*learn, "order="], ["order="]),
+        ([*learn, "seed=x"], ["seed=x"]), ([*learn, "study=a/b"], ["study=a/b"]),
+        ([*learn[:-1], "sequence.tasks=[rte,nope]"], ["nope"]), ([*learn[:-1], "sequence.tasks=[rte,stsb]"], ["stsb"]),
+        ([*learn[:-1], "sequence.tasks=[rte,rte]"], ["sequence.tasks"]),
+        ([*learn[:-1], "sequence.tasks=[rte,ax]"], ["ax"]), ([*learn[:-1], "sequence.tasks=[rte,cola]"], ["cola"]),
+        ([*learn[:-1], "sequence.tasks=rte"], ["sequence.tasks=rte"]),
     ]  # fmt: skip
     for line in (merge, port):
         chosen = [word for word in line if not word.startswith("method=")]
@@ -103,7 +125,7 @@ def artefacts() -> Iterator[Input]:
             lines.append(([*words, f"from={study}"], named))
             if study not in ("nope", "taken"):  # runs of which an artefact is kept may be still to come
                 lines.append(([*words, f"from={study}", "--save"], named))
-    for line in (merge, port, [*score, "task=rte"]):
+    for line in (merge, port, learn, [*score, "task=rte"], edit):
         yield Input(f"{line[0]}: save", [*line, "--save", "--searchpath", "conf"], ["--s"], a_study)
         yield Input(f"{line[0]}: save", [*line, "--save", "outputs=taken"], ["taken"], a_study)
         yield Input(f"{line[0]}: searchpath", [*line, "--searchpath", "no/where"], ["no/where"], a_study)

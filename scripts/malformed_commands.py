@@ -21,6 +21,7 @@ OF_A_STUDY: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 OF_A_RUN: Mapping[str, Sequence[str]] = {
     "apply": ("--output", "x"), "predict": ("rows.tsv",), "export": ("--to", "x"), "score": ("task=rte",),
+    "edit": ("edit.behaviour=predicts:entailment",),
 }  # fmt: skip
 
 
@@ -74,7 +75,8 @@ def commands() -> Iterator[Input]:
         yield Input("command", [word], [f"peftbench {printed(word)}"])
     needs = {"flips": "old", "verify": "what", "collect": "folders", "convert": "source", "backbone": "--to"}
     needs |= dict.fromkeys(OF_A_STUDY, "study") | dict.fromkeys(OF_A_RUN, "run")
-    needs |= {"reproduce": "paper", "merge": "merge=", "port": "from", "apply": "--output", "export": "--to"}
+    needs |= {"reproduce": "paper", "merge": "merge=", "port": "from", "sequence": "learner="}
+    needs |= {"apply": "--output", "export": "--to"}
     for command, need in needs.items():
         rest = [*OF_A_STUDY.get(command, ())] if command != "compare" else []
         yield Input("argument: none", [command, *rest], [need])

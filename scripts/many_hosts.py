@@ -7,7 +7,7 @@ A host is a worker with process numbers, a host name, a network and a clock of i
 runs the study undisturbed, which gives the reference. Then hosts share it, study after study until the time is over
 and the last study ended, while they are killed, stopped beyond the heartbeat, their clocks jump by minutes, the folder
 is read-only or full for a moment, workers are asked to leave, and a worker of an older version takes part (--older: its
-source; the OLDER that was tried: 97f8808). A host that ended is started again with the same command; cells that workers
+source; the OLDER that was tried: 16bc192). A host that ended is started again with the same command; cells that workers
 leave alone are asked for.
 
 Figures go to a file of JSON twice a minute, and to a table at the end; the exit code is 1 where one is not what it

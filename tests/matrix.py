@@ -106,6 +106,7 @@ ROWS = {
     "random_masking-anywhere": selective("method=random_masking", "method.per_tensor=false"),
     "random_masking_structured": selective("method=random_masking_structured"),
     "pafi": selective("method=pafi"),
+    "largest": selective("method=largest"),
     "fish": selective("method=fish", "method.batches=2"),
     "d3": selective("method=d3", "method.batches=2"),
     "id3": selective("method=id3"),

@@ -99,6 +99,17 @@ def test_the_penalty_at_the_start_is_the_mean_of_unsquared_norms(width: int, ran
         assert layer.lora_E.grad is None
 
 
+def test_the_penalty_of_a_layer_is_two_and_not_sixty(tiny: Tiny) -> None:
+    """BERT-base's six maps; the paper's formula as printed, squares summed, would give 59.2 a layer."""
+    model, _ = attached(tiny)
+    torch.manual_seed(0)
+    sides = [(768, 768)] * 4 + [(768, 3072), (3072, 768)]
+    maps = {str(i): AdaLoRALinear(nn.Linear(*side), 12, 16, nn.Identity()) for i, side in enumerate(sides)}
+    penalty = AdaLoRATuner(model, maps, AdaLoRA(rank=12, orthogonality=1)).penalty()
+    assert penalty is not None
+    assert penalty.item() == pytest.approx(2.143, abs=0.02)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_start_is_the_backbone_bit_for_bit(precision: str, tiny: Tiny) -> None:
     logits = []

@@ -20,6 +20,7 @@ from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import DELTA_FILE
 from peftbench.record import Attention, read_record, write_record
 from peftbench.runner import apply, deltas
+from peftbench.runner.delta import FRESH
 from peftbench.runner.run import Outcome
 
 Run = Callable[..., Outcome]
@@ -66,7 +67,7 @@ def test_a_record_without_the_newer_keys_of_a_layout_predicts_what_its_run_did(
     """With full fine-tuning, which trains the drawn pooler, too: it is stored once."""
     run = done(run_tiny(*words_of(checkpoint(name, tmp_path / "encoder")), "method=full"))
     record, stored = read_record(run / "result.json"), load_file(run / DELTA_FILE)
-    assert not [key for key in stored if key.startswith(deltas.FRESH)]
+    assert not [key for key in stored if key.startswith(FRESH)]
     assert set(record.drawn) <= set(stored)
 
     model = record.config["model"]

@@ -297,6 +297,8 @@ def test_outputs_may_lie_elsewhere_and_a_worker_leaves_after_so_many(
         (["score", "cell", "task=ax", "outputs=elsewhere"], "outputs=elsewhere: cell does not lie there"),
         (["score", "a/b/c", "task=ax"], "a run's folder, STUDY/CELL/SEED"),
         (["score", "/", "task=ax"], "/ does not lie there"),
+        (["edit", "outputs/s/cell/seed0"], "edit.behaviour: must be given"),
+        (["edit", "a/b/c", "edit.behaviour=overlap"], "a run's folder, STUDY/CELL/SEED"),
     ],
 )
 def test_a_line_that_cannot_be_is_refused_before_it_is_kept(

@@ -179,7 +179,12 @@ def test_costs_are_those_of_the_records(finished: Path, tmp_path: Path) -> None:
     assert row["ms per step"] == pytest.approx(1000 / record.throughput.steps_per_s)
     assert row["peak MiB"] == record.memory.peak_mb
     output = call("table", "s", "--outputs", str(finished.parents[2]), "--show", "cost", cwd=tmp_path).stdout
-    assert "not in any record: floating-point operations, energy" in output
+    assert "FLOPs: of matrix products and attention" in output
+    assert record.flops is not None
+    assert record.flops.training is not None
+    assert row["TFLOPs of training"] == record.flops.training
+    assert row["MFLOPs more a row"] == record.flops.more > 0
+    assert ("kJ of CPUs" in row) == (record.energy is not None)
 
 
 def test_a_study_without_stored_predictions_says_so(write_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -193,16 +193,23 @@ def joined(words: list[str], folder: Path) -> str:
 
 @pytest.mark.parametrize(
     ("method", "launcher"),
-    [("lora", TORCHRUN), ("id3", ACCELERATE), ("random_masking", None), ("adalora", None), ("lst", None)],
+    [
+        ("lora", TORCHRUN),
+        ("id3", ACCELERATE),
+        ("random_masking", None),
+        ("adalora", None),
+        ("lst", None),
+        ("light_peft", None),
+    ],
 )
 def test_two_processes_train_as_one(tmp_path: Path, method: str, launcher: tuple[str, ...] | None) -> None:
     """Data parallelism through accelerate: the same losses, and the same chosen entries, as one process."""
     # batches of 9 rows: unequal parts, and a last batch of 3 rows
     words = [*TINY, f"method={method}", "protocol.precision=fp32", "protocol.batch_size=9", "protocol.lr=0.01"]
     words += ["+model.config.hidden_dropout_prob=0", "+model.config.attention_probs_dropout_prob=0"]
-    words += {"lst": ["method.examples=3"], "lora": ["method.dropout=0"], "adalora": ["method.dropout=0"]}.get(
-        method, ["budget=103"]
-    )
+    own = {"lst": ["method.examples=3"], "light_peft": ["method.dropout=0", "method.estimation=3"]}
+    own |= {name: ["method.dropout=0"] for name in ("lora", "adalora")}
+    words += own.get(method, ["budget=103"])
     alone = call("run", *words, "outputs=alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     words += ["outputs=both"]

@@ -17,8 +17,10 @@ from peftbench.config import compose, recipes, spec, words
 from peftbench.config.fingerprint import canonical, digest
 from peftbench.config.validate import method_class
 from peftbench.ground.errors import ConfigError
+from peftbench.lifecycle.editable import Edit
 from peftbench.lifecycle.merging import METHODS
 from peftbench.lifecycle.port import Port
+from peftbench.lifecycle.sequence import words as sequences
 
 ROOT = compose.conf_dir()
 YAMLS = sorted(
@@ -45,6 +47,13 @@ def test_every_yaml_composes_and_is_valid(path: Path) -> None:
         return
     if path.parent.name == "port":  # and for `peftbench port`
         assert recipes.recipe("port", [word, "seed=1"], lambda _: Port)[1] == ["seed=1"]
+        return
+    if path.parent.name in ("sequence", "learner"):  # and for `peftbench sequence`
+        own = [word] if path.parent.name == "learner" else [word, "learner=simplecil"]
+        assert sequences.ask([*own, "data=folder", "data.path=."])[0].fingerprint
+        return
+    if path.parent.name == "edit":  # and for `peftbench edit`
+        assert recipes.recipe("edit", [word, "seed=1"], lambda _: Edit)[1] == ["seed=1"]
         return
     extra = NEEDS.get(str(path), [])
     if str(path) in ("task/ax.yaml", "objective/muscle.yaml"):

@@ -107,24 +107,32 @@ def test_mpnet_counts_are_the_closed_forms(model: str) -> None:
     assert counted(model, "method=lora").backbone == layers * 4 * d * 8
 
 
-@pytest.mark.parametrize(
-    ("model", "rank", "trained", "least", "most"),
-    [
-        ("minilm_l6", 12, 498_096, 221_184 + 288, 387_072 + 288),
-        ("minilm_l6", 6, 249_048, 110_592 + 144, 193_536 + 144),
-        ("deberta_v3_base", 12, 1_991_520, 884_736 + 576, 1_548_288 + 576),
-        ("deberta_v3_base", 6, 995_760, 442_368 + 288, 774_144 + 288),
-        ("bert_large_cased", 6, 2_655_072, None, None),
-    ],
-)
-def test_adalora_trains_all_its_triplets_and_keeps_two_thirds(
-    model: str, rank: int, trained: int, least: int | None, most: int | None
+ADALORA = [  # model, rank, mean rank at the end (None: two thirds), trained, least and most that is left without the E
+    ("minilm_l6", 12, None, 498_096, 221_184, 387_072),
+    ("minilm_l6", 6, None, 249_048, 110_592, 193_536),
+    ("minilm_l6", 4, 2, 166_032, 55_296, 110_592),
+    ("deberta_v3_base", 12, None, 1_991_520, 884_736, 1_548_288),
+    ("deberta_v3_base", 6, None, 995_760, 442_368, 774_144),
+    ("deberta_v3_base", 4, 2, 663_840, 221_184, 442_368),
+    ("bert_large_cased", 12, None, 5_310_144, None, None),
+    ("bert_large_cased", 6, None, 2_655_072, None, None),
+    ("bert_large_cased", 4, None, 1_770_048, None, None),
+]
+
+
+@pytest.mark.parametrize(("model", "rank", "target", "trained", "least", "most"), ADALORA)
+def test_adalora_trains_all_its_triplets_and_keeps_the_targets(
+    model: str, rank: int, target: int | None, trained: int, least: int | None, most: int | None
 ) -> None:
-    cell = composed(f"model={model}", "method=adalora", f"method.rank={rank}")
+    words = [f"method.rank={rank}", *([f"method.target_rank={target}"] if target else [])]
+    cell = composed(f"model={model}", "method=adalora", *words)
     counts = count_cell(cell)
-    assert (counts.backbone, counts.kept) == (trained, trained * 2 // 3)
-    if least is not None:
-        assert kept_bounds(cell) == (least, most)
+    left = trained * 2 // 3 if target is None else trained * target // rank
+    assert (counts.backbone, counts.kept) == (trained, left)
+    if least is not None and most is not None:
+        maps = 6 * cell.model.depth
+        triplets = maps * rank * 2 // 3 if target is None else maps * target  # each has an entry of E, too
+        assert kept_bounds(cell) == (least + triplets, most + triplets)
 
 
 def test_scope_limits_every_method() -> None:

@@ -10,6 +10,7 @@ from support import assemble
 from torch import nn
 
 from peftbench.backbone.model import Model
+from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.hut import HUT, HUTLinear, HUTTuner
@@ -152,6 +153,10 @@ def test_counts_budget_and_decay(tiny: Tiny) -> None:
     assert count_cell(tiny("method=hut", "method.rank=8")).backbone == 2 * 2 * (2 * 128 * 8 + 2 * 128)
     assert count_cell(tiny("model=minilm_l6", "method=hut")).backbone == 18_432
     assert count_cell(tiny("model=minilm_l6", "method=hut", "method.rank=8")).backbone == 82_944
+    known = [("bert_base_cased", 1, 73_728), ("bert_base_cased", 8, 331_776), ("roberta_large", 8, 884_736)]
+    for model, rank, entries in known:
+        cell = compose.cell_from([f"model={model}", "method=hut", f"method.rank={rank}"])
+        assert count_cell(cell).backbone == entries
     each, fixed = 2 * 2 * 2 * 128, 2 * 2 * 2 * 128
     assert count_cell(tiny("method=hut", f"budget={fixed + 5 * each + 7}")).backbone == fixed + 5 * each
     _, tuner = scaled(tiny)

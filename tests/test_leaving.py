@@ -228,6 +228,8 @@ def test_a_command_that_can_write_nothing_ends_in_one_line(here: Command, monkey
         ["merge", "from=s", "method=lora", "merge=ties", "--save"],
         ["port", "from=s", "model=minilm_l6"],
         ["score", "outputs/s/cell/seed0", "task=sst2"],
+        ["edit", "outputs/s/cell/seed0", "edit.behaviour=overlap"],
+        ["sequence", "learner=simplecil"],
     ],
     ids=lambda words: words[0],
 )

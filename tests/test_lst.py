@@ -89,6 +89,20 @@ def test_the_logits_are_the_formulas(tiny: Make, words: tuple[str, ...], rungs: 
             assert torch.equal(before, trainer.forward.logits(batch)) != below
 
 
+def test_padding_and_other_rows_change_nothing(tiny: Make) -> None:
+    model, _, trainer = assemble(tiny(*WORDS, "method.every=2", LAYERS))
+    model.module.eval()
+    assert trainer.train is not None
+    rows = trainer.order(0)[0]
+    with torch.no_grad():
+        together = trainer.forward.logits(trainer.forward.batch(trainer.train, rows))
+        alone = [
+            trainer.forward.logits(trainer.forward.batch(trainer.train, rows[i : i + 1])) for i in range(len(rows))
+        ]
+    torch.testing.assert_close(torch.cat(alone), together, atol=1e-5, rtol=1e-5)
+    assert float(together.std(0).min()) > 1e-4
+
+
 def saved(model: Model, trainer: Trainer) -> tuple[int, list[str]]:
     """Bytes that a training step keeps for the way back, and the backbone's modules whose output is among them."""
     outputs: dict[int, tuple[str, torch.Tensor]] = {}  # by their storage; held, so that none is used again
@@ -160,17 +174,20 @@ def test_with_kept_hidden_states_no_layer_of_the_backbone_runs(tiny: Make) -> No
 
 
 @pytest.mark.parametrize(
-    ("model", "all_rungs", "every_second"),
+    ("words", "all_rungs", "every_second"),
     [
-        ("bert_base_cased", 2_376_300, 1_262_310),
-        ("bert_large_cased", 8_170_648, 4_216_972),
+        ("model=bert_base_cased", 2_376_300, 1_262_310),
+        ("model=bert_large_cased", 8_170_648, 4_216_972),
+        ("model=minilm_l6", 317_814, 177_555),
+        ("model=minilm_l6 model.config.num_hidden_layers=12", 598_332, 317_814),
+        ("model=bert_mini", 100_388, 58_530),
+        ("model=bert_tiny", 14_930, 9_585),
     ],
 )
-def test_counts_are_the_closed_forms(model: str, all_rungs: int, every_second: int) -> None:
+def test_counts_are_the_closed_forms(words: str, all_rungs: int, every_second: int) -> None:
     for every, entries in ((1, all_rungs), (2, every_second)):
-        assert (
-            count_cell(compose.cell_from([f"model={model}", "method=lst", f"method.every={every}"])).backbone == entries
-        )
+        cell = compose.cell_from([*words.split(), "method=lst", f"method.every={every}"])
+        assert count_cell(cell).backbone == entries
 
 
 def test_a_budget_takes_the_widest_ladder_then_fewer_rungs(tiny: Make) -> None:

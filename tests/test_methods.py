@@ -244,6 +244,19 @@ def test_a_score_from_another_package(
         tiny(*words, "method.score=tailor")
 
 
+@pytest.mark.parametrize(("method", "sign"), [("pafi", -1), ("largest", 1)])
+def test_entries_of_one_end_of_the_magnitudes_train(method: str, sign: int, tiny: Callable[..., Cell]) -> None:
+    model, tuner, trainer = assemble(tiny(f"method={method}", "budget=300", "protocol.precision=fp32"))
+    before = values(model)
+    trainer.run()
+    names = list(tuner.touched())
+    after = dict(model.backbone())
+    scores = torch.cat([sign * before[name].abs().reshape(-1) for name in names])
+    moved = torch.cat([(before[name] != after[name]).reshape(-1) for name in names])
+    assert 250 < moved.sum() <= 300
+    assert scores[moved].min() >= scores.topk(300).values[-1]
+
+
 def test_a_delta_of_another_backbone_is_refused(tiny: Callable[..., Cell], tmp_path: Path) -> None:
     cell = tiny("method=bitfit")
     model, tuner, _ = assemble(cell)

@@ -166,6 +166,9 @@ addEventListener("load", async () => {
   told.columns = heads().map(head => head.textContent);
   told.verdicts = cells(0, "verdicts").map((name, at) => [name, ...[1, 2, 3].map(i => cells(i, "verdicts")[at])]);
   told.pairs = cells(2, "every-pair");
+  told.views = [...get("view").options].map(one => one.value);
+  choose("view", "costs");
+  told.costs = cells(0, "view-table").map((column, at) => [column, cells(1, "view-table")[at]]);
   const place = places.get("Score against cost");
   place.draw();
   told.panels = place.plot.layout.annotations.map(note => note.text);
@@ -183,6 +186,9 @@ addEventListener("load", async () => {
     told[form] = document.querySelector("#text textarea").value;
     get("text").close();
   }
+  document.querySelector(`#view-table [aria-label$='Markdown']`).click();
+  told.view = document.querySelector("#text textarea").value;
+  get("text").close();
   told.saved = [];
   HTMLAnchorElement.prototype.click = function () { told.saved.push(this.download); };
   for (const format of ["SVG", "PNG"]) {
@@ -195,6 +201,8 @@ addEventListener("load", async () => {
   told.confusion = [...document.querySelectorAll(".confusion td")].map(cell => cell.textContent);
   told.unnamed = [...document.querySelectorAll("button, select, input, textarea, [role=img], [role=region]")]
     .filter(one => !(one.getAttribute("aria-label") || one.textContent || one.closest("label"))).length;
+  told.unreachable = [...document.querySelectorAll("button, select, input, summary, .wide.tall")]
+    .filter(one => one.tabIndex < 0).length;
   told.failures = get("failures").textContent;
   told.images = document.querySelectorAll("img").length;
   told.title = document.title;
@@ -281,6 +289,12 @@ def check_probed(probed: dict[str, Any]) -> None:
         ["lora", "–", "= 0.1", "> 10.0"], ["id3", "= -0.1", "–", "> 9.9"], ["bitfit", "< -10.0", "< -9.9", "–"]
     ]  # fmt: skip
     assert probed["pairs"][:3] == ["tied", "ahead", "not decided"]
+    assert probed["views"] == ["costs", "all tasks together", "PSCP"], "no rate was searched"
+    assert sorted(probed["costs"]) == [["mrpc acc", name] for name in sorted(["lora", "bitfit", "id3", EVIL])]
+    assert "made: what runs cost, mean ± sd" in probed["view"]
+    assert "FLOPs: of matrix products and attention" in probed["view"]
+    assert "bold: the best; ≈: no row is shown to be better" in probed["Markdown"]
+    assert "\\footnotesize bold: the best" in probed["LaTeX"]
     assert probed["panels"] == ["mrpc acc", "mean of 2 tasks"]
     assert "lora, mrpc acc" in probed["hover"]
     assert "80.20, 95% interval 80.08 to 80.32, n=5, 900 trainable backbone entries" in probed["hover"]
@@ -290,7 +304,7 @@ def check_probed(probed: dict[str, Any]) -> None:
     assert probed["saved"] == ["made-entries.svg", "made-entries.png"]
     assert "bitfit, mrpc acc, seed" in probed["open"]
     assert probed["confusion"] == ["equivalent", "2", "4", "not_equivalent", "2", "4"]
-    assert probed["unnamed"] == 0
+    assert probed["unnamed"] == probed["unreachable"] == 0
     assert EVIL in probed["failures"]
     assert probed["images"] == 0
     assert probed["title"] == "made, peftbench"

@@ -37,6 +37,14 @@ def vera(*words: str) -> list[str]:
 COUNTS = {
     "dora": L * (4 * D * 8 + 2 * D),
     "pissa": L * 4 * D * 8,
+    "olora": L * 4 * D * 8,
+    "eva": L * 4 * D * 8,
+    "deft": L * 2 * 8 * 2 * D,
+    "frod": L * 2 * (D + D * D // 100),
+    "glora": L * 2 * (2 * 8 * 2 * D + 8 * (D + 1) + 2),
+    "lily": L * 2 * 32 * D + 2 * 2 * 32 * D + L * 2 * 32 * 2,
+    "osf": L * 2 * (D // 2 * 2 * D + D // 2),
+    "peanut": L * 2 * 32 * 2 * D,
     "vera": L * 2 * (D + 256),
     "fourierft": L * 2 * 1000,
     "ia3": L * (2 * D + F),
@@ -249,12 +257,22 @@ WRONG = [
     (vera("method.config.r=0"), r"method\.config\.r=0: must be at least 1"),
     (vera("method.config.target_modules=[query]"), r"target_modules: not to be given here; method\.kinds and scope"),
     (["method=rslora", "method.config.bias=all"], r"every bias would train, outside the scope too"),
-    (["method=pissa", "method.config.init_lora_weights=eva"], r"passes over the data first"),
+    (["method=pissa", "method.config.init_lora_weights=corda"], r"passes over the data first"),
+    (["method=pissa", "method.config.init_lora_weights=eva"], r"eva_config\.rho=2: must be 1; ranks that move"),
+    (["method=eva", "method.config.eva_config.rho=1.5"], r"eva_config\.rho=1\.5: must be 1; ranks that move"),
+    (["method=eva", "+method.config.eva_config.tua=0.9"], r"eva_config\.tua: there is no such key; did you mean tau"),
+    (["method=eva", "+method.config.rank_pattern={query: 2}"], r"rank_pattern: every map has the same rank under EVA"),
+    (
+        ["method=peft", "method.type=adalora", "method.config.init_lora_weights=eva"],
+        r"init_lora_weights=eva: is a start of LoRA, not of adalora",
+    ),
     (["method=peft", "method.type=adalora", "method.config.r=4"], r"init_r and target_r are meant"),
     (["method=peft", "method.type=adalora", "method.config.init_r=2"], r"target_r=8: above init_r, which is 2"),
     (["method=peft", "method.type=adalora", "method.config.deltaT=0"], r"deltaT=0: must be at least 1"),
     (["method=peft", "method.type=adalora", "method.config.beta1=1.5"], r"beta1=1\.5: must be between 0 and 1"),
     (["method=p_tuning", "method.config.encoder_num_layers=3"], r"encoder_num_layers=3: of an LSTM; an MLP has two"),
+    (["method=osf", "method.config.effective_rank=1.5"], r"effective_rank=1\.5: must be a whole number, or a share"),
+    (["method=adamss", "method.config.subspace_rank=0"], r"subspace_rank=0: must be at least 1"),
     (["method=lora", "method.config.r=4"], r"method\.config: there is no such key"),
     (["method=peft", "method.adapter_config=/nowhere"], r"/nowhere: no readable adapter_config\.json there"),
 ]
@@ -269,6 +287,10 @@ WRONG_HERE = [
         r"method\.targets: peft's prompt_tuning is put in no module",
     ),
     (["method=peft", "method.type=osf", "method.config.effective_rank=999"], r"nothing of peft's osf would train here"),
+    (
+        ["method=pissa", "method.config.r=129"],
+        r"method\.config\.r=129: above the shortest side of a map here, which is 128",
+    ),
     (["method=boft", "method.config.boft_block_size=7"], r"refuses it here: in_features \(128\) must be divisible"),
     (["method=ia3", "budget=500"], r"budget: 500 entries; peft's ia3 takes none"),
     (["method=vera", "budget=10"], r"budget: 10 entries; peft's vera here needs at least 516 \(r 1\)"),
@@ -305,6 +327,52 @@ def test_without_peft_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatc
     assert compose.cell_from(["method=lora"]).fingerprint
     monkeypatch.undo()
     peft_types.keys.cache_clear()
+
+
+def test_lilys_second_factors_are_shared_by_the_layers_of_a_scope(tiny: Make) -> None:
+    """By maps of one kind, however few there are; nothing outside the scope is touched."""
+    words = ["method=lily", "method.kinds=[query,output]", "model.config.num_hidden_layers=3", "scope.layers=[0,2]"]
+    model, tuner, _ = assemble(tiny(*words))
+    shared: dict[str, set[int]] = {}
+    for name, p in model.module.named_parameters(remove_duplicate=False):
+        if ".lily_B." in name:
+            shared.setdefault(name.split(".lily_B.")[0].rpartition("layer.")[2][2:], set()).add(id(p))
+    assert {kind: len(ids) for kind, ids in shared.items()} == {"attention.self.query": 1, "output.dense": 1}
+    assert {name.split(".layer.")[1][0] for name in tuner.trainables()} == {"0", "2"}
+    assert sum(p.numel() for p in tuner.trainables().values()) == 2 * 32 * (D + F) + 2 * 2 * 32 * D + 2 * 2 * 32 * 2
+
+
+def test_eva_starts_at_the_directions_in_which_what_is_read_varies_most(tiny: Make) -> None:
+    """The logits stay the backbone's; of the variance of what every map reads nearly as much is in A as can be."""
+    cell = tiny("method=eva", "protocol.precision=fp32", "method.kinds=[query,intermediate]")
+    model, tuner, trainer = assemble(cell)
+    before, logits = values(model), trainer.evaluator.predict(trainer.scored["dev"])
+    trainer.begin(total=6)
+    np.testing.assert_array_equal(trainer.evaluator.predict(trainer.scored["dev"]), logits)
+    assert all(p.grad is None for p in model.module.parameters())
+    read: dict[str, list[torch.Tensor]] = {}
+    for name in tuner.trainables():
+        path = name.rpartition(".lora_A")[0]
+        if path:
+            model.module.get_submodule(path).register_forward_pre_hook(
+                lambda _, inputs, path=path: read.setdefault(path, []).append(inputs[0])
+            )
+    assert trainer.train is not None
+    model.module.eval()
+    for rows in trainer.order(0):
+        batch = trainer.forward.batch(trainer.train, rows)
+        trainer.forward.logits(batch)
+        for tokens in read.values():
+            tokens[-1] = tokens[-1][batch.inputs["attention_mask"].bool()]
+    assert len(read) == 2 * L
+    for path, tokens in read.items():
+        states = torch.cat(tokens).detach()
+        states = states - states.mean(0)
+        directions = tuner.trainables()[f"{path}.lora_A.default.weight"].detach()
+        torch.testing.assert_close(directions @ directions.T, torch.eye(8), atol=1e-3, rtol=0)
+        most = torch.linalg.svdvals(states)[:8].square().sum()
+        assert (states @ directions.T).square().sum() > 0.9 * most
+        assert (states @ before[f"{path}.lora_A.default.weight"].T).square().sum() < 0.5 * most
 
 
 @pytest.mark.parametrize("word", ["p_tuning", "prefix_tuning"])

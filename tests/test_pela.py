@@ -90,6 +90,9 @@ def test_factors_are_the_best_approximation_of_their_rank_shared_out_evenly() ->
     assert torch.equal(low.up.bias, whole.bias)
     x = torch.randn(3, 24)
     assert torch.allclose(factored(whole, 16)(x), whole(x), atol=1e-5)
+    with torch.no_grad():
+        whole.weight.copy_(low.product())
+    assert torch.allclose(factored(whole, 5)(x), whole(x), atol=1e-5), "a map of that rank is kept as it is"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,16 @@ def test_entries_of_bert_base(ratio: float, entries: int) -> None:
     put_in(model.module, ranks)
     assert whole == 109_483_778
     assert sum(p.numel() for p in model.module.parameters()) == entries
+
+
+def test_entries_of_minilms_maps() -> None:
+    recipe, words = split_words(["make=lowrank", f"make.ratio={1 / 3}", "model=minilm_l6"])
+    cell = compose.cell_from(words)
+    ranks, model = plan(cell.model, cell.scope, recipe), build(cell.model, 2, "meta")
+    put_in(model.module, ranks)
+    maps = [m for m in model.module.modules() if isinstance(m, LowRankLinear)]
+    assert sum(m.down.weight.numel() + m.up.weight.numel() for m in maps) == 3_529_728
+    assert sum(m.up.bias.numel() for m in maps) == 20_736
 
 
 def test_full_rank_computes_what_the_whole_backbone_does(source: list[str]) -> None:

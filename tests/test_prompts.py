@@ -27,6 +27,7 @@ from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.files import DELTA_FILE
 from peftbench.runner import apply, deltas, readouts
 from peftbench.runner.counts import count_cell
+from peftbench.runner.delta import HEAD
 from peftbench.runner.run import Outcome, read_rows, tokenize_rows, tokenizing
 from peftbench.training.objective import ScoreShare
 
@@ -237,7 +238,7 @@ def test_a_run_trains_of_the_head_what_it_is_asked_to_and_its_delta_gives_the_sa
     assert {key for key in moved if key.startswith("cls")} == expected
     assert "bert.embeddings.word_embeddings.weight" not in moved
     np.testing.assert_allclose(labelled(run, tmp_path), written(run), atol=2e-5)
-    stored = [key for key in load_file(run / DELTA_FILE) if key.startswith(deltas.HEAD)]
+    stored = [key for key in load_file(run / DELTA_FILE) if key.startswith(HEAD)]
     assert bool(stored) == (head != "frozen")
     with pytest.raises(ConfigError, match="its readout is a prompt"):
         apply.write_model(run, tmp_path / "applied")

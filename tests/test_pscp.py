@@ -33,12 +33,14 @@ PRINTED = {
 
 def test_pscp_is_what_the_paper_printed() -> None:
     scores, entries, memory, flops, printed = np.array(list(PRINTED.values())).T
-    found = Costed(list(PRINTED), scores, entries, memory)
-    whole = found.pscp(Constants()) * pscp.penalty(flops, 10, 1)
+    found = Costed(list(PRINTED), scores, entries, memory, flops)
+    whole = found.pscp(Constants())
     assert whole == pytest.approx(printed, abs=0.03)
     assert [list(PRINTED)[place] for place in pscp.ranks(whole).argsort()[:2]] == ["LNTuning", "LoRA"]
-    without = found.pscp(replace(Constants(), beta_p=0.0, beta_m=0.0))
+    without = found.pscp(replace(Constants(), beta_p=0.0, beta_f=0.0, beta_m=0.0))
     assert without == pytest.approx(scores)
+    unknown = replace(found, flops=None)
+    assert unknown.pscp(Constants()) * pscp.penalty(flops, 10, 1) == pytest.approx(whole)
 
 
 methods = st.lists(st.tuples(st.floats(1, 99), st.floats(1, 1e9), st.floats(0.1, 100)), min_size=1, max_size=6)
@@ -78,7 +80,7 @@ def test_a_study_is_ranked_and_says_what_the_ranking_hangs_on(write_run: Callabl
         "4", "1", "4"
     )  # fmt: skip
     shown = call("table", "made", *words, cwd=tmp_path).stdout
-    assert "PSCP (arXiv:2511.21285) without its factor of FLOPs, at c_p 1e+06, c_m 94, beta_p 1, beta_m 0" in shown
+    assert "PSCP (arXiv:2511.21285), at c_p 1e+06, c_f 10, c_m 94, beta_p 1, beta_f 1, beta_m 0" in shown
     (line,) = (line for line in shown.splitlines() if line.startswith("beta_p over 0, 0.5, 1, 2, 4: "))
     assert line.endswith("first: full or lora or id3")
 

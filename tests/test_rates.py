@@ -141,3 +141,28 @@ def test_what_a_stranger_writes_for_a_rate_is_left_out(write_run: Write, tmp_pat
     (one,) = rates.tried(made_study(tmp_path), apart(made_study(tmp_path))[0])
     assert one.known == {1e-3: pytest.approx(70)}
     assert one.edge is None
+
+
+def test_a_view_says_what_the_rates_beside_the_chosen_one_lose(write_run: Write, tmp_path: Path) -> None:
+    head = {"0.001": 0.9, "0.01": 0.8}
+    both = searched(1e-2, {1e-4: 0.5, 1e-3: 0.6, 1e-2: 0.7, 1e-1: None}, chosen_head=1e-3, head_scores=head)
+    rewrite(write_run("lora", "mrpc", 0, 0.8), both, head_lr=1e-2)
+    write_run("bitfit", "mrpc", 0, 0.8)  # searched nothing
+    done = call("table", "made", "--show", "rates", "--format", "md", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "lora" in line]
+    assert lines == [
+        "| mrpc acc | lora | lr | 0.01 | 70.0 | -10.0 | failed | -20.0 | 4, 0.0001 to 0.1 |",
+        "| mrpc acc | lora | head_lr | 0.001 | 90.0 | none | -10.0 | -10.0 | 2, 0.001 to 0.01 |",
+    ]
+    numbers = call("table", "made", "--show", "rates", "--format", "csv", cwd=tmp_path).stdout.splitlines()
+    assert numbers[0] == "task,method,key,rate,score,chosen"
+    assert len(numbers) == 7
+    assert [line.rpartition(",")[2] for line in numbers[1:]] == list("001010")
+
+
+def test_a_study_that_searched_nothing_has_no_such_view(write_run: Write, tmp_path: Path) -> None:
+    write_run("lora", "mrpc", 0, 0.8)
+    done = call("table", "made", "--show", "rates", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "no rate was searched" in done.stderr

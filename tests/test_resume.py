@@ -32,6 +32,7 @@ OTHER = {
     "kept prefix": ["method=full", "scope.layers=1", "protocol.keep_prefix=true"],
     "peft's running averages": ["method=peft", "method.type=adalora", "method.config.target_r=2", "protocol.lr=0.05"],
     "peft's noise in training": ["method=pvera", "protocol.lr=0.05"],
+    "what maps read decides the start": ["method=eva", "protocol.lr=0.05"],
     "update": [
         "method=lora",
         "objective=muscle",

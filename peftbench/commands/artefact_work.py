@@ -1,4 +1,5 @@
-"""Artefacts as work: lines of `merge`, `port` and `score` that a study keeps, made when their runs have ended."""
+"""Artefacts as work: lines of `merge`, `port`, `score`, `edit` and `sequence` that a study keeps, made when their runs
+have ended."""
 
 import functools
 import random
@@ -21,7 +22,13 @@ from peftbench.study.cell_state import DEATHS, HOSTS
 from peftbench.study.lock import Elsewhere, Lock
 from peftbench.study.queue import MOST_TRIES, Unwritable
 
-COMMANDS = {"merge": artefacts.merge, "port": artefacts.port, "score": artefacts.score}
+COMMANDS = {
+    "merge": artefacts.merge,
+    "port": artefacts.port,
+    "score": artefacts.score,
+    "edit": artefacts.edit,
+    "sequence": artefacts.sequence,
+}
 ENDED = ("done", "failed", "stale")  # states of a cell that no worker will change
 
 
@@ -160,7 +167,10 @@ class Artefacts:
         return len(end.failed_on) >= HOSTS or (is_new and socket.gethostname() in end.failed_on)
 
     def _has_runs(self, line: Line, look: Callable[[str], bool]) -> bool:
-        """Whether the runs that a line is made of have ended, well or not: of `score` one, else all of their study."""
+        """Whether the runs that a line is made of have ended, well or not: of `score` one, of `sequence` none, else all
+        of their study."""
+        if line.source is None:
+            return True
         if line.run is None:
             now = stamp(self._outputs / line.source / index.FILE)
             return self._whole.get(line.source, ()) == now or look(line.source)
@@ -209,7 +219,7 @@ def _status(study: Path, line: Line) -> LineStatus:
 def is_any_left(outputs: Path, lines: Sequence[LineStatus]) -> bool:
     """Whether a line is open that nobody comes to: a runner of its study's last cells goes on with it."""
     sources = {one.line.source for one in lines if one.state == "open"}
-    cells = (status.cells_if_any(outputs, source) for source in sources)
+    cells = (status.cells_if_any(outputs, source) if source else [] for source in sources)
     return not all(any(cell.state == "running" for cell in of_one) for of_one in cells)
 
 

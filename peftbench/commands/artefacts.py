@@ -1,4 +1,5 @@
-"""`peftbench score`, `merge`, `port`: what is made of finished runs, and stands in the same tables."""
+"""`peftbench score`, `merge`, `port`, `edit`: what is made of finished runs, and stands in the same tables; `sequence`,
+which is made of none; `forgetting`, which measures them."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -7,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peftbench.commands.parsing import Parser
+from peftbench.commands.tables import paste
 from peftbench.commands.use import add_searchpath, known_classes
 from peftbench.ground import environment
-from peftbench.ground.errors import ConfigError
+from peftbench.ground.errors import ConfigError, shown
+from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
 
 if TYPE_CHECKING:
@@ -97,8 +100,84 @@ def port(arguments: Sequence[str]) -> int:
     return max(codes)
 
 
+def edit(arguments: Sequence[str]) -> int:
+    """`peftbench edit RUN edit.behaviour=WORD`: a run's behaviour edited (Model Surgery), its controls, collateral."""
+    parser = Parser(prog="peftbench edit")
+    parser.add_argument("run", help="folder of a finished run")
+    parser.add_argument(
+        "words", nargs="*", help="edit.behaviour=, edit.control=, edit.strength=, ...; collateral=[...], study=, ..."
+    )
+    _add_choices(parser)
+    options = parser.parse_intermixed_args(arguments)
+    environment.one_process("edit")
+    from peftbench.commands import screen
+    from peftbench.lifecycle.edit import edit
+    from peftbench.lifecycle.edit_words import ask, lines
+    from peftbench.lifecycle.parents import parent
+
+    if options.save:
+        return _save(options, lines(Path(options.run), options.words))
+    own = [] if options.searchpath is None else ["--searchpath", options.searchpath]
+    jobs = ask(options.words, parent(Path(options.run)), known_classes(options.searchpath), own)
+    return max(edit(job, screen.Artefacts()) for job in jobs)
+
+
+def forgetting(arguments: Sequence[str]) -> int:
+    """`peftbench forgetting STUDY|RUN...`: what the backbones of finished runs lost, by a probe of their states."""
+    parser = Parser(prog="peftbench forgetting")
+    parser.add_argument("runs", nargs="+", help="names of studies under the outputs, or folders of finished runs")
+    parser.add_argument("--outputs", default="outputs", help="where the studies lie")
+    text = "file of text, or folder of *.txt, for the loss of its masked tokens; default: STS-B's sentences by cosine"
+    parser.add_argument("--text", help=text)
+    parser.add_argument("--data", metavar="DIR", help="where STS-B lies, if not where the first run's data came from")
+    parser.add_argument("--cache", default="~/.cache/peftbench", help="where tokenised rows are kept")
+    add_searchpath(parser)
+    options = parser.parse_args(arguments)
+    environment.one_process("forgetting")
+    from peftbench.config.spec import DataSpec
+    from peftbench.lifecycle import forgetting
+
+    if options.text and options.data:
+        raise ConfigError(f"--data {shown(options.data, 100)}: is for the sentences of STS-B; --text brings its own")
+    known = known_classes(options.searchpath)
+    runs = forgetting.runs_of(options.runs, expanded(options.outputs))
+    if options.text:
+        probe = forgetting.masked_probe(options.text)
+    else:
+        own = runs[0].data if options.data is None else DataSpec("folder", "folder", options.data, None, None)
+        probe = forgetting.similarity_probe(own)
+    measuring = forgetting.Measuring(probe, options.cache, known)
+    for run in runs:
+        one, was_known = measuring.measured(run)
+        change = f"{one.before:.4f} to {one.after:.4f} ({one.after - one.before:+.4f})"
+        paste(f"{run.folder}: {one.probe} {change}{', measured before' if was_known else ''}")
+    return 0
+
+
+def sequence(arguments: Sequence[str]) -> int:
+    """`peftbench sequence learner=WORD`: one model over the classes of several tasks, one task after the other."""
+    parser = Parser(prog="peftbench sequence")
+    parser.add_argument(
+        "words", nargs="*", help="sequence=, learner= and their keys, order=, model=, data=, seed=, ..."
+    )
+    _add_choices(parser)
+    options = parser.parse_intermixed_args(arguments)
+    environment.one_process("sequence")
+    from peftbench.commands import screen
+    from peftbench.lifecycle.sequence.words import ask, lines
+
+    if options.save:
+        return _save(options, lines(options.words))
+    if options.searchpath is not None:
+        raise ConfigError(f"--searchpath {shown(options.searchpath)}: a sequence takes no classes of your own")
+    jobs = ask(options.words)
+    from peftbench.lifecycle.sequence.sequence import sequence
+
+    return max(sequence(job, screen.Sequences()) for job in jobs)
+
+
 def _add_choices(parser: Parser) -> None:
-    """What the three commands have in common."""
+    """What these commands have in common."""
     parser.add_argument("-m", "--multirun", action="store_true", help="as of run; words with commas are swept anyway")
     parser.add_argument("--save", action="store_true", help="make nothing: the study keeps the line for its workers")
     add_searchpath(parser)

@@ -43,8 +43,10 @@ def count_all(lines: Sequence[list[str]], as_json: bool) -> int:
 
     common = set.intersection(*map(set, lines))
     names = [" ".join(word for word in words if word not in common) for words in lines]
-    cells = list(cells_from(lines))
-    counted = {name: _counted(cell) for name, cell in zip(names, cells, strict=True)}
+    counted, wrong = {}, False
+    for name, cell in zip(names, cells_from(lines), strict=True):  # other processes compose the next ones meanwhile
+        counted[name] = _counted(cell)
+        wrong |= isinstance(cell, compose.WrongWords)
     refused = [f"{name}: {counts}" for name, counts in counted.items() if isinstance(counts, str)]
     if len(refused) == len(counted) and not as_json:
         raise ConfigError(refused)
@@ -52,7 +54,6 @@ def count_all(lines: Sequence[list[str]], as_json: bool) -> int:
         print(json.dumps({k: {"error": v} if isinstance(v, str) else trained(v) for k, v in counted.items()}, indent=1))
     else:
         screen.counts_of_all(" ".join(word for word in lines[0] if word in common), counted)
-    wrong = any(isinstance(cell, compose.WrongWords) for cell in cells)
     return 2 if wrong or len(refused) == len(counted) else 0
 
 

@@ -57,8 +57,14 @@ after a run:
   flips OLD NEW           count the rows that an update gets wrong or right, compared with another seed alone;
                           runs or studies
   score RUN task=WORD     score the run on another task with the same labels: a row of its study's table
+  forgetting STUDY|RUN    measure what the backbone lost: similarity of sentences, or with --text masked tokens;
+                          table --show forgetting
   merge from=STUDY ...    merge the runs of method= on all tasks into one backbone, merge=ties,pcb,...: table rows
   port from=STUDY ...     move what old runs learned to a newer backbone, model=NEWER, port.steps=0,50: table rows
+  sequence learner=WORD   learn the classes of several tasks one task after the other, learner=mos,simplecil,...,
+                          order=0,1,2; table STUDY --show sequences
+  edit RUN ...            make an answer of the run rarer by moving rows of its weights, edit.behaviour=WORD,
+                          beside controls and other tasks' runs: table rows
 
 examples:
   peftbench run                                        LoRA on the built-in sample, offline
@@ -96,8 +102,11 @@ COMMANDS = {
     "predict": ("use", "predict"),
     "export": ("use", "export"),
     "score": ("artefacts", "score"),
+    "forgetting": ("artefacts", "forgetting"),
     "merge": ("artefacts", "merge"),
     "port": ("artefacts", "port"),
+    "sequence": ("artefacts", "sequence"),
+    "edit": ("artefacts", "edit"),
     "convert": ("use", "convert"),
     "backbone": ("use", "backbone"),
 }

@@ -17,6 +17,7 @@ from peftbench.record import Record, Search
 from peftbench.study.boundaries import in_words
 
 if TYPE_CHECKING:
+    from peftbench.lifecycle.sequence.matrix import TaskScores
     from peftbench.papers import Paper
     from peftbench.report.flips import Flips
     from peftbench.report.sheet import Sheet
@@ -69,6 +70,8 @@ class Artefacts:
                 self._described.add(key)
                 for line in describe(facts):
                     say(line)
+        for line in _edited(facts):
+            say(line)
         self._line(outcome.record, outcome.path, "")
 
     def elsewhere(self, folder: Path, owner: str) -> None:
@@ -89,6 +92,23 @@ class Artefacts:
         cell = record.cell
         paste(f"{before}{cell.task}, seed {cell.seed}, {cell.method}: {record.headline.name} {score(record)}")
         print(path, flush=True)
+
+
+class Sequences(Artefacts):
+    """A line for every stage, and one for the whole."""
+
+    def stage(self, row: str, number: int, of: int, scores: "Mapping[str, TaskScores]") -> None:
+        """See `sequence.Screen`."""
+        tasks = ", ".join(f"{task} {100 * one.accuracy:.1f}" for task, one in scores.items())
+        say(f"{row}: stage {number} of {of}: {tasks}")
+
+    def ended(self, outcome: "Outcome") -> None:
+        """It was made."""
+        names = ("mean", "forgetting", "task_identification", "accuracy_given_task", "retrieval")
+        chosen = outcome.record.metrics.chosen
+        told = [f"{name.replace('_', ' ')} {value:.4f}" for name in names if (value := chosen.get(name)) is not None]
+        say(f"{outcome.record.cell.method}: {', '.join(told)}")
+        super().ended(outcome)
 
 
 def _geometry(facts: Mapping[str, Any]) -> list[str]:
@@ -124,6 +144,17 @@ def _residual(facts: Mapping[str, Any]) -> list[str]:
     lines = [f"length of the change trained anew: {change['length']:.3g}; {said}"]
     said = f"{residual['length']:.3g}, {residual['in_changes']:.2f} of the new change's length"
     return [*lines, f"the two differ by {said}{_by_kind(facts['residual_in_changes'])}"]
+
+
+def _edited(facts: Mapping[str, Any]) -> list[str]:
+    """What an edit did to the behaviour, on the rows that were scored and on those that chose; none: it is none."""
+    if (seen := facts.get("scored")) is None or (choice := facts.get("choice")) is None:
+        return []
+    moved = "" if seen["moved"] is None else f"; of the other {seen['outside']:,} rows {seen['moved']:.1%} moved"
+    said = f"{seen['rate_before']:.1%} before, {seen['rate']:.1%} after, of {quantity(seen['prone'], 'row')}{moved}"
+    on = f"on choice rows {choice['rate_before']:.1%} before, {choice['rate']:.1%} after"
+    trained = "; the run trained on these, too (protocol.selection is not held_out)" if choice["trained_on"] else ""
+    return [f"{facts['answer']}: {said}", f"{on}{trained}"]
 
 
 def _by_kind(values: Mapping[str, float]) -> str:

@@ -1,5 +1,6 @@
 """What `peftbench table --show` can show of a study: a word and the function that makes the view."""
 
+import importlib
 from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +15,17 @@ if TYPE_CHECKING:
 
 SCORES = "scores"
 OPTIONS = {"paper": SCORES, "data": "subsets", "constants": "pscp"}  # option -> the one view that it belongs to
-WORDS = (SCORES, "aggregates", "calibration", "consistency", "subsets", "cost", "pscp")
+MODULES = {  # word -> the module of `peftbench.report` whose `sheet` makes the view of a study alone
+    "aggregates": "aggregates",
+    "calibration": "calibration",
+    "consistency": "consistency",
+    "cost": "cost",
+    "rates": "sensitivity",
+    "forgetting": "forgetting",
+    "sequences": "sequences",
+    "edits": "edits",
+}
+WORDS = (SCORES, *MODULES, "subsets", "pscp")
 
 
 def add_options(parser: Parser) -> None:
@@ -45,7 +56,7 @@ def view(options: Namespace) -> "Callable[[Study], Sheet]":
         ConfigError: there is no such paper, or a constant is not possible.
     """
     from peftbench import papers
-    from peftbench.report import aggregates, calibration, consistency, cost, pscp, render, subsets, table
+    from peftbench.report import pscp, render, subsets, table
     from peftbench.study.recorded import texts_of
 
     if options.show == SCORES:
@@ -56,9 +67,5 @@ def view(options: Namespace) -> "Callable[[Study], Sheet]":
         return lambda study: pscp.sheet(study, at)
     if options.show == "subsets":
         return lambda study: subsets.sheet(study, partial(texts_of, folder=options.data))
-    return {
-        "aggregates": aggregates.sheet,
-        "calibration": calibration.sheet,
-        "consistency": consistency.sheet,
-        "cost": cost.sheet,
-    }[options.show]
+    made: Callable[[Study], Sheet] = importlib.import_module(f"peftbench.report.{MODULES[options.show]}").sheet
+    return made

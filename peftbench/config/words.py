@@ -47,7 +47,7 @@ PARTS = (
 )  # groups a cell is made of
 GROUPS = (*PARTS, "experiment")
 OPTUNA = "hydra/sweeper=optuna"  # the word for a search of any keys
-LISTED = (*GROUPS, "paper", "make", "merge", "port")  # what `peftbench list` knows
+LISTED = (*GROUPS, "paper", "make", "merge", "port", "edit", "sequence", "learner")  # what `peftbench list` knows
 CHOICE = re.compile(rf"(?:{'|'.join(GROUPS)})=\w+", re.ASCII)  # of a word
 TOP = "seed|study|outputs|cache|init_from|predict_test|checkpoint_every|rerun|cells_per_gpu|progress"  # in no group
 VALUE = re.compile(rf"(?:(?:{'|'.join(PARTS)})\.[\w.]+|{TOP})=.*", re.ASCII | re.DOTALL)

@@ -41,6 +41,10 @@ class Split:
         labels = None if self.labels is None else self.labels[keep]
         return make_split(name, texts, labels)
 
+    def first(self, most: int) -> "Split":
+        """The first rows, at most so many."""
+        return self.rows(np.arange(min(most, len(self))), self.name)
+
     def without_labels(self) -> "Split":
         """The same rows without what is known of them."""
         return make_split(self.name, self.texts, None)

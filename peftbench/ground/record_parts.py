@@ -174,6 +174,38 @@ class Throughput:
 
 
 @dataclass(frozen=True)
+class Flops:
+    """Floating-point operations in products of matrices and in attention; a multiplication and an addition are two.
+
+    Attributes:
+        width: tokens of the row that `backbone` and `forward` are of.
+        backbone: one row forward through backbone and head, before the method was attached.
+        forward: the same with the method as training left it, not merged; None where it did not end well.
+        training: all optimizer steps, forward and backward; None where it did not end well, or had several phases.
+    """
+
+    width: Whole
+    backbone: Whole
+    forward: Whole | None = None
+    training: Whole | None = None
+
+    @property
+    def more(self) -> int | None:
+        """What the method adds to a row, not merged; below 0 where it made the backbone smaller."""
+        return None if self.forward is None else self.forward - self.backbone
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules that the machine's meters counted during the run: of all CPU packages, whatever ran on them, and of the
+    GPU. None: there is no such meter, or it may not be read.
+    """
+
+    cpu: Amount | None
+    gpu: Amount | None
+
+
+@dataclass(frozen=True)
 class Hashes:
     """SHA-256 of what a run was made of and made, as hexadecimal digits; None where there was none.
 

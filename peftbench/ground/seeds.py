@@ -4,7 +4,20 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-STREAMS = ("head", "order", "dropout", "selection", "held_out", "backbone", "fresh", "shots", "mask", "merge")
+STREAMS = (
+    "head",
+    "order",
+    "dropout",
+    "selection",
+    "held_out",
+    "backbone",
+    "fresh",
+    "shots",
+    "mask",
+    "merge",
+    "sequence",
+    "edit",
+)
 
 
 def stream(seed: int, name: str) -> int:

@@ -177,31 +177,57 @@ def settle(recipe: Recipe, where: Where, make: Callable[[Mapping[str, Split]], R
         DataError: parents or rows cannot be read, or a parent changed while it was being made.
     """
     folder = folder_of(recipe, where)
-    with Lock(folder) as lock:
-        if done.has_result(folder):
-            inputs = inputs_of(recipe, where)
-            place, need = done.find(folder, inputs)
-            if need == "nothing" and (record := finished_record(place / RECORD_FILE)) is not None:
-                screen.already_done(record, place / RECORD_FILE)
-                return 0
-        if lock.refused:
-            raise ConfigError(f"outputs={where.outputs}: {folder} cannot be written ({lock.refused})")
-        if not lock.held:
-            screen.elsewhere(folder, owner(lock.path))
-            return Elsewhere.exit_code
-        if done.has_result(folder):
-            done.make_way(folder, inputs)
+
+    def record(check: Callable[[], None]) -> Record:
         watch, started = Stopwatch(), datetime.now(UTC)
         provenance.reset_peak_memory()
         rows = read_rows(where.rows)
         result = make(rows)
-        delta = None if result.delta is None else result.delta.save(folder / DELTA_FILE, lock.check)
-        record = _record(recipe, where, result, rows, watch, started, delta)
-        if changed := changed_parents(record.hashes, where.outputs):
+        delta = None if result.delta is None else result.delta.save(folder / DELTA_FILE, check)
+        made = _record(recipe, where, result, rows, watch, started, delta)
+        if changed := changed_parents(made.hashes, where.outputs):
             raise DataError(f"{changed[0]}: was run again while an artefact was made of it; the same command goes on")
         labels = {name: tokens.labels for name, tokens in result.tokens.items()}
-        keep_predictions(folder, where.task, result.logits, labels, lock.check)
+        keep_predictions(folder, where.task, result.logits, labels, check)
+        return made
+
+    return settled(folder, lambda: inputs_of(recipe, where), record, screen)
+
+
+def settled(
+    folder: Path,
+    inputs: Callable[[], InputHashes],
+    make: Callable[[Callable[[], None]], Record],
+    screen: Screen,
+) -> int:
+    """Make what a folder lacks and keep its record, as its only runner; returns the exit code.
+
+    Args:
+        folder: STUDY/CELL/SEED under the folder of studies.
+        inputs: what it would be made of now; a record of anything else is moved aside.
+        make: makes it and leaves all files but the record, which it gives; told what to call before each is written.
+        screen: told how it goes.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+        DataError: what it would be made of cannot be read.
+    """
+    with Lock(folder) as lock:
+        if done.has_result(folder):
+            place, need = done.find(folder, now := inputs())
+            if need == "nothing" and (record := finished_record(place / RECORD_FILE)) is not None:
+                screen.already_done(record, place / RECORD_FILE)
+                return 0
+        if lock.refused:
+            raise ConfigError(f"outputs={folder.parents[2]}: {folder} cannot be written ({lock.refused})")
+        if not lock.held:
+            screen.elsewhere(folder, owner(lock.path))
+            return Elsewhere.exit_code
+        if done.has_result(folder):
+            done.make_way(folder, now)
+        record = make(lock.check)
         write_record(record, folder, lock.check)
+        done.remove_checkpoint(folder)
         forget_deaths(folder)
     screen.ended(Outcome(record, folder / RECORD_FILE))
     return 0

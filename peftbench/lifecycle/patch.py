@@ -18,8 +18,8 @@ from peftbench.lifecycle.parents import Parent
 from peftbench.lifecycle.task_model import FoldedModel, TaskModel, backbone_of
 from peftbench.methods.base import copy_into
 from peftbench.runner import readouts
-from peftbench.runner.delta import Delta
-from peftbench.runner.deltas import HEAD, delta_of, restore
+from peftbench.runner.delta import HEAD, Delta
+from peftbench.runner.deltas import delta_of, restore
 from peftbench.runner.porting import ported, put_draws
 
 

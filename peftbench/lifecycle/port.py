@@ -11,8 +11,7 @@ from peftbench.lifecycle.artefact import Recipe, Result, Where, folder_of, settl
 from peftbench.lifecycle.patch import Patch
 from peftbench.lifecycle.task_model import TaskModel
 from peftbench.record import Counts
-from peftbench.runner.delta import Delta
-from peftbench.runner.deltas import HEAD
+from peftbench.runner.delta import HEAD, Delta
 from peftbench.study.cell import Screen
 
 Head = Literal["kept", "refitted"]

@@ -23,7 +23,8 @@ MOST_LINES = 10_000
 MOST_WORDS = 100
 LONGEST_WORD = 10_000  # characters
 LONGEST_END = 64 << 10  # bytes
-COMMANDS = ("merge", "port", "score")
+OF_A_RUN = ("score", "edit")  # commands that take a run's folder before their words
+COMMANDS = ("merge", "port", "sequence", *OF_A_RUN)
 SEED = re.compile(r"/(split\d+-)?seed\d+\Z")
 
 
@@ -32,8 +33,8 @@ class Line:
     """What a worker makes.
 
     Attributes:
-        words: the command and its words, but for outputs=, which every machine has its own of. Of `score` the run
-            comes second, by its folder under the outputs.
+        words: the command and its words, but for outputs=, which every machine has its own of. Where the command takes
+            a run, it comes second, by its folder under the outputs.
     """
 
     words: tuple[str, ...]
@@ -47,20 +48,27 @@ class Line:
         return hashlib.sha256(json.dumps(self.words).encode()).hexdigest()[:16]
 
     @property
-    def source(self) -> str:
-        """The study of the runs that it is made of."""
-        if self.words[0] == "score":
-            return self.words[1].partition("/")[0]
+    def named(self) -> str | None:
+        """The folder of the run that the command takes; None: it takes none."""
+        return self.words[1] if self.words[0] in OF_A_RUN else None
+
+    @property
+    def source(self) -> str | None:
+        """The study of the runs that it is made of; None: it is made of none."""
+        if self.words[0] == "sequence":
+            return None
+        if self.named is not None:
+            return self.named.partition("/")[0]
         return next(word.partition("=")[2] for word in self.words if word.startswith("from="))
 
     @property
     def run(self) -> str | None:
         """The folder of the one run that it is made of; None: any runs of the study may be."""
-        return self.words[1] if self.words[0] == "score" else None
+        return self.named if self.words[0] == "score" else None
 
     def arguments(self, outputs: Path) -> list[str]:
         """What the command is given where the studies lie in `outputs`."""
-        run = [] if self.run is None else [str(outputs / self.run)]
+        run = [] if self.named is None else [str(outputs / self.named)]
         return [*run, *self.words[1 + len(run) :], f"outputs={escape.value(str(outputs))}"]
 
 
@@ -88,7 +96,7 @@ def placed(words: Sequence[str], study: str, outputs: Path) -> tuple[Path, str, 
     """
     line = Line(tuple(word for word in words if not word.startswith("outputs=")))
     named = any(word.startswith("study=") for word in words)
-    return outputs, study if named else line.source, line
+    return outputs, study if named else line.source or study, line
 
 
 def read(study: Path) -> list[Line]:
@@ -224,9 +232,11 @@ def _problem(line: Line) -> str | None:
         return f"{shown(command)} is none of {', '.join(COMMANDS)}"
     if wrong := [word for word in words if word.startswith(("-", "outputs=")) or not word.isprintable()]:
         return f"{shown(wrong[0])} cannot be kept in a list"
-    if command == "score":
+    if command in OF_A_RUN:
         is_run = index.is_inside(words[0], words[0].partition("/")[0]) and SEED.search(words[0])
         return None if is_run else "a run's folder, STUDY/CELL/SEED, must come first"
+    if command == "sequence":
+        return None
     sources = [word.partition("=")[2] for word in words if word.startswith("from=")]
     if len(sources) != 1 or sources[0] in ("", ".", "..") or "/" in sources[0]:
         return "from= must name one study"

@@ -12,9 +12,9 @@ from peftbench.config import compose, recipes
 from peftbench.config.spec import TaskSpec
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
-from peftbench.ground import escape
+from peftbench.ground import escape, files
 from peftbench.ground.errors import ConfigError, shown
-from peftbench.ground.files import expanded, place
+from peftbench.ground.files import expanded
 from peftbench.ground.machine import process_state
 from peftbench.lifecycle import saved_lines
 from peftbench.lifecycle.artefact import Recipe, Result, Where, groups_of, settle
@@ -33,18 +33,28 @@ def lines(run: Path, words: Sequence[str]) -> list[tuple[Path, str, saved_lines.
     Raises:
         ConfigError: a word is not one of an artefact, or not possible, or the run does not lie under the outputs.
     """
-    result = []
-    for one in recipes.swept(words):
-        typed = groups_of(one)
-        start = run.resolve()
-        cell = compose.cell_from([*one, f"init_from={escape.value(str(start))}"], [start])
-        outputs = expanded(cell.outputs) if "outputs" in typed else Path(*start.parts[:-3])
-        if not start.is_relative_to(outputs.resolve()):
-            raise ConfigError(
-                f"outputs={shown(outputs, 100)}: {shown(run, 60)} does not lie there, and its study keeps the line"
-            )
-        result.append(saved_lines.placed(["score", place(start, outputs), *one], cell.study, outputs))
-    return result
+    return [saved_line("score", run, one, one) for one in recipes.swept(words)]
+
+
+def saved_line(
+    command: str, run: Path, words: Sequence[str], place: Sequence[str]
+) -> tuple[Path, str, saved_lines.Line]:
+    """A command on a run as a line for workers: see `asked.lines`.
+
+    Args:
+        place: those of its words that say where the artefact is scored and kept.
+
+    Raises:
+        ConfigError: a word of `place` is not one of an artefact, or not possible, or the run lies elsewhere.
+    """
+    typed, start = groups_of(place), run.resolve()
+    cell = compose.cell_from([*place, f"init_from={escape.value(str(start))}"], [start])
+    outputs = expanded(cell.outputs) if "outputs" in typed else Path(*start.parts[:-3])
+    if not start.is_relative_to(outputs.resolve()):
+        raise ConfigError(
+            f"outputs={shown(outputs, 100)}: {shown(run, 60)} does not lie there, and its study keeps the line"
+        )
+    return saved_lines.placed([command, files.place(start, outputs), *words], cell.study, outputs)
 
 
 def score(run: Parent, where: Where, words: Sequence[str], screen: Screen, known: Collection[str] = ()) -> int:

@@ -1,7 +1,7 @@
 """A task on a backbone that is not the one its head was trained on: rows, scores, a head fitted anew, statistics."""
 
 import functools
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -50,7 +50,7 @@ class TaskModel:
 
     def tokens(self, split: str, most: int | None = None) -> Tokens:
         """The first rows of a split, tokenised."""
-        return self.tokenized(self.rows[split] if most is None else _first(self.rows[split], most))
+        return self.tokenized(self.rows[split] if most is None else self.rows[split].first(most))
 
     def tokenized(self, rows: Split) -> Tokens:
         """Token ids of rows, as the run would read them."""
@@ -78,7 +78,7 @@ class TaskModel:
         Its cross-entropy (squared error for a regression) plus a ridge is convex: L-BFGS from zero, or a closed form,
         in float64. Nothing is drawn.
         """
-        last = self._last()
+        last = self.last
         features = torch.zeros(len(tokens), last.in_features, dtype=torch.float64)
 
         def keep(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -93,7 +93,9 @@ class TaskModel:
         if last.bias is not None:
             last.bias.copy_(solution[-1])
 
-    def _last(self) -> nn.Linear:
+    @property
+    def last(self) -> nn.Linear:
+        """The head's last linear map."""
         modules = self.model.module.named_modules()
         return [module for name, module in modules if isinstance(module, nn.Linear) and self.model.is_head(name)][-1]
 
@@ -182,6 +184,36 @@ class FoldedModel(TaskModel):
             hook.remove()
         return products
 
+    @torch.no_grad()
+    def token_means(self, tokens: Tokens, modules: Sequence[str] = ()) -> torch.Tensor:
+        """Hidden states as means over a row's tokens, padding left out: (rows, places, hidden) fp32, on the CPU.
+
+        Args:
+            modules: dotted names of linear maps, whose inputs are read; none: the last hidden layer, one place.
+        """
+        means: list[list[torch.Tensor]] = []
+        base = self.model.module.base_model
+        assert isinstance(base, nn.Module)
+
+        def keep(hidden: torch.Tensor) -> None:
+            mask = batch.inputs["attention_mask"][..., None].to(hidden.device)
+            means[-1].append(((hidden.float() * mask).sum(1) / mask.sum(1)).cpu())
+
+        if modules:
+            named = [self.model.module.get_submodule(name) for name in modules]
+            hooks = [module.register_forward_pre_hook(lambda _, inputs: keep(inputs[0])) for module in named]
+        else:
+            hooks = [base.register_forward_hook(lambda _, inputs, outputs: keep(outputs[0]))]
+        order = []
+        for batch in self._batches(tokens, self.parent.protocol.eval_batch_size):
+            means.append([])
+            order.append(torch.from_numpy(batch.rows))
+            self._forward.logits(batch)
+        for hook in hooks:
+            hook.remove()
+        every = torch.cat([torch.stack(places, 1) for places in means])
+        return every[torch.argsort(torch.cat(order))]
+
     def _add_product(self, total: torch.Tensor, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         x = inputs[0]
         if x.shape[:-1] == self._mask.shape:
@@ -193,10 +225,6 @@ class FoldedModel(TaskModel):
 def backbone_of(model: Model) -> dict[str, torch.Tensor]:
     """A copy of a fresh model's weights, on the CPU in fp32."""
     return {name: parameter.detach().float().cpu().clone() for name, parameter in model.backbone()}
-
-
-def _first(rows: Split, most: int) -> Split:
-    return rows.rows(np.arange(min(most, len(rows))), rows.name)
 
 
 def fit_head(features: torch.Tensor, labels: torch.Tensor, outputs: int) -> torch.Tensor:

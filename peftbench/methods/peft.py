@@ -1,8 +1,9 @@
 """Any method of huggingface/peft that is put inside a backbone, trained by this bench's own loop."""
 
 import json
+import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,10 @@ from peftbench.ground.files import write_atomically
 from peftbench.ground.quantity import quantity
 from peftbench.methods import dial, peft_prompts, peft_types
 from peftbench.methods.base import ParameterTuner, narrowed, require
+from peftbench.methods.peft_eva import EvaTuner
 from peftbench.methods.peft_tuners import AdaLoRATuner, PeftTuner, wrapped
+
+DECOMPOSED = ("pissa", "olora")  # starts of LoRA's factors at directions of the weight
 
 
 @dataclass(frozen=True)
@@ -97,14 +101,18 @@ class Peft:
         if self._facts.is_prompt:
             return self._attach_prompt(model, scope)
         targets = self._targets(model, scope)
-        if self._needs_values and next(model.module.parameters()).is_meta:
-            return self._counted(targets)
-        wrapper, trainables = _wrap(model.module, self._made(list(targets), self._inner(model, targets)))
+        self._check_decomposed(targets)
+        if not next(model.module.parameters()).is_meta:
+            return self._put_in(model, targets)
+        return self._counted(targets) if self._by_shape else self._without_values()._put_in(model, targets)
+
+    def _put_in(self, model: Model, targets: Mapping[str, nn.Module]) -> PeftTuner:
+        """Attach to these modules."""
+        wrapper, trainables = _wrap(model.module, self._made(self._acts_on(model, list(targets))))
         if not any(parameter.numel() for parameter in trainables.values()):
             raise ConfigError(f"method.config: nothing of peft's {self.type} would train here")
         replace_dropout(model.module, model.noise)
-        tuner = AdaLoRATuner if self.type == "adalora" else PeftTuner
-        return tuner(model, wrapper, trainables, self._facts.merges)
+        return self._tuner(model, wrapper, trainables, self._facts.merges)
 
     def _attach_prompt(self, model: Model, scope: Scope) -> ParameterTuner:
         assert self.type is not None
@@ -141,10 +149,39 @@ class Peft:
         return peft_types.TYPES[self.type]
 
     @property
-    def _needs_values(self) -> bool:
-        """Whether it looks at the weights when it is attached: some types do, and some starts of LoRA's factors."""
+    def _tuner(self) -> Callable[..., PeftTuner]:
+        """What does the type's own work beside the loop's."""
+        if self.type == "adalora":
+            return AdaLoRATuner
+        return EvaTuner if self._start == "eva" else PeftTuner
+
+    @property
+    def _start(self) -> str:
+        """Where LoRA's factors start, if it is said in a word."""
         start = self.config.get("init_lora_weights")
-        return self._facts.needs_values or (isinstance(start, str) and start.startswith(("pissa", "olora")))
+        return start if isinstance(start, str) else ""
+
+    @property
+    def _by_shape(self) -> bool:
+        """Whether it is counted on one map of every shape."""
+        return self._facts.by_shape or self._start.startswith("pissa_")  # of which peft reads a number
+
+    def _without_values(self) -> "Peft":
+        """The same where weights have no values to be decomposed: its factors are as large, wherever they start."""
+        return replace(self, config={**self.config, "init_lora_weights": True}) if self._start in DECOMPOSED else self
+
+    def _check_decomposed(self, targets: Mapping[str, nn.Module]) -> None:
+        """See that weights have as many directions as factors are to start at: peft would take fewer.
+
+        Raises:
+            ConfigError: one has not.
+        """
+        if not self._start.startswith(DECOMPOSED):
+            return
+        rank = self.config.get("r", 8)  # peft's default
+        shortest = min(side for module in targets.values() for side in module.get_parameter("weight").shape)
+        if rank > shortest:
+            raise ConfigError(f"method.config.r={rank}: above the shortest side of a map here, which is {shortest}")
 
     def _targets(self, model: Model, scope: Scope) -> dict[str, nn.Module]:
         """The modules to attach to, by name."""
@@ -160,6 +197,14 @@ class Peft:
         require(modules, f"no {self._facts.on} for peft's {self.type}", inside)
         return modules
 
+    def _acts_on(self, model: Model, targets: list[str]) -> dict[str, Any]:
+        """peft's keys for where it acts: modules by their whole names, so that no other is meant."""
+        if self.type == "ia3":
+            return {"target_modules": targets, "feedforward_modules": self._inner(model, targets)}
+        if self.type == "lily":  # maps of one target share a factor: those of all layers, not each with itself
+            return _by_ending(model, targets)
+        return {"target_modules": targets}
+
     def _inner(self, model: Model, targets: Iterable[str]) -> list[str]:
         """The maps whose input is scaled and not their output: IA3's, in the feed-forward sub-layer."""
         endings = self.config.get("feedforward_modules")
@@ -167,12 +212,10 @@ class Peft:
             return [name for name in targets if _ends(name, endings)]
         return [name for name in targets if "output" in model.place(name).kinds]
 
-    def _made(self, targets: list[str], inner: list[str]) -> Any:
-        """peft's configuration for these modules."""
+    def _made(self, acts_on: Mapping[str, Any]) -> Any:
+        """peft's configuration, with its keys for where it acts."""
         assert self.type is not None
-        config = {**self.config, "target_modules": targets}
-        if self.type == "ia3":
-            config["feedforward_modules"] = inner
+        config = {**self.config, **acts_on}
         if self.type == "frod":
             config["progressbar"] = False
         if self.type == "adalora":  # the loop knows it, and says so before the first step
@@ -182,7 +225,7 @@ class Peft:
         return peft_types.make(self.type, config)
 
     def _counted(self, targets: Mapping[str, nn.Module]) -> ParameterTuner:
-        """What would train, for a type that looks at weights, where there are none: one real map of every shape."""
+        """What would train where there are no weights: one real map of every shape tells it for all of that shape."""
         shapes: dict[tuple[int, int, bool], dict[str, torch.Size]] = {}
         trainables = {}
         for name, module in targets.items():
@@ -190,7 +233,7 @@ class Peft:
             shape = (module.in_features, module.out_features, module.bias is not None)
             if shape not in shapes:
                 alone = nn.Sequential(OrderedDict(map=nn.Linear(*shape)))
-                _, parameters = _wrap(alone.requires_grad_(False), self._made(["map"], []))
+                _, parameters = _wrap(alone.requires_grad_(False), self._made({"target_modules": ["map"]}))
                 shapes[shape] = {inside.removeprefix("map."): p.shape for inside, p in parameters.items()}
             for inside, size in shapes[shape].items():
                 trainables[f"{name}.{inside}"] = nn.Parameter(torch.empty(size, device="meta"))
@@ -222,6 +265,14 @@ def _fits(module: nn.Module, what: str) -> bool:
 def _ends(name: str, endings: Sequence[str]) -> bool:
     """Whether a module is meant, by its name or the end of it, as peft reads a list of targets."""
     return any(name == ending or name.endswith("." + ending) for ending in endings)
+
+
+def _by_ending(model: Model, targets: list[str]) -> dict[str, Any]:
+    """Where a type acts by what names have in common in all layers; what is not meant is left out by its whole name."""
+    number = re.compile(rf"^{re.escape(model.layout.layers)}\.\d+\.")
+    endings = sorted({number.sub("", name) for name in targets})
+    others = [name for name, _ in model.module.named_modules() if name not in targets and _ends(name, endings)]
+    return {"target_modules": endings, "exclude_modules": others or None}
 
 
 def _from_file(folder: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class PeftType:
         seed: the key from which it draws whatever ignores torch's generator.
         on: what it is attached to: linear maps, their biases, norms; of prompts the embeddings, or keys and values.
         merges: whether peft can fold it into the weights.
-        needs_values: whether it looks at the weights when it is attached, so that it cannot be counted without any.
+        by_shape: whether it is counted on one map of every shape: it looks at the weights when it is attached, or draws
+            so much for every map that all of them together take seconds.
         needs: keys of its configuration that peft has no default for.
     """
 
@@ -44,7 +45,7 @@ class PeftType:
     seed: str | None = None
     on: str = "linear map"
     merges: bool = True
-    needs_values: bool = False
+    by_shape: bool = False
     needs: tuple[str, ...] = ()
 
     @property
@@ -56,14 +57,14 @@ class PeftType:
 TOKENS = "num_virtual_tokens"
 TYPES = {
     "adalora": PeftType(),
-    "adamss": PeftType(seed="random_seed", needs_values=True),
+    "adamss": PeftType(seed="random_seed", by_shape=True),
     "beft": PeftType(on="linear map with a bias"),
-    "boft": PeftType(),
+    "boft": PeftType(by_shape=True),
     "c3a": PeftType(),
     "deft": PeftType(dial="r"),
     "delora": PeftType(dial="r"),
-    "fourierft": PeftType(dial="n_frequency", seed="random_loc_seed"),
-    "frod": PeftType(seed="projection_prng_key", needs_values=True),
+    "fourierft": PeftType(dial="n_frequency", seed="random_loc_seed", by_shape=True),
+    "frod": PeftType(seed="projection_prng_key", by_shape=True),
     "glora": PeftType(dial="r"),
     "gralora": PeftType(),
     "hira": PeftType(dial="r"),
@@ -85,13 +86,13 @@ TYPES = {
     "pvera": PeftType(dial="r", seed="projection_prng_key"),
     "randlora": PeftType(seed="projection_prng_key"),
     "road": PeftType(),
-    "shira": PeftType(dial="r", seed="random_seed", needs_values=True),
+    "shira": PeftType(dial="r", seed="random_seed", by_shape=True),
     "supertuning": PeftType(),
     "tinylora": PeftType(dial="u", seed="projection_seed"),
     "unilora": PeftType(dial="theta_d_length", seed="proj_seed"),
     "vblora": PeftType(dial="num_vectors"),
     "vera": PeftType(dial="r", seed="projection_prng_key"),
-    "waveft": PeftType(dial="n_frequency", seed="random_loc_seed"),
+    "waveft": PeftType(dial="n_frequency", seed="random_loc_seed", by_shape=True),
 }
 REFUSED = {
     "adaption_prompt": "is made for decoders",
@@ -109,12 +110,18 @@ WHOLE = ("modules_to_save", "trainable_token_indices", "layer_replication", "ens
 OF_A_FILE = ("task_type", "peft_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping")
 SIZES = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
 OURS = frozenset((*WHERE, *WHOLE, *OF_A_FILE, *SIZES, "peft_version", "total_step"))
-POSITIVE = ("deltaT", "init_r", "target_r", "encoder_hidden_size", "encoder_num_layers")  # beside the dial
+POSITIVE = (
+    "deltaT",
+    "init_r",
+    "target_r",
+    "encoder_hidden_size",
+    "encoder_num_layers",
+    "subspace_rank",
+)  # beside the dial
 # Values of a key that would do something else than they say here.
 IMPOSSIBLE = {
     ("bias", "all"): "every bias would train, outside the scope too; take method.strata with bitfit, or a ..._only",
     ("use_asa", True): "its schedule is not bridged",
-    ("init_lora_weights", "eva"): "it wants passes over the data first, which are not bridged",
     ("init_lora_weights", "corda"): "it wants passes over the data first, which are not bridged",
     ("init_lora_weights", "lora_ga"): "it wants passes over the data first, which are not bridged",
     ("prompt_tuning_init", "TEXT"): "it asks for a tokenizer by name; take SAMPLE_VOCAB or RANDOM",
@@ -149,6 +156,8 @@ def check(kind: str, config: Mapping[str, Any]) -> None:
             continue
         elif (reason := _wrong(hints[key], value)) is not None:
             problems.append(f"method.config.{key}={shown(show(value))}: {reason}")
+        elif (inner := _unknown(hints[key], value)) is not None:
+            problems.append(f"method.config.{key}.{inner}")
         elif (key == TYPES[kind].dial or key in POSITIVE) and value is not None and value < 1:
             problems.append(f"method.config.{key}={value}: must be at least 1")
         elif (reason := _outside(value, least=-1 if _defaults(kind)[key] == -1 else 0)) is not None:
@@ -166,9 +175,23 @@ def _together(kind: str, config: Mapping[str, Any]) -> list[str]:
             problems.append(f"method.config.target_r={config['target_r']}: above init_r, which is {config['init_r']}")
         outside = [key for key in ("beta1", "beta2") if not 0 < config[key] < 1]
         problems += [f"method.config.{key}={config[key]:g}: must be between 0 and 1" for key in outside]
+    if kind == "osf" and isinstance(rank := config["effective_rank"], float) and rank > 1:
+        problems.append(f"method.config.effective_rank={rank:g}: must be a whole number, or a share of at most 1")
+    if config.get("init_lora_weights") == "eva":
+        problems += _eva(kind, config)
     if kind == "p_tuning" and config["encoder_reparameterization_type"] == "MLP" and config["encoder_num_layers"] != 2:
         problems.append(f"method.config.encoder_num_layers={config['encoder_num_layers']}: of an LSTM; an MLP has two")
     return problems
+
+
+def _eva(kind: str, config: Mapping[str, Any]) -> list[str]:
+    """What stands against EVA's start: the sizes of the factors must be known before anything is read."""
+    rho = (config.get("eva_config") or {}).get("rho", 2.0)  # peft's default
+    if kind != "lora":
+        return [f"method.config.init_lora_weights=eva: is a start of LoRA, not of {kind}"]
+    if rho != 1:
+        return [f"method.config.eva_config.rho={rho:g}: must be 1; ranks that move between maps are not bridged"]
+    return ["method.config.rank_pattern: every map has the same rank under EVA here"] if config["rank_pattern"] else []
 
 
 @functools.cache
@@ -275,6 +298,15 @@ def _wrong(hint: Any, value: Any) -> str | None:
         reasons = [str(item["msg"]).removeprefix("Input ").removeprefix("should").strip() for item in error.errors()]
         return "must " + " or ".join(dict.fromkeys(reasons))
     return None
+
+
+def _unknown(hint: Any, value: Any) -> str | None:
+    """A key of a mapping that peft's own dataclass for it lacks, and why it is wrong; peft would pass over it."""
+    parts = [one for one in typing.get_args(hint) if dataclasses.is_dataclass(one)]
+    if not parts or not isinstance(value, dict):
+        return None
+    known = [item.name for part in parts for item in dataclasses.fields(part)]
+    return next((f"{shown(key)}: there is no such key; {near(key, known)}" for key in value if key not in known), None)
 
 
 def _words(hint: Any) -> list[str]:

@@ -24,6 +24,10 @@ COSTS: dict[Measure, Callable[[Record], float | None]] = {
     Measure("s of training", 0): lambda record: record.time.train_s,
     Measure("s of search", 0): lambda record: 0.0 if record.search is None else record.search.seconds,
     Measure("peak MiB", 0): lambda record: record.memory.peak_mb,
+    Measure("TFLOPs of training", 2, 1e-12): lambda record: None if record.flops is None else record.flops.training,
+    Measure("MFLOPs more a row", 1, 1e-6): lambda record: None if record.flops is None else record.flops.more,
+    Measure("kJ of CPUs", 2, 1e-3): lambda record: None if record.energy is None else record.energy.cpu,
+    Measure("kJ of GPU", 2, 1e-3): lambda record: None if record.energy is None else record.energy.gpu,
 }
 
 
@@ -64,7 +68,10 @@ def sheet(study: Study) -> Sheet:
     notes = [
         f"times and memory measured on: {'; '.join(machines)}",
         "memory: of the process, or of the GPU where there is one; search: once for all seeds of a cell",
-        "not in any record: floating-point operations, energy",
+        "FLOPs: of matrix products and attention, a multiplication and an addition being two; more a row: what the "
+        "method, not merged, adds to the longest row of train, forward through the backbone",
+        "energy: all that the machine's own meters counted during the run, other work on the same CPUs included",
+        "–: the record does not say",
     ]
     return axes.sheet(f"{study.name}: what runs cost, mean ± sd", [*COSTS], cells, notes)
 

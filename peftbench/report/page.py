@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -12,15 +12,16 @@ import pandas as pd
 from plotly.offline import get_plotlyjs
 
 from peftbench.ground import escape, predictions
-from peftbench.ground.errors import LONGEST_LINE, DataError, short_line, warn
+from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, short_line, warn
 from peftbench.ground.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
-from peftbench.report import columns, flips, render
+from peftbench.report import aggregates, columns, cost, flips, pscp, render, sensitivity
 from peftbench.report.figures.every import figures
 from peftbench.report.figures.parts import Material, style_of
 from peftbench.report.flips import Flips
 from peftbench.report.records import Study, column_of, flat
+from peftbench.report.sheet import Sheet
 from peftbench.report.statistics import MARGIN
 from peftbench.report.table import apart, build
 from peftbench.report.verdict import matrix
@@ -30,6 +31,13 @@ MOST_FLIPPED = 500
 
 
 SCRIPTS = ("tools.js", "figures.js", "verdicts.js", "main.js")
+# Views of records alone that the page has beside the scores: those of `table --show`.
+VIEWS: dict[str, Callable[[Study], Sheet]] = {
+    "costs": cost.sheet,
+    "learning rates": sensitivity.sheet,
+    "all tasks together": aggregates.sheet,
+    "PSCP": lambda study: pscp.sheet(study, pscp.Constants()),
+}
 DIGITS = 6  # of a figure's numbers
 
 
@@ -85,6 +93,7 @@ def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] =
         "styles": _styles(rows),
         "notes": _notes(material),
         "verdicts": _verdicts(study, rows),
+        "views": list(_views(study)),
         "figures": [_rounded(asdict(figure)) for figure in figures(material)],
         "runs": [_run(record, names[place]) for place, (_, record) in enumerate(done)],
         "details": [_details(folder, record, shared, pairs[place]) for place, (folder, record) in enumerate(done)],
@@ -127,6 +136,17 @@ def _notes(material: Material) -> dict[str, dict[str, str]]:
         for (name, column), summary in material.summaries.items():
             notes[name][column] = summary.words()
     return notes
+
+
+def _views(study: Study) -> Iterator[dict[str, Any]]:
+    """Every other view that the study has the records for."""
+    for word, view in VIEWS.items():
+        try:
+            made = view(study)
+        except ConfigError:  # it has not
+            continue
+        shown = {key: getattr(made, key) for key in ("title", "head", "rows", "notes", "words")}
+        yield {"word": word, **shown}
 
 
 def _verdicts(study: Study, rows: pd.DataFrame) -> list[dict[str, Any]]:

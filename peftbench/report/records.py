@@ -105,6 +105,9 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
             "train_s": record.time.train_s,
             "search_s": 0.0 if record.search is None else record.search.seconds,
             "peak_mb": record.memory.peak_mb,
+            "tflops": None if (spent := record.flops) is None or spent.training is None else spent.training / 1e12,
+            "more_tflops": None if spent is None or spent.more is None else spent.more / 1e12,
+            "joules": None if (energy := record.energy) is None else sum(filter(None, (energy.cpu, energy.gpu))),
             "collapsed": record.metrics.collapsed,
         }
         for place, record in enumerate(records)
@@ -138,7 +141,7 @@ def name_of(record: Record, several_models: bool = False) -> str:
     """How a table calls a record's row: method, budget and shots where there are any, backbone where several are; a run
     on several tasks together has a row of its own, as it has a head for each."""
     words = [record.cell.method]
-    words += ["joint"] if "tasks" in record.config["task"] else []
+    words += ["joint"] if "tasks" in record.config["task"] and record.made is None else []
     words += [record.cell.budget] if record.cell.budget != "none" else []
     words += [record.read_by.words] if record.read_by.words else []
     words += [record.self_trained.words] if record.self_trained.words else []
@@ -155,8 +158,8 @@ def column_of(record: Record) -> str:
 
 
 def is_mean(column: str) -> bool:
-    """Whether a column is a mean over tasks: that of runs which learned them together."""
-    return column.removesuffix(" (sample)").endswith(" mean")
+    """Whether a column is a mean over tasks: that of runs which learned them together, or one after the other."""
+    return column.removesuffix(" (sample)").endswith((" mean", " last"))
 
 
 def tasks_alone(columns: Iterable[str]) -> list[str]:

@@ -1,11 +1,11 @@
 """Scores on parts of the dev rows: short and long ones, those that share words or do not, with a negation or not."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from peftbench.ground.wording import negates, shared, words_of
 from peftbench.record import Record
 from peftbench.report import axes, bootstrap, predictions
 from peftbench.report.axes import Measure, Measured, Place
@@ -13,8 +13,6 @@ from peftbench.report.records import Study
 from peftbench.report.sheet import Sheet
 
 Texts = tuple[tuple[str, ...], ...]  # one tuple of strings per text column, rows long
-WORD = re.compile(r"\w+(?:'\w+)*|'\w+")
-NEGATIONS = frozenset(("no", "not", "never", "none", "nobody", "nothing", "nowhere", "neither", "nor", "cannot"))
 WHOLE = "all"
 LENGTHS = ("short", "middle", "long")
 OVERLAPS = ("few shared words", "many shared words")
@@ -39,30 +37,22 @@ def split(texts: Texts) -> Subsets:
     """The parts of these rows, by their words in lower case.
 
     Length: words of all texts together, split at its tertiles. Shared words: Jaccard's index of the two texts' words,
-    split at its median; not where there is one text. Negation: one of `NEGATIONS`, or a word in n't.
+    split at its median; not where there is one text. Negation: see `wording.negates`.
     """
-    words = [[WORD.findall(text.lower().replace("’", "'")) for text in column] for column in texts]
+    words = [[words_of(text) for text in column] for column in texts]
     lengths = np.array([sum(map(len, row)) for row in zip(*words, strict=True)])
     first, second = np.quantile(lengths, [1 / 3, 2 / 3], method="inverted_cdf")
-    negated = np.array([any(_negates(word) for text in row for word in text) for row in zip(*words, strict=True)])
+    negated = np.array([any(map(negates, row)) for row in zip(*words, strict=True)])
     masks = dict(
         zip(LENGTHS, (lengths <= first, (first < lengths) & (lengths <= second), second < lengths), strict=True)
     )
     limits = f"short: up to {first} words, long: from {second + 1} on"
     if len(texts) == 2:
-        shared = np.array([_jaccard(set(one), set(other)) for one, other in zip(*words, strict=True)])
-        middle = float(np.median(shared))
-        masks |= dict(zip(OVERLAPS, (shared <= middle, shared > middle), strict=True))
+        overlap = np.array([shared(one, other) for one, other in zip(*words, strict=True)])
+        middle = float(np.median(overlap))
+        masks |= dict(zip(OVERLAPS, (overlap <= middle, overlap > middle), strict=True))
         limits += f"; few shared words: up to {100 * middle:.0f}%"
     return Subsets(masks | dict(zip(NEGATED, (negated, ~negated), strict=True)), limits)
-
-
-def _negates(word: str) -> bool:
-    return word in NEGATIONS or word.endswith("n't")
-
-
-def _jaccard(one: set[str], other: set[str]) -> float:
-    return len(one & other) / max(1, len(one | other))
 
 
 def sheet(study: Study, texts_of: Callable[[Record, str], Texts]) -> Sheet:

@@ -4,7 +4,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,8 @@ from peftbench.ground.files import write_atomically
 
 FORMAT = "peftbench-delta-1"
 MOST_BYTES = 16 << 30  # of a file; the largest backbone here, trained whole after another was, has 3 GB
+HEAD = "head."
+FRESH = "fresh."  # what the weights lacked of the backbone, as it was before training
 START = "start."  # the delta of another method that was merged in before this one's was attached
 
 Word = Annotated[str, Field(min_length=1, max_length=200)]
@@ -89,6 +92,24 @@ class Delta:
         """The delta of another method that was merged in before this one was attached."""
         return Delta(self.named(START), self.facts.start) if self.facts.start else None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it holds all that it needs: an edit leaves to its run what that had learned."""
+        return self.facts.start is None or any(name.startswith(START) for name in self.tensors)
+
+    def on(self, start: "Delta", drawn: Iterable[str]) -> "Delta":
+        """The same, whole: after the delta that it was made on, and with its head where this one has none of its own.
+
+        Args:
+            drawn: parameters that the backbone's weights lack.
+        """
+        tensors = {**start.tensors, **self.tensors}
+        fresh = {FRESH + name: tensors.get(FRESH + name, tensors.get(name)) for name in drawn}
+        head = {name: tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
+        before = {START + name: tensor for name, tensor in start.tensors.items()}
+        known = {name: tensor for name, tensor in fresh.items() if tensor is not None}
+        return Delta({**known, **before, **head, **self.tensors}, self.facts)
+
     def named(self, prefix: str) -> dict[str, torch.Tensor]:
         """The tensors whose names begin so, without that."""
         return {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
@@ -112,19 +133,36 @@ class Delta:
         Raises:
             DataError: the file is missing, damaged, not a delta, or holds what none can hold.
         """
-        _check_file(path)
-        try:
-            with safe_open(path, "pt") as file:
-                written = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"{path}: not a readable safetensors file ({error})") from None
-        if FORMAT not in written:
-            raise DataError(f"{path}: not a peftbench delta of format {FORMAT}")
+        with _opened(path) as (file, facts):
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise DataError(f"{path}: {name} holds numbers that are not finite")
-        return Delta(tensors, _facts(path, written[FORMAT]))
+        return Delta(tensors, facts)
+
+
+def facts_of(path: Path) -> DeltaFacts:
+    """The facts of a delta, without its tensors.
+
+    Raises:
+        DataError: as `Delta.load`.
+    """
+    with _opened(path) as (_, facts):
+        return facts
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, DeltaFacts]]:
+    """A delta's open file and its facts."""
+    _check_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            written = file.metadata() or {}
+            if FORMAT not in written:
+                raise DataError(f"{path}: not a peftbench delta of format {FORMAT}")
+            yield file, _facts(path, written[FORMAT])
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{path}: not a readable safetensors file ({error})") from None
 
 
 def _check_file(path: Path) -> None:

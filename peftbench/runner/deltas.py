@@ -20,12 +20,10 @@ from peftbench.methods.base import Method, Tuner, copy_into
 from peftbench.methods.dial import within
 from peftbench.record import Record, read_record
 from peftbench.runner import readouts
-from peftbench.runner.delta import START, Delta, DeltaFacts, LearnedOn
+from peftbench.runner.delta import FRESH, HEAD, START, Delta, DeltaFacts, LearnedOn, facts_of
 
-HEAD = "head."
 MOST_GROWTH = 4  # times the entries of backbone and delta: what a delta's method may make of them
 WHOLE_SINCE = [0, 3]  # since then a delta holds what the run it started from had learned
-FRESH = "fresh."  # what the weights lacked of the backbone, as it was before training
 
 
 def attach(attachment: Attachment, model: Model, seed: int) -> Tuner:
@@ -184,13 +182,12 @@ def model_spec(record: Record) -> ModelSpec:
 
 
 def delta_of(run: Path) -> Delta:
-    """The delta in a run's folder.
+    """The delta in a run's folder; an edit together with what its run had learned, which is not stored again.
 
     Raises:
         DataError: it cannot be read, is not the one that the record beside it was made with, or may be a part alone.
     """
-    delta = Delta.load(run / DELTA_FILE)
-    record = read_record(run / RECORD_FILE)
+    delta, record = Delta.load(run / DELTA_FILE), read_record(run / RECORD_FILE)
     made_by = record.versions.get("peftbench", "0")
     if record.config.get("init_from") and [int(part) for part in re.findall(r"[0-9]+", made_by)[:2]] < WHOLE_SINCE:
         raise DataError(
@@ -198,7 +195,26 @@ def delta_of(run: Path) -> Delta:
         )
     if file_sha256(run / DELTA_FILE) != record.hashes.delta:
         raise DataError(f"{run / DELTA_FILE}: not the delta that {RECORD_FILE} beside it was made with; it is refused")
-    return delta
+    return delta if delta.is_whole else _completed(delta, run, record)
+
+
+def _completed(edit: Delta, run: Path, record: Record) -> Delta:
+    """An edit together with the delta of the run that its record names.
+
+    Raises:
+        DataError: that run is gone, has learned something else since, or is not the one that the edit is of.
+    """
+    parents = [(run.resolve().parents[2] / place, sha256) for place, sha256 in record.hashes.parents.items()]
+    if len(parents) != 1:
+        raise DataError(f"{run / DELTA_FILE}: an edit is of one run, and its record names {len(parents)}")
+    place, sha256 = parents[0]
+    if not (place / DELTA_FILE).is_file():
+        raise DataError(f"{run}: an edit is used with the run that it is of, and {place} holds no {DELTA_FILE}")
+    if file_sha256(place / DELTA_FILE) != sha256:
+        raise DataError(f"{run}: the run that it edits has learned something else since; edit that again")
+    if facts_of(place / DELTA_FILE) != edit.facts.start:  # which has one start less: forged records lead in no circle
+        raise DataError(f"{run}: the edit is of another run than {place}")
+    return edit.on(delta_of(place), read_record(place / RECORD_FILE).drawn)
 
 
 def put(delta: Delta, tuner: Tuner, model: Model, head: bool = True) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from peftbench.backbone.model import Model
 from peftbench.methods.base import Tuner
-from peftbench.runner.delta import START, Delta, LearnedOn
-from peftbench.runner.deltas import FRESH, HEAD, attach, check, own_of, put_fresh
+from peftbench.runner.delta import FRESH, HEAD, START, Delta, LearnedOn
+from peftbench.runner.deltas import attach, check, own_of, put_fresh
 
 
 def ported(delta: Delta, old: Model, new: Model, known: Collection[str] = ()) -> Delta:

@@ -24,7 +24,9 @@ from peftbench.record import (
     Attention,
     CellName,
     Counts,
+    Energy,
     Evaluation,
+    Flops,
     Git,
     Hardware,
     Hashes,
@@ -57,6 +59,8 @@ class Work:
     facts: dict[str, Any] = field(default_factory=dict)
     drawn: list[str] = field(default_factory=list)
     attention: Attention | None = None
+    flops: Flops | None = None
+    energy: Energy | None = None
     fit: Fit = field(default_factory=Fit)
     checkpoints: Checkpoints = field(default_factory=lambda: Checkpoints(Path(), {}, None))
 
@@ -139,6 +143,8 @@ def record_of(cell: Cell, asked: Asked, work: Work, ending: Ending, times: Times
         worker=Worker(socket.gethostname(), os.getpid()),
         failed_on=ending.failed_on(asked.failed_on),
         row=asked.row,
+        flops=work.flops,
+        energy=work.energy,
     )
 
 
@@ -267,10 +273,27 @@ def keep_predictions(
         check: as of `write_atomically`.
     """
     for split, values in logits.items():
-        labels, names = known[split], task.task_of(split).labels
-        lines = ["\t".join(["index", "prediction", "label", *(names or ["score"])])]
-        for i, (row, prediction) in enumerate(zip(values, predict(values), strict=True)):
-            shown = names[int(prediction)] if names else f"{prediction:.4f}"
-            label = "" if labels is None else names[int(labels[i])] if names else f"{labels[i]:.3f}"
-            lines.append("\t".join([str(i), shown, label, *(f"{logit:.5f}" for logit in row)]))
-        write_atomically(folder / "predictions" / f"{split}.tsv", ("\n".join(lines) + "\n").encode(), check)
+        keep_split(folder, split, task.task_of(split).labels, values, known[split], check)
+
+
+def keep_split(
+    folder: Path,
+    split: str,
+    names: Sequence[str] | None,
+    logits: np.ndarray,
+    labels: np.ndarray | None,
+    check: Callable[[], None],
+) -> None:
+    """Write one of these files.
+
+    Args:
+        names: of the classes; None: scores.
+        logits: (rows, classes), or (rows, 1).
+        labels: class ids or scores (rows,); None where they are not public.
+    """
+    lines = ["\t".join(["index", "prediction", "label", *(names or ["score"])])]
+    for i, (row, prediction) in enumerate(zip(logits, predict(logits), strict=True)):
+        shown = names[int(prediction)] if names else f"{prediction:.4f}"
+        label = "" if labels is None else names[int(labels[i])] if names else f"{labels[i]:.3f}"
+        lines.append("\t".join([str(i), shown, label, *(f"{logit:.5f}" for logit in row)]))
+    write_atomically(folder / "predictions" / f"{split}.tsv", ("\n".join(lines) + "\n").encode(), check)

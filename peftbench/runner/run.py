@@ -23,10 +23,11 @@ from peftbench.ground.files import DELTA_FILE, RECORD_FILE, cache_folder, expand
 from peftbench.ground.machine import process_state
 from peftbench.methods.base import Tuner
 from peftbench.record import Record, Search, write_record
-from peftbench.runner import budgets, deltas, objectives, provenance, readouts, selftrain
+from peftbench.runner import budgets, deltas, flops, objectives, provenance, readouts, selftrain
 from peftbench.runner.chosen import chosen
 from peftbench.runner.counts import count_resolved, count_trained, counted_again, entries
 from peftbench.runner.delta import Delta
+from peftbench.runner.energy import Meter
 from peftbench.runner.learner import Learner
 from peftbench.runner.recording import (
     Asked,
@@ -84,7 +85,9 @@ def run(
     cell = budgets.resolve(cell)
     work = Work(counts=count_resolved(cell))
     cell = chosen(cell, search)
-    ending = ending_of(lambda stop: Run(cell, asked, folder, work, stop, check).execute())
+    with Meter() as meter:
+        ending = ending_of(lambda stop: Run(cell, asked, folder, work, stop, check).execute())
+        work.energy = meter.energy()
     record = record_of(cell, asked, work, ending, times_of(work.fit, watch, started))
     if process_state().is_main_process:
         write_record(record, folder, check)
@@ -171,6 +174,7 @@ class Run:
         work.hashes = hashes_of(parents, rows, work.tokens, model, cell.model.weights)
         work.drawn, work.attention = sorted(model.drawn), model.attention()
         before = entries(model)
+        work.flops = flops.of_backbone(model, work.tokens)
         tuner = learner.attach(model)
         work.counts = count_trained(model, tuner, before)
         return model, tuner
@@ -235,6 +239,8 @@ class Run:
         if process_state().is_main_process:
             work.hashes["delta"] = delta.save(self.folder / DELTA_FILE, self.check)
             keep_predictions(self.folder, cell.task, {**work.fit.logits, **unseen}, work.labels, self.check)
+        assert work.flops
+        work.flops = flops.of_learned(work.flops, trainer, work.tokens, cell.selftrain.kind == "none")
 
     def summary(self) -> dict[str, Any]:
         """Final numbers by name, as watchers are told."""

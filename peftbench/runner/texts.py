@@ -26,10 +26,22 @@ def read(text: str | None, data: DataSpec, task: Task) -> Split:
         ConfigError: there is neither a text nor a train split.
         DataError: the text cannot be read.
     """
-    if text is None:
-        if task.train is None or len(task.parts) > 1:
-            raise ConfigError(f"task={task.name}: has no training rows of its own; give make.text")
-        return make_split("text", Rows(data, task, None, False).read()[task.train].texts, None)
+    if text is not None:
+        return read_files(text, "make.text=")
+    if task.train is None or len(task.parts) > 1:
+        raise ConfigError(f"task={task.name}: has no training rows of its own; give make.text")
+    return make_split("text", Rows(data, task, None, False).read()[task.train].texts, None)
+
+
+def read_files(text: str, switch: str) -> Split:
+    """The lines of a file, or of a folder of *.txt, as rows; empty ones are left out.
+
+    Args:
+        switch: what names the text, for the line that refuses it.
+
+    Raises:
+        DataError: it cannot be read.
+    """
     path = Path(text).expanduser()
     paths = sorted(path.glob("*.txt")) if path.is_dir() else [path]
     lines: list[str] = []
@@ -37,9 +49,9 @@ def read(text: str | None, data: DataSpec, task: Task) -> Split:
         try:
             content = untrusted.read_bytes(one, MOST_TEXT).decode()
         except UnicodeDecodeError as error:
-            raise DataError(f"make.text={one}: not UTF-8 at byte {error.start}") from None
+            raise DataError(f"{switch}{one}: not UTF-8 at byte {error.start}") from None
         except (OSError, ValueError) as error:
-            raise DataError(f"make.text={one}: {getattr(error, 'strerror', None) or error}") from None
+            raise DataError(f"{switch}{one}: {getattr(error, 'strerror', None) or error}") from None
         lines += [line.strip() for line in content.splitlines() if line.strip()]
     return make_split("text", (tuple(lines),), None)
 

@@ -55,6 +55,12 @@ def magnitude(gradient: torch.Tensor, weight: torch.Tensor, eps: float, exp: flo
     return -weight.detach().float().abs()
 
 
+@score(gradient="none")
+def largest(gradient: torch.Tensor, weight: torch.Tensor, eps: float, exp: float) -> torch.Tensor:
+    """|weight|: the largest train (Super-tuning, arXiv 2607.09287)."""
+    return weight.detach().float().abs()
+
+
 @score(gradient="squares")
 def fisher(gradient: torch.Tensor, weight: torch.Tensor, eps: float, exp: float) -> torch.Tensor:
     """The diagonal of the empirical Fisher information (Fish mask, Sung et al. 2021)."""

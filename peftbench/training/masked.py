@@ -34,21 +34,50 @@ class Vocabulary:
     size: int
 
 
-class MaskedTraining:
-    """A model with a whole masked-LM head, and text.
+class MaskedLoss:
+    """The mean cross entropy over hidden tokens of a model with a whole masked-LM head, which runs on these alone."""
 
-    The loss is the mean cross entropy over hidden tokens; the head runs on these alone.
-    """
+    def __init__(self, model: Model, vocabulary: Vocabulary, share: float, forward: Forward) -> None:
+        """Args:
+        share: of the tokens that are hidden.
+        """
+        self.model, self._vocabulary, self._share, self._forward = model, vocabulary, share, forward
+        self._hidden: torch.Tensor | None = None
+        decoder = model.module.get_output_embeddings()  # type: ignore[operator]
+        decoder.register_forward_pre_hook(self._at_hidden)
+
+    def of(self, tokens: Tokens, rows: np.ndarray, draw: tuple[int, int]) -> torch.Tensor:
+        """The loss of these rows, of which `draw` decides what is hidden: a scalar."""
+        batch = self._forward.batch(tokens, rows)
+        ids = batch.inputs["input_ids"]
+        shown, hidden = hide(ids.cpu().numpy(), self._vocabulary, self._share, draw)
+        self._hidden = torch.from_numpy(hidden).to(ids.device)
+        batch.inputs["input_ids"] = torch.from_numpy(shown).to(ids.device)
+        with self._forward.autocast():
+            logits = self.model.module(**batch.inputs).logits
+        return functional.cross_entropy(logits.float(), ids[self._hidden])
+
+    @torch.no_grad()
+    def held_out(self, tokens: Tokens, size: int) -> float:
+        """The loss on rows that no step sees, without dropout, mean over batches of `size` rows; the same tokens are
+        hidden every time."""
+        self.model.module.eval()
+        batches = enumerate(evaluation_order(tokens.lengths, size))
+        return float(np.mean([float(self.of(tokens, rows, (stream(i, "mask"), EVALUATED))) for i, rows in batches]))
+
+    def _at_hidden(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Of the states (rows, tokens, hidden) that reach the head's last map those of hidden tokens (n, hidden)."""
+        return (arguments[0][self._hidden],)
+
+
+class MaskedTraining:
+    """A model with a whole masked-LM head, and text."""
 
     def __init__(
         self, model: Model, vocabulary: Vocabulary, recipe: MaskedLM, protocol: Protocol, device: torch.device
     ) -> None:
         self.model, self.recipe, self.protocol = model, recipe, protocol
-        self._vocabulary = vocabulary
-        self._forward = Forward(model, protocol.precision, device)
-        self._hidden: torch.Tensor | None = None
-        decoder = model.module.get_output_embeddings()  # type: ignore[operator]
-        decoder.register_forward_pre_hook(self._at_hidden)
+        self.loss = MaskedLoss(model, vocabulary, recipe.masked, Forward(model, protocol.precision, device))
         trained = model.head() if recipe.head_only else model.module.named_parameters()
         model.module.requires_grad_(False)
         self._trained = {name: p.requires_grad_(True) for name, p in trained}
@@ -67,7 +96,7 @@ class MaskedTraining:
         for step, rows in zip(range(recipe.steps), on_text.endless(tokens, self.protocol, seed), strict=False):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * lr_factor(step, recipe.steps, recipe.warmup, "linear")
-            loss = self.loss(tokens, rows, seed, step + 1)
+            loss = self.loss.of(tokens, rows, (stream(seed, "mask"), step + 1))
             if not math.isfinite(float(loss.detach())):
                 raise ConfigError(f"make.lr={recipe.lr:g}: the training diverged at step {step}")
             loss.backward()
@@ -75,28 +104,9 @@ class MaskedTraining:
             optimizer.step()
             optimizer.zero_grad()
 
-    @torch.no_grad()
     def held_out_loss(self, tokens: Tokens) -> float:
-        """The loss on rows that no step sees, without dropout, mean over batches; the same tokens are hidden every
-        time."""
-        self.model.module.eval()
-        batches = evaluation_order(tokens.lengths, self.protocol.eval_batch_size)
-        return float(np.mean([float(self.loss(tokens, rows, i, EVALUATED)) for i, rows in enumerate(batches)]))
-
-    def loss(self, tokens: Tokens, rows: np.ndarray, seed: int, step: int) -> torch.Tensor:
-        """Mean cross entropy of the tokens that this step hides in these rows: a scalar."""
-        batch = self._forward.batch(tokens, rows)
-        ids = batch.inputs["input_ids"]
-        shown, hidden = hide(ids.cpu().numpy(), self._vocabulary, self.recipe.masked, (stream(seed, "mask"), step))
-        self._hidden = torch.from_numpy(hidden).to(ids.device)
-        batch.inputs["input_ids"] = torch.from_numpy(shown).to(ids.device)
-        with self._forward.autocast():
-            logits = self.model.module(**batch.inputs).logits
-        return functional.cross_entropy(logits.float(), ids[self._hidden])
-
-    def _at_hidden(self, _: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Of the states (rows, tokens, hidden) that reach the head's last map those of hidden tokens (n, hidden)."""
-        return (arguments[0][self._hidden],)
+        """The loss on rows that no step sees: see `MaskedLoss.held_out`."""
+        return self.loss.held_out(tokens, self.protocol.eval_batch_size)
 
 
 def hide(ids: np.ndarray, vocabulary: Vocabulary, share: float, draw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,7 @@ from peftbench.backbone.model import Model
 from peftbench.backbone.prefix import Prefix
 from peftbench.config.spec import Protocol as TrainingProtocol
 from peftbench.config.spec import Task
-from peftbench.data.batches import cut
+from peftbench.data.batches import Batch, cut
 from peftbench.data.joint import order_of
 from peftbench.data.tokens import Tokens
 from peftbench.ground.errors import Diverged
@@ -24,6 +24,7 @@ from peftbench.training import randomness
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.fit import Fit, Watcher
+from peftbench.training.flops import Kind, Passes, kind_of
 from peftbench.training.forward import Forward
 from peftbench.training.meter import Meter
 from peftbench.training.objective import Objective, own_loss
@@ -38,6 +39,7 @@ class Trainer:
     Attributes:
         fit: what training left so far.
         evaluator: predicts and scores with the model as it is.
+        passes: what the steps so far cost in floating-point operations.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Trainer:
         self.forward = Forward(model, protocol.precision, self.state.device, prefix, protocol.gradient_checkpointing)
         self.evaluator = Evaluator(self.forward, task, protocol.eval_batch_size, self._stop.check)
         self._selection = Selection(protocol.selection, protocol.patience, model, tuner)
-        self._meter = Meter(self.fit, self.state.device)
+        self._meter, self.passes = Meter(self.fit, self.state.device), Passes()
 
     @property
     def optimization(self) -> Optimization:
@@ -159,6 +161,7 @@ class Trainer:
             self.fit.load_state_dict(kept["fit"])
             self._selection.best = kept["best"]
             self._meter.load_state_dict(kept["meter"])
+            self.passes.load_state_dict(kept["passes"])
         self._meter.restart()
         for watcher in self.watchers:
             watcher.begin(total, self.fit.steps)
@@ -184,6 +187,7 @@ class Trainer:
                 "fit": self.fit.state_dict(),
                 "best": self._selection.best,
                 "meter": self._meter.state_dict(),
+                "passes": self.passes.state_dict(),
                 **random,
             }
         )
@@ -219,6 +223,7 @@ class Trainer:
         self.optimization.step(step)
         if self.tuner.after_step(step):
             self._optimization = self.optimization.reshaped()
+            self.passes.change()
         self.optimization.check()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -231,35 +236,48 @@ class Trainer:
             mine, weight = [rows[:1]], 0.0
         learned = False
         for i, part in enumerate(mine):
-            logits, labels = self._logits(part)
-            loss = self._objective.loss(logits, labels, part) * weight
-            self.tuner.before_backward(step, last=i + 1 == len(mine))
-            if loss.requires_grad:
-                loss.backward()
-                learned = True
-            made_of = self._objective.parts(logits.detach(), labels, part)
-            self._meter.add(loss, {name: value * weight for name, value in made_of.items()})
-        if (penalty := self.tuner.penalty()) is not None:
-            (penalty / self.state.num_processes).backward()
-            self._meter.add_penalty(penalty)
-            learned = True
-        return learned
+            batch, last = self._batch(part), i + 1 == len(mine)
+            passed = functools.partial(self._backward_part, step, batch, weight, last)
+            width = batch.inputs["input_ids"].shape[1]
+            learned = self.passes.make(kind_of(batch, self.model.module), width, passed) or learned
+        return self.passes.make(Kind(), 0, self._backward_penalty) or learned
+
+    def _backward_part(self, step: int, batch: Batch, weight: float, last: bool) -> bool:
+        """Gradients of some rows, their loss times `weight`; whether there are any."""
+        self._meter.saw(batch)
+        logits = self._logits(batch)
+        loss = self._objective.loss(logits, batch.labels, batch.rows) * weight
+        self.tuner.before_backward(step, last)
+        if loss.requires_grad:
+            loss.backward()
+        made_of = self._objective.parts(logits.detach(), batch.labels, batch.rows)
+        self._meter.add(loss, {name: value * weight for name, value in made_of.items()})
+        return loss.requires_grad
+
+    def _backward_penalty(self) -> bool:
+        penalty = self.tuner.penalty()
+        if penalty is None:
+            return False
+        (penalty / self.state.num_processes).backward()
+        self._meter.add_penalty(penalty)
+        return True
 
     def loss(self, rows: np.ndarray) -> torch.Tensor:
         """The objective of some training rows, summed over them: a scalar."""
-        return self._objective.loss(*self._logits(rows), rows)
+        batch = self._batch(rows)
+        return self._objective.loss(self._logits(batch), batch.labels, rows)
 
-    def _logits(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits of some training rows, and their labels."""
+    def _batch(self, rows: np.ndarray) -> Batch:
+        """Some training rows."""
         assert self.train is not None
-        batch = self.forward.batch(self.train, rows)
-        if self.model.module.training:
-            self._meter.saw(batch)
+        return self.forward.batch(self.train, rows)
+
+    def _logits(self, batch: Batch) -> torch.Tensor:
         logits = self.forward.logits(batch)
         # An objective may pass over a batch; a model that cannot learn is a fault.
         if not logits.requires_grad:
             raise RuntimeError("nothing that trains reaches the logits: the run would learn nothing")
-        return logits, batch.labels
+        return logits
 
     def _passes(self, count: int, size: int | None = None) -> Iterator[None]:
         """Run batches of training rows forward and backward without dropout; yields after each."""

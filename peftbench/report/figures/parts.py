@@ -1,6 +1,6 @@
 """What a figure is made of. It says what is shown; `plots` draws it to files, the page's script in a browser."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -121,6 +121,14 @@ def summary(scores: Iterable[float]) -> Summary:
     low, high = bootstrap.of_mean(values)
     mean = sum(values) / len(values)
     return Summary(mean, low, high, values)
+
+
+def bounds(summaries: Sequence[Summary]) -> tuple[list[float], list[float]]:
+    """The interval of every point, low and high; the mean itself where none is known, nothing where none has one."""
+    if all(one.low is None for one in summaries):
+        return [], []
+    low = [one.mean if one.low is None else one.low for one in summaries]
+    return low, [one.mean if one.high is None else one.high for one in summaries]
 
 
 class Material:

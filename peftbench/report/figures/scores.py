@@ -5,13 +5,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pandas as pd
 
-from peftbench.report.figures.parts import Figure, Front, Material, Pair, Panel, Series, Summary, summary
+from peftbench.report.figures.parts import Figure, Front, Material, Pair, Panel, Series, Summary, bounds, summary
 from peftbench.report.records import tasks_alone
 
 COSTS = {
     "entries": ("backbone", "trainable backbone entries", True),
     "seconds": ("train_s", "seconds of training", False),
     "memory": ("peak_mb", "peak memory (MiB)", False),
+    "flops": ("tflops", "TFLOPs of training", True),
+    "energy": ("joules", "joules by the machine's meters", False),
 }
 FAR = 2.0  # times the range of all others: a score so far below is left outside
 LEFT = 5  # rows at least that an axis shows
@@ -22,21 +24,29 @@ INTERVALS = "bars: 95% bootstrap interval of the mean over seeds (from 3 seeds o
 
 
 def costs(material: Material) -> Iterator[Figure]:
-    """Score against entries, time and memory: a panel per task, and one of the mean relative to full fine-tuning."""
+    """Score against each cost that records tell: a panel per task, and one of the mean relative to full fine-tuning.
+
+    A row is there where all of its runs tell that cost.
+    """
+    places: list[tuple[str, str | None, str, dict[str, tuple[pd.DataFrame, Summary]]]] = [
+        (column, column, SCORE, {name: (same, material.summaries[name, column]) for name, same in material.of(column)})
+        for column in material.columns
+    ]
     relative, label = relative_scores(material)
+    if relative:
+        of_row = dict(iter(material.rows.groupby("name")))
+        title = f"mean of {len(tasks_alone(material.columns))} tasks"
+        places.append((title, None, label, {name: (of_row[name], score) for name, score in relative.items()}))
     for word, (key, cost, log) in COSTS.items():
         panels = []
-        for column in material.columns:
-            points = {name: (_cost(same, key), material.summaries[name, column]) for name, same in material.of(column)}
-            panels.append(_against(column, column, SCORE, points, cost, log))
-        if relative:
-            rows = material.rows
-            points = {name: (_cost(rows[rows["name"] == name], key), score) for name, score in relative.items()}
-            panels.append(
-                _against(f"mean of {len(tasks_alone(material.columns))} tasks", None, label, points, cost, log)
-            )
+        for title, column, label, runs in places:
+            known = {name: (same, score) for name, (same, score) in runs.items() if same[key].notna().all()}
+            points = {name: (_cost(same, key), score) for name, (same, score) in known.items()}
+            if points:
+                panels.append(_against(title, column, label, points, cost, log))
         note = f"{INTERVALS}; line: no cheaper method scores higher, with its 95% interval; equal costs side by side"
-        yield Figure(word, "Score against cost", cost, "points", panels, note)
+        if panels:
+            yield Figure(word, "Score against cost", cost, "points", panels, note)
 
 
 def seeds(material: Material) -> Iterator[Figure]:
@@ -44,10 +54,10 @@ def seeds(material: Material) -> Iterator[Figure]:
     panels = []
     for column in material.columns:
         summaries = {name: material.summaries[name, column] for name, _ in material.of(column)}
-        panels.append(_by_row(column, column, SCORE, summaries))
+        panels.append(by_row(column, column, SCORE, summaries))
     relative, label = relative_scores(material)
     if relative:
-        panels.append(_by_row(f"mean of {len(tasks_alone(material.columns))} tasks", None, label, relative))
+        panels.append(by_row(f"mean of {len(tasks_alone(material.columns))} tasks", None, label, relative))
     yield Figure("seeds", "Every seed", "seeds", "rows", panels, INTERVALS)
 
 
@@ -103,21 +113,22 @@ def _against(
             name,
             [places[name]],
             [one.mean],
-            *_interval([one]),
+            *bounds([one]),
             [f"{one.words()}, {x:,.0f} {cost}"],
             [(places[name], score) for score in one.scores],
         )
         for name, (x, one) in points.items()
     ]
     limits, below = limits_of({name: scores for name, (_, scores) in points.items()})
-    front = front_of(list(points.values())) if points else None
+    front = front_of(list(points.values()))
     return Panel(title, cost, label, column, log, series, front, limits=limits, below=below)
 
 
-def _by_row(title: str, column: str | None, label: str, rows: dict[str, Summary]) -> Panel:
+def by_row(title: str, column: str | None, label: str, rows: dict[str, Summary]) -> Panel:
+    """A panel with a line for each row: its mean, interval and seeds."""
     limits, below = limits_of(rows)
     series = [
-        Series(name, [one.mean], [0.0], *_interval([one]), [one.words()], [(score, 0.0) for score in one.scores])
+        Series(name, [one.mean], [0.0], *bounds([one]), [one.words()], [(score, 0.0) for score in one.scores])
         for name, one in rows.items()
     ]
     return Panel(title, label, "", column, series=series, limits=limits, below=below)
@@ -156,15 +167,7 @@ def _line(method: str, points: Sequence[tuple[float, Summary, str]]) -> Series:
     summaries = [summary for _, summary, _ in points]
     notes = [f"{name}: {summary.words()}, {cost:,.0f} entries" for cost, summary, name in points]
     x = [cost for cost, *_ in points]
-    return Series(method, x, [summary.mean for summary in summaries], *_interval(summaries), notes)
-
-
-def _interval(summaries: Sequence[Summary]) -> tuple[list[float], list[float]]:
-    """The interval of every point; the mean itself where none is known, nothing where none has one."""
-    if all(summary.low is None for summary in summaries):
-        return [], []
-    low = [summary.mean if summary.low is None else summary.low for summary in summaries]
-    return low, [summary.mean if summary.high is None else summary.high for summary in summaries]
+    return Series(method, x, [summary.mean for summary in summaries], *bounds(summaries), notes)
 
 
 def _cost(rows: pd.DataFrame, key: str) -> float:

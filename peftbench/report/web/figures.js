@@ -219,7 +219,7 @@ class Place {
       : panel.series.flatMap(one => one.x.map((x, at) => [
         panel.title, one.name, x.toPrecision(6), number(one.y[at], 2), number(one.low[at], 2), number(one.high[at], 2), one.notes[at] ?? "",
       ])));
-    this.view.show(`${figure.group}: ${figure.choice}`, EVERY_NUMBER, rows);
+    this.view.show(`${figure.group}: ${figure.choice}`, EVERY_NUMBER, rows, { words: 2 });
   }
 
   save(format) {

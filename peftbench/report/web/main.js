@@ -14,6 +14,7 @@ const onTask = column => chosen("task") === ALL || column === chosen("task");
 
 const results = new View(get("table"), "results");
 const runs = new View(get("runs"), "runs", open);
+const view = new View(get("view-table"), "other table");
 
 function drawTable() {
   const [head, ...lines] = data.table.grid;
@@ -27,8 +28,19 @@ function drawTable() {
       title: data.notes[name]?.[data.table.columns[at - first]],
     }))] : [];
   });
-  results.show(data.table.title, kept.map(at => head[at]), rows);
+  results.show(data.table.title, kept.map(at => head[at]), rows, { notes: data.table.notes });
   get("notes").replaceChildren(...data.table.notes.map(note => element("p", note)));
+}
+
+// The other views: rows of methods and tasks that are shown.
+function drawView() {
+  const one = data.views.find(other => other.word === chosen("view")) ?? data.views[0];
+  get("view-part").hidden = !one;
+  if (!one) return;
+  const [method, task] = ["method", "task"].map(word => one.head.indexOf(word));
+  const rows = one.rows.filter(cells => shown(cells[method]) && (task < 0 || onTask(cells[task])));
+  view.show(one.title, one.head, rows, one);
+  get("view-notes").replaceChildren(...one.notes.map(note => element("p", note)));
 }
 
 function drawFigures() {
@@ -57,7 +69,7 @@ function drawRuns() {
     run.name, run.column, String(run.seed), number(run.score, 2), number(run.error, 2), String(run.lr),
     number(run.backbone, 0), number(run.train_s, 1), number(run.peak_mb, 0),
   ]);
-  runs.show(quantity(kept.length, "run"), RUNS, lines, kept);
+  runs.show(quantity(kept.length, "run"), RUNS, lines, { keys: kept, words: 2 });
 }
 
 function open(at, line) {
@@ -159,15 +171,18 @@ function draw() {
   drawLegend();
   drawTable();
   drawVerdicts();
+  drawView();
   drawFigures();
   drawRuns();
 }
 
-function options(id, words) {
+function fill(id, words) {
   const before = chosen(id);
-  get(id).replaceChildren(...[ALL, ...words].map(word => element("option", word, { value: word })));
+  get(id).replaceChildren(...words.map(word => element("option", word, { value: word })));
   if (words.includes(before)) get(id).value = before;
 }
+
+const options = (id, words) => fill(id, [ALL, ...words]);
 
 function take(newer) {
   data = newer;
@@ -175,6 +190,7 @@ function take(newer) {
   get("study").textContent = data.study;
   get("summary").textContent = `${quantity(data.runs.length, "run")}, ${data.failures.length} failed`;
   options("task", data.table.columns);
+  fill("view", data.views.map(one => one.word));
   options("budget", [...new Set(Object.values(data.rows).map(one => one.budget))]);
   drawRest();
   draw();
@@ -203,6 +219,7 @@ async function poll() {
 if (matchMedia("(prefers-color-scheme: dark)").matches) document.documentElement.classList.add("dark");
 get("theme").addEventListener("click", () => { document.documentElement.classList.toggle("dark"); drawFigures(); });
 for (const id of ["task", "budget"]) get(id).addEventListener("change", draw);
+get("view").addEventListener("change", drawView);
 get("search").addEventListener("input", drawLegend);
 get("show-all").addEventListener("click", () => hideAllBut(() => true));
 get("show-none").addEventListener("click", () => hideAllBut(() => false));

@@ -60,17 +60,18 @@ const LATEX = {
 const FORMS = {
   Markdown: {
     cell: text => text.replaceAll("|", "\\|").replaceAll("<", "&lt;"), bold: text => `**${text}**`,
-    whole: (title, head, rows) => [
-      title, "", `| ${head.join(" | ")} |`, `|${head.map((_, at) => (at ? "---:" : "---")).join("|")}|`,
-      ...rows.map(cells => `| ${cells.join(" | ")} |`), "",
+    whole: (title, head, rows, { notes, words }) => [
+      title, "", `| ${head.join(" | ")} |`, `|${head.map((_, at) => (at < words ? "---" : "---:")).join("|")}|`,
+      ...rows.map(cells => `| ${cells.join(" | ")} |`), "", ...notes.map(note => `${note}  `),
     ].join("\n"),
   },
   LaTeX: {
     cell: text => text.replace(/[\\~^<>|"†±–−≈→·&%$#_{}]/gu, sign => LATEX[sign] ?? `\\${sign}`), bold: text => `\\textbf{${text}}`,
-    whole: (title, head, rows) => [
+    whole: (title, head, rows, { notes, words }) => [
       "% needs \\usepackage{booktabs}", "\\begin{table}", "\\centering", `\\caption{${title}}`,
-      `\\begin{tabular}{l${"r".repeat(head.length - 1)}}`, "\\toprule", `${head.join(" & ")} \\\\`, "\\midrule",
-      ...rows.map(cells => `${cells.join(" & ")} \\\\`), "\\bottomrule", "\\end{tabular}", "\\end{table}", "",
+      `\\begin{tabular}{${"l".repeat(words)}${"r".repeat(head.length - words)}}`, "\\toprule", `${head.join(" & ")} \\\\`, "\\midrule",
+      ...rows.map(cells => `${cells.join(" & ")} \\\\`), "\\bottomrule", "\\end{tabular}",
+      ...notes.map(note => `\\par\\footnotesize ${note}`), "\\end{table}", "",
     ].join("\n"),
   },
 };
@@ -100,8 +101,9 @@ class View {
     place.replaceChildren(wide, tools);
   }
 
-  show(title, head, rows, keys = rows.map((_, at) => at)) {
-    Object.assign(this, { title, head, lines: rows.map((cells, at) => ({ cells: cells.map(cell => (typeof cell === "object" && cell ? cell : { text: cell })), key: keys[at] })) });
+  // The first columns are words; the others are numbers. Notes are footnotes of the texts.
+  show(title, head, rows, { keys = rows.map((_, at) => at), notes = [], words = 1 } = {}) {
+    Object.assign(this, { title, head, notes, words, lines: rows.map((cells, at) => ({ cells: cells.map(cell => (typeof cell === "object" && cell ? cell : { text: cell })), key: keys[at] })) });
     this.draw();
   }
 
@@ -114,8 +116,8 @@ class View {
   }
 
   draw() {
-    const heads = this.head.map(word => {
-      const made = element("th", null, { scope: "col" });
+    const heads = this.head.map((word, at) => {
+      const made = element("th", null, { scope: "col", ...(at < this.words ? { class: "word" } : {}) });
       if (this.sorted?.head === word) made.setAttribute("aria-sort", this.sorted.down ? "descending" : "ascending");
       made.append(button(word, () => {
         this.sorted = { head: word, down: !(this.sorted?.head === word && this.sorted.down) };
@@ -138,6 +140,7 @@ class View {
       const shown = element("td", this.open && !at ? null : cell.text);
       if (cell.best) shown.className = "best";
       if (cell.kind) shown.classList.add(cell.kind);
+      if (at < this.words) shown.classList.add("word");
       if (cell.title) shown.title = cell.title;
       if (this.open && !at) shown.append(button(cell.text, () => this.open(line.key, made)));
       return shown;
@@ -148,6 +151,6 @@ class View {
   text(form) {
     const { cell, bold, whole } = FORMS[form];
     const rows = this.ordered().map(line => line.cells.map(one => (one.best ? bold(cell(one.text)) : cell(one.text))));
-    return whole(cell(this.title), this.head.map(cell), rows);
+    return whole(cell(this.title), this.head.map(cell), rows, { notes: this.notes.map(cell), words: this.words });
   }
 }

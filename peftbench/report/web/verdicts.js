@@ -37,7 +37,7 @@ function drawVerdicts() {
   everyPair.show(`${one.column}: every pair, in points`, PAIRS, one.pairs.filter(pair => shown(pair.first) && shown(pair.second)).map(pair => [
     pair.first, pair.second, pair.word, number(pair.difference, 2), number(pair.low, 2), number(pair.high, 2), number(pair.p, 4),
     `${pair.seeds} ${pair.unit}`, pair.test,
-  ]));
+  ]), { words: 3 });
 }
 
 task.addEventListener("change", drawVerdicts);

@@ -1,0 +1,169 @@
+"""What the words of `peftbench edit` ask for: which run, what of it, and which runs of other tasks beside it."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from peftbench.config import recipes
+from peftbench.ground.errors import ConfigError, near, shown
+from peftbench.lifecycle import saved_lines
+from peftbench.lifecycle.artefact import where_of
+from peftbench.lifecycle.behaviour import answer_of, check_prone
+from peftbench.lifecycle.edit import Asked, Job
+from peftbench.lifecycle.editable import Edit, EditableRun
+from peftbench.lifecycle.folded_run import FoldedRun
+from peftbench.lifecycle.parents import Parent
+from peftbench.lifecycle.runs import matching
+from peftbench.lifecycle.score import saved_line
+from peftbench.runner import readouts
+from peftbench.runner.run import read_rows
+
+GROUP = "edit"
+DEFAULT = "surgery"
+BESIDE = "collateral"  # which other tasks' runs are scored on the edits
+PLACE = ("data", "study", "outputs", "cache")
+
+
+@dataclass(frozen=True)
+class _Words:
+    """The words of one edit, of which every value is possible.
+
+    Attributes:
+        word: of conf/edit.
+        place: those that say where the artefacts are scored and kept.
+        beside: tasks; None: all that there are.
+    """
+
+    edit: Edit
+    word: str
+    place: Sequence[str]
+    beside: tuple[str, ...] | None
+
+
+def ask(words: Sequence[str], run: Parent, known: Collection[str] = (), options: Sequence[str] = ()) -> list[Job]:
+    """Everything that is asked for, checked before weights are loaded: a job for every place that it is kept in.
+
+    Args:
+        known: classes outside this package that deltas may name.
+        options: of the command line, which records name after the words.
+
+    Raises:
+        ConfigError: a word is not one of edit, or not possible, or the run or its rows cannot show the behaviour.
+        DataError: rows or a run cannot be read.
+    """
+    check_run(run)
+    asked: dict[tuple[tuple[str, ...], tuple[str, ...] | None], list[tuple[_Words, list[str]]]] = {}
+    for one in recipes.swept(words):
+        read = _read(one)
+        answer_of(read.edit.word, run.one_task())
+        asked.setdefault((tuple(read.place), read.beside), []).append((read, ["edit", str(run.folder), *one, *options]))
+    edited: dict[str, EditableRun] = {}
+    return [_job(run, place, beside, edits, known, edited) for (place, beside), edits in asked.items()]
+
+
+def lines(run: Path, words: Sequence[str]) -> list[tuple[Path, str, saved_lines.Line]]:
+    """The same as command lines for workers; the run need not be there yet.
+
+    Raises:
+        ConfigError: a word is not one of edit, or not possible.
+    """
+    result = []
+    for one in recipes.swept(words):
+        read = _read(one)
+        result.append(saved_line("edit", run, one, read.place))
+    return result
+
+
+def check_run(run: Parent) -> None:
+    """Refuse a run that is not to be edited.
+
+    Raises:
+        ConfigError: it learned several tasks, was read by a prompt, or had few labels.
+    """
+    if len(run.task.parts) > 1:
+        raise ConfigError(f"{run.folder}: learned several tasks together; an edit is of a run of one task")
+    if not _is_plain(run):
+        raise ConfigError(f"{run.folder}: a run of few labels or with a prompt; classifiers are edited")
+    if run.one_task().train is None or not run.one_task().dev:
+        raise ConfigError(f"{run.folder}: task={run.record.cell.task} has no rows to fit a probe on, or none to score")
+
+
+def _read(words: Sequence[str]) -> _Words:
+    default = [] if any(word.startswith(f"{GROUP}=") for word in words) else [f"{GROUP}={DEFAULT}"]
+    edit, rest = recipes.recipe(GROUP, [*default, *words], lambda word: Edit)
+    word = next((one.partition("=")[2] for one in words if one.startswith(f"{GROUP}=")), DEFAULT)
+    for one in rest:
+        key = one.partition("=")[0].lstrip("+~")
+        if key != BESIDE and key.partition(".")[0] not in PLACE:
+            raise ConfigError(f"{shown(key)}: not a word of edit; {near(key, (*PLACE, BESIDE, GROUP))}")
+    if edit.behaviour is None:
+        raise ConfigError("edit.behaviour: must be given: predicts:LABEL, overlap or negation")
+    typed = [one.partition("=")[2] for one in rest if one.startswith(f"{BESIDE}=")]
+    place = [one for one in rest if not one.startswith(f"{BESIDE}=")]
+    return _Words(edit, word, place, _tasks(typed[-1]) if typed else None)
+
+
+def _tasks(text: str) -> tuple[str, ...]:
+    tasks = yaml.safe_load(text) if len(text) < 1000 else None
+    if not isinstance(tasks, list) or not all(isinstance(task, str) for task in tasks):
+        raise ConfigError(f"{BESIDE}={shown(text)}: must be a list of tasks, [cola,mrpc]; [] for none")
+    return tuple(dict.fromkeys(tasks))
+
+
+def _job(
+    run: Parent,
+    place: Sequence[str],
+    beside: tuple[str, ...] | None,
+    edits: Sequence[tuple[_Words, list[str]]],
+    known: Collection[str],
+    edited: dict[str, EditableRun],
+) -> Job:
+    where = where_of(place, run, PLACE)
+    cache = where.cell.cache
+    one = edited.setdefault(cache, EditableRun(run, cache, known))
+    scored = read_rows(where.rows)[run.one_task().scored()[run.one_task().headline][0]]
+    for read, _ in edits:
+        check_prone(read.edit.word, one.behaviour(read.edit), scored)
+    others = [(FoldedRun(other, cache, known), where_of(place, other, PLACE)) for other in _others(run, beside)]
+    return Job(one, where, [Asked(read.edit, read.word, line) for read, line in edits], others)
+
+
+def _others(run: Parent, wanted: tuple[str, ...] | None) -> list[Parent]:
+    """Finished runs on other tasks, of the same study, method, budget, seed and backbone.
+
+    Raises:
+        ConfigError: a wanted one is not there, or there are two for one task.
+        DataError: a record cannot be read.
+    """
+    if wanted == () or run.record.made is not None:
+        return []
+    cell, by_task = run.record.cell, dict[str, Parent]()
+    of_row = {"method": cell.method, "budget": cell.budget, "seed": str(cell.seed)}
+    for other in matching(run.outputs, cell.study, **of_row):
+        task = other.record.cell.task
+        if task == cell.task or (wanted is not None and task not in wanted):
+            continue
+        if not (_is_plain(other) and _same_backbone(run, other)):
+            continue
+        if task in by_task:
+            both = f"{by_task[task].folder.parent.name} and {other.folder.parent.name}"
+            raise ConfigError(f"{cell.study}: {both} are both of {cell.method} on {task}; {BESIDE}=[...] leaves it out")
+        by_task[task] = other
+    if missing := [task for task in wanted or () if task not in by_task]:
+        row = f"{cell.method}, seed {cell.seed}, on its backbone"
+        raise ConfigError(f"{BESIDE}: no finished run of {shown(missing[0])} in study {cell.study} with {row}")
+    return list(by_task.values())
+
+
+def _is_plain(run: Parent) -> bool:
+    """Whether it is a classifier of all labels."""
+    return readouts.readout_spec(run.record).kind == "classifier" and not run.record.few
+
+
+def _same_backbone(one: Parent, other: Parent) -> bool:
+    return (one.record.config["model"], one.record.hashes.weights) == (
+        other.record.config["model"],
+        other.record.hashes.weights,
+    )

@@ -1,0 +1,181 @@
+"""Edits of finished runs: how often an answer is given before and after, and what else moved."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import mean
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from peftbench.ground.errors import ConfigError
+from peftbench.ground.record_parts import Name, Number, Score, Whole
+from peftbench.record import Record
+from peftbench.report import axes
+from peftbench.report.axes import Measure, Measured, Place
+from peftbench.report.records import Study
+from peftbench.report.sheet import Sheet
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What of an edit's settings is looked at."""
+
+    behaviour: Name
+    control: Name
+    rows: Share
+    strength: Number | Literal["held_out"]
+    probe_at: Name
+
+    @property
+    def words(self) -> str:
+        """The edit as a figure names it, without rows and strength."""
+        what = "surgery" if self.control == "none" else self.control
+        return what if self.probe_at == "last" else f"{what}, a probe at {self.probe_at}"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An edit on the rows that were scored: see `lifecycle.behaviour.effect`."""
+
+    prone: Whole
+    rate_before: Share
+    rate: Share
+    cured: Share | None
+    moved: Share | None
+    score_before: Score | None
+    score: Score | None
+
+
+@dataclass(frozen=True)
+class _Facts:
+    scored: Seen
+    headline_before: Score | None
+
+
+@dataclass(frozen=True)
+class _Beside:
+    edited: Name
+    headline_before: Score | None
+
+
+@dataclass(frozen=True)
+class Edited:
+    """One edit of one run.
+
+    Attributes:
+        headline: change of the task's headline, in points.
+        collateral: the same of every other task whose run was scored on the edit.
+    """
+
+    keys: Keys
+    seen: Seen
+    headline: float | None
+    collateral: dict[str, float]
+
+
+@cache
+def _adapter(kind: type) -> TypeAdapter[object]:
+    return TypeAdapter(kind)
+
+
+def _read(kind: type, raw: object) -> object | None:
+    """Part of a record as this version writes it; None: it is not that."""
+    try:
+        return _adapter(kind).validate_python(raw)
+    except ValidationError:
+        return None
+
+
+def of_place(study: Study, place: Place) -> list[tuple[tuple[Path, Record], Edited]]:
+    """The edits among the runs of one cell of a study's table."""
+    return [(run, edited) for run in place.runs if (edited := _edited(run, study)) is not None]
+
+
+def _edited(run: tuple[Path, Record], study: Study) -> Edited | None:
+    made = run[1].made
+    if made is None or made.by != "edit":
+        return None
+    keys, facts = _read(Keys, made.keys), _read(_Facts, made.facts)
+    if not isinstance(keys, Keys) or not isinstance(facts, _Facts):
+        return None
+    return Edited(keys, facts.scored, _change(run[1], facts.headline_before), _collateral(run[1], study.done()))
+
+
+def _collateral(own: Record, records: Iterable[Record]) -> dict[str, float]:
+    """By task, what the same edit changed of other tasks' runs."""
+    changes = {}
+    for record in records:
+        if record.made is None or own.made is None or record.cell.task == own.cell.task:
+            continue
+        same = record.made.by == "edit" and record.made.keys == own.made.keys and record.cell.seed == own.cell.seed
+        beside = _read(_Beside, record.made.facts) if same else None
+        if isinstance(beside, _Beside) and own.hashes.parents.items() <= record.hashes.parents.items():
+            change = _change(record, beside.headline_before)
+            if change is not None:
+                changes[record.cell.task] = change
+    return changes
+
+
+def _change(record: Record, before: float | None) -> float | None:
+    after = record.headline.value
+    return None if after is None or before is None else 100 * (after - before)
+
+
+PERCENT = 100.0
+MEASURES = (
+    Measure("rate before", times=PERCENT),
+    Measure("rate", times=PERCENT),
+    Measure("cured", times=PERCENT),
+    Measure("others moved", times=PERCENT),
+    Measure("others' score", decimals=2, times=PERCENT),
+    Measure("headline", decimals=2),
+    Measure("collateral", decimals=2),
+)
+
+
+def measures(edited: Edited) -> dict[str, float | None]:
+    """What the view shows of one edit; rates and shares in [0, 1], changes of scores in points but for others'."""
+    seen = edited.seen
+    known = seen.score is not None and seen.score_before is not None
+    return {
+        "rate before": seen.rate_before,
+        "rate": seen.rate,
+        "cured": seen.cured,
+        "others moved": seen.moved,
+        "others' score": seen.score - seen.score_before if known else None,  # type: ignore[operator]
+        "headline": edited.headline,
+        "collateral": mean(edited.collateral.values()) if edited.collateral else None,
+    }
+
+
+NOTES = (
+    "rate: share of the rows that can show the behaviour and do; cured: share of those that showed it and do not now",
+    "others moved: share of the rows that did not show it whose answer changed; others' score: change of the headline "
+    "metric on them, in points",
+    "headline: change on the edited run's task, in points; collateral: mean change of other tasks' runs on the edit",
+)
+
+
+def sheet(study: Study) -> Sheet:
+    """The edits of a study, row by row of its table.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    cells, tasks = [], dict[str, None]()
+    for place in axes.places(study):
+        edits = [edited for _, edited in of_place(study, place)]
+        if not edits:
+            continue
+        tasks |= dict.fromkeys(task for edited in edits for task in edited.collateral)
+        every = [measures(edited) for edited in edits]
+        values = {one.name: [value for seen in every if (value := seen[one.name]) is not None] for one in MEASURES}
+        cells.append(Measured(place, values, len(edits)))
+    if not cells:
+        raise ConfigError(f"study {study.name}: holds no edit; peftbench edit makes one")
+    notes = [*NOTES, *([f"collateral is over {', '.join(sorted(tasks))}"] if tasks else [])]
+    return axes.sheet(f"{study.name}: edits, in percent, mean ± sd over runs", MEASURES, cells, notes)
