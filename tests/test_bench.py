@@ -29,6 +29,7 @@ def write_rte(folder: Path) -> None:
 def test_ours_and_the_peers_are_measured_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import bench
+    import whole_runs
 
     write_rte(tmp_path)
     monkeypatch.setattr(bench, "TASKS", ("rte",))
@@ -48,7 +49,7 @@ def test_ours_and_the_peers_are_measured_side_by_side(tmp_path: Path, monkeypatc
     bench.draw(measured, tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 5_000
     with pytest.raises(SystemExit, match="exit 2"):
-        bench.process([sys.executable, str(bench.PEERS / "hf_trainer.py"), "--style", "worst"], lambda _: {}, {})
+        whole_runs.process([sys.executable, f"{whole_runs.PEERS}/hf_trainer.py", "--style", "worst"], lambda _: {}, {})
 
 
 def test_runs_of_base_size_are_kept_as_they_come_and_stand_beside_their_goals(
