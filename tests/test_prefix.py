@@ -83,8 +83,9 @@ def test_frozen_layers_are_run_once_per_row(run_tiny: Run) -> None:
             runs.append(calls[0])
     finally:
         hook.remove()
-    # two layers: a batch of training rows, a batch of dev, and the two tokens that tell whose attention runs
-    assert runs == [6, 6]
+    # two layers: a batch of training rows, a batch of dev, the two tokens that tell whose attention runs, and a row
+    # before and after training whose operations are counted
+    assert runs == [10, 10]
 
 
 def test_in_bf16_and_with_dropout_it_learns(run_tiny: Run) -> None:

@@ -27,7 +27,7 @@ METHODS = (
     "road", "shira", "c3a", "miss", "gralora", "hira", "psoft", "pvera", "tinylora", "unilora", "random_lora",
     "adamss", "beft", "peft", "spafit_4_9_i", "spafit_4_9_ii", "spafit_4_14_i", "spafit_4_14_ii", "spafit_4_19_i",
     "spafit_4_19_ii", "spafit_9_14_i", "spafit_9_14_ii", "spafit_9_19_i", "spafit_9_19_ii",
-    "prompt_tuning", "p_tuning", "prefix_tuning", "largest",
+    "prompt_tuning", "p_tuning", "prefix_tuning", "largest", "deft", "frod", "glora", "lily", "osf", "peanut", "eva",
 )  # fmt: skip
 
 
