@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -213,39 +213,6 @@ def limit(model: str) -> dict[str, object]:
 
     measured = {name: beside(name, count) for name, count in passes.items()}
     return {"device": str(device), "products_gflops": round(rate / 1e6, 1), **measured}
-
-
-def products(
-    maps: Sequence[tuple[int, int, int]], attention: Sequence[tuple[int, int, int, int]], passes: int, device: Any
-) -> Callable[[], None]:
-    """All products of one step and nothing else, every one with operands of its own in bf16.
-
-    Args:
-        maps: (tokens, in, out) of the linear maps: y = x W^T, dx = dy W, and with three passes dW = dy^T x.
-        attention: (batch, n, k, m) of its products, which are three in any case: c = a b, da = dc b^T, db = a^T dc.
-    """
-    import torch
-
-    def drawn(*sizes: int) -> torch.Tensor:
-        return torch.randn(*sizes, device=device).bfloat16()
-
-    linear = [(drawn(tokens, width), drawn(out, width), drawn(tokens, out)) for tokens, width, out in maps]
-    batched = [(drawn(b, n, k), drawn(b, k, m), drawn(b, n, m)) for b, n, k, m in attention]
-
-    def run() -> None:
-        for x, weight, _ in linear:
-            x @ weight.t()
-        for a, b, _ in batched:
-            a @ b
-        for x, weight, dy in linear:
-            dy @ weight
-            if passes == 3:
-                dy.t() @ x
-        for a, b, dc in batched:
-            dc @ b.transpose(1, 2)
-            a.transpose(1, 2) @ dc
-
-    return run
 
 
 def commands() -> dict[str, object]:

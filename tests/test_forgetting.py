@@ -9,7 +9,7 @@ import torch
 from checkpoints import checkpoint
 from forgery import Said
 from prompted import masked_checkpoint
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
@@ -127,6 +127,32 @@ def test_what_cannot_be_measured_is_refused_in_a_line(
     assert reason in said[2]
     assert said[2].count("\n") == 1
     assert {path.name for path in finished.iterdir()} == before
+
+
+def test_weights_without_a_head_are_refused_before_any_run_is_measured(
+    command: Command, run_tiny: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("a dog\n")
+    headless = run_tiny(*checkpoint("bert_base_uncased", tmp_path / "b"), *SMALL, "method=head").path.parent
+    with_one = run_tiny(*masked_checkpoint("roberta_base", tmp_path / "r"), *SMALL, "method=head").path.parent
+    code, _, err = command("forgetting", str(with_one), str(headless), "--text", str(tmp_path / "text.txt"))
+    assert (code, "model=bert_base_uncased: no masked-LM head to probe with" in err) == (2, True)
+    assert forgotten.read(with_one) == []
+
+
+def test_a_backbone_that_says_the_same_of_every_sentence_tells_none_apart(
+    command: Command, run_tiny: Run, tmp_path: Path
+) -> None:
+    source = checkpoint("bert_base_uncased", tmp_path / "source", whole=True)
+    weights = load_file(tmp_path / "source" / "model.safetensors")
+    last = "bert.encoder.layer.1.output.LayerNorm.weight"
+    save_file(
+        {**weights, last: torch.zeros_like(weights[last])}, tmp_path / "source" / "model.safetensors", {"format": "pt"}
+    )
+    run = run_tiny(*source, *SMALL, "method=head").path.parent
+    assert command("forgetting", str(run), "--cache", str(tmp_path))[0] == 0
+    (kept,) = forgotten.read(run)
+    assert (kept.before, kept.after) == (0.0, 0.0)
 
 
 def test_a_file_that_is_none_of_these_is_refused(tmp_path: Path) -> None:

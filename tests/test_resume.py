@@ -16,7 +16,7 @@ from support import Signal, logged, what_is_left
 
 from peftbench.ground.files import CHECKPOINT_FILE
 from peftbench.runner.run import Outcome
-from peftbench.training.checkpoint import Checkpoints
+from peftbench.training.checkpoint import FORMAT, Checkpoints
 from peftbench.training.stopping import Stopped
 from peftbench.training.trainer import Trainer
 
@@ -159,6 +159,23 @@ def test_a_checkpoint_of_what_else_lies_beside_the_weights_is_not_taken_up(
     (tmp_path / "weights" / name).write_text(json.dumps(raw))
     run_tiny(*words)
     assert f"{path}: of another {what}; the cell starts anew" in capsys.readouterr().err
+
+
+def test_a_checkpoint_of_an_earlier_format_is_not_taken_up(
+    run_tiny: Run,
+    signal_at: Signal,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("peftbench.training.checkpoint.FORMAT", FORMAT - 1)
+    signal_at(3)
+    with pytest.raises(Stopped):
+        run_tiny()
+    monkeypatch.setattr("peftbench.training.checkpoint.FORMAT", FORMAT)
+    signal_at(0)
+    assert run_tiny().record.status == "done"
+    assert "of another format; the cell starts anew" in capsys.readouterr().err
 
 
 nested = st.recursive(

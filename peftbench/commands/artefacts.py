@@ -146,6 +146,8 @@ def forgetting(arguments: Sequence[str]) -> int:
     else:
         own = runs[0].data if options.data is None else DataSpec("folder", "folder", options.data, None, None)
         probe = forgetting.similarity_probe(own)
+    for run in runs:
+        probe.check(run.model)
     measuring = forgetting.Measuring(probe, options.cache, known)
     for run in runs:
         one, was_known = measuring.measured(run)

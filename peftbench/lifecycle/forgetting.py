@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional
 
@@ -34,8 +33,10 @@ from peftbench.lifecycle.parents import Parent, parent
 from peftbench.record import find_records, record_status
 from peftbench.runner import texts
 from peftbench.runner.deltas import reload
+from peftbench.runner.masked import has_head
 from peftbench.training.forward import Forward
 from peftbench.training.masked import MaskedLoss, Vocabulary
+from peftbench.training.metrics import score
 
 MASKED = 0.15  # of the tokens are hidden, as BERT was trained (Devlin et al. 2019, section 3.1)
 MOST_ROWS = 512  # of a text; its first ones
@@ -50,6 +51,23 @@ class Probe:
     kind: ProbeKind
     rows: Split
 
+    def check(self, spec: ModelSpec) -> None:
+        """Refuse weights that the probe cannot read, before any are loaded.
+
+        Raises:
+            ConfigError: the probe needs a masked-LM head, and they have none.
+            DataError: there are no such weights.
+        """
+        if self.kind == "similarity":
+            return
+        folder = weights_folder(spec)
+        if folder is None:
+            raise ConfigError("model.weights=random: there is no masked-LM head to probe with")
+        if not spec.layout.masked_head or not has_head(folder, spec.layout.masked_head):
+            raise ConfigError(
+                f"model={spec.name}: no masked-LM head to probe with; peftbench backbone make=mlm trains one"
+            )
+
     def measure(self, encoder: nn.Module, model: Model, spec: ModelSpec, cache: str) -> float:
         """The probe's figure: see `Forgetting`.
 
@@ -58,9 +76,6 @@ class Probe:
             model: what holds the encoder.
             spec: of its weights.
             cache: the folder of tokenised rows.
-
-        Raises:
-            ConfigError: the weights have no masked-LM head.
         """
         encoder.eval()
         if self.kind == "similarity":
@@ -126,7 +141,6 @@ class Measuring:
         """What a run forgot by this probe, and whether that was known; what is measured is kept beside its record.
 
         Raises:
-            ConfigError: the weights have no masked-LM head.
             DataError: the run, its weights or what was kept cannot be read.
         """
         kept = forgotten.read(run.folder)
@@ -165,7 +179,7 @@ def _similarity(encoder: nn.Module, model: Model, spec: ModelSpec, rows: Split, 
         embeddings(encoder, forward, tokenize(side, tokenizer, LENGTH, cache_folder(cache))) for side in sides
     )
     cosines = functional.cosine_similarity(one, other).numpy()
-    return float(spearmanr(cosines, rows.labels).statistic)
+    return score(["spearman"], cosines, rows.labels).values["spearman"]
 
 
 @torch.no_grad()
@@ -184,8 +198,7 @@ def embeddings(encoder: nn.Module, forward: Forward, tokens: Tokens) -> torch.Te
 def _masked_loss(encoder: nn.Module, spec: ModelSpec, rows: Split, cache: str) -> float:
     """By the head of the weights, on an encoder of the same architecture that takes the place of its own."""
     folder = weights_folder(spec)
-    if folder is None:
-        raise ConfigError("model.weights=random: there is no masked-LM head to probe with")
+    assert folder is not None  # see `Probe.check`
     model, _ = load_model(spec, 1, 0, WholeHead(pretrained=True))
     setattr(model.module, str(model.module.base_model_prefix), encoder)
     tokenizer = PretrainedTokenizer(folder)

@@ -84,7 +84,7 @@ def make_masked(cell: Cell, recipe: MaskedLM, folder: Path) -> MaskedFacts:
     special = tokenizer.special()
     parts = texts.cut(text, recipe.steps * cell.protocol.batch_size, cell.seed, recipe.text)
     train, held_out = texts.tokens(parts, tokenizer, cell.protocol.max_length, cell.cache)
-    new = not _has_head(source, cell.model.layout.masked_head)
+    new = not has_head(source, cell.model.layout.masked_head)
     model, _ = load_model(cell.model, cell.task.num_labels, cell.seed, WholeHead(pretrained=not new))
     ids = Vocabulary(special["mask"], {*special.values(), tokenizer.pad_id}, int(cell.model.config["vocab_size"]))
     training = MaskedTraining(model, ids, recipe, cell.protocol, process_state().device)
@@ -110,7 +110,7 @@ def make_masked(cell: Cell, recipe: MaskedLM, folder: Path) -> MaskedFacts:
     return facts
 
 
-def _has_head(source: Path, places: tuple[str, ...]) -> bool:
+def has_head(source: Path, places: tuple[str, ...]) -> bool:
     """Whether the weights hold a head for masked tokens, or a part of one; it would lie at these places."""
     with safe_open(source / WEIGHTS_FILE, "pt") as file:
         return any(name.startswith(places) for name in file.keys())  # noqa: SIM118

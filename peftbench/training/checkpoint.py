@@ -20,6 +20,7 @@ from peftbench.ground.errors import warn
 from peftbench.ground.files import CHECKPOINT_FILE, set_aside, write_atomically
 
 KEY = "peftbench-checkpoint-1"
+FORMAT = 2  # raised when a state holds other things: one of an earlier format is not taken up
 
 
 class Checkpoints:
@@ -39,7 +40,8 @@ class Checkpoints:
         check: called before one is put in its place; it raises where that must not be.
         """
         self._check = check
-        self._path, self._identity, self._every = folder / CHECKPOINT_FILE, dict(identity), every
+        self._path, self._every = folder / CHECKPOINT_FILE, every
+        self._identity = {**identity, "format": FORMAT}
         self._last = time.monotonic()
 
     def due(self) -> bool:
