@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import assemble, bridged, losses, values
+from torch.utils.cpp_extension import CUDA_HOME
 
 from peftbench.backbone.model import load_model
 from peftbench.config import compose
@@ -272,6 +273,7 @@ WRONG = [
     (["method=peft", "method.type=adalora", "method.config.beta1=1.5"], r"beta1=1\.5: must be between 0 and 1"),
     (["method=p_tuning", "method.config.encoder_num_layers=3"], r"encoder_num_layers=3: of an LSTM; an MLP has two"),
     (["method=osf", "method.config.effective_rank=1.5"], r"effective_rank=1\.5: must be a whole number, or a share"),
+    (["method=boft", "method.config.boft_n_butterfly_factor=0"], r"butterfly_factor=0: must be at least 1"),
     (["method=adamss", "method.config.subspace_rank=0"], r"subspace_rank=0: must be at least 1"),
     (["method=lora", "method.config.r=4"], r"method\.config: there is no such key"),
     (["method=peft", "method.adapter_config=/nowhere"], r"/nowhere: no readable adapter_config\.json there"),
@@ -292,6 +294,11 @@ WRONG_HERE = [
         r"method\.config\.r=129: above the shortest side of a map here, which is 128",
     ),
     (["method=boft", "method.config.boft_block_size=7"], r"refuses it here: in_features \(128\) must be divisible"),
+    (
+        ["method=oft", "method.config.oft_block_size=24"],
+        r"not take it here: Invalid .* Adjusted `oft_block_size`",
+    ),
+    (["method=ia3", "method.config.feedforward_modules=[nope]"], r"feedforward_modules: nope is no map that is scaled"),
     (["method=ia3", "budget=500"], r"budget: 500 entries; peft's ia3 takes none"),
     (["method=vera", "budget=10"], r"budget: 10 entries; peft's vera here needs at least 516 \(r 1\)"),
     (["method=beft", "model=modernbert_base", "model.config.vocab_size=99999"], r"no linear map with a bias"),
@@ -314,6 +321,12 @@ def test_what_a_backbone_cannot_have_is_one_line_before_weights(tiny: Make, word
     with pytest.raises(ConfigError, match=line) as caught:
         count_cell(tiny(*words))
     assert len(caught.value.every) == 1
+
+
+@pytest.mark.skipif(CUDA_HOME is not None, reason="peft compiles its kernel here, and takes the factor")
+def test_a_factor_that_peft_would_replace_is_refused(tiny: Make) -> None:
+    with pytest.raises(ConfigError, match=r"peft's boft would not take it here: Setting boft_n_butterfly_factor to 1"):
+        count_cell(tiny("method=boft", "method.config.boft_n_butterfly_factor=2"))
 
 
 def test_without_peft_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

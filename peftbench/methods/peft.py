@@ -16,7 +16,7 @@ from peftbench.backbone.dropout import replace_dropout
 from peftbench.backbone.model import NORMS, Model
 from peftbench.config.bounds import MOST, PathText, refuse
 from peftbench.config.spec import Kind, Scope
-from peftbench.ground.errors import ConfigError
+from peftbench.ground.errors import ConfigError, shown
 from peftbench.ground.files import write_atomically
 from peftbench.ground.quantity import quantity
 from peftbench.methods import dial, peft_prompts, peft_types
@@ -206,9 +206,18 @@ class Peft:
         return {"target_modules": targets}
 
     def _inner(self, model: Model, targets: Iterable[str]) -> list[str]:
-        """The maps whose input is scaled and not their output: IA3's, in the feed-forward sub-layer."""
+        """The maps whose input is scaled and not their output: IA3's, in the feed-forward sub-layer.
+
+        Raises:
+            ConfigError: a name that is given is none of the targets'.
+        """
         endings = self.config.get("feedforward_modules")
         if endings is not None:
+            for ending in endings:
+                if not any(_ends(name, [ending]) for name in targets):
+                    raise ConfigError(
+                        f"method.config.feedforward_modules: {shown(ending)} is no map that is scaled here"
+                    )
             return [name for name in targets if _ends(name, endings)]
         return [name for name in targets if "output" in model.place(name).kinds]
 

@@ -1,8 +1,9 @@
 """What peft put into a backbone, as a tuner: stored and merged as peft does it, told of steps by the loop's hooks."""
 
 import copy
+import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -190,19 +191,30 @@ def wrapped(module: nn.Module, config: Any) -> Any:
     """Let peft change a module in place; gives its wrapper. What trained before still does.
 
     Raises:
-        ConfigError: peft cannot.
+        ConfigError: peft cannot, or would take another value than the one that was given.
     """
     from peft import get_peft_model
 
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    kind = config.peft_type.value.lower()
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(record=True, action="always") as said:
             wrapper = get_peft_model(module, config)
     except MemoryError:
         raise
     except Exception as error:  # whatever it raises: the numbers are a person's
-        kind = config.peft_type.value.lower()
         raise ConfigError(f"method.config: peft's {kind} refuses it here: {first_line(error)}") from None
+    if (other := _replaced(config, [str(warning.message) for warning in said])) is not None:
+        raise ConfigError(f"method.config: peft's {kind} would not take it here: {other}")
     for parameter in trained:  # peft freezes whatever is not its own, the head too
         parameter.requires_grad_(True)
     return wrapper
+
+
+def _replaced(config: Any, warnings_of_peft: Iterable[str]) -> str | None:
+    """The warning with which peft takes a value of its own in the place of a given one, if there is one."""
+    for message in warnings_of_peft:
+        setting = re.search(r"Setting (\w+) to (\w+)", message)
+        if "Adjusted" in message or (setting and str(getattr(config, setting[1], setting[2])) != setting[2]):
+            return message.partition("\n")[0]
+    return None

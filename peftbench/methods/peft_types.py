@@ -111,6 +111,7 @@ OF_A_FILE = ("task_type", "peft_type", "inference_mode", "base_model_name_or_pat
 SIZES = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
 OURS = frozenset((*WHERE, *WHOLE, *OF_A_FILE, *SIZES, "peft_version", "total_step"))
 POSITIVE = (
+    "boft_n_butterfly_factor",
     "deltaT",
     "init_r",
     "target_r",

@@ -4,7 +4,7 @@ Counted are products of matrices and attention, a multiplication and an addition
 element by element (norms, dropout, the optimizer, gradients that are sampled at chosen entries).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, field, replace
 from fractions import Fraction
 from math import prod
@@ -86,9 +86,9 @@ class Passes:
             self.known[Kind(*key)], self.times[Kind(*key)] = dict(costs), dict(times)
 
 
-def kind_of(batch: Batch, module: nn.Module) -> Kind:
-    """Of a pass over these rows through a model as it is."""
-    asking = sum(parameter.requires_grad for parameter in module.parameters())
+def kind_of(batch: Batch, trained: Iterable[nn.Parameter]) -> Kind:
+    """Of a pass over these rows, where these parameters train: some may be frozen for now."""
+    asking = sum(parameter.requires_grad for parameter in trained)
     return Kind(0 if (task := batch.task) is None else int(task), len(batch.rows), asking)
 
 

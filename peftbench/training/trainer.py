@@ -239,7 +239,7 @@ class Trainer:
             batch, last = self._batch(part), i + 1 == len(mine)
             passed = functools.partial(self._backward_part, step, batch, weight, last)
             width = batch.inputs["input_ids"].shape[1]
-            learned = self.passes.make(kind_of(batch, self.model.module), width, passed) or learned
+            learned = self.passes.make(kind_of(batch, self.parameters.values()), width, passed) or learned
         return self.passes.make(Kind(), 0, self._backward_penalty) or learned
 
     def _backward_part(self, step: int, batch: Batch, weight: float, last: bool) -> bool:
