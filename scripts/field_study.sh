@@ -10,7 +10,7 @@ shift 2
 budgeted=lora,hut,lst,light_peft,dora,pissa,vera,fourierft,hira,loha,delora  # their dials meet a budget
 fixed=bitfit,full,ia3,ln_tuning,road  # as large as they are; BitFit's own size is the budget
 
-declare -A tries=([mrpc]=115 [stsb]=180 [cola]=134)  # steps of a try: an epoch of 32 rows a step, of CoLA half of one
+declare -A tries=([mrpc]=58 [stsb]=90 [cola]=134)  # steps of a try, of 32 rows: half an epoch
 
 # Words that name a smaller backbone; it is made once, from MRPC's sentences, by whoever comes first.
 smaller() {
