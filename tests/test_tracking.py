@@ -12,7 +12,8 @@ from support import TINY, call, losses
 
 from peftbench.config.spec import Cell
 from peftbench.runner.run import Outcome
-from peftbench.runner.tracking import MetricsFile, mode
+from peftbench.runner.tracking import MetricsFile
+from peftbench.runner.wandb_run import mode
 
 Run = Callable[..., Outcome]
 

@@ -174,7 +174,7 @@ def sync(arguments: Sequence[str]) -> int:
     parser.add_argument("--project", default="peftbench", help="W&B project of the table's run")
     options = parser.parse_args(arguments)
     from peftbench.report import records, sync
-    from peftbench.runner.tracking import mode
+    from peftbench.runner.wandb_run import mode
 
     outputs = expanded(options.outputs)
     study = records.read_study(outputs, options.study, options.model)

@@ -6,6 +6,7 @@ arguments.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field
@@ -269,13 +270,26 @@ class Select:
 
 @dataclass(frozen=True)
 class TrackerSpec:
-    """How Weights & Biases follows a run."""
+    """How a tracker follows a run.
 
+    Attributes:
+        mode: how W&B is used.
+        project: where the run is found in the tracker.
+        entity: W&B's team or user.
+        tags: added to the cell's own.
+        log_every: optimizer steps between two points.
+    """
+
+    kind: Literal["wandb", "trackio"] = "wandb"
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     project: str = "peftbench"
     entity: str | None = None
     tags: tuple[str, ...] = ()
     log_every: Count = 10
+
+    def __post_init__(self) -> None:
+        if self.kind == "trackio" and find_spec("trackio") is None:
+            refuse("kind=trackio: trackio is not installed; pip install 'peftbench[trackio]'")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ from peftbench.runner.recording import (
     record_of,
     times_of,
 )
-from peftbench.runner.tracking import MetricsFile, Stopwatch, bar, described_to_wandb, wandb_run
+from peftbench.runner.tracking import TRACKERS, MetricsFile, Stopwatch, bar, described
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.fit import Watcher
 from peftbench.training.objective import Objective
@@ -212,8 +212,8 @@ class Run:
         cell, asked = self.cell, self.asked
         title = f"{cell.task.name} {cell.method.name} seed {cell.seed}" if cell.progress else None
         config = {**asked.config, "fingerprint": asked.fingerprint}
-        described = described_to_wandb(cell_name(cell), cell.tracker.tags, config)
-        return watchers(cell.tracker, self.folder, title, described, self.check)
+        told = described(cell_name(cell), cell.tracker.tags, config)
+        return watchers(cell.tracker, self.folder, title, told, self.check)
 
     def train(self, trainer: Trainer, learner: Learner, watchers: Sequence[Watcher]) -> Trainer:
         """Train, in one phase or, with a teacher and its students, in several; gives the last trainer."""
@@ -343,16 +343,16 @@ def watchers(
     tracker: TrackerSpec,
     folder: Path,
     progress: str | None,
-    described: Mapping[str, Any],
+    told: Mapping[str, Any],
     check: Callable[[], None],
 ) -> Iterator[list[Watcher]]:
-    """Those who follow a run: metrics.jsonl, a progress bar of this title, W&B. Only the main process has any."""
+    """Those who follow a run: metrics.jsonl, a bar of this title, a tracker. Only the main process has any."""
     with ExitStack() as stack:
         following: list[Watcher] = []
         if process_state().is_main_process:
             following.append(stack.enter_context(MetricsFile(folder / "metrics.jsonl", check)))
             following += stack.enter_context(bar(progress or "", show=progress is not None))
-            following += stack.enter_context(wandb_run(tracker, folder, described))
+            following += stack.enter_context(TRACKERS[tracker.kind](tracker, folder, told))
         yield following
 
 
