@@ -13,7 +13,7 @@ from peftbench.report.columns import read
 from peftbench.report.records import Study
 from peftbench.report.render import entry
 from peftbench.report.sheet import Sheet
-from peftbench.report.table import RESAMPLES, TIED, Entry, apart, lines_of, with_marks
+from peftbench.report.table import COLLAPSED, RESAMPLES, TIED, Entry, apart, lines_of, with_marks
 from peftbench.report.verdict import Contest
 
 Convention = Literal["per_class", "total"]
@@ -76,6 +76,8 @@ def sheet(study: Study) -> Sheet:
             f"bold: the best of its row; {TIED}: no method is shown to be better there ({', '.join(tests)}; 5% for "
             "each method against all others of the row); shows from: points that show in four of five repetitions"
         )
+    if rows["collapsed"].any():
+        notes.append(COLLAPSED)
     methods = [str(name) for name in dict.fromkeys(rows["name"])]
     bold = {(i, j + 2) for i, one in enumerate(held) for j, name in enumerate(methods) if name == one.best}
     return Sheet(

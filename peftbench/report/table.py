@@ -19,6 +19,7 @@ from peftbench.report.verdict import Contest, contenders
 Statistic = Literal["mean", "median"]
 RESAMPLES = 1000  # draws of the dev rows; what is marked does not hang on a percent of an error
 TIED = "≈"
+COLLAPSED = "c: that many of the runs predict one class for every row"
 SUFFIX = " †"  # of rows whose protocol is not that of the method's first row
 
 
@@ -102,7 +103,7 @@ def build(study: Study, paper: Paper | None = None) -> Table:
     if any(record.cell.data == "sample" for record in records):
         notes.append("sample: a few hundred built-in rows; these are no GLUE scores")
     if any(entry.collapsed for line in lines for entry in line.entries.values()):
-        notes.append("c: that many of the runs predict one class for every row")
+        notes.append(COLLAPSED)
     notes += [f"{name}: made of runs that have been run again since" for name in stale(study, rows)]
     if paper:
         notes += [
