@@ -99,7 +99,7 @@ SOURCES = {
 
 
 def pcb(functions: Mapping[str, Any], name: str, random: torch.Generator) -> Tensors:
-    """Every variant on changes of several sizes and numbers of tasks; the vision script has eight, and scales by 1.2."""
+    """Every variant on changes of several sizes and numbers of tasks; the vision script has eight, scaled by 1.2."""
     kept: Tensors = {}
     for tasks, keep in [(8, 0.05)] if name == "pcb_vision" else [(1, 0.3), (2, 0.1), (3, 0.5), (8, 0.05)]:
         rows = torch.randn(tasks, 300, generator=random) * torch.logspace(-3, -1, tasks)[:, None]

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_merging import changes
 
 from peftbench.config import recipes
 from peftbench.config.words import conf_dir
-from peftbench.lifecycle.merging import METHODS, Merge
+from peftbench.lifecycle.merging import METHODS, Changes, Merge
 from peftbench.lifecycle.sequence.adapter_steps import ensemble, orthogonality, refined
 from peftbench.lifecycle.sequence.prototypes import cosines
 from peftbench.report import flips
@@ -34,6 +33,10 @@ def method(word: str, **keys: float) -> Merge:
     """A way of merging as its word makes it; other values of keys come on top."""
     words = [f"merge={word}", *(f"merge.{key}={value!r}" for key, value in keys.items())]
     return recipes.recipe("merge", words, METHODS.__getitem__)[0]
+
+
+def changes(rows: torch.Tensor) -> Changes:
+    return Changes(rows, (slice(0, rows.shape[1]),), [f"task{i}" for i in range(len(rows))])
 
 
 @pytest.mark.parametrize("variant", ["pcb", "pcb_nlp", "pcb_vision", "pcb_search"])
@@ -64,7 +67,7 @@ def test_regmean_is_the_authors() -> None:
     parts = (slice(0, out * inside), slice(out * inside, rows.shape[1]))
     for share in (1.0, 0.6, 0.0):
         way = method("regmean", offdiagonal=share)
-        merged = before + way.merged(changes(rows - before, parts=parts, inputs=grams))
+        merged = before + way.merged(Changes(rows - before, parts, ["task"] * tasks, inputs=grams))
         expected = torch.cat([own[f"{share}.weight"].flatten(), own[f"{share}.bias"]])
         torch.testing.assert_close(merged, expected, rtol=0, atol=2e-5)
 
