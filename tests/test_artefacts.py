@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from support import TINY
 from peftbench.config import compose
 from peftbench.ground.files import RECORD_FILE
 from peftbench.lifecycle import score
-from peftbench.record import find_records, read_record
+from peftbench.record import find_records, read_record, write_record
 from peftbench.runner.run import Outcome, run
 from peftbench.study import status
 from peftbench.study.lock import Lock
@@ -74,6 +75,15 @@ def test_a_run_is_scored_on_another_task_of_its_labels_and_found_again(rte: Path
     assert "| bitfit of rte |" in out
     assert "qnli acc" in out
     assert states(rte) == {rte: "done", path.parent: "done"}
+
+
+def test_several_runs_are_scored_by_one_command(rte: Path, command: Command) -> None:
+    other = Path(shutil.copytree(rte, rte.parent / "seed1"))
+    record = read_record(rte / RECORD_FILE)
+    write_record(replace(record, cell=replace(record.cell, seed=1)), other)
+    code, _, err = command("score", str(rte), str(other), "task=qnli")
+    assert (code, err) == (0, "")
+    assert sorted(folder.name for folder in artefacts(rte)) == ["seed0", "seed1"]
 
 
 def test_a_run_that_learned_something_else_makes_it_stale(rte: Path, command: Command) -> None:

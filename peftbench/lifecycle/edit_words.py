@@ -126,6 +126,7 @@ def _job(
     scored = read_rows(where.rows)[run.one_task().scored()[run.one_task().headline][0]]
     for read, _ in edits:
         check_prone(read.edit.word, one.behaviour(read.edit), scored)
+    one.forget()
     others = [(FoldedRun(other, cache, known), where_of(place, other, PLACE)) for other in _others(run, beside)]
     return Job(one, where, [Asked(read.edit, read.word, line) for read, line in edits], others)
 
