@@ -227,6 +227,8 @@ def test_what_cannot_be_merged_is_one_line_before_anything_is_made(
     assert "no finished run of lora on cola" in refused(*ask, "tasks=[cola,rte]")
     assert "a merge is of 2 to" in refused(*ask, "tasks=[rte]")
     assert "tasks=rte: must be a list" in refused(*ask, "tasks=rte")
+    for word in ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"):
+        assert f"{word}: is of run; here commas sweep, and --save" in refused(*ask, word)
     assert not (outputs / "refused").exists()
 
 
