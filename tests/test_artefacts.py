@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from forgery import Said
+from prompted import masked_checkpoint
 from studies import learn_otherwise
 from support import TINY
 
@@ -112,6 +113,22 @@ def test_an_artefact_outlives_its_run_and_is_not_made_of_one_that_is_gone(rte: P
     shutil.rmtree(rte)
     assert states(rte) == {made: "done"}
     assert line_of(command("score", str(rte), "task=qnli"), 3).endswith("No such file or directory)\n")
+
+
+def test_a_run_with_a_prompt_is_scored_with_it_and_not_merged(
+    trained: Path, run_tiny: Run, command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*masked_checkpoint("bert_base_uncased", tmp_path / "masked"), "readout=prompt", "protocol.max_length=32"]
+    words += ["data=folder", f"data.path={trained.parents[3] / 'rows'}", "method=full", "study=p", "protocol.lr=0.01"]
+    rte = run_tiny(*words, "task=rte", "protocol.precision=fp32").path.parent
+    capfd.readouterr()  # of the library that wrote the backbone
+    code, out, err = command("score", str(rte), "task=qnli")
+    assert (code, err) == (0, "")
+    made = Path(out.splitlines()[-1]).parent
+    assert (made / "predictions" / "dev.tsv").read_text() == (rte / "predictions" / "dev.tsv").read_text()
+    run_tiny(*words, "task=sst2", "data=sample", "protocol.precision=fp32")
+    ask = ["merge", "from=p", f"outputs={rte.parents[2]}", "method=full", "merge=average"]
+    assert "with a prompt; classifiers are merged" in line_of(command(*ask), 2)
 
 
 def line_of(said: Said, code: int) -> str:

@@ -110,7 +110,7 @@ def swept(overrides: Sequence[str]) -> list[list[str]]:
     choices = []
     for override in overrides:
         if override.lstrip("+~").startswith(("hydra.", "hydra/")):
-            raise ConfigError(f"{shown(override)}: is of run; here commas sweep, and --save leaves it to peftbench work")
+            raise ConfigError(f"{shown(override)}: is of run; here commas sweep, and --save leaves work to workers")
         try:
             parsed = OverridesParser.create().parse_override(override)
             key = parsed.get_key_element()
