@@ -8,7 +8,7 @@
 set -euo pipefail
 glue=$1 outputs=$2
 shift 2
-steps=200                                                           # of 32 rows, for every task and method
+steps=150                                                           # of 32 rows, for every task and method
 declare -A rate=([full]=1.5e-4 [lora]=1.5e-3 [bitfit]=3e-3 [id3]=6e-3) # three times a method's own: there are few steps
 here=(data=folder "data.path=$glue" "outputs=$outputs")
 cell=("${here[@]}" model=minilm_l6 tracker=none progress=false protocol.selection=held_out protocol.head_lr=3e-3 seed=0,1,2)
@@ -105,7 +105,7 @@ muscle() {
     local study old new
     runs mrpc bitfit lora
     old=$(row mrpc bitfit)/seed\${seed} new=$(row mrpc lora)/seed\${seed}
-    local update=(task=mrpc protocol.max_steps=100 objective=muscle "init_from=\"$new\"")
+    local update=(task=mrpc protocol.max_steps=75 objective=muscle "init_from=\"$new\"")
     plan lora study=life_muscle "${update[@]}" "objective.old=\"$old\"" objective.teacher=student_wrong,old_right,old,none
     plan lora study=life_muscle_mixed "${update[@]}" "objective.old=\"$old\"" objective.mix=0.5
     plan lora study=life_muscle_itself "${update[@]}" "objective.old=\"$new\""
