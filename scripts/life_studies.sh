@@ -8,7 +8,7 @@
 set -euo pipefail
 glue=$1 outputs=$2
 shift 2
-steps=150                                                           # of 32 rows, for every task and method
+steps=150                                                              # of 32 rows, for every task and method
 declare -A rate=([full]=1.5e-4 [lora]=1.5e-3 [bitfit]=3e-3 [id3]=6e-3) # three times a method's own: there are few steps
 here=(data=folder "data.path=$glue" "outputs=$outputs")
 cell=("${here[@]}" model=minilm_l6 tracker=none progress=false protocol.selection=held_out protocol.head_lr=3e-3 seed=0,1,2)
@@ -74,21 +74,21 @@ newer() {
 
 port() {
     local distance method on=(model=minilm_l6 task=sst2 data=folder "data.path=$glue")
-    runs stsb lora bitfit
-    runs sst2 full
+    runs sst2 lora bitfit
+    runs stsb full
     declare -A make=(
         [near]="make=mlm make.steps=30 ${on[*]}"
         [far]="make=mlm make.steps=200 ${on[*]}"
-        [merged]="make=merged make.run=$(row sst2 full)/seed0"
+        [merged]="make=merged make.run=$(row stsb full)/seed0"
     )
     for distance in near far merged; do
         local onto=() study=life_port_$distance
         read -ra onto < <(newer "$distance" ${make[$distance]})
         for method in lora bitfit; do
-            plan "$method" "study=$study" task=stsb "${onto[@]}"
-            plan "$method" "study=$study" task=stsb "${onto[@]}" protocol.max_steps=50
+            plan "$method" "study=$study" task=sst2 "${onto[@]}"
+            plan "$method" "study=$study" task=sst2 "${onto[@]}" protocol.max_steps=50
         done
-        peftbench port from=life task=stsb method=lora,bitfit seed=0,1,2 "${onto[@]}" "study=$study" port.steps=0,50 \
+        peftbench port from=life task=sst2 method=lora,bitfit seed=0,1,2 "${onto[@]}" "study=$study" port.steps=0,50 \
             port.refit_rows=500 "${here[@]}" --save
         work "$study"
         peftbench table "$study" --outputs "$outputs"

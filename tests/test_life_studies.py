@@ -24,7 +24,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     here = tmp_path_factory.mktemp("life")
     (here / "peftbench").write_text(NOTED)
     (here / "peftbench").chmod(0o755)
-    for row in ("mrpc-bitfit", "mrpc-lora", "sst2-full"):
+    for row in ("mrpc-bitfit", "mrpc-lora", "stsb-full"):
         for seed in range(3):
             (here / "outputs" / "life" / f"{row}-minilm_l6-0a1b2c3d" / f"seed{seed}").mkdir(parents=True)
     environment = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}", "NOTES": str(here / "notes")}
