@@ -4,17 +4,19 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from forgery import Said
+from prompted import masked_checkpoint
 from studies import learn_otherwise
 from support import TINY
 
 from peftbench.config import compose
 from peftbench.ground.files import RECORD_FILE
 from peftbench.lifecycle import score
-from peftbench.record import find_records, read_record
+from peftbench.record import find_records, read_record, write_record
 from peftbench.runner.run import Outcome, run
 from peftbench.study import status
 from peftbench.study.lock import Lock
@@ -76,6 +78,15 @@ def test_a_run_is_scored_on_another_task_of_its_labels_and_found_again(rte: Path
     assert states(rte) == {rte: "done", path.parent: "done"}
 
 
+def test_several_runs_are_scored_by_one_command(rte: Path, command: Command) -> None:
+    other = Path(shutil.copytree(rte, rte.parent / "seed1"))
+    record = read_record(rte / RECORD_FILE)
+    write_record(replace(record, cell=replace(record.cell, seed=1)), other)
+    code, _, err = command("score", str(rte), str(other), "task=qnli")
+    assert (code, err) == (0, "")
+    assert sorted(folder.name for folder in artefacts(rte)) == ["seed0", "seed1"]
+
+
 def test_a_run_that_learned_something_else_makes_it_stale(rte: Path, command: Command) -> None:
     assert command("score", str(rte), "task=qnli")[0] == 0
     (made,) = artefacts(rte)
@@ -102,6 +113,22 @@ def test_an_artefact_outlives_its_run_and_is_not_made_of_one_that_is_gone(rte: P
     shutil.rmtree(rte)
     assert states(rte) == {made: "done"}
     assert line_of(command("score", str(rte), "task=qnli"), 3).endswith("No such file or directory)\n")
+
+
+def test_a_run_with_a_prompt_is_scored_with_it_and_not_merged(
+    trained: Path, run_tiny: Run, command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [*masked_checkpoint("bert_base_uncased", tmp_path / "masked"), "readout=prompt", "protocol.max_length=32"]
+    words += ["data=folder", f"data.path={trained.parents[3] / 'rows'}", "method=full", "study=p", "protocol.lr=0.01"]
+    rte = run_tiny(*words, "task=rte", "protocol.precision=fp32").path.parent
+    capfd.readouterr()  # of the library that wrote the backbone
+    code, out, err = command("score", str(rte), "task=qnli")
+    assert (code, err) == (0, "")
+    made = Path(out.splitlines()[-1]).parent
+    assert (made / "predictions" / "dev.tsv").read_text() == (rte / "predictions" / "dev.tsv").read_text()
+    run_tiny(*words, "task=sst2", "data=sample", "protocol.precision=fp32")
+    ask = ["merge", "from=p", f"outputs={rte.parents[2]}", "method=full", "merge=average"]
+    assert "with a prompt; classifiers are merged" in line_of(command(*ask), 2)
 
 
 def line_of(said: Said, code: int) -> str:

@@ -315,6 +315,33 @@ def test_an_edit_goes_stale_with_its_run_and_workers_make_it_anew(
     assert sum(sha256 in one.hashes.parents.values() for _, one in every.values()) == 3
 
 
+def test_several_runs_are_edited_by_one_command_and_all_are_looked_at_first(
+    outputs: Path, command: Command, tmp_path: Path
+) -> None:
+    here = Path(shutil.copytree(outputs / "s", tmp_path / "outputs" / "s")).parent
+    train(here, "task=rte", "seed=1")
+    rows = sorted((here / "s").glob("rte-lora-*/seed?"))
+    words = [*ASK, f"cache={tmp_path / 'cache'}", "study=both", "collateral=[]"]
+    assert command("edit", *map(str, rows), *words, "--save").out == "both: 2 lines kept; peftbench work both\n"
+    (stsb,) = (here / "s").glob("stsb-lora-*/seed0")
+    said = command("edit", *words, *map(str, rows), str(stsb))
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert "task=stsb is a regression" in said.err
+    assert not [*find_records(here / "both")]
+    code, out, err = command("edit", str(rows[0]), *words, str(rows[1]))
+    assert (code, err) == (0, ""), out
+    every = [read_record(path) for path in find_records(here / "both")]
+    assert sorted((one.cell.seed, one.cell.method.partition(" ")[0]) for one in every) == [
+        (0, "surgery"), (0, "unedited"), (1, "surgery"), (1, "unedited"),
+    ]  # fmt: skip
+    for one in every:
+        assert list(one.hashes.parents) == [f"s/{rows[0].parent.name}/seed{one.cell.seed}"]
+    assert command("work", "both", "--outputs", str(here)).out.count("already there: ") == 4
+    said = command("edit", *words)
+    assert (said.code, said.out, said.err.count("\n")) == (2, "", 1)
+    assert "edit: no run; name the folder" in said.err
+
+
 @pytest.mark.parametrize("behaviour", ["overlap", "negation"])
 def test_a_shortcut_is_counted_on_the_rows_that_can_show_it(
     behaviour: str, outputs: Path, rte: Path, command: Command

@@ -65,6 +65,11 @@ def test_rates_are_what_a_count_row_by_row_gives(rows: list[tuple[int, int, int]
     assert rates["NFR"] <= rates["NFR_mc"] + 1e-12
     if len({value for row in rows for value in row}) == 2:
         assert rates["NFR"] == pytest.approx(rates["NFR_mc"])
+    still = sum(a == b == t for a, b, t in rows) / len(rows), sum(a != t != b for a, b, t in rows) / len(rows)
+    assert still == pytest.approx((accuracy - rates["NFR"], 1 - rates["accuracy"] - rates["NFR"]))
+    for after in (old, truth):  # nothing flips to itself, and to a perfect model nothing flips back
+        one = flips.per_row(Answers(old, truth), Answers(after, truth)).mean(axis=1, dtype=np.float64)
+        assert float(flips.measures(one)["NFR"]) == float(flips.measures(one)["NFI"]) == 0
 
 
 @given(st.lists(st.tuples(*[st.floats(0, 5, width=16)] * 3), min_size=1, max_size=20))

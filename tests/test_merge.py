@@ -9,8 +9,11 @@ import pytest
 import torch
 from forgery import Said
 from support import TINY
+from transformers import AutoModelForSequenceClassification
 
+from peftbench.backbone.model import load_model
 from peftbench.config import compose
+from peftbench.data.tokens import Tokens
 from peftbench.ground.files import RECORD_FILE
 from peftbench.lifecycle import merge, task_model, vectors
 from peftbench.lifecycle.parents import parent
@@ -133,6 +136,36 @@ def test_task_vectors_are_products_values_less_what_was_there_and_exact_outside(
         assert int((whole.rows != 0).sum()) == int((taus.rows != 0).sum())
 
 
+def test_a_merge_is_scored_as_a_plain_model_of_its_weights(outputs: Path, command: Command, tmp_path: Path) -> None:
+    words = ["method=lora", "merge=task_arithmetic", "merge.scale=0.5", "merge.heads=kept", "study=plain"]
+    merged(command, outputs, *words)
+    plain = {}
+    for task in ("rte", "sst2"):
+        (folder,) = (outputs / "s").glob(f"{task}-lora-*/seed0")
+        assert command("apply", str(folder), "--output", str(tmp_path / task)).code == 0
+        plain[task] = AutoModelForSequenceClassification.from_pretrained(tmp_path / task).eval()
+    (folder,) = (outputs / "s").glob("rte-lora-*/seed0")
+    before = task_model.backbone_of(load_model(parent(folder).model, 2, 0)[0])
+    after = [dict(module.named_parameters()) for module in plain.values()]
+    with torch.no_grad():
+        for name, weight in before.items():
+            plain["rte"].get_parameter(name).copy_(weight + 0.5 * sum(one[name] - weight for one in after))
+    tokens = task_model.FoldedModel(parent(folder), str(outputs.parent / "cache")).tokens("dev", 48)
+    (made_of,) = (outputs / "plain").glob("rte-task_arithmetic-*kept*/seed0/predictions/dev.tsv")
+    lines = [line.split("\t") for line in made_of.read_text().splitlines()[1:]]
+    assert len(lines) == len(tokens)
+    for row, line in enumerate(lines):
+        with torch.no_grad():
+            logits = plain["rte"](**inputs_of(tokens, row)).logits[0]
+        assert [float(value) for value in line[3:]] == pytest.approx(logits.tolist(), abs=2e-5)
+
+
+def inputs_of(tokens: Tokens, row: int) -> dict[str, torch.Tensor]:
+    ids = torch.tensor(tokens.ids[tokens.starts[row] : tokens.starts[row + 1]]).long()[None]
+    types = (torch.arange(ids.shape[1]) >= int(tokens.first[row])).long()[None]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": types}
+
+
 def test_statistics_are_those_of_autograd_and_of_the_inputs_without_padding(outputs: Path) -> None:
     (folder,) = (outputs / "s").glob("rte-lora-*/seed0")
     one = task_model.FoldedModel(parent(folder), str(outputs.parent / "cache"))
@@ -147,10 +180,7 @@ def test_statistics_are_those_of_autograd_and_of_the_inputs_without_padding(outp
     layer = one.model.module.get_submodule(name.removesuffix(".weight"))
     hook = layer.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach()))
     for row in range(3):
-        ids = torch.tensor(tokens.ids[tokens.starts[row] : tokens.starts[row + 1]]).long()[None]
-        types = (torch.arange(ids.shape[1]) >= int(tokens.first[row])).long()[None]
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": types}
-        shares = torch.softmax(one.model.forward(inputs)[0], 0)
+        shares = torch.softmax(one.model.forward(inputs_of(tokens, row))[0], 0)
         for share in shares:
             (grad,) = torch.autograd.grad(share.log(), weight, retain_graph=True)
             expected += share.detach() * grad**2 / 3
@@ -197,6 +227,8 @@ def test_what_cannot_be_merged_is_one_line_before_anything_is_made(
     assert "no finished run of lora on cola" in refused(*ask, "tasks=[cola,rte]")
     assert "a merge is of 2 to" in refused(*ask, "tasks=[rte]")
     assert "tasks=rte: must be a list" in refused(*ask, "tasks=rte")
+    for word in ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"):
+        assert f"{word}: is of run; here commas sweep, and --save" in refused(*ask, word)
     assert not (outputs / "refused").exists()
 
 

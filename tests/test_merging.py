@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftbench.lifecycle.merging import METHODS, Changes, Dare, Fisher, Merge, RegMean
+from peftbench.lifecycle.vectors import equalized
 
 peft = pytest.importorskip("peft.utils.merge_utils")
 SHARED: dict[str, Any] = {
@@ -125,9 +126,99 @@ def test_one_task_and_equal_tasks(rows: torch.Tensor) -> None:
     )
 
 
+@few
+@given(rows=matrices, times=st.integers(1, 4))
+def test_one_task_or_the_same_several_times_is_that_task_by_fisher_regmean_and_whole_dare(
+    rows: torch.Tensor, times: int
+) -> None:
+    same = rows[:1].expand(times, -1).contiguous()
+    assert torch.equal(method("dare", keep=1.0).merged(changes(rows[:1])), rows[0])
+    by_fisher = method("fisher").merged(changes(same, curvature=torch.rand(times, rows.shape[1]) + 0.1))
+    torch.testing.assert_close(by_fisher, rows[0], atol=1e-9, rtol=1e-5)
+    x = torch.randn(times, 4 * rows.shape[1], rows.shape[1])
+    inputs = {0: (torch.Size((1, rows.shape[1])), x.transpose(1, 2) @ x)}
+    torch.testing.assert_close(method("regmean").merged(changes(same, inputs=inputs)), rows[0], atol=1e-6, rtol=1e-4)
+
+
+@few
+@given(st.integers(0, 10_000), st.integers(10, 60), st.sampled_from([0.1, 0.3, 0.7]))
+def test_pcb_of_equal_tasks_is_their_clamped_largest_entries_unscaled(seed: int, entries: int, keep: float) -> None:
+    row = drawn(1, entries, seed)
+    merged = method("pcb", keep=keep).merged(changes(row.expand(3, -1).contiguous()))
+    order = row[0].abs().sort()
+    clamped = row[0].sign() * row[0].abs().clamp(order.values[0], order.values[int(entries * (1 - 1e-4) - 1)])
+    kept = order.indices[int(entries * (1 - keep)) + 1 :]
+    expected = torch.zeros(entries)
+    expected[kept] = clamped[kept]
+    torch.testing.assert_close(merged, expected, atol=1e-9, rtol=1e-5)
+
+
+def test_pcb_does_not_see_the_scale_of_small_changes_and_does_see_that_of_large_ones() -> None:
+    rows, pcb = drawn(3, 2000), method("pcb", keep=0.1)
+    small = pcb.merged(changes(rows))
+    for times, least, most in ((10, 0.0, 1e-6), (1000, 0.1, 10.0)):
+        difference = (pcb.merged(changes(rows * times)) / times - small).abs().max() / small.abs().max()
+        assert least <= difference <= most
+
+
+def test_where_one_change_is_ten_times_as_long_ties_and_pcb_drown_the_other() -> None:
+    rows = drawn(2, 20_000)
+    rows *= torch.tensor([[1e-3], [1e-2]]) / rows.norm(dim=1, keepdim=True)
+
+    def beside(word: str) -> list[float]:
+        return torch.cosine_similarity(method(word, keep=0.1).merged(changes(rows))[None], rows).tolist()
+
+    assert beside("pcb") == pytest.approx([0, 0.66], abs=0.02)
+    assert beside("ties") == pytest.approx([0.04, 0.66], abs=0.02)
+    assert beside("task_arithmetic") == pytest.approx([0.10, 0.995], abs=0.02)
+    equal = equalized(rows)
+    together = torch.cosine_similarity(method("pcb", keep=0.1).merged(changes(equal))[None], rows)
+    assert together[0] == pytest.approx(float(together[1]), abs=0.05)
+
+
+def test_shares_count_what_is_handed_in_also_where_no_run_changed_it() -> None:
+    rows, pcb = drawn(3, 5000), method("pcb", keep=0.1)
+    touched = int((pcb.merged(changes(rows)) != 0).sum())
+    whole = int((pcb.merged(changes(torch.cat([rows, torch.zeros_like(rows)], 1))) != 0).sum())
+    assert 1.6 * touched < whole < 2 * touched
+
+
+def test_ties_of_lora_are_pefts_of_the_products_and_not_of_the_factors() -> None:
+    from peft import LoraConfig, PeftModel
+
+    tasks, out, inside, rank = ("a", "b", "c"), 12, 10, 3
+    model: Any = torch.nn.Sequential(torch.nn.Linear(inside, out, bias=False))
+    config = LoraConfig(r=rank, lora_alpha=6, target_modules=["0"])
+    whole = PeftModel(model, config, adapter_name="a")
+    for task in tasks[1:]:
+        whole.add_adapter(task, config)
+    layer = whole.base_model.model[0]
+    random = torch.Generator().manual_seed(1)
+    for task in tasks:
+        for factors in (layer.lora_A, layer.lora_B):
+            factors[task].weight.data = torch.randn(factors[task].weight.shape, generator=random)
+    rows = torch.stack([layer.get_delta_weight(task).detach().flatten() for task in tasks])
+    ours = method("ties", keep=0.2, within="tensor").merged(changes(rows)).view(out, inside)
+
+    def theirs(how: str) -> torch.Tensor:
+        more = {"svd_rank": inside} if how.endswith("_svd") else {}
+        whole.add_weighted_adapter([*tasks], [1.0] * 3, how, combination_type=how, density=0.2, **more)
+        return torch.as_tensor(layer.get_delta_weight(how).detach())
+
+    torch.testing.assert_close(ours, theirs("ties_svd"), atol=1e-5, rtol=1e-4)
+    factors = theirs("ties")
+    turn, _ = torch.linalg.qr(torch.randn(rank, rank, generator=random))
+    layer.lora_A["a"].weight.data = turn.T @ layer.lora_A["a"].weight.data
+    layer.lora_B["a"].weight.data = layer.lora_B["a"].weight.data @ turn
+    torch.testing.assert_close(layer.get_delta_weight("a").flatten(), rows[0], atol=1e-4, rtol=1e-4)
+    whole.delete_adapter("ties")
+    assert (theirs("ties") - factors).abs().max() > 1, "the same runs, written with other factors"
+
+
 def test_pcb_keeps_what_its_indices_say_and_no_entry_against_the_sum() -> None:
     rows = drawn(1, 20_000)
     assert int((method("pcb", keep=0.1).merged(changes(rows)) != 0).sum()) == 1999
+    assert int((method("pcb", keep=0.9).merged(changes(drawn(1, 1000))) != 0).sum()) == 900, "int(99.99...) is 99"
     rows = drawn(3, 5000)
     merged = method("pcb", keep=0.05).merged(changes(rows))
     assert (merged.sign() * rows.sum(0).sign() >= 0).all()

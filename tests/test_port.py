@@ -5,8 +5,10 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import uses
 from checkpoints import checkpoint
 from forgery import Said
 from safetensors.torch import load_file, save_file
@@ -17,6 +19,9 @@ from peftbench.backbone.weights import WEIGHTS_FILE
 from peftbench.commands import artefacts
 from peftbench.config import compose
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE
+from peftbench.lifecycle.parents import parent
+from peftbench.lifecycle.patch import Patch
+from peftbench.lifecycle.task_model import backbone_of
 from peftbench.record import Record, find_records, read_record
 from peftbench.runner.delta import Delta
 from peftbench.runner.deltas import model_spec, reload
@@ -26,6 +31,7 @@ Command = Callable[..., Said]
 CELL = ["data=sample", "data.limit=48", "tracker=none", "progress=false", "protocol.max_length=24", "task=sst2"]
 CELL += ["protocol.batch_size=8", "protocol.max_steps=3", "protocol.lr=0.01"]
 METHODS = {  # by the word: other words of the run
+    "full": [],
     "bitfit": [],
     "lora": [],
     "pafi": ["budget=200"],
@@ -201,6 +207,32 @@ def test_a_scale_moves_the_scores_along_the_change(here: Path, command: Command)
     assert half.hashes.delta is None
     assert half.made is not None
     assert half.made.keys["scale"] == 0.5
+
+
+def test_a_port_is_linear_in_what_the_run_learned(here: Path) -> None:
+    newer = compose.cell_from(model(here, "newer")).model
+    patch = Patch(parent(own_run(here, "lora")), newer, str(here / "cache"))
+    assert patch.change is not None
+    weights, now = {scale: backbone_of(patch.plain(scale).model) for scale in (0.0, 0.5, 1.0)}, patch.moved.now
+    changed = False
+    for name, change in patch.change.items():
+        for scale, found in weights.items():
+            exact = now[name] + scale * change
+            rounded = exact.bfloat16().float()  # as frozen weights of the run are kept
+            changed |= not torch.equal(rounded, now[name].bfloat16().float())
+            assert torch.equal(found[name], exact) or torch.equal(found[name], rounded)
+    assert changed
+
+
+def test_a_ported_adapter_gives_what_peft_makes_of_it_on_the_newer_backbone(here: Path, tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="peft is an extra that is not installed")
+    folder, _ = made(here / "outputs" / "newer")["port of lora, kept head"]
+    theirs = uses.exported(folder, here / "newer", tmp_path / "adapter")
+    whole, _, _ = reload(folder)
+    np.testing.assert_allclose(uses.logits(whole.module, here / "newer"), theirs, atol=uses.CLOSE)
+    own = uses.exported(own_run(here, "lora"), here / "newer", tmp_path / "own")
+    np.testing.assert_allclose(own, theirs, atol=uses.CLOSE)  # the factors are carried over as they are
+    np.testing.assert_allclose(uses.written(folder), theirs, atol=0.03)  # which were scored in bf16
 
 
 def test_a_ported_run_is_used_as_a_run(here: Path, command: Command, tmp_path: Path) -> None:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def score(arguments: Sequence[str]) -> int:
-    """`peftbench score RUN task=WORD`: a finished run on another task of the same labels."""
+    """`peftbench score RUN... task=WORD`: finished runs on another task of the same labels."""
     parser = Parser(prog="peftbench score")
-    parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument("words", nargs="*", help="task=, and where needed data=, study=, outputs=, cache=")
+    _add_runs(parser, "task=, and where needed data=, study=, outputs=, cache=")
     _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
+    runs, words = _apart(options.given, "score")
     environment.one_process("score")
     from peftbench.commands import screen
     from peftbench.config import recipes
@@ -34,13 +34,13 @@ def score(arguments: Sequence[str]) -> int:
     from peftbench.lifecycle.score import check_labels, lines, score
 
     if options.save:
-        return _save(options, lines(Path(options.run), options.words))
-    run, known = parent(Path(options.run)), known_classes(options.searchpath)
+        return _save(options, [line for run in runs for line in lines(run, words)])
+    known = known_classes(options.searchpath)
     own = [] if options.searchpath is None else ["--searchpath", options.searchpath]
-    every = {tuple(words): where_of(words, run) for words in recipes.swept(options.words)}
-    for where in every.values():
+    every = [(run, one, where_of(one, run)) for run in map(parent, runs) for one in recipes.swept(words)]
+    for run, _, where in every:
         check_labels(run, where.task)
-    return max(score(run, where, ["score", options.run, *words, *own], screen, known) for words, where in every.items())
+    return max(score(run, where, ["score", str(run.folder), *one, *own], screen, known) for run, one, where in every)
 
 
 def merge(arguments: Sequence[str]) -> int:
@@ -101,14 +101,12 @@ def port(arguments: Sequence[str]) -> int:
 
 
 def edit(arguments: Sequence[str]) -> int:
-    """`peftbench edit RUN edit.behaviour=WORD`: a run's behaviour edited (Model Surgery), its controls, collateral."""
+    """`peftbench edit RUN... edit.behaviour=WORD`: runs' behaviour edited (Model Surgery), its controls, collateral."""
     parser = Parser(prog="peftbench edit")
-    parser.add_argument("run", help="folder of a finished run")
-    parser.add_argument(
-        "words", nargs="*", help="edit.behaviour=, edit.control=, edit.strength=, ...; collateral=[...], study=, ..."
-    )
+    _add_runs(parser, "edit.behaviour=, edit.control=, edit.strength=, ...; collateral=[...], study=, ...")
     _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
+    runs, words = _apart(options.given, "edit")
     environment.one_process("edit")
     from peftbench.commands import screen
     from peftbench.lifecycle.edit import edit
@@ -116,9 +114,10 @@ def edit(arguments: Sequence[str]) -> int:
     from peftbench.lifecycle.parents import parent
 
     if options.save:
-        return _save(options, lines(Path(options.run), options.words))
+        return _save(options, [line for run in runs for line in lines(run, words)])
     own = [] if options.searchpath is None else ["--searchpath", options.searchpath]
-    jobs = ask(options.words, parent(Path(options.run)), known_classes(options.searchpath), own)
+    known = known_classes(options.searchpath)
+    jobs = [job for run in map(parent, runs) for job in ask(words, run, known, own)]
     return max(edit(job, screen.Artefacts()) for job in jobs)
 
 
@@ -176,6 +175,24 @@ def sequence(arguments: Sequence[str]) -> int:
     from peftbench.lifecycle.sequence.sequence import sequence
 
     return max(sequence(job, screen.Sequences()) for job in jobs)
+
+
+def _add_runs(parser: Parser, words: str) -> None:
+    """What commands on runs are given."""
+    parser.add_argument("given", nargs="+", metavar="RUN|WORD", help=f"folders of finished runs; {words}")
+
+
+def _apart(given: Sequence[str], command: str) -> tuple[list[Path], list[str]]:
+    """The runs and the words that were typed: a word has a = and before it no slash.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    words = [item for item in given if "=" in item and "/" not in item.partition("=")[0]]
+    runs = [Path(item) for item in dict.fromkeys(given) if item not in words]
+    if not runs:
+        raise ConfigError(f"{command}: no run; name the folder of a finished run, or several")
+    return runs, words
 
 
 def _add_choices(parser: Parser) -> None:

@@ -25,6 +25,7 @@ MODULES = {  # word -> the module of `peftbench.report` whose `sheet` makes the 
     "sequences": "sequences",
     "edits": "edits",
     "shots": "few",
+    "distances": "distances",
 }
 WORDS = (SCORES, *MODULES, "subsets", "pscp")
 

@@ -105,10 +105,12 @@ def swept(overrides: Sequence[str]) -> list[list[str]]:
     """Every combination of the values that words name, as Hydra sweeps: `seed=0,1 merge=ties` is two lists of words.
 
     Raises:
-        ConfigError: a word is not of the form key=value.
+        ConfigError: a word is not of the form key=value, or one of Hydra's own.
     """
     choices = []
     for override in overrides:
+        if override.lstrip("+~").startswith(("hydra.", "hydra/")):
+            raise ConfigError(f"{shown(override)}: is of run; here commas sweep, and --save leaves work to workers")
         try:
             parsed = OverridesParser.create().parse_override(override)
             key = parsed.get_key_element()

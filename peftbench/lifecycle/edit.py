@@ -81,6 +81,7 @@ def edit(job: Job, screen: Screen) -> int:
         codes.append(_unedited(job, other, where, screen))
         codes += [_beside(job, asked, other, where, screen) for asked in job.edits]
         other.forget()
+    job.run.forget()
     return max(codes)
 
 

@@ -14,10 +14,9 @@ from peftbench.lifecycle.behaviour import answer_of, check_prone
 from peftbench.lifecycle.edit import Asked, Job
 from peftbench.lifecycle.editable import Edit, EditableRun
 from peftbench.lifecycle.folded_run import FoldedRun
-from peftbench.lifecycle.parents import Parent
+from peftbench.lifecycle.parents import Parent, check_plain
 from peftbench.lifecycle.runs import matching
 from peftbench.lifecycle.score import saved_line
-from peftbench.runner import readouts
 from peftbench.runner.run import read_rows
 
 GROUP = "edit"
@@ -84,8 +83,7 @@ def check_run(run: Parent) -> None:
     """
     if len(run.task.parts) > 1:
         raise ConfigError(f"{run.folder}: learned several tasks together; an edit is of a run of one task")
-    if not _is_plain(run):
-        raise ConfigError(f"{run.folder}: a run of few labels or with a prompt; classifiers are edited")
+    check_plain(run, "edited")
     if run.one_task().train is None or not run.one_task().dev:
         raise ConfigError(f"{run.folder}: task={run.record.cell.task} has no rows to fit a probe on, or none to score")
 
@@ -126,6 +124,7 @@ def _job(
     scored = read_rows(where.rows)[run.one_task().scored()[run.one_task().headline][0]]
     for read, _ in edits:
         check_prone(read.edit.word, one.behaviour(read.edit), scored)
+    one.forget()
     others = [(FoldedRun(other, cache, known), where_of(place, other, PLACE)) for other in _others(run, beside)]
     return Job(one, where, [Asked(read.edit, read.word, line) for read, line in edits], others)
 
@@ -145,7 +144,7 @@ def _others(run: Parent, wanted: tuple[str, ...] | None) -> list[Parent]:
         task = other.record.cell.task
         if task == cell.task or (wanted is not None and task not in wanted):
             continue
-        if not (_is_plain(other) and _same_backbone(run, other)):
+        if not (other.is_plain and _same_backbone(run, other)):
             continue
         if task in by_task:
             both = f"{by_task[task].folder.parent.name} and {other.folder.parent.name}"
@@ -155,11 +154,6 @@ def _others(run: Parent, wanted: tuple[str, ...] | None) -> list[Parent]:
         row = f"{cell.method}, seed {cell.seed}, on its backbone"
         raise ConfigError(f"{BESIDE}: no finished run of {shown(missing[0])} in study {cell.study} with {row}")
     return list(by_task.values())
-
-
-def _is_plain(run: Parent) -> bool:
-    """Whether it is a classifier of all labels."""
-    return readouts.readout_spec(run.record).kind == "classifier" and not run.record.few
 
 
 def _same_backbone(one: Parent, other: Parent) -> bool:

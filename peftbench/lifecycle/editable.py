@@ -207,3 +207,9 @@ class EditableRun(FoldedRun):
         if incision is not None and incision.bias:
             assert self.model.last.bias is not None
             self.model.last.bias[self.behaviour(edit).answer] += incision.bias
+
+    def forget(self) -> None:
+        """See `FoldedRun`; what was found stays."""
+        super().forget()
+        for name in ("weights", "_rows"):
+            self.__dict__.pop(name, None)

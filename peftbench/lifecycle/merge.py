@@ -13,7 +13,7 @@ from peftbench.data.split import Split
 from peftbench.ground.errors import ConfigError
 from peftbench.lifecycle.artefact import Recipe, Result, Where, settle
 from peftbench.lifecycle.merging import Changes, Merge
-from peftbench.lifecycle.parents import Parent, one_seed
+from peftbench.lifecycle.parents import Parent, check_plain, one_seed
 from peftbench.lifecycle.score import scored
 from peftbench.lifecycle.task_model import FoldedModel, backbone_of
 from peftbench.lifecycle.vectors import Vectors, equalized, geometry, vectors
@@ -48,13 +48,16 @@ class Group:
         joint: the run that learned all the tasks together; None: there is none.
 
         Raises:
-            ConfigError: there are less than two, or two for one task, of several seeds, or on other backbones.
+            ConfigError: there are less than two, or two for one task, of several seeds, on other backbones, of few
+                labels or with prompts.
         """
         self.parents, self.seed, self.joint = parents, one_seed(parents), joint
         self.tasks = [one.record.cell.task for one in parents]
         self._cache, self.known = cache, known
         if not 2 <= len(parents) <= MOST_TASKS:
             raise ConfigError(f"{', '.join(self.tasks) or 'no task'}: a merge is of 2 to {MOST_TASKS} tasks")
+        for one in parents:
+            check_plain(one, "merged")
         first = parents[0].record
         for one in parents[1:]:
             if (one.record.config["model"], one.record.hashes.weights) != (first.config["model"], first.hashes.weights):

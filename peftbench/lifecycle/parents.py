@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from peftbench.config.few_labels import PromptSpec
 from peftbench.config.recorded import part
 from peftbench.config.spec import DataSpec, ModelSpec, Task, TaskSpec
 from peftbench.config.spec import Protocol as TrainingProtocol
@@ -11,7 +12,7 @@ from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.files import RECORD_FILE, place
 from peftbench.record import Record, read_record
 from peftbench.runner.deltas import model_spec
-from peftbench.runner.readouts import one_task, task_of
+from peftbench.runner.readouts import asked, one_task, readout_spec, task_of
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,32 @@ class Parent:
         return self.folder.resolve().parents[2]
 
     @property
+    def prompt(self) -> PromptSpec | None:
+        """The prompt that it puts rows into; None: it reads them as they are."""
+        return asked(readout_spec(self.record), self.task)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is a classifier of all labels."""
+        return readout_spec(self.record).kind == "classifier" and not self.record.few
+
+    @property
     def protocol(self) -> TrainingProtocol:
         """How it was trained."""
         return part(self.record, TrainingProtocol, "protocol")
+
+
+def check_plain(run: Parent, done: str) -> None:
+    """Refuse a run that is no classifier of all labels.
+
+    Args:
+        done: what is done with runs, in a word.
+
+    Raises:
+        ConfigError: it was read by a prompt, or had few labels.
+    """
+    if not run.is_plain:
+        raise ConfigError(f"{run.folder}: a run of few labels or with a prompt; classifiers are {done}")
 
 
 def parent(folder: Path) -> Parent:

@@ -17,7 +17,6 @@ from peftbench.lifecycle.distance import by_kind, cosine, length, minus
 from peftbench.lifecycle.parents import Parent
 from peftbench.lifecycle.task_model import FoldedModel, TaskModel, backbone_of
 from peftbench.methods.base import copy_into
-from peftbench.runner import readouts
 from peftbench.runner.delta import HEAD, Delta
 from peftbench.runner.deltas import delta_of, restore
 from peftbench.runner.porting import ported, put_draws
@@ -78,16 +77,6 @@ class Patch:
         known: classes outside this package that the run's delta may name.
         """
         self.run, self.model, self.cache, self.known = run, model, cache, known
-
-    def check(self) -> None:
-        """Refuse a run that is not to be ported.
-
-        Raises:
-            ConfigError: it was read by a prompt, or had few labels.
-        """
-        record = self.run.record
-        if readouts.readout_spec(record).kind == "prompt" or record.few:
-            raise ConfigError(f"{self.run.folder}: a run of few labels or with a prompt; classifiers are ported")
 
     def forget(self) -> None:
         """Let go of what was computed: models are large, and a study has many runs."""

@@ -10,7 +10,7 @@ from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.ground.files import check_study, expanded
 from peftbench.lifecycle import artefact, port_training, saved_lines
 from peftbench.lifecycle.artefact import where_of
-from peftbench.lifecycle.parents import Parent
+from peftbench.lifecycle.parents import Parent, check_plain
 from peftbench.lifecycle.patch import Patch, check_fit, weights_sha256
 from peftbench.lifecycle.port import Job, Port
 from peftbench.lifecycle.runs import matching
@@ -35,7 +35,7 @@ def ask(words: Sequence[str], known: Collection[str] = (), searchpath: str | Non
     jobs = [job for one in recipes.swept(words) for job in _of(one, known, patches)]
     jobs = [replace(job, searchpath=searchpath) for job in jobs]
     for patch in patches.values():
-        patch.check()
+        check_plain(patch.run, "ported")
     for old, new in {repr(patch.run.model): (patch.run.model, patch.model) for patch in patches.values()}.values():
         check_fit(old, new)
     for job in jobs:

@@ -115,7 +115,8 @@ def _labels(task: TaskSpec) -> str:
 def tokens_of(run: Parent, rows: Mapping[str, Split], cache: str) -> Mapping[str, Tokens]:
     """Token ids of these rows as the run would read them; `cache` is the folder that keeps them."""
     model = run.model
-    return tokenize_rows(rows, Tokenizing(model, weights_folder(model), run.protocol.max_length, cache))
+    how = Tokenizing(model, weights_folder(model), run.protocol.max_length, cache, run.prompt)
+    return tokenize_rows(rows, how)
 
 
 def evaluated(

@@ -48,7 +48,7 @@ def refined(first: np.ndarray, logits: np.ndarray, stage_of: np.ndarray, rounds:
         first: the stage to begin with (rows,).
         logits: with the adapters of every stage (stages, rows, classes).
         stage_of: the stage in which each class was learned (classes,).
-        rounds: at most so many are tried.
+        rounds: moves to another stage at most.
     """
     at = first.copy()
     every = np.arange(len(at))

@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# The studies of docs/after.md: what becomes of runs after their end.
+#
+#     scripts/life_studies.sh GLUE OUTPUTS [STUDY...]      (studies: merge port flips muscle sequence edit; default: all)
+#
+# All of them use the runs of study "life", which are trained once. Start it again to go on, or a second time beside itself:
+# what is done is skipped, and what somebody makes is left to him.
+set -euo pipefail
+glue=$1 outputs=$2
+shift 2
+steps=150                                                              # of 32 rows, for every task and method
+declare -A rate=([full]=1.5e-4 [lora]=1.5e-3 [bitfit]=3e-3 [id3]=6e-3) # three times a method's own: there are few steps
+here=(data=folder "data.path=$glue" "outputs=$outputs")
+cell=("${here[@]}" model=minilm_l6 tracker=none progress=false protocol.selection=held_out protocol.head_lr=3e-3 seed=0,1,2)
+
+# A study keeps these cells of a method for its workers: METHOD WORD...
+plan() {
+    local own=("method=$1" "protocol.lr=${rate[$1]}" "protocol.max_steps=$steps")
+    [ "$1" != id3 ] || own+=(budget.like=bitfit)
+    local word
+    for word in "${@:2}"; do [[ $word != protocol.max_steps=* ]] || unset 'own[2]'; done
+    peftbench plan "${cell[@]}" "${own[@]}" "${@:2}" --save > /dev/null
+}
+
+# Be a worker of a study until all of it is made.
+work() { peftbench work "$1" --outputs "$outputs" --wait; }
+
+# The runs that the others use: TASKS METHOD...
+runs() {
+    local method
+    for method in "${@:2}"; do plan "$method" study=life "task=$1"; done
+    work life
+}
+
+# The folder of a row's runs, but for the seed: TASK METHOD
+row() { dirname "$(ls -d "$outputs/life/$1-$2"-minilm_l6-*/seed0)"; }
+
+# A command that others may be at, too: again, until nothing is left to them.
+persist() {
+    local code=75
+    while [ "$code" -eq 75 ]; do
+        code=0
+        "$@" || code=$?
+        [ "$code" -ne 75 ] || sleep 30
+    done
+    return "$code"
+}
+
+merge() {
+    local method all=cola,mrpc,rte,sst2,stsb
+    runs "$all" full lora bitfit id3
+    for method in full lora; do
+        plan "$method" study=life task=joint "task.tasks=[$all]" "protocol.max_steps=$((5 * steps))"
+    done
+    work life
+    for method in full lora bitfit id3; do
+        local of=(from=life "method=$method" "tasks=[$all]" seed=0,1,2 study=life_merge merge.refit_rows=500 "${here[@]}")
+        peftbench merge "${of[@]}" merge=average --save
+        peftbench merge "${of[@]}" merge=task_arithmetic,ties,pcb merge.choose_rows=128 'merge.grid=[0.2,0.4,0.7,1,1.5]' --save
+        peftbench merge "${of[@]}" merge=regmean merge.rows=256 --save
+    done
+    work life_merge
+    peftbench table life_merge --outputs "$outputs"
+}
+
+# Words that name a newer backbone, which is made by whoever comes first: NAME WORD...
+newer() {
+    (
+        flock 9
+        [ -s "$outputs/$1.words" ] || peftbench backbone "${@:2}" --to "$outputs/$1" > "$outputs/$1.words"
+    ) 9> "$outputs/$1.lock"
+    cat "$outputs/$1.words"
+}
+
+port() {
+    local distance method on=(model=minilm_l6 task=sst2 data=folder "data.path=$glue")
+    runs sst2 lora bitfit
+    runs stsb full
+    declare -A make=(
+        [near]="make=mlm make.steps=30 ${on[*]}"
+        [far]="make=mlm make.steps=200 ${on[*]}"
+        [merged]="make=merged make.run=$(row stsb full)/seed0"
+    )
+    for distance in near far merged; do
+        local onto=() study=life_port_$distance
+        read -ra onto < <(newer "$distance" ${make[$distance]})
+        for method in lora bitfit; do
+            plan "$method" "study=$study" task=sst2 "${onto[@]}"
+            plan "$method" "study=$study" task=sst2 "${onto[@]}" protocol.max_steps=50
+        done
+        peftbench port from=life task=sst2 method=lora,bitfit seed=0,1,2 "${onto[@]}" "study=$study" port.steps=0,50 \
+            port.refit_rows=500 "${here[@]}" --save
+        work "$study"
+        peftbench table "$study" --outputs "$outputs"
+    done
+}
+
+flips() {
+    runs cola,mrpc,rte,sst2,stsb full lora bitfit
+    peftbench flips life life --old-row bitfit --new-row lora --outputs "$outputs"
+    peftbench flips life life --old-row lora --new-row full --outputs "$outputs"
+}
+
+muscle() {
+    local study old new
+    runs mrpc bitfit lora
+    old=$(row mrpc bitfit)/seed\${seed} new=$(row mrpc lora)/seed\${seed}
+    local update=(task=mrpc protocol.max_steps=75 objective=muscle "init_from=\"$new\"")
+    plan lora study=life_muscle "${update[@]}" "objective.old=\"$old\"" objective.teacher=student_wrong,old_right,old,none
+    plan lora study=life_muscle_mixed "${update[@]}" "objective.old=\"$old\"" objective.mix=0.5
+    plan lora study=life_muscle_itself "${update[@]}" "objective.old=\"$new\""
+    peftbench flips life life --old-row bitfit --new-row lora --outputs "$outputs"
+    for study in life_muscle life_muscle_mixed life_muscle_itself; do
+        work "$study"
+        peftbench flips life "$study" --old-row bitfit --outputs "$outputs"
+    done
+}
+
+sequence() {
+    local of=(order=0,1,2 sequence.cap=300 data.limit=600 study=life_sequence "${here[@]}")
+    peftbench sequence learner=simplecil "${of[@]}" --save
+    peftbench sequence learner=finetune,aper,mos,joint,oracle learner.epochs=3 learner.lr=0.05 "${of[@]}" --save
+    work life_sequence
+    peftbench table life_sequence --show sequences --outputs "$outputs"
+}
+
+edit() {
+    runs cola,mrpc,rte,sst2,stsb lora
+    persist peftbench edit "$(row mrpc lora)"/seed[0-2] edit.behaviour=overlap edit.strength=0.25,0.5,1 study=life_edit \
+        edit.control=none,random_direction,random_rows,aligned,sign_flipped,bias
+    peftbench table life_edit --show edits --outputs "$outputs"
+}
+
+mkdir -p "$outputs"
+[ $# -gt 0 ] || set -- merge port flips muscle sequence edit
+for study in "$@"; do "$study"; done

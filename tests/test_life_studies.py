@@ -1,0 +1,75 @@
+"""scripts/life_studies.sh: every command that it gives is one that the project has, with words that are possible."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from peftbench.config import compose, recipes
+from peftbench.lifecycle import edit_words, merge_words, port_words
+from peftbench.lifecycle.sequence import words as sequence_words
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "life_studies.sh"
+STUDIES = ("merge", "port", "flips", "muscle", "sequence", "edit")
+NOTED = """#!/usr/bin/env bash
+printf '%s\\t' "$@" >> "$NOTES"; echo >> "$NOTES"
+[ "$1" != backbone ] || echo model=minilm_l6 model.weights=/newer model.sha256=null
+"""
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
+    """The commands that all studies give, in their order, where everything is there already."""
+    here = tmp_path_factory.mktemp("life")
+    (here / "peftbench").write_text(NOTED)
+    (here / "peftbench").chmod(0o755)
+    for row in ("mrpc-bitfit", "mrpc-lora", "stsb-full"):
+        for seed in range(3):
+            (here / "outputs" / "life" / f"{row}-minilm_l6-0a1b2c3d" / f"seed{seed}").mkdir(parents=True)
+    environment = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}", "NOTES": str(here / "notes")}
+    ended = subprocess.run(
+        ["bash", SCRIPT, here, here / "outputs"], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    return [line.rstrip("\t").split("\t") for line in (here / "notes").read_text().splitlines()]
+
+
+def test_every_study_gives_its_commands_and_all_use_the_same_runs(said: list[list[str]]) -> None:
+    given = [words[0] for words in said]
+    assert {"plan", "work", "merge", "port", "flips", "sequence", "edit", "backbone", "table"} == set(given)
+    runs = {tuple(words) for words in said if words[0] == "plan" and "study=life" in words}
+    first: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for words in runs:
+        method = next(word for word in words if word.startswith("method="))
+        how = tuple(word for word in words if word.startswith(("protocol.lr", "protocol.selection", "seed=")))
+        assert first.setdefault((method,), how) == how, "a cell is the same, whichever study asks for it"
+    assert len(runs) >= 6
+
+
+def test_cells_are_possible(said: list[list[str]]) -> None:
+    lists = [words[1:-1] for words in said if words[0] == "plan"]
+    assert all(words[-1] == "--save" for words in said if words[0] == "plan")
+    by_study = {tuple(word for word in words if word.startswith(("study=", "task="))): words for words in lists}
+    for words in by_study.values():
+        own = [word for word in words if not word.startswith(("init_from", "objective"))]
+        cell = compose.cell_from(recipes.swept(own)[0])
+        assert cell.protocol.max_steps is not None
+    assert any("objective=muscle" in words for words in lists)
+
+
+def test_artefacts_are_possible(said: list[list[str]]) -> None:
+    kept = 0
+    for command, *words in said:
+        own = [word for word in words if word != "--save"]
+        if command == "merge":
+            kept += len(merge_words.lines(own))
+        if command == "port":
+            kept += len(port_words.lines(own))
+        if command == "sequence":
+            kept += len(sequence_words.lines(own))
+        if command == "edit":
+            runs = [Path(word) for word in own if "=" not in word]
+            assert len(runs) == 3
+            kept += len([line for run in runs for line in edit_words.lines(run, [w for w in own if "=" in w])])
+    assert kept > 100
