@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 COMMANDS = ("count", "run", "studies", "use", "views", "words", "work", "trust")
@@ -54,7 +55,8 @@ class Running:
     def send_signal(self, number: int) -> None:
         """Send it a signal, if it still runs."""
         if self._process.pid is not None and self.returncode is None:
-            os.kill(self._process.pid, number)
+            with suppress(ProcessLookupError):  # it ended this moment
+                os.kill(self._process.pid, number)
 
     def communicate(self, timeout: float = TIMEOUT) -> tuple[str, str]:
         """Output and errors, when it has ended; one that does not end in time is killed."""

@@ -186,12 +186,16 @@ def _survey(lines: Sequence[list[str]], rerun: str, states: CellStates, to_come:
     by_key = {index.key(words): words for words in lines}
     new = _compose({name: words for name, words in by_key.items() if name not in known}, to_come)
     planned = [known.get(name) or new[name] for name in by_key]
-    # One cell may have several words: where all rows have labels, shots.split=1 and 2 are the same.
-    cells = list({cell.folder: cell for cell in planned}.values())
+    # Where all rows have labels, shots.split=1 and 2 are one cell; two folders of rows stay two, though named alike.
+    cells = list({(cell.folder, _but_split(cell.overrides)): cell for cell in planned}.values())
     statuses = [states.status(cell) for cell in cells]
     left = [cell for cell, status in zip(cells, statuses, strict=True) if has_to_run(status, rerun)]
     unfinished = [cell for cell, status in zip(cells, statuses, strict=True) if rerun == "all" or status != "done"]
     return Sweep(outputs, study, cells, left, unfinished)
+
+
+def _but_split(words: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word for word in words if not word.startswith("shots.split="))
 
 
 def has_to_run(status: str | None, rerun: str) -> bool:
