@@ -161,7 +161,7 @@ def test_tables_and_verdicts_have_splits_for_seeds_and_never_mix_shots(
     run_tiny(*short, "method=head", "shots.total=8")
     assert len(set(folders)) == len(folders)
     outputs = ["--outputs", str(tmp_path / "outputs")]
-    for view in (["table", "k"], ["table", "k", "--show", "shots"], ["report", "k"]):
+    for view in (["table", "k"], ["table", "k", "--show", "shots"], ["report", "k"], ["sync", "k"]):
         code, out, err = command(*view, *outputs)
         assert (code, out) == (2, "")
         assert err.startswith("study k: counts labelled rows of each class and in all, which no table mixes")

@@ -2,17 +2,20 @@
 
 import json
 import sqlite3
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trackio
 from support import TINY, call, losses
 
 from peftbench.config import compose, spec
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import RECORD_FILE
 from peftbench.record import read_record
+from peftbench.runner.trackio_run import trackio_run
 
 WORDS = ["tracker=trackio" if word == "tracker=none" else word for word in TINY]
 
@@ -61,6 +64,21 @@ def test_a_folder_that_cannot_be_written_does_not_stop_a_run(tmp_path: Path) -> 
     assert done.stderr.startswith("tracker=trackio: trackio failed to flush metric logs")
     assert done.stderr.count("\n") == 1
     assert [read_record(path).status for path in (tmp_path / "outputs").rglob(RECORD_FILE)] == ["done"]
+
+
+def test_a_warning_of_somebody_else_is_not_called_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(**_: object) -> None:
+        raise OSError("no room")
+
+    monkeypatch.setattr(trackio, "init", refuse)
+    described = {"group": "trial", "name": "first", "tags": [], "config": {}}
+    follow = trackio_run(spec.TrackerSpec(kind="trackio"), tmp_path, described)
+    with pytest.warns(UserWarning, match="of another"), follow as watchers:
+        warnings.warn("of another", stacklevel=1)
+    assert watchers == []
+    assert capsys.readouterr().err == "tracker=trackio: no room; this run is not followed\n"
 
 
 def test_without_trackio_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

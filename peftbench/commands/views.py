@@ -175,17 +175,19 @@ def submission(arguments: Sequence[str]) -> int:
 def sync(arguments: Sequence[str]) -> int:
     """`peftbench sync STUDY`: send what W&B recorded offline, and log the study's table and figures as one run."""
     parser = _study_parser("sync")
+    _add_shots(parser)
     parser.add_argument("--project", default="peftbench", help="W&B project of the table's run")
     options = parser.parse_args(arguments)
-    from peftbench.report import records, sync
+    from peftbench.report import few, records, sync
     from peftbench.runner.wandb_run import mode
 
     outputs = expanded(options.outputs)
     study = records.read_study(outputs, options.study, options.model)
+    shown_study = few.of_one_convention(study, options.shots)
     runs = sync.offline_runs(study)
     sync.send(runs, mode("auto"))
     print(f"{quantity(len(runs), 'run')} sent")
-    print(sync.log_study(study, writable(outputs / options.study), options.project, mode("auto")))
+    print(sync.log_study(shown_study, writable(outputs / options.study), options.project, mode("auto")))
     return 0
 
 

@@ -84,10 +84,12 @@ def _adapter(kind: type) -> TypeAdapter[Read]:
 
 def _read(record: Record) -> Read | None:
     """What a record says of distances; None: nothing, or not as this version writes it."""
+    if record.made is None:
+        return None
     kinds = {"merge": (_Merged,), "port": (_Ported, _Anew)}
-    for kind in kinds.get(record.made.by, ()) if record.made else ():
+    for kind in kinds.get(record.made.by, ()):
         try:
-            return _adapter(kind).validate_python(record.made.facts if record.made else None)
+            return _adapter(kind).validate_python(record.made.facts)
         except ValidationError:
             continue
     return None

@@ -2,7 +2,7 @@
 
 import io
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def trackio_run(tracker: TrackerSpec, folder: Path, described: Mapping[str, Any]
     import trackio
 
     with warnings.catch_warnings():
-        warnings.showwarning = _in_one_line
+        warnings.showwarning = _of_trackio(warnings.showwarning)
         run = None
         try:
             with redirect_stdout(io.StringIO()):
@@ -74,6 +74,13 @@ def trackio_run(tracker: TrackerSpec, folder: Path, described: Mapping[str, Any]
                     trackio.finish()
 
 
-def _in_one_line(message: Warning | str, *_: Any, **__: Any) -> None:
-    """A warning of trackio's threads, which go on without what could not be kept."""
-    warn(f"tracker=trackio: {shown(' '.join(str(message).split()), 200)}")
+def _of_trackio(otherwise: Callable[..., None]) -> Callable[..., None]:
+    """Shows a warning of trackio's threads, which go on without what could not be kept, in a line; others as before."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any, **named: Any) -> None:
+        if "trackio" in Path(filename).parts:
+            warn(f"tracker=trackio: {shown(' '.join(str(message).split()), 200)}")
+        else:
+            otherwise(message, category, filename, *rest, **named)
+
+    return show
