@@ -25,8 +25,8 @@ from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
 from peftbench.methods.base import Tuner
 from peftbench.record import MEASURED, find_records, read_record
-from peftbench.runner import deltas
-from peftbench.runner.run import Outcome, Tokenizing, read_rows, tokenize_rows
+from peftbench.runner import deltas, readouts
+from peftbench.runner.run import Outcome, read_rows, tokenize_rows, tokenizing
 from peftbench.training.trainer import Trainer
 
 # A two-layer BERT with random weights on the built-in sample: a run takes about a second.
@@ -88,7 +88,8 @@ def records(where: Path) -> dict[str, bytes]:
 def assemble(cell: Cell) -> tuple[Model, Tuner, Trainer]:
     """Model, tuner and trainer of a cell, as `run` makes them."""
     tokens = tokens_of(cell)
-    model, _ = load_model(cell.model, cell.task.num_labels, cell.seed)
+    readout = readouts.made(cell.readout, cell.task, cell.model, None)
+    model, _ = load_model(cell.model, cell.task.num_labels, cell.seed, readout)
     tuner = deltas.attach(cell.attachment, model, cell.seed)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
     trainer = Trainer(
@@ -121,7 +122,7 @@ def values(model: Model) -> dict[str, torch.Tensor]:
 def tokens_of(cell: Cell, rows: Mapping[str, Split] | None = None, weights: Path | None = None) -> Mapping[str, Tokens]:
     """Token ids of a cell's rows."""
     rows = read_rows(rows_of(cell)) if rows is None else rows
-    return tokenize_rows(rows, Tokenizing(cell.model, weights, cell.protocol.max_length, cell.cache))
+    return tokenize_rows(rows, tokenizing(cell, weights))
 
 
 def what_is_left(outcome: Outcome) -> tuple[dict[str, Any], dict[str, bytes]]:

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import checkpoint
+from matrix import EVERY
 from prompted import KINDS, byte_level, masked_checkpoint, wordpiece
 from safetensors.torch import load_file
-from support import values
+from support import assemble, values
 from transformers import AutoModelForMaskedLM
 from uses import done, labelled, written
 
@@ -251,11 +252,49 @@ def test_full_fine_tuning_trains_the_rows_with_the_embeddings(folders: dict[str,
     assert decoder.weight is model.module.get_input_embeddings().weight  # type: ignore[operator, union-attr]
 
 
-@pytest.mark.parametrize("method", ["lora", "houlsby", "linear_adapter", "hut", "lst", "id3", "gradual_unfreeze"])
-def test_methods_run_under_a_prompt_on_random_weights(method: str, run_tiny: Run) -> None:
-    extra = ["budget=300"] if method == "id3" else ["method.examples=2"] if method == "lst" else []
-    outcome = run_tiny("readout=prompt", f"method={method}", "protocol.max_steps=1", "protocol.max_length=32", *extra)
-    assert outcome.error is None, outcome.error
+SHIFTING = ("prompt_tuning", "prefix_tuning")  # peft's own prompts, which put tokens before the row's
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in SHIFTING])
+def test_every_method_trains_what_it_does_under_a_classifier(name: str, tiny: Callable[..., Cell]) -> None:
+    """Its own entries and the head, on a masked LM, which may lack a part of the backbone (BERT's pooler)."""
+    words = [*EVERY[name].overrides, "readout=prompt", "readout.head=all", "protocol.precision=fp32"]
+    model, tuner, trainer = assemble(tiny(*words, "protocol.lr=0.01"))
+    before, own = values(model), {key: p.detach().clone() for key, p in tuner.trainables().items()}
+    trainer.run()
+    after = values(model)
+    changed = {key for key in before.keys() & after.keys() if not torch.equal(before[key], after[key])}
+    head = {key for key, _ in model.head()}
+    assert head <= changed
+    backbone = {key for key, _ in readouts.without_weights(*asked_of(words, tiny)).backbone()}
+    assert not [key for key in (changed & backbone) - head if not EVERY[name].trains(key)]
+    moved = [key for key, p in tuner.trainables().items() if key not in own or not torch.equal(own[key], p)]
+    assert bool(moved) == bool(EVERY[name].entries)
+
+
+def asked_of(words: list[str], tiny: Callable[..., Cell]) -> tuple[Any, Any, Any]:
+    cell = tiny(*words)
+    return cell.model, cell.task, cell.readout
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name in SHIFTING])
+def test_what_shifts_a_rows_tokens_is_one_line(name: str, tiny: Callable[..., Cell]) -> None:
+    with pytest.raises(ConfigError, match=f"method.type={name}: its tokens shift the row's") as caught:
+        count_cell(tiny(*EVERY[name].overrides, "readout=prompt"))
+    assert len(caught.value.problems) == 1
+
+
+def test_strata_train_nothing_elsewhere_where_there_is_nothing() -> None:
+    """RoBERTa has no pooler, BERT none below a masked-LM head; the layers train as they did."""
+    counts = {
+        (model, readout): count_cell(
+            compose.cell_from([f"model={model}", "method=spafit", f"readout={readout}", "task=rte"])
+        ).backbone
+        for model in ("bert_base_uncased", "roberta_base")
+        for readout in ("classifier", "prompt")
+    }
+    assert counts.pop(("bert_base_uncased", "classifier")) - 768 == counts.pop(("roberta_base", "prompt"))
+    assert len(set(counts.values())) == 1
 
 
 def test_a_regression_is_read_between_two_words(folders: dict[str, list[str]], run_tiny: Run) -> None:

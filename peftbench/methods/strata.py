@@ -41,7 +41,8 @@ class Strata:
 
     Attributes:
         strata: each under a name, so that a yaml can change a part of one (or in a list); their boundaries rise.
-        elsewhere: methods outside the layers (embeddings, pooler), limited to `elsewhere_kinds`.
+        elsewhere: methods outside the layers (embeddings, pooler), limited to `elsewhere_kinds`; none where there is
+            nothing of these (RoBERTa has no pooler, and BERT none below a masked-LM head).
         rank: of every part that has one; None: each has its own.
     """
 
@@ -68,8 +69,9 @@ class Strata:
             start = last + 1
             if layers:
                 parts += [(self._made(raw), replace(scope, layers=layers)) for raw in self._methods(stratum)]
-        if scope.layers is None:
-            parts += [(self._made(raw), narrowed(scope, self.elsewhere_kinds)) for raw in self.elsewhere]
+        outside = narrowed(scope, self.elsewhere_kinds)
+        if scope.layers is None and any(True for _ in model.within(outside)):
+            parts += [(self._made(raw), outside) for raw in self.elsewhere]
         if not parts:
             raise ConfigError("scope: every stratum in it is frozen")
         if alone := [type(method).__name__ for method, _ in parts if member(method, "alone")]:
