@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,26 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import assemble, logged, values, what_is_left
+from support import assemble, logged, tokens_of, values, what_is_left
 from torch import nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 from peftbench import papers
+from peftbench.backbone.model import load_model
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.data.rows import POOL, rows_of
 from peftbench.ground.errors import ConfigError
 from peftbench.ground.files import DELTA_FILE
 from peftbench.record import read_record
+from peftbench.report.records import name_of
+from peftbench.runner import deltas, readouts
 from peftbench.runner.counts import count_cell
+from peftbench.runner.delta import HEAD
 from peftbench.runner.run import Outcome, read_rows
+from peftbench.runner.selftrain import Sessions
 from peftbench.study.reproduce import cells_of_table
 from peftbench.training.objective import Objective
 from peftbench.training.selftraining import MetaWeights, Reads, SelfTraining, alignments, divergence, trained
@@ -35,6 +41,7 @@ from peftbench.training.trainer import Trainer
 Run = Callable[..., Outcome]
 FEW = ["shots.total=12", "method=linear_adapter", "method.width=4", "protocol.precision=fp32", "protocol.lr=1e-3"]
 FEW += ["protocol.max_steps=2"]
+PROMPT = ["readout=prompt", "readout.head=all", "protocol.max_length=32"]
 LIST = ["selftrain=list", "selftrain.sessions=2", "selftrain.steps=4", "selftrain.epochs=1", "selftrain.batch_size=6"]
 LIST += ["selftrain.meta_after=0.5"]
 
@@ -159,11 +166,90 @@ def test_sessions_are_phases_of_one_run_that_goes_on_where_it_was_stopped(
     assert logged(whole) == logged(stopped)
 
 
-@pytest.mark.parametrize("word", ["weights=uniform", "labels=hard"])
-def test_ablations_are_other_runs_with_rows_of_their_own(word: str, tiny: Callable[..., Cell]) -> None:
-    cell, other = tiny(*FEW, *LIST), tiny(*FEW, *LIST, f"selftrain.{word}")
-    assert cell.fingerprint != other.fingerprint
-    assert tiny(*FEW, f"selftrain.{word}").fingerprint == tiny(*FEW).fingerprint
+def test_a_session_without_rows_without_labels_is_training_on_the_labelled_ones(run_tiny: Run) -> None:
+    """By the session's own rate, from the backbone's weights, whatever the teacher was."""
+    words = [*FEW, *PROMPT]
+    alone = run_tiny(*words, "protocol.lr=2e-3", "protocol.max_steps=null", "protocol.epochs=3", "protocol.warmup=0")
+    session = ["selftrain=list", "selftrain.sessions=1", "selftrain.steps=0", "selftrain.epochs=3", "selftrain.lr=2e-3"]
+    taught = run_tiny(*words, *session)
+    one, other = (load_file(outcome.path.parent / DELTA_FILE) for outcome in (alone, taught))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert taught.record.metrics.chosen == alone.record.metrics.chosen
+
+
+ABLATIONS = {
+    "linear_adapter prompt-all list 12 rows": [],
+    "linear_adapter prompt-all list-uniform 12 rows": ["selftrain.weights=uniform"],
+    "linear_adapter prompt-all list-hard 12 rows": ["selftrain.labels=hard"],
+    "linear_adapter prompt-all list-kept 12 rows": ["selftrain.fresh=false"],
+    "linear_adapter list 12 rows": ["readout=classifier", "readout.head=trains"],
+    "linear_adapter prompt-all 12 rows": ["selftrain=none"],
+}
+
+
+def test_the_method_and_its_ablations_are_rows_of_their_own_and_leave_the_encoder_alone(
+    run_tiny: Run, tiny: Callable[..., Cell]
+) -> None:
+    """What is stored is the light-weight part and the head; the encoder's own weights are the same, bit for bit."""
+    left: dict[str, dict[str, torch.Tensor]] = {}
+    for name, words in ABLATIONS.items():
+        outcome = run_tiny(*FEW, *PROMPT, *LIST, *words)
+        assert outcome.record.status == "done", outcome.error
+        assert name_of(outcome.record) == name
+        left[name] = load_file(outcome.path.parent / DELTA_FILE)
+        model = deltas.reload(outcome.path.parent)[0]
+        head = {f"{HEAD}{key}" for key, _ in model.head()}
+        assert head < left[name].keys()
+        assert {key.rpartition(".")[2] for key in left[name].keys() - head} == {"adapter_down", "adapter_up"}
+        cell = tiny(*FEW, *PROMPT, *LIST, *words)
+        readout = readouts.made(cell.readout, cell.task, cell.model, None)
+        before = values(load_model(cell.model, cell.task.num_labels, cell.seed, readout)[0])
+        after = values(model)
+        assert all(torch.equal(before[key], after[key]) for key, _ in model.backbone() if key in before)
+    every = [{key: p.numpy().tobytes() for key, p in tensors.items()} for tensors in left.values()]
+    assert all(one != other for i, one in enumerate(every) for other in every[:i])
+
+
+def test_the_pool_is_seen_again_and_again_and_may_be_smaller_than_a_batch(tiny: Callable[..., Cell]) -> None:
+    for size, expected in ((6, 6), (100, 36)):
+        cell = tiny(*FEW, "selftrain=list", "selftrain.steps=9", f"selftrain.batch_size={size}")
+        tokens = tokens_of(cell)
+        sessions = Sessions(cell.selftrain, cell.protocol, tokens["train"], tokens[POOL], 2, 0)
+        assert (len(tokens["train"]), len(tokens[POOL])) == (12, 36)
+        steps = sessions.drawn(1).reshape(9, expected)
+        passes = steps.reshape(-1, 36) if size == 100 else steps[:6].reshape(1, 36)
+        assert all(sorted(rows) == list(range(36)) for rows in passes.tolist())
+        assert not np.array_equal(steps, sessions.drawn(2).reshape(9, expected)), "another order in every session"
+        assert np.array_equal(steps, sessions.drawn(1).reshape(9, expected))
+
+
+@pytest.mark.parametrize("labels", ["soft", "hard"])
+def test_a_teacher_hands_on_its_probabilities_or_its_most_probable_class(
+    labels: str, tiny: Callable[..., Cell]
+) -> None:
+    cell = tiny(*FEW, "selftrain=list", f"selftrain.labels={labels}")
+    _, _, teacher = assemble(cell)
+    tokens = tokens_of(cell)
+    sessions = Sessions(cell.selftrain, cell.protocol, tokens["train"], tokens[POOL], 2, 0)
+    rows = np.array([7, 3, 7])
+    taught = sessions.taught(teacher, rows)
+    logits = torch.from_numpy(teacher.evaluator.predict(tokens[POOL]))[rows]
+    expected = logits.softmax(1) if labels == "soft" else nn.functional.one_hot(logits.argmax(1), 2).float()
+    np.testing.assert_allclose(taught, expected.numpy(), atol=1e-6)
+
+
+def test_any_method_is_the_light_weight_part(run_tiny: Run) -> None:
+    """One that has a forward mode with meta weights, the others with uniform ones."""
+    for words in (["method=lora"], ["method=id3", "budget=50", "selftrain.weights=uniform"]):
+        assert run_tiny("shots.total=12", *LIST, "protocol.max_steps=2", *words).record.status == "done"
+
+
+@pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed")
+def test_a_method_without_a_forward_mode_is_refused_before_anything_is_trained(run_tiny: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"weights=meta: method=c3a .* cannot be differentiated forwards; give"):
+        run_tiny("shots.total=12", *LIST, "method=c3a")
+    assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,8 @@ class Run:
         work.flops = flops.of_backbone(model, work.tokens)
         tuner = learner.attach(model)
         work.counts = count_trained(model, tuner, before)
+        labelled, precision = work.tokens.get("train"), cell.protocol.precision
+        selftrain.try_weights(cell.selftrain, cell.method.name, model, tuner, labelled, precision)
         return model, tuner
 
     def prepare(self) -> None:

@@ -1,5 +1,6 @@
 """A run as a teacher and its students, one phase after the other, each the teacher of the next (LiST)."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -20,9 +21,12 @@ from peftbench.methods.base import Tuner
 from peftbench.runner.recording import Work
 from peftbench.training.checkpoint import Checkpoints
 from peftbench.training.fit import Fit, Scores, Watcher
+from peftbench.training.forward import Forward
 from peftbench.training.objective import Objective
 from peftbench.training.selftraining import MetaWeights, Reads, SelfTraining, trained
 from peftbench.training.trainer import Trainer
+
+NO_FORWARD_MODE = re.compile("setup_context|forward AD|jvp")  # in what torch says of a function that has none
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,33 @@ def check(plan: SelfTrain, method: str, model: Model, tuner: Tuner) -> None:
                 f"selftrain.weights=meta: method={method} trains entries apart from the model's parameters; "
                 "give selftrain.weights=uniform"
             )
+
+
+def try_weights(
+    plan: SelfTrain, method: str, model: Model, tuner: Tuner, labelled: Tokens | None, precision: str
+) -> None:
+    """Weigh one row before anything is trained: a session would find out late that it cannot.
+
+    Args:
+        method: its name.
+        labelled: the rows with labels; None: nothing trains.
+
+    Raises:
+        ConfigError: what the method runs has no forward mode (a function of autograd's own, as in peft's C3A).
+    """
+    if plan.kind == "none" or plan.weights == "uniform" or labelled is None:
+        return
+    forward = Forward(model, precision, process_state().device)
+    row, taught = forward.batch(labelled, np.arange(1)), torch.ones(1, 1)
+    try:
+        MetaWeights(model, tuner, forward.autocast)(row, row, taught)
+    except RuntimeError as error:
+        if not NO_FORWARD_MODE.search(str(error)):
+            raise
+        raise ConfigError(
+            f"selftrain.weights=meta: method={method} has a part that cannot be differentiated forwards; "
+            "give selftrain.weights=uniform"
+        ) from None
 
 
 def train(learners: Learners, sessions: "Sessions", work: Work, watchers: Sequence[Watcher]) -> list[dict[str, Any]]:
