@@ -1,5 +1,6 @@
 """Few labels: which rows have theirs, that nobody reads the others', and that nothing with all labels changes."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from forgery import Said
-from support import what_is_left
+from support import TINY, what_is_left
 
 from peftbench.config import compose
 from peftbench.config.few_labels import Shots
@@ -159,14 +160,32 @@ def test_tables_and_verdicts_have_splits_for_seeds_and_never_mix_shots(
         folders += [run_tiny(*words, f"method={method}").path for method in ("head", "bitfit")]
     run_tiny(*short, "method=head", "shots.total=8")
     assert len(set(folders)) == len(folders)
-    code, out, _ = command("table", "k", "--outputs", str(tmp_path / "outputs"), "--format", "csv")
-    assert code == 0
-    head, *lines = [line.split(",") for line in out.splitlines()]
+    outputs = ["--outputs", str(tmp_path / "outputs")]
+    for view in (["table", "k"], ["table", "k", "--show", "shots"], ["report", "k"]):
+        code, out, err = command(*view, *outputs)
+        assert (code, out) == (2, "")
+        assert err.startswith("study k: counts labelled rows of each class and in all, which no table mixes")
+        assert err.count("\n") == 1
     seeds = {
-        line[head.index("method")]: line[head.index("seeds")] for line in lines if line[0] in head or len(line) > 4
+        "per_class": {"head": ("2", ""), "head 4/class": ("3", ""), "bitfit 4/class": ("3", "")},
+        "total": {"head": ("2", ""), "head 8 rows": ("1", "")},
     }
-    assert {"head": "2", "head 4/class": "3", "bitfit 4/class": "3", "head 8 rows": "1"}.items() <= seeds.items(), out
-    code, out, _ = command("compare", "k", "head 4/class", "bitfit 4/class", "--outputs", str(tmp_path / "outputs"))
+    for convention, expected in seeds.items():
+        code, out, _ = command("table", "k", *outputs, "--format", "csv", "--shots", convention)
+        assert code == 0
+        lines = list(csv.DictReader(out.splitlines()))
+        assert {line["method"]: (line["seeds"], line["published"]) for line in lines} == expected, out
+    code, out, _ = command("table", "k", *outputs, "--format", "md", "--shots", "per_class")
+    assert "n=" not in out, "seeds of all labels are not splits that few lack"
+    code, out, _ = command("table", "k", "--show", "shots", *outputs, "--format", "csv", "--shots", "per_class")
+    assert code == 0
+    won = {(line["shots"], line["method"]): line for line in csv.DictReader(out.splitlines())}
+    assert won.keys() == {("4/class", "head"), ("4/class", "bitfit"), ("all rows", "head")}
+    best = [line for line in won.values() if line["best"] == "1"]
+    assert [line["shots"] for line in best] == ["4/class"], "one method alone wins nothing"
+    assert float(best[0]["mean"]) == max(float(won["4/class", method]["mean"]) for method in ("head", "bitfit"))
+    assert all(float(won["4/class", method]["shows_from"]) > 0 for method in ("head", "bitfit"))
+    code, out, _ = command("compare", "k", "head 4/class", "bitfit 4/class", *outputs)
     assert code == 0
     assert "of 3 splits" in out
     assert json.loads(folders[-1].read_text())["config"]["shots"]["split"] == 3
@@ -174,5 +193,15 @@ def test_tables_and_verdicts_have_splits_for_seeds_and_never_mix_shots(
     drawn = {figure.word: figure for figure in figures(Material(read_study(tmp_path / "outputs", "k")))}
     (panel,) = drawn["shots_per_class"].panels
     assert {one.name: one.x for one in panel.series} == {"head": [4.0, 8.0], "bitfit": [4.0]}
+    assert panel.ticks == [(4.0, "4"), (8.0, "all")]
     assert next(one for one in panel.series if one.name == "head").notes[1].startswith("all rows: ")
     assert [one.x for one in drawn["shots_total"].panels[0].series] == [[8.0, 16.0]]
+
+
+def test_where_all_rows_have_labels_a_split_is_no_cell_of_its_own(command: Callable[..., Said], tmp_path: Path) -> None:
+    words = [*TINY, f"outputs={tmp_path}", "shots.per_class=4,null", "shots.split=1,2,3"]
+    code, out, _ = command("plan", *words)
+    assert code == 0
+    *cells, last = out.splitlines()
+    assert len(set(cells)) == len(cells) == 4
+    assert last.startswith("4 cells: ")

@@ -24,6 +24,7 @@ MODULES = {  # word -> the module of `peftbench.report` whose `sheet` makes the 
     "forgetting": "forgetting",
     "sequences": "sequences",
     "edits": "edits",
+    "shots": "few",
 }
 WORDS = (SCORES, *MODULES, "subsets", "pscp")
 

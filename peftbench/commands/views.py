@@ -19,14 +19,16 @@ def table(arguments: Sequence[str]) -> int:
     """`peftbench table STUDY`: mean and spread over seeds, one row per method; or another view that --show names."""
     parser = _study_parser("table")
     table_views.add_options(parser)
+    _add_shots(parser)
     parser.add_argument("--format", metavar="WORD", help=f"one of: {', '.join(FORMATS)}: print it so, for a file")
     options = parser.parse_args(arguments)
     table_views.check(options)
-    from peftbench.report import cost, records, sheet
+    from peftbench.report import cost, few, records, sheet
 
     write = sheet.writer_of(options.format) if options.format is not None else None
     view = table_views.view(options)
     study = records.read_study(expanded(options.outputs), options.study, options.model)
+    study = few.of_one_convention(study, options.shots)
     seen = view(study)
     if write:
         print(write(seen), end="")
@@ -101,6 +103,7 @@ def plot(arguments: Sequence[str]) -> int:
 def report(arguments: Sequence[str]) -> int:
     """`peftbench report STUDY`: one HTML file with tables, plots and every run; with --serve a page that follows it."""
     parser = _study_parser("report")
+    _add_shots(parser)
     parser.add_argument("--to", help="file to write; default: report.html in the study's folder")
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
     parser.add_argument("--old", metavar="STUDY", help="an earlier study; the page then shows which rows flipped since")
@@ -116,7 +119,7 @@ def report(arguments: Sequence[str]) -> int:
     if options.serve is not None and options.to:
         raise ConfigError(f"--to {shown(options.to)}: --serve writes no file; give one of the two")
     from peftbench import papers
-    from peftbench.report import flips, page, records, serve, versions
+    from peftbench.report import few, flips, page, records, serve, versions
 
     outputs = expanded(options.outputs)
     paper = papers.load(options.paper) if options.paper is not None else None
@@ -124,6 +127,7 @@ def report(arguments: Sequence[str]) -> int:
 
     def content() -> dict[str, Any]:
         study = records.read_study(outputs, options.study, options.model, read)
+        study = few.of_one_convention(study, options.shots)
         flipped = flips.between(versions.paired(options.old, options.study, outputs)[0]) if options.old else []
         return page.content(study, paper, flipped)
 
@@ -191,3 +195,8 @@ def _study_parser(command: str) -> Parser:
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
     parser.add_argument("--model", help="only this backbone, or all; needed where the study has several")
     return parser
+
+
+def _add_shots(parser: Parser) -> None:
+    words = ("per_class", "total")
+    parser.add_argument("--shots", choices=words, help="only this way of counting few labels; needed if it has both")

@@ -16,7 +16,7 @@ from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, short_
 from peftbench.ground.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
-from peftbench.report import aggregates, columns, cost, flips, pscp, render, sensitivity
+from peftbench.report import aggregates, columns, cost, few, flips, pscp, render, sensitivity
 from peftbench.report.figures.every import figures
 from peftbench.report.figures.parts import Material, style_of
 from peftbench.report.flips import Flips
@@ -36,6 +36,7 @@ VIEWS: dict[str, Callable[[Study], Sheet]] = {
     "costs": cost.sheet,
     "learning rates": sensitivity.sheet,
     "all tasks together": aggregates.sheet,
+    "few labels": few.sheet,
     "PSCP": lambda study: pscp.sheet(study, pscp.Constants()),
 }
 DIGITS = 6  # of a figure's numbers

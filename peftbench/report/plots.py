@@ -58,6 +58,9 @@ def draw(figure: Figure, methods: Methods) -> Drawing:
         axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
         if panel.limits:
             (axis.set_xlim if figure.kind == "rows" else axis.set_ylim)(panel.limits)
+        if panel.ticks:
+            axis.set_xticks([x for x, _ in panel.ticks], [word for _, word in panel.ticks], minor=False)
+            axis.set_xticks([], minor=True)
         axis.text(0.01, 0.01, panel.below, fontsize=8, color="dimgrey", transform=axis.transAxes)
     if figure.kind in ("points", "lines"):
         _legend(drawing, every[:number], size[0])

@@ -1,6 +1,6 @@
 """A study as a table: methods in rows, tasks in columns; published figures beside ours, protocols never mixed."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import mean, median, stdev
 from typing import Literal
@@ -91,18 +91,14 @@ def build(study: Study, paper: Paper | None = None) -> Table:
     """The table of a study's finished runs, beside a paper's figures where one is given.
 
     Cells of another fingerprint than the method's first stand in rows of their own, with a footnote that says what
-    differs. What is marked in a column is decided in `_marks`.
+    differs. What is marked in a column is decided in `with_marks`.
     """
     records = study.done()
     statistic: Statistic = paper.statistic if paper else "mean"
     rows, notes = apart(study)
     columns = sorted(rows["column"].unique()) if len(rows) else []
-    lines = [
-        _line(str(name), group, columns, records, statistic, paper, most=len(rows[["seed", "split"]].drop_duplicates()))
-        for name, group in (rows.groupby("name", sort=False) if len(rows) else [])
-    ]
-    lines, marked = _with_marks(lines, read(study, rows, RESAMPLES))
-    notes += [*marked, *rates.notes(study, rows)]
+    lines, contests = with_marks(lines_of(study, rows, columns, statistic, paper), read(study, rows, RESAMPLES))
+    notes += [*_of_marks(contests), *rates.notes(study, rows)]
     if any(record.cell.data == "sample" for record in records):
         notes.append("sample: a few hundred built-in rows; these are no GLUE scores")
     if any(entry.collapsed for line in lines for entry in line.entries.values()):
@@ -228,27 +224,50 @@ def _published(
     return figures[metric], (median(known) if statistic == "median" else mean(known)) if known else None
 
 
-def _with_marks(lines: list[Line], columns: Sequence[Column]) -> tuple[list[Line], list[str]]:
-    """The lines with the best of every column and what is tied with it, and the footnote that explains the signs."""
-    tests, sizes = [], []
+def lines_of(
+    study: Study,
+    rows: pd.DataFrame,
+    columns: Sequence[str],
+    statistic: Statistic = "mean",
+    paper: Paper | None = None,
+) -> list[Line]:
+    """A line for every name among the rows, which are some of those that `apart` gives; nothing is marked yet."""
+    if rows.empty:
+        return []
+    few = rows["split"] > 0  # splits of few labels are not seeds that a row with all of them lacks
+    most = {kind: len(same[["seed", "split"]].drop_duplicates()) for kind, same in rows.groupby(few)}
+    return [
+        _line(str(name), group, columns, study.done(), statistic, paper, most[group["split"].iloc[0] > 0])
+        for name, group in rows.groupby("name", sort=False)
+    ]
+
+
+def with_marks(lines: list[Line], columns: Sequence[Column]) -> tuple[list[Line], dict[str, Contest]]:
+    """The lines with the best of every column and what is tied with it, and the contests that were held, by column."""
+    contests = {}
     for column in columns:
         values = {line.name: value for line in lines if (value := line.entries[column.name].value) is not None}
         order = sorted(values, key=lambda name: -values[name])
         if len(order) < 2 or len(column.scores[order[0]]) < 2:
             continue
-        contest = contenders(column)
+        contests[column.name] = contest = contenders(column)
         beside = set(tied(order[1:], contest))
         for line in lines:
             entry = line.entries[column.name]
             line.entries[column.name] = replace(entry, best=line.name == order[0], tied=line.name in beside)
-        tests += contest.tests
-        sizes += [f"{column.name} {contest.visible:.1f}"] if contest.visible else []
+    return lines, contests
+
+
+def _of_marks(contests: Mapping[str, Contest]) -> list[str]:
+    """The footnote that explains the signs, where there are any."""
+    tests = dict.fromkeys(test for contest in contests.values() for test in contest.tests)
+    sizes = [f"{name} {contest.visible:.1f}" for name, contest in contests.items() if contest.visible]
     if not tests:
-        return lines, []
+        return []
     note = f"bold: the best; {TIED}: no row is shown to be better, which is not the same as equal"
-    how = f"({', '.join(dict.fromkeys(tests))}; 5% for each row against all others)"
+    how = f"({', '.join(tests)}; 5% for each row against all others)"
     shows = f"; a difference shows from about {', '.join(sizes)} points on" if sizes else ""
-    return lines, [f"{note} {how}{shows}"]
+    return [f"{note} {how}{shows}"]
 
 
 def tied(order: Sequence[str], contest: Contest) -> Iterator[str]:

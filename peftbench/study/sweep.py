@@ -185,7 +185,9 @@ def _survey(lines: Sequence[list[str]], rerun: str, states: CellStates, to_come:
     known = {name: cell for name, cell in known.items() if cell.reads is not None and current(cell.reads)}
     by_key = {index.key(words): words for words in lines}
     new = _compose({name: words for name, words in by_key.items() if name not in known}, to_come)
-    cells = [known.get(name) or new[name] for name in by_key]
+    planned = [known.get(name) or new[name] for name in by_key]
+    # One cell may have several words: where all rows have labels, shots.split=1 and 2 are the same.
+    cells = list({cell.folder: cell for cell in planned}.values())
     statuses = [states.status(cell) for cell in cells]
     left = [cell for cell, status in zip(cells, statuses, strict=True) if has_to_run(status, rerun)]
     unfinished = [cell for cell, status in zip(cells, statuses, strict=True) if rerun == "all" or status != "done"]

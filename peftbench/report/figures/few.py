@@ -1,12 +1,9 @@
 """Few labels: score against the number of labelled rows, a figure for each of the two ways of counting them."""
 
 from collections.abc import Iterator
-from typing import Literal
 
+from peftbench.report.few import LABELS, Convention, counted, without_shots
 from peftbench.report.figures.parts import Figure, Material, Panel, Series, Summary
-
-Convention = Literal["per_class", "total"]
-LABELS: dict[Convention, str] = {"per_class": "labelled rows of each class", "total": "labelled rows in all"}
 
 
 def shots(material: Material) -> Iterator[Figure]:
@@ -26,8 +23,8 @@ def _panel(material: Material, column: str, convention: Convention, label: str) 
         summed = material.summaries[name, column]
         if few is None:
             whole[name] = summed
-        elif (number := few.per_class if convention == "per_class" else few.total) is not None:
-            points.setdefault(name.replace(f" {few.words}", "", 1), {})[float(number)] = summed
+        elif counted(few)[0] == convention:
+            points.setdefault(without_shots(name, few), {})[float(counted(few)[1])] = summed
     right = 2 * max((x for by_shots in points.values() for x in by_shots), default=0.0)
     series = []
     for name, by_shots in points.items():
@@ -37,4 +34,6 @@ def _panel(material: Material, column: str, convention: Convention, label: str) 
         high = [one.mean if one.high is None else one.high for one in every.values()]
         notes = [f"{'all rows' if x == right else f'{x:g}'}: {one.words()}" for x, one in every.items()]
         series.append(Series(name, list(every), middle, low, high, notes))
-    return Panel(column, label, "dev score (%)", column, log=True, series=series)
+    numbers = sorted({x for by_shots in points.values() for x in by_shots})
+    ticks = [(x, f"{x:g}") for x in numbers] + ([(right, "all")] if whole.keys() & points.keys() else [])
+    return Panel(column, label, "dev score (%)", column, log=True, series=series, ticks=ticks)

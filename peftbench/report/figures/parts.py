@@ -65,6 +65,7 @@ class Panel:
     Attributes:
         column: the table's column that it belongs to; None: it is over all tasks.
         limits: of the scores' axis, where a few far below would press the others together; below: what lies there.
+        ticks: places on the x axis and their words; empty: those that the scale gives.
     """
 
     title: str
@@ -77,6 +78,7 @@ class Panel:
     map: Map | None = None
     limits: Pair | None = None
     below: str = ""
+    ticks: list[tuple[float, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

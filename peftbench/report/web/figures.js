@@ -143,7 +143,7 @@ function drawn(figure, width) {
     layout[`xaxis${mark}`] = {
       ...axis, domain: [low.x, low.x + size.x], anchor: `y${mark}`, type: figure.kind === "map" ? "category" : panel.log ? "log" : "linear",
       title: { text: plain(panel.x_label), font: { size: 11 }, standoff: 4 }, exponentformat: "power", ...(figure.kind === "rows" ? scores : {}),
-      ...(panel.log ? { dtick: across > 2 || width < 500 ? 2 : 1 } : {}), ...(figure.kind === "map" ? { tickangle: 40 } : {}),
+      ...(panel.ticks.length ? { tickvals: panel.ticks.map(([x]) => x), ticktext: panel.ticks.map(([, word]) => plain(word)) } : panel.log ? { dtick: across > 2 || width < 500 ? 2 : 1 } : {}), ...(figure.kind === "map" ? { tickangle: 40 } : {}),
     };
     layout[`yaxis${mark}`] = {
       ...axis, domain: [Math.max(0, low.y), low.y + size.y], anchor: `x${mark}`, title: { text: plain(panel.y_label), font: { size: 11 }, standoff: 4 },
