@@ -1,6 +1,7 @@
 """`peftbench merge`: one backbone made of runs, between its floor and its ceiling, recorded with its parents."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from peftbench.runner.run import run
 
 Command = Callable[..., Said]
 QUICK = ["protocol.max_steps=3", "protocol.lr=0.01", "protocol.precision=fp32", "protocol.selection=held_out"]
+CHANGES = {"lora": [], "bitfit": [], "full": [], "pafi": ["budget=200"], "id3": ["budget=200"], "spafit": []}
 SMALL = ["merge.choose_rows=4", "merge.refit_rows=16", "merge.grid=[0.5,1.0]"]
 
 
@@ -32,11 +34,11 @@ def train(outputs: Path, *words: str) -> Path:
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Studies with runs of LoRA and BitFit on RTE and SST-2."""
+    """A study with runs of every kind of change on RTE and SST-2."""
     folder = tmp_path_factory.mktemp("merged") / "outputs"
-    for method in ("lora", "bitfit"):
+    for method, words in CHANGES.items():
         for task in ("rte", "sst2"):
-            train(folder, f"method={method}", f"task={task}")
+            train(folder, f"method={method}", f"task={task}", *words)
     return folder
 
 
@@ -118,22 +120,42 @@ def test_every_way_merges_and_leaves_what_no_run_changed(
     assert not any(torch.equal(scored[-1][name], group.before[name]) for name in touched if ".dense." in name)
 
 
-def test_task_vectors_are_products_values_less_what_was_there_and_exact_outside(outputs: Path) -> None:
-    for method in ("lora", "bitfit"):
-        folders = sorted((outputs / "s").glob(f"*-{method}-*/seed0"))
-        group = merge.Group([parent(folder) for folder in folders], str(outputs.parent / "cache"))
-        taus = group.vectors("touched")
-        names = {name for name, _ in taus.places}
-        assert names
+@pytest.mark.parametrize("method", CHANGES)
+def test_task_vectors_are_what_each_run_changed_and_nothing_else_moves(outputs: Path, method: str) -> None:
+    folders = sorted((outputs / "s").glob(f"*-{method}-*/seed0"))
+    group = merge.Group([parent(folder) for folder in folders], str(outputs.parent / "cache"))
+    taus = group.vectors("touched")
+    names = {name for name, _ in taus.places}
+    assert names
+    if method in ("lora", "bitfit"):
         assert all(name.endswith(".weight" if method == "lora" else ".bias") for name in names)
-        zero = taus.added(torch.randn(taus.rows.shape[1]), 0.0)
-        assert all(torch.equal(weight, group.before[name]) for name, weight in zero.items())
-        for row, one in zip(taus.rows, group.models.values(), strict=True):
-            for name, weight in taus.added(row, 1.0).items():
-                torch.testing.assert_close(weight, one.own[name], atol=1e-7, rtol=0)
-        whole = vectors.vectors(group.before, [one.own for one in group.models.values()], "backbone")
-        assert whole.rows.shape[1] == sum(weight.numel() for weight in group.before.values())
-        assert int((whole.rows != 0).sum()) == int((taus.rows != 0).sum())
+    if method == "pafi":
+        assert 200 <= taus.rows.shape[1] <= 400, "the entries that either run chose"
+    zero = taus.added(torch.randn(taus.rows.shape[1]), 0.0)
+    assert all(torch.equal(weight, group.before[name]) for name, weight in zero.items())
+    moved = taus.added(torch.ones(taus.rows.shape[1]), 1.0)
+    runs = [one.own for one in group.models.values()]
+    for name, weight in moved.items():
+        unchanged = torch.stack([one[name] == group.before[name] for one in runs]).all(0)
+        assert torch.equal(weight == group.before[name], unchanged), "inside a weight, too"
+    for row, one in zip(taus.rows, runs, strict=True):
+        for name, weight in taus.added(row, 1.0).items():
+            torch.testing.assert_close(weight, one[name], atol=1e-7, rtol=0)
+        picked = taus.picked({name: one[name] - group.before[name] for name in names})
+        torch.testing.assert_close(picked, row, atol=0, rtol=0)
+    whole = vectors.vectors(group.before, runs, "backbone")
+    assert whole.rows.shape[1] == sum(weight.numel() for weight in group.before.values())
+    assert int((whole.rows != 0).sum()) == int((taus.rows != 0).sum())
+
+
+def test_merges_of_other_settings_are_rows_of_their_own(outputs: Path, command: Command) -> None:
+    words = ["method=pafi", "merge=ties", "merge.keep=0.2,0.5,1", "merge.heads=kept", "study=kept"]
+    merged(command, outputs, *words)
+    code, table, _ = command("table", "kept", "--outputs", str(outputs), "--format", "md")
+    assert code == 0
+    rows = [line for line in table.splitlines() if line.startswith("| ties of pafi 200, kept head")]
+    assert len(rows) == 3, "one for each share of entries kept"
+    assert len(re.findall(r"^†2?: merge\.keep=[\d.]+ \(not [\d.]+\)", table, re.MULTILINE)) == 2
 
 
 def test_a_merge_is_scored_as_a_plain_model_of_its_weights(outputs: Path, command: Command, tmp_path: Path) -> None:

@@ -68,9 +68,8 @@ class Job:
 
     @property
     def method(self) -> str:
-        """The run's row of its own table: its method, and its budget where it had one."""
-        cell = self.run.run.record.cell
-        return cell.method if cell.budget == "none" else f"{cell.method} {cell.budget}"
+        """See `Parent.trained_by`."""
+        return self.run.run.trained_by
 
 
 def edit(job: Job, screen: Screen) -> int:

@@ -182,10 +182,10 @@ def bounds(group: Group, job: Job, where: Mapping[str, Where], screen: Screen) -
         return group.models[task].own, {}, int((taus.rows[group.tasks.index(task)] != 0).sum())
 
     keys = {"refit_rows": job.way.refit_rows}
-    codes = [_each(group, job, where, screen, FLOOR, keys, untouched, ())]
-    codes.append(_each(group, job, where, screen, CEILING, keys, own, ()))
+    codes = [_each(group, job, where, screen, FLOOR, {**keys, "floor": True}, untouched, ())]
+    codes.append(_each(group, job, where, screen, CEILING, {"ceiling": True}, own, ()))
     if group.joint is not None:
-        recipe = Recipe("merge", f"{JOINT} of {group.joint.record.cell.method}", {}, [group.joint], job.words)
+        recipe = Recipe("merge", f"{JOINT} of {group.joint.trained_by}", {}, [group.joint], job.words)
         made = functools.partial(scored, group.joint, known=group.known)
         codes += [settle(recipe, one, functools.partial(made, one), screen) for one in where.values()]
     return max(codes)
@@ -208,7 +208,7 @@ def _each(
         for head in kinds:
             if name == CEILING and head == "refitted":
                 continue
-            method = own.record.cell.method
+            method = own.trained_by
             recipe = Recipe(
                 "merge",
                 f"{name} of {method}, {head} head" if name != CEILING else f"{name} of {method}",

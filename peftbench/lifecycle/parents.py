@@ -33,6 +33,12 @@ class Parent:
         return place(self.folder, outputs)
 
     @property
+    def trained_by(self) -> str:
+        """What its row of an artefact is called by: its method, and its budget where it had one."""
+        cell = self.record.cell
+        return cell.method if cell.budget == "none" else f"{cell.method} {cell.budget}"
+
+    @property
     def model(self) -> ModelSpec:
         """Its backbone."""
         return model_spec(self.record)

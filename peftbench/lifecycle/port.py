@@ -52,9 +52,8 @@ class Job:
 
     @property
     def method(self) -> str:
-        """The run's row: its method, and its budget where it had one."""
-        cell = self.patch.run.record.cell
-        return cell.method if cell.budget == "none" else f"{cell.method} {cell.budget}"
+        """See `Parent.trained_by`."""
+        return self.patch.run.trained_by
 
     def recipe(self, name: str, keys: Mapping[str, Any]) -> Recipe:
         """An artefact of the run on the newer backbone."""

@@ -69,10 +69,7 @@ def score(run: Parent, where: Where, words: Sequence[str], screen: Screen, known
         DataError: as `artefact.settle`.
     """
     check_labels(run, where.task)
-    name = f"{run.record.cell.method} of {run.record.cell.task}"
-    if run.record.cell.budget != "none":
-        name = f"{run.record.cell.method} {run.record.cell.budget} of {run.record.cell.task}"
-
+    name = f"{run.trained_by} of {run.record.cell.task}"
     make = functools.partial(scored, run, where, known=known)
     return settle(Recipe("score", name, {}, [run], words), where, make, screen)
 

@@ -169,10 +169,15 @@ def tasks_alone(columns: Iterable[str]) -> list[str]:
 
 
 def differences(one: Record, other: Record) -> dict[str, tuple[Any, Any]]:
-    """Settings in which two records differ, by dotted key: the value of each."""
-    first, second = flat(one.config), flat(other.config)
+    """Settings in which two records differ, an artefact's own among them, by dotted key: the value of each."""
+    first, second = _settings(one), _settings(other)
     keys = [key for key in {**first, **second} if not any(key == u or key.startswith(f"{u}.") for u in UNRELATED)]
     return {key: (first.get(key), second.get(key)) for key in sorted(keys) if first.get(key) != second.get(key)}
+
+
+def _settings(record: Record) -> dict[str, Any]:
+    own = {} if record.made is None else flat(record.made.keys, record.made.by)
+    return {**flat(record.config), **own}
 
 
 def flat(config: Mapping[str, Any], path: str = "") -> dict[str, Any]:

@@ -140,12 +140,16 @@ def apart(study: Study) -> tuple[pd.DataFrame, list[str]]:
         order = list(dict.fromkeys(same["made_of"]))
         order.sort(key=lambda made_of: -int((same["made_of"] == made_of).sum()))
         main = records[int(same[same["made_of"] == order[0]]["record"].iloc[0])]
+        said: list[str] = []
         for other in order[1:]:
             places = same[same["made_of"] == other]
             one = records[int(places["record"].iloc[0])]
             differing = [f"{key}={new} (not {old})" for key, (old, new) in differences(main, one).items()]
             text = ", ".join([*differing, *other_inputs(main, one)])
             text = text or ("other parents" if one.hashes.parents else "another version")
+            said.append(text)
+            if (times := said.count(text)) > 1:  # two ways of being made never share a mark
+                text += f" ({times})"
             mark = marks.setdefault(text, SUFFIX + (str(len(marks) + 1) if marks else ""))
             rows.loc[places.index, "name"] = [f"{name}{mark}" for name in places["name"]]
     return rows, [f"{mark.strip()}: {text}" for text, mark in marks.items()]
