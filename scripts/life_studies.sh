@@ -3,11 +3,12 @@
 #
 #     scripts/life_studies.sh GLUE OUTPUTS [STUDY...]      (studies: merge port flips muscle sequence edit; default: all)
 #
-# All of them use the runs of study "life", which are trained once. Start it again to go on, or a second time beside itself:
-# what is done is skipped, and what somebody makes is left to him.
+# All of them use the runs of study "life", which are trained once. Start it again to go on, or once for each core, side by
+# side: what is done is skipped, and what somebody makes is left to him. A study that fails does not end the others.
 set -euo pipefail
 glue=$1 outputs=$2
 shift 2
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 steps=150                                                              # of 32 rows, for every task and method
 declare -A rate=([full]=1.5e-4 [lora]=1.5e-3 [bitfit]=3e-3 [id3]=6e-3) # three times a method's own: there are few steps
 here=(data=folder "data.path=$glue" "outputs=$outputs")
@@ -22,8 +23,10 @@ plan() {
     peftbench plan "${cell[@]}" "${own[@]}" "${@:2}" --save > /dev/null
 }
 
-# Be a worker of a study until all of it is made.
-work() { peftbench work "$1" --outputs "$outputs" --wait; }
+# Be a worker of a study until all of it is made; what failed is missing from the tables.
+work() { peftbench work "$1" --outputs "$outputs" --wait || echo "$1: not all was made" >&2; }
+
+show() { peftbench table "$1" --outputs "$outputs" "${@:2}"; }
 
 # The runs that the others use: TASKS METHOD...
 runs() {
@@ -50,31 +53,36 @@ merge() {
     local method all=cola,mrpc,rte,sst2,stsb
     runs "$all" full lora bitfit id3
     for method in full lora; do
-        plan "$method" study=life task=joint "task.tasks=[$all]" "protocol.max_steps=$((5 * steps))"
+        # at this temperature every task has a fifth of the steps, as many as its own runs
+        plan "$method" study=life task=joint "task.tasks=[$all]" task.temperature=100 "protocol.max_steps=$((5 * steps))"
     done
     work life
     for method in full lora bitfit id3; do
         local of=(from=life "method=$method" "tasks=[$all]" seed=0,1,2 study=life_merge merge.refit_rows=500 "${here[@]}")
         peftbench merge "${of[@]}" merge=average --save
         peftbench merge "${of[@]}" merge=task_arithmetic,ties,pcb merge.choose_rows=128 'merge.grid=[0.2,0.4,0.7,1,1.5]' --save
-        peftbench merge "${of[@]}" merge=regmean merge.rows=256 --save
+        # RegMean merges matrices, and BitFit's runs changed none
+        [ "$method" = bitfit ] || peftbench merge "${of[@]}" merge=regmean merge.rows=256 --save
     done
     work life_merge
-    peftbench table life_merge --outputs "$outputs"
+    show life_merge
+    show life_merge --show distances
 }
 
 # Words that name a newer backbone, which is made by whoever comes first: NAME WORD...
 newer() {
     (
         flock 9
-        [ -s "$outputs/$1.words" ] || peftbench backbone "${@:2}" --to "$outputs/$1" > "$outputs/$1.words"
+        [ -s "$outputs/$1.words" ] && exit
+        rm -rf "${outputs:?}/$1" # what an end in the middle left
+        peftbench backbone "${@:2}" --to "$outputs/$1" > "$outputs/$1.words"
     ) 9> "$outputs/$1.lock"
     cat "$outputs/$1.words"
 }
 
 port() {
     local distance method on=(model=minilm_l6 task=sst2 data=folder "data.path=$glue")
-    runs sst2 lora bitfit
+    runs sst2 full lora bitfit id3
     runs stsb full
     declare -A make=(
         [near]="make=mlm make.steps=30 ${on[*]}"
@@ -84,14 +92,16 @@ port() {
     for distance in near far merged; do
         local onto=() study=life_port_$distance
         read -ra onto < <(newer "$distance" ${make[$distance]})
-        for method in lora bitfit; do
+        for method in full lora bitfit id3; do
             plan "$method" "study=$study" task=sst2 "${onto[@]}"
             plan "$method" "study=$study" task=sst2 "${onto[@]}" protocol.max_steps=50
         done
-        peftbench port from=life task=sst2 method=lora,bitfit seed=0,1,2 "${onto[@]}" "study=$study" port.steps=0,50 \
-            port.refit_rows=500 "${here[@]}" --save
+        work "$study" # runs trained anew are the ceilings that ports look for
+        peftbench port from=life task=sst2 method=full,lora,bitfit,id3 seed=0,1,2 "${onto[@]}" "study=$study" \
+            port.steps=0,50 port.refit_rows=500 "${here[@]}" --save
         work "$study"
-        peftbench table "$study" --outputs "$outputs"
+        show "$study"
+        show "$study" --show distances
     done
 }
 
@@ -117,20 +127,31 @@ muscle() {
 }
 
 sequence() {
-    local of=(order=0,1,2 sequence.cap=300 data.limit=600 study=life_sequence "${here[@]}")
-    peftbench sequence learner=simplecil "${of[@]}" --save
-    peftbench sequence learner=finetune,aper,mos,joint,oracle learner.epochs=3 learner.lr=0.05 "${of[@]}" --save
+    local of=(sequence.cap=300 data.limit=600 study=life_sequence "${here[@]}")
+    peftbench sequence learner=simplecil order=0,1,2 "${of[@]}" --save
+    peftbench sequence learner=finetune learner.lr=0.01 learner.epochs=10 order=0,1,2 "${of[@]}" --save
+    peftbench sequence learner=aper,mos,oracle learner.lr=0.05 learner.epochs=10 order=0,1,2 "${of[@]}" --save
+    # all tasks at once: their order is none
+    peftbench sequence learner=joint learner.lr=0.01 learner.epochs=10 order=0 seed=0,1,2 "${of[@]}" --save
     work life_sequence
-    peftbench table life_sequence --show sequences --outputs "$outputs"
+    show life_sequence --show sequences
 }
 
 edit() {
     runs cola,mrpc,rte,sst2,stsb lora
     persist peftbench edit "$(row mrpc lora)"/seed[0-2] edit.behaviour=overlap edit.strength=0.25,0.5,1 study=life_edit \
         edit.control=none,random_direction,random_rows,aligned,sign_flipped,bias
-    peftbench table life_edit --show edits --outputs "$outputs"
+    show life_edit --show edits
 }
 
 mkdir -p "$outputs"
-[ $# -gt 0 ] || set -- merge port flips muscle sequence edit
-for study in "$@"; do "$study"; done
+all=(merge port flips muscle sequence edit)
+[ $# -gt 0 ] || set -- "${all[@]}"
+if [ $# -eq 1 ]; then
+    [[ " ${all[*]} " == *" $1 "* ]] || { echo "$1: no study; ${all[*]}" >&2 && exit 2; }
+    "$1"
+    exit
+fi
+failed=()
+for study in "$@"; do bash "$0" "$glue" "$outputs" "$study" || failed+=("$study"); done
+[ ${#failed[@]} -eq 0 ] || { echo "failed: ${failed[*]}" >&2 && exit 1; }

