@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from peftbench.ground.errors import ConfigError
 from peftbench.report import aggregates, columns, over_tasks, verdict
 from peftbench.report.over_tasks import OverTasks
@@ -48,7 +46,8 @@ def lines(study: Study, first: str, second: str, margin: float = MARGIN) -> list
         beside += "; not corrected: what is said over tasks"
     if len(alone) > 1 and (left := [column for column in alone if column not in noise]):
         said.append(f"left out over tasks, a single pair of runs: {', '.join(left)}")
-    said.append(improvement([column for column in both if column.name in alone], first, second))
+    unit = "splits" if any(paired.unit == "splits" for paired in alone.values()) else "runs"
+    said.append(improvement([column for column in both if column.name in alone], first, second, unit))
     return [*said, how(verdicts, beside)]
 
 
@@ -128,15 +127,16 @@ def over_all(together: OverTasks, tasks: int, margin: float) -> list[str]:
     return said
 
 
-def improvement(tasks: Sequence[columns.Column], first: str, second: str) -> str:
-    """How often a run of the first scores above one of the second, whatever the seeds."""
-    runs = [[np.array(list(task.scores[name].values())) for name in (first, second)] for task in tasks]
-    figure = aggregates.improvement([(one, other) for one, other in runs])
-    interval = "no interval: below 3 runs, or all pairs of a task agree"
+def improvement(tasks: Sequence[columns.Column], first: str, second: str, unit: str) -> str:
+    """How often a run (or split of few labels) of the first scores above one of the second, whatever the seeds."""
+    figure = aggregates.improvement([(task.repeated(first), task.repeated(second)) for task in tasks])
+    interval = f"no interval: below 3 {unit}, or all pairs of a task agree"
     if figure.low is not None and figure.high is not None:
-        interval = f"95% interval {100 * figure.low:.0f} to {100 * figure.high:.0f}, over runs; 50%: neither is better"
+        interval = (
+            f"95% interval {100 * figure.low:.0f} to {100 * figure.high:.0f}, over {unit}; 50%: neither is better"
+        )
     over = f", mean of these {len(tasks)} tasks" if len(tasks) > 1 else ""
-    often = f"{first} scores above {second} in {100 * figure.value:.0f}% of pairs of runs{over}"
+    often = f"{first} scores above {second} in {100 * figure.value:.0f}% of pairs of {unit}{over}"
     return f"probability of improvement: {often} ({interval})"
 
 

@@ -117,6 +117,17 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def repeated(scores: pd.DataFrame | pd.Series) -> pd.DataFrame | pd.Series:
+    """Scores of one row of the table by repetition: as they are; with several splits of few labels the means of these,
+    since the seeds of a split share its labelled rows.
+
+    Args:
+        scores: with "split" in their index.
+    """
+    splits = scores.index.get_level_values("split")
+    return scores.groupby(level="split", sort=False).mean() if splits.nunique() > 1 else scores
+
+
 def made_of(record: Record) -> str:
     """What a score was made of: the cell's fingerprint, the hashes of rows (test rows apart), weights and tokenizer.
 
