@@ -52,6 +52,7 @@ def compare(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     from peftbench.commands.tables import say
     from peftbench.report import comparison, plans, records
+    from peftbench.report.statistics import MARGIN
 
     if (options.plan is None) == (options.second is None) or (options.plan is not None and options.first is not None):
         parser.error("ONE and OTHER, or --plan FILE, whose claims are all that it can confirm")
@@ -59,7 +60,7 @@ def compare(arguments: Sequence[str]) -> int:
         parser.error(f"--margin {options.margin:g}: is for ONE and OTHER; --plan FILE has the margin of its claims")
     plan = None if options.plan is None else plans.read(expanded(options.plan))
     study = records.read_study(expanded(options.outputs), options.study, options.model)
-    margin = comparison.MARGIN if options.margin is None else options.margin
+    margin = MARGIN if options.margin is None else options.margin
     said = plans.answers(study, plan) if plan else None
     for line in said or comparison.lines(study, options.first, options.second, margin):
         say(line)

@@ -117,7 +117,7 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def repeated(scores: pd.DataFrame | pd.Series) -> pd.DataFrame | pd.Series:
+def repeated(scores: pd.DataFrame) -> pd.DataFrame:
     """Scores of one row of the table by repetition: as they are; with several splits of few labels the means of these,
     since the seeds of a split share its labelled rows.
 

@@ -21,7 +21,7 @@ def _panel(material: Material, column: str, convention: Convention, label: str) 
     whole: dict[str, Summary] = {}
     for name, same in material.of(column):
         few = material.records[int(same["record"].iloc[0])].few
-        summed = summary(repeated(same.set_index("split")["score"]))
+        summed = summary(repeated(same.set_index("split")[["score"]])["score"])
         if few is None:
             whole[name] = summed
         elif counted(few)[0] == convention:
