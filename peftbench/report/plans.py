@@ -192,15 +192,16 @@ def _answer(test: Test, item: Verdict, both: Paired, p: float, so_far: str) -> s
 
 def _unequal(item: Verdict, both: Paired, p: float) -> str:
     """A claim of equality that is not confirmed, with the numbers."""
-    if both.estimate is None:
-        return comparison.sentence(replace(item, word="not decided", p=p), both)
+    if both.seeds < 2:
+        return comparison.sentence(item, both)
     side = "larger" if abs(both.mean) < item.margin else "smaller"
     word = f"more than {comparison.points(item.margin)} apart: " if p < ALPHA else ""
     size = f"{item.difference:+.1f} points{comparison.intervals(item)}"
     p_of = f"p {comparison.p_in_words(p)} for a {side} difference"
     text = f"{item.column}: {word}{size}, {p_of}, {comparison.better(item)}"
-    shown_within = both.estimate.equal_within(item.tests)
-    return text if p < ALPHA else f"{text}; these runs show equality within {shown_within:.1f} points"
+    if p < ALPHA or both.estimate is None:
+        return text
+    return f"{text}; these runs show equality within {both.estimate.equal_within(item.tests):.1f} points"
 
 
 def _planned(study: Study, plan: Plan) -> tuple[Study, list[str], list[str]]:
