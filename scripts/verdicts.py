@@ -23,7 +23,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from peftbench.report import bootstrap, over_tasks, table, verdict
 from peftbench.report.columns import Column
-from peftbench.report.statistics import ALPHA, Estimate, Paired
+from peftbench.report.statistics import ALPHA, Paired, smallest_shown
 
 RESAMPLES = 300  # of the rows
 LEVEL = 0.8  # share of rows that are right
@@ -103,7 +103,7 @@ def true_parts(task: Task) -> tuple[float, float]:
 def true_visible(task: Task, seeds: int, tests: int) -> float:
     """The smallest difference that shows with 80% power, from the true parts of the error."""
     of_one_seed, of_rows = true_parts(task)
-    return Estimate(0.0, of_one_seed / seeds, seeds - 1, of_rows).visible(tests)
+    return smallest_shown(of_one_seed / seeds, seeds - 1, of_rows, tests)
 
 
 def true_visible_means(tasks: Sequence[Task], seeds: int) -> dict[str, float]:
@@ -114,8 +114,8 @@ def true_visible_means(tasks: Sequence[Task], seeds: int) -> dict[str, float]:
     freedom = (of_seeds / seeds) ** 2 / squares  # Satterthwaite 1946
     of_tasks = SPREAD**2 / len(tasks) + of_seeds / seeds + of_rows
     return {
-        THESE: Estimate(0.0, of_seeds / seeds, freedom, of_rows).visible(),
-        ALL: Estimate(0.0, of_tasks, len(tasks) - 1).visible(),
+        THESE: smallest_shown(of_seeds / seeds, freedom, of_rows),
+        ALL: smallest_shown(of_tasks, len(tasks) - 1),
     }
 
 
@@ -144,7 +144,9 @@ def differing(
 def _shown(together: over_tasks.OverTasks | None, reading: str) -> bool:
     """Whether a mean over tasks is shown to be another than 0."""
     estimate = getattr(together, reading, None)
-    return estimate is not None and estimate.p() < ALPHA
+    if estimate is None:
+        raise RuntimeError("a simulated study without noise")
+    return bool(estimate.p() < ALPHA)
 
 
 def shows(random: np.random.Generator, task: Task, seeds: int, tests: int, size: float) -> tuple[bool, float]:

@@ -1,6 +1,7 @@
 """Scores of several tasks put together: what the definitions say, and nothing across tasks that are not alike."""
 
 import csv
+import dataclasses
 import io
 import itertools
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from scipy import stats
 from studies import full_study, made_study
 from support import call
 
-from peftbench.report import aggregates, comparison, plots, records
-from peftbench.report.figures import together
+from peftbench.ground.files import RECORD_FILE
+from peftbench.record import read_record, write_record
+from peftbench.report import aggregates, bootstrap, comparison, plots, records
+from peftbench.report.figures import few, together
 from peftbench.report.figures.parts import Material
 from peftbench.report.table import apart
 
@@ -156,3 +159,28 @@ def test_all_tasks_together_are_drawn(write_run: Callable[..., Path], tmp_path: 
         drawing = plots.draw(figure, material.methods)
         assert [axis.get_xlabel() for axis in drawing.axes] == ["dev score (%)"] * len(figure.panels)
         pyplot.close(drawing)
+
+
+def test_the_seeds_of_a_split_are_averaged_before_anything_is_drawn_anew(
+    write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Three splits of four seeds are three repetitions, which the seeds of each hardly move."""
+    of_splits = {"lora": [70.0, 80.0, 75.0], "bitfit": [72.0, 77.0, 76.0]}
+    for method, split, seed in itertools.product(of_splits, range(3), range(4)):
+        score = of_splits[method][split] + (-1, 1, -0.5, 0.5)[seed]
+        folder = write_run(method, "mrpc", 10 * split + seed, score / 100)
+        record = read_record(folder / RECORD_FILE)
+        config = {**record.config, "shots": {"per_class": 8, "split": split + 1}}
+        cell = dataclasses.replace(record.cell, seed=seed)
+        write_record(dataclasses.replace(record, config=config, cell=cell), folder)
+    study = made_study(tmp_path)
+    (figure,) = few.shots(Material(study))
+    drawn = {one.name: (one.y[0], one.low[0], one.high[0]) for one in figure.panels[0].series}
+    scores = aggregates.comparable(apart(study)[0]).scores
+    for method, means in of_splits.items():
+        assert drawn[method] == pytest.approx((np.mean(means), *bootstrap.of_mean(means)))
+        assert sorted(scores[f"{method} 8/class"].ravel()) == pytest.approx(sorted(means))
+    assert any("a run is a split, the mean over its seeds" in note for note in aggregates.sheet(study).notes)
+    (line,) = (said for said in comparison.lines(study, "lora", "bitfit") if said.startswith("probability"))
+    above = np.mean([one > other for one in of_splits["lora"] for other in of_splits["bitfit"]])
+    assert f"in {100 * above:.0f}% of pairs of splits (95% interval" in line

@@ -158,7 +158,10 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["plan", "--claim", "a > b"], "--claim a > b: is for --register"),
     (["plan", "--margin", "2"], "--margin 2: is for --register"),
     (["plan", "--save", "--register", "new/plan.yaml", "--claim", "a b"], "--claim a b"),
-    (["plan", "--save", "--register", "/proc/plan.yaml", "--claim", "a > b"], "--register /proc"),
+    (
+        ["plan", "method=lora,bitfit", "seed=0,1", "--save", "--register", "/proc/p.yaml", "--claim", "lora > bitfit"],
+        "--register /proc",
+    ),
     (["backbone", "make=mlm", "model=bert_large_cased", "--to", "new/place"], "model=bert_large_cased: no weights"),
     (["backbone", "make=merged", "make.run=nope", "--to", "new"], "nope"),
     ([], "usage"),

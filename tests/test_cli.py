@@ -74,6 +74,8 @@ def test_budgets_on_the_command_line(tmp_path: Path) -> None:
         assert [count for _, count in record["budget"]["growth"]][-1] == record["budget"]["used"]
         assert sum(record["budget"]["by_layer"].values()) == record["budget"]["used"]
         growth = dict(record["budget"]["growth"])
+        steps = [moment["step"] for moment in record["budget"]["over_time"]]
+        assert (steps[0], steps[-1], steps) == (min(growth), max(growth), sorted(set(steps)))
         for moment in record["budget"]["over_time"]:
             assert sum(moment["by_kind"].values()) == sum(moment["by_layer"].values()) == growth[moment["step"]]
 

@@ -1,5 +1,7 @@
 """ID3 in whole runs: exact at every step, equal to a plain implementation and to the authors' package, lean."""
 
+import re
+from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +15,22 @@ from peftbench.config.spec import Cell
 from peftbench.methods.selective import SelectiveTuner
 from peftbench.sparse.schedule import unmasked
 
+LINEAR = {  # of BERT's layers, by kind
+    r"self\.(query|key|value)": None,
+    r"attention\.output\.dense": "attention_output",
+    r"intermediate\.dense": "intermediate",
+    r"\d\.output\.dense": "output",
+}
+
+
+def place(name: str) -> str:
+    """Layer and kind of a linear map, by its name in BERT."""
+    (match, kind), *_ = ((found, kind) for words, kind in LINEAR.items() if (found := re.search(words, name)))
+    layer = re.search(r"layer\.(\d+)", name)
+    assert layer
+    return f"{layer[1]} {kind or match[1]}"
+
+
 SETTINGS = [
     ("uniform", 500, 1, 1),
     ("uniform", 3, 1, 1),  # fewer entries than steps
@@ -20,6 +38,31 @@ SETTINGS = [
     ("cosine", 97, 1, 1),
     ("front", 97, 4, 1),
 ]
+
+
+def test_the_map_of_what_id3_chose_over_time_has_its_first_step_and_its_last(tiny: Callable[..., Cell]) -> None:
+    _, tuner, trainer = assemble(tiny("method=id3", "budget=100", "protocol.max_steps=23"))
+    assert isinstance(tuner, SelectiveTuner)
+    seen: list[Counter[str]] = []
+    step_done = tuner.after_step
+
+    def after_step(step: int) -> None:
+        step_done(step)
+        sizes: Counter[str] = Counter()
+        for i, name in enumerate(tuner.store.names):  # weight and bias of a map
+            sizes[place(name)] += tuner.store.part(i)[1].numel()
+        seen.append(+sizes)
+
+    tuner.after_step = after_step  # type: ignore[method-assign]
+    trainer.run()
+    over_time = tuner.facts()["over_time"]
+    times = [moment["step"] for moment in over_time]
+    first = tuner.facts()["growth"][0][0]
+    assert (len(times), times[0], times[-1]) == (10, first, first + 22)
+    for moment in over_time:
+        assert +Counter(moment["by_place"]) == seen[moment["step"] - first]
+    assert sum(over_time[-1]["by_place"].values()) == 100
+    assert over_time[-1]["by_place"] == tuner.facts()["by_place"]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])

@@ -1,26 +1,52 @@
 """Registered plans: written before anything runs, answered exactly, and nothing else is called confirmed."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 from forgery import Said
+from scipy import stats
 from studies import made_study
 
+from peftbench.config import compose
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.record import read_record, write_record
 from peftbench.report import plans
+from peftbench.report.planned import Test as Claimed
+from peftbench.report.planned import parts
+from peftbench.report.plans import Plan
+from peftbench.report.records import column_of, column_of_cell, name_of, name_of_cell
 
 BASE = ["study=p", "model=bert_tiny", "model.weights=random", "task=sst2", "data=sample"]
 
 
-def run(write: Callable[..., Path], method: str, seed: int, score: float, started: str) -> str:
+def run(write: Callable[..., Path], method: str, seed: int, score: float, started: str, task: str = "mrpc") -> str:
     """A finished run of the study "made" that started then; gives its cell."""
-    folder = write(method, "mrpc", seed, score)
+    folder = write(method, task, seed, score)
     record = read_record(folder / "result.json")
     write_record(dataclasses.replace(record, time=dataclasses.replace(record.time, started=started)), folder)
     return "/".join(folder.parts[-3:])
+
+
+LATER = "2100-01-01T00:00:00+00:00"
+
+
+def plan(cells: Sequence[str], *claims: str, columns: Sequence[str] = ("mrpc acc",), margin: float = 1.0) -> Plan:
+    """A plan of the study "made" that has all claims on all columns."""
+    tests = [Claimed(*parts(claim), column) for claim in claims for column in columns]
+    return Plan("made", datetime.now(UTC).isoformat(), "0", margin, list(cells), list(claims), tests)
+
+
+def cells_apart(write: Callable[..., Path], method: str, points: Sequence[float], task: str = "mrpc") -> list[str]:
+    """Runs of a method and of bitfit whose differences are these."""
+    cells = []
+    for seed, difference in enumerate(points):
+        cells.append(run(write, method, seed, 0.8 + 0.01 * seed + difference / 100, LATER, task))
+        cells.append(run(write, "bitfit", seed, 0.8 + 0.01 * seed, LATER, task))
+    return cells
 
 
 def test_a_plan_is_written_before_anything_runs_and_never_changed(
@@ -33,8 +59,9 @@ def test_a_plan_is_written_before_anything_runs_and_never_changed(
     code, out, err = command(*words, "--claim", "lora > bitfit", "--margin", "2")
     assert (code, err) == (0, "")
     assert "registered; peftbench compare p --plan plan.yaml" in out
-    plan = plans.read(tmp_path / "plan.yaml")
-    assert (plan.study, plan.claims, plan.margin, len(plan.cells)) == ("p", ["lora > bitfit"], 2.0, 4)
+    made = plans.read(tmp_path / "plan.yaml")
+    assert (made.study, made.claims, made.margin, len(made.cells)) == ("p", ["lora > bitfit"], 2.0, 4)
+    assert made.tests == [Claimed("lora", ">", "bitfit", "sst2 acc (sample)")]
     assert command(*words, "--claim", "lora > bitfit")[0] == 2, "it is there already"
     text = (tmp_path / "plan.yaml").read_text()
     for other in (text.replace("lora >", "full >"), text.replace("margin: 2.0", "margin: x"), "a: [", "", "- 1"):
@@ -43,27 +70,103 @@ def test_a_plan_is_written_before_anything_runs_and_never_changed(
             plans.read(tmp_path / "plan.yaml")
 
 
+def test_a_claim_that_the_planned_cells_cannot_test_is_refused(
+    command: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["plan", "-m", *BASE, "--register", "plan.yaml", "method=lora,bitfit", "seed=0,1"]
+    for more, claims, line in (
+        ([], ["id3 > lora"], "--claim id3 > lora: id3: no row of study p"),
+        ([], ["lora > lora"], "--claim lora > lora: lora is both sides"),
+        ([], ["lora > bitfit"] * 2, "--claim lora > bitfit: lora > bitfit on sst2 acc (sample) is claimed twice"),
+        (["budget.entries=50,60"], ["lora > bitfit"], "--claim lora > bitfit: lora: no row of study p; did you mean"),
+        (["protocol.lr=1e-3,2e-3"], ["lora > bitfit"], "--claim lora > bitfit: lora stands for 2 kinds of cells on"),
+        (["seed=0"], ["lora > bitfit"], "--claim lora > bitfit: lora and bitfit have no task with two seeds in common"),
+    ):
+        code, out, err = command(*words, *more, *(word for claim in claims for word in ("--claim", claim)))
+        assert (code, out) == (2, ""), more
+        assert err.startswith(line)
+        assert err.count("\n") == 1
+    assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_a_cell_has_the_row_that_its_record_will_have(finished: Path) -> None:
+    record = read_record(finished / "result.json")
+    cell = compose.cell_from(record.overrides)
+    assert (name_of_cell(cell), column_of_cell(cell)) == (name_of(record), column_of(record))
+    words = ["method=id3", "budget.like=bitfit", "readout=prompt", "readout.head=rows", "selftrain=list"]
+    cell = compose.cell_from([*BASE, *words, "shots.per_class=16", "selftrain.labels=hard"])
+    assert name_of_cell(cell, several_models=True) == "id3 like-bitfit prompt-rows list-hard 16/class (bert_tiny)"
+
+
 def test_a_plan_is_answered_from_its_own_cells_alone(write_run: Callable[..., Path], tmp_path: Path) -> None:
-    later, path = "2100-01-01T00:00:00+00:00", tmp_path / "plan.yaml"
+    path = tmp_path / "plan.yaml"
     noise = [0.0, 0.003, 0.001, 0.002, 0.004, 0.001]
-    cells = [run(write_run, "lora", seed, 0.9 + noise[seed], later) for seed in range(5)]
-    cells += [run(write_run, "bitfit", seed, 0.8 + noise[seed + 1], later) for seed in range(5)]
+    cells = [run(write_run, "lora", seed, 0.9 + noise[seed], LATER) for seed in range(5)]
+    cells += [run(write_run, "bitfit", seed, 0.8 + noise[seed + 1], LATER) for seed in range(5)]
     early = run(write_run, "bitfit", 7, 0.99, "2000-01-01T00:00:00+00:00")
-    added = [run(write_run, "lora", seed, 0.1 * seed, later) for seed in (8, 9)]
-    planned = [*cells, early, "made/mrpc-lora-00000000/seed3"]
-    nowhere = tmp_path / "nowhere"
-    plans.write(path, plans.made(path, nowhere, "made", planned, ["lora > bitfit", "bitfit = lora"], 1.0))
+    added = [run(write_run, "lora", seed, 0.1 * seed, LATER) for seed in (8, 9)]
+    absent = "made/mrpc-lora-00000000/seed3"
+    plans.write(path, plan([*cells, early, absent], "lora > bitfit", "lora = bitfit", "bitfit > lora"))
     said = plans.answers(made_study(tmp_path), plans.read(path))
+    assert said[0].endswith(", 3 claims, 3 tests")
     assert said[1].startswith("missing: 2 of 12 planned cells, so every answer is provisional: ")
     assert said[2] == f"left out: 1 cell that ran before the plan was registered: {early}"
     assert said[3].startswith("added: 2 cells that are not planned have no part in this: ")
     assert all(cell in said[3] for cell in added)
-    assert said[4].startswith("confirmed: lora > bitfit on mrpc acc: ahead by 10.0 points")
-    assert said[5].startswith("refuted: bitfit = lora on mrpc acc: behind by 10.0 points")
-    assert said[6].endswith(
-        "corrected by Holm for the 2 tests of this plan; a t-test takes these differences for normal"
-    )
+    assert said[4].startswith("confirmed so far: lora > bitfit on mrpc acc: ahead by 10.0 points")
+    assert said[5].startswith("refuted so far: lora = bitfit on mrpc acc: more than 1 point apart: +10.0 points")
+    assert said[6].startswith("refuted so far: bitfit > lora on mrpc acc: behind by 10.0 points")
+    assert "corrected by Holm for 3 tests of this plan; " in said[7]
+    assert len(said) == 8
     with pytest.raises(ConfigError, match="5 of 5 cells have results"):
-        plans.made(tmp_path / "late.yaml", tmp_path / "outputs", "made", cells[:5], ["lora > bitfit"], 1.0)
+        plans.made(tmp_path / "late.yaml", tmp_path / "outputs", "made", cells[:5], {}, ["lora > bitfit"], 1.0)
     with pytest.raises(ConfigError, match="is of study other"):
         plans.answers(made_study(tmp_path), dataclasses.replace(plans.read(path), study="other"))
+
+
+NEAR, AROUND = [0.4, 0.35, 0.45, 0.5, 0.3, 0.42, 0.38, 0.4], [0.4, -0.3, 0.7, -0.1, 0.5, 0.2, -0.1, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("points", "claim", "margin", "answer"),
+    [
+        (NEAR, "id3 = bitfit", 1.0, "confirmed: id3 = bitfit on mrpc acc: tied within 1 point: +0.4 points"),
+        (NEAR, "id3 > bitfit", 1.0, "confirmed: id3 > bitfit on mrpc acc: ahead by 0.4 points"),
+        (NEAR, "bitfit > id3", 1.0, "refuted: bitfit > id3 on mrpc acc: behind by 0.4 points"),
+        (NEAR, "id3 = bitfit", 0.1, "refuted: id3 = bitfit on mrpc acc: more than 0.1 points apart: +0.4 points"),
+        (NEAR, "id3 = bitfit", 0.38, "not decided: id3 = bitfit on mrpc acc: +0.4 points"),
+        (AROUND, "id3 > bitfit", 1.0, "not confirmed: id3 > bitfit on mrpc acc: tied within 1 point: +0.2 points"),
+        (AROUND, "id3 > bitfit", 0.3, "not decided: id3 > bitfit on mrpc acc: not decided: +0.2 points"),
+        ([1.2, 0.2, 2.2, 1.7], "id3 = bitfit", 1.0, "not decided: id3 = bitfit on mrpc acc: +1.3 points"),
+    ],
+)
+def test_a_claim_is_answered_by_its_own_hypothesis(
+    points: list[float], claim: str, margin: float, answer: str, write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    cells = cells_apart(write_run, "id3", points)
+    said = plans.answers(made_study(tmp_path), plan(cells, claim, margin=margin))
+    assert said[1].startswith(answer)
+    assert "one test, so nothing is corrected" in said[2]
+
+
+def test_the_family_is_the_plans_whatever_has_run(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    """Claims on one pair are two tests; tests without runs count, and are named."""
+    cells = cells_apart(write_run, "id3", [1.0, 0.2, 0.9, 0.1, 0.7])
+    made = plan([*cells, "made/mrpc-full-00000000/seed0"], "id3 > bitfit", "id3 = bitfit", "full > bitfit")
+    said = plans.answers(made_study(tmp_path), made)
+    p = stats.ttest_1samp(np.array([1.0, 0.2, 0.9, 0.1, 0.7]), 0).pvalue
+    assert p < 0.05 < 3 * p
+    assert said[2].startswith("not decided so far: id3 > bitfit on mrpc acc: ")
+    assert f"p = {3 * p:.3f}" in said[2]
+    assert said[3].startswith("not decided so far: id3 = bitfit on mrpc acc: +0.6 points")
+    assert said[4] == "not answered: full > bitfit on mrpc acc: cells are missing"
+    alone = plans.answers(made_study(tmp_path), plan(cells, "id3 > bitfit"))
+    assert alone[1].startswith("confirmed: id3 > bitfit on mrpc acc: ahead by 0.6 points")
+
+
+def test_a_plan_has_its_own_rows_and_margin(command: Callable[..., Said], tmp_path: Path) -> None:
+    for words, word in ((["id3"], "ONE and OTHER"), (["--margin", "2"], "--margin 2"), (["a", "b"], "ONE and OTHER")):
+        code, _, err = command("compare", "made", "--plan", "plan.yaml", *words)
+        assert (code, err.count("\n")) == (2, 1)
+        assert word in err

@@ -50,7 +50,7 @@ MIDDLE = {1e-4: 0.5, 1e-3: 0.7, 1e-2: 0.6}
 def test_the_committed_study_says_that_the_heads_rate_was_fixed_and_where_a_search_ended(tmp_path: Path) -> None:
     done = call("table", "glue_small", "--outputs", str(STUDY), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "head_lr=0.005 was fixed for all methods but head, while lr was searched: " in done.stdout
+    assert "head_lr=0.005 was fixed for all methods but head, while lr differs or was searched: " in done.stdout
     assert "the largest lr tried was chosen" in done.stdout
     assert "lora 0.0015 (cola MCC, mrpc acc, stsb pearson)" in done.stdout
     assert "the smallest lr tried was chosen" in done.stdout
@@ -65,7 +65,7 @@ def test_the_committed_study_says_that_the_heads_rate_was_fixed_and_where_a_sear
         assert ends[name_of(record), column_of(record)] == end
 
 
-def test_a_fixed_rate_of_the_head_is_said_only_where_all_have_it_and_lr_was_searched(
+def test_a_fixed_rate_of_the_head_is_said_where_several_have_it_and_their_own_would_differ(
     write_run: Write, tmp_path: Path
 ) -> None:
     folders = {method: write_run(method, "mrpc", 0, 0.8) for method in ("lora", "bitfit", "head")}
@@ -74,17 +74,23 @@ def test_a_fixed_rate_of_the_head_is_said_only_where_all_have_it_and_lr_was_sear
     rewrite(folders["lora"], search, head_lr=5e-3)
     assert about(tmp_path, "head_lr") == [], "one method alone has a rate for its head"
     rewrite(folders["bitfit"], search, head_lr=5e-3)
-    (note,) = about(tmp_path, "head_lr=0.005 was fixed for all methods but head, while lr was searched: ")
+    (note,) = about(tmp_path, "head_lr=0.005 was fixed for all methods but head, while lr differs or was searched: ")
     assert "select.head_factors" in note
     rewrite(folders["bitfit"], search, head_lr=1e-3)
     assert about(tmp_path, "was fixed") == [], "each has its own"
     for method in ("lora", "bitfit"):
         rewrite(folders[method], head_lr=5e-3)
-    assert about(tmp_path, "head_lr") == [], "no rate of theirs was searched"
+    assert about(tmp_path, "head_lr") == [], "without it their heads would train at one rate, too"
+    rewrite(folders["bitfit"], head_lr=5e-3, lr=2e-3)
+    assert about(tmp_path, "head_lr=0.005 was fixed for all methods but head, while lr differs or was searched: ")
+    rewrite(write_run("id3", "mrpc", 0, 0.8), search, head_lr=1e-3)
+    assert about(tmp_path, "head_lr=0.005 was fixed for bitfit, lora, while"), "whatever another method has"
+    rewrite(folders["head"], search, head_lr=1e-3)
+    assert len(about(tmp_path, "head_lr=")) == 2, "two groups of methods, each with its rate"
     of_head = searched(1e-3, MIDDLE, chosen_head=5e-4, head_scores={"0.0005": 0.8, "0.005": 0.7, "0.0001": 0.1})
-    for method in ("lora", "bitfit"):
-        rewrite(folders[method], of_head, head_lr=5e-3)
-    assert about(tmp_path, "was fixed") == [], "both were searched"
+    for folder in folders.values():
+        rewrite(folder, of_head, head_lr=5e-3)
+    assert about(tmp_path, "was fixed") == [], "all were searched but id3, which is alone"
 
 
 def test_a_search_of_one_method_is_shown_beside_a_rate_that_others_were_given(write_run: Write, tmp_path: Path) -> None:
@@ -93,7 +99,7 @@ def test_a_search_of_one_method_is_shown_beside_a_rate_that_others_were_given(wr
     of_head = searched(1e-3, MIDDLE, chosen_head=5e-4, head_scores={"0.0005": 0.8, "0.005": 0.7, "0.0001": 0.1})
     rewrite(write_run("full", "mrpc", 0, 0.8), of_head, head_lr=5e-3)
     (note,) = about(tmp_path, "head_lr=0.005 was fixed for all methods but full")
-    assert "(full chose 0.0005 on mrpc acc)" in note
+    assert ", and while a search chose 0.0005 for full on mrpc acc: " in note
 
 
 def test_one_learning_rate_for_methods_whose_defaults_differ_is_said(write_run: Write, tmp_path: Path) -> None:
@@ -106,7 +112,15 @@ def test_one_learning_rate_for_methods_whose_defaults_differ_is_said(write_run: 
     rewrite(full, default_lr=5e-5, lr=2e-3)
     assert about(tmp_path, "was fixed") == [], "each has its own"
     rewrite(full, searched(1e-3, MIDDLE), default_lr=5e-5)
-    assert about(tmp_path, "was fixed") == [], "it was searched"
+    assert about(tmp_path, "was fixed") == [], "one was searched, and the other alone"
+    rewrite(write_run("bitfit", "mrpc", 0, 0.8), default_lr=5e-4)
+    assert about(tmp_path, "was fixed") == [], "the search chose the rate that both others were given"
+    but = "lr=0.001 was fixed for all methods but full, "
+    rewrite(full, searched(1e-4, MIDDLE), default_lr=5e-5)
+    assert about(tmp_path, f"{but}while a search chose 0.0001 for full on mrpc acc: ")
+    rewrite(full, searched(1e-3, MIDDLE), default_lr=5e-5)
+    rewrite(lora, default_lr=1e-4)
+    assert about(tmp_path, f"{but}whose own defaults differ (bitfit 0.0005, lora 0.0001): ")
 
 
 @given(scores=st.dictionaries(st.floats(1e-6, 1), st.none() | st.floats(0, 1), min_size=1, max_size=6), data=st.data())

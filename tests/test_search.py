@@ -48,8 +48,8 @@ def test_a_cell_with_a_search_is_another_cell() -> None:
     assert compose.cell_from(SMALL).fingerprint != compose.cell_from([*SMALL, "select.rows=dev"]).fingerprint
 
 
-def record(value: float | None, status: str = "done", loss: float | None = None) -> Record:
-    evaluations = [Evaluation(1, 1.0, {}, False, score, loss) for score in (0.9, value)]
+def record(value: float | None, status: str = "done", loss: float | None = None, collapsed: bool = False) -> Record:
+    evaluations = [Evaluation(1, 1.0, {}, collapsed, score, loss) for score in (0.9, value)]
     return Record(
         schema=1, status=status, cell=None, fingerprint="", headline=None, counts=None, budget={}, overrides=[],
         metrics=Metrics(evaluations[0], evaluations, "held_out", False), time=Times(2.0, 1.0, 1.0, 0.0, "", ""),
@@ -73,6 +73,18 @@ def test_where_all_tries_predict_one_class_the_loss_chooses() -> None:
     result = search.try_rates(cell, lambda words: (next(values), "folder"))
     assert result.chosen == 3e-3
     assert result.losses == {"0.001": 0.62, "0.003": 0.60, "0.01": 0.61}
+    rte = [
+        record(0.527, loss=0.90, collapsed=True),
+        record(0.473, loss=0.693, collapsed=True),
+        record(0.99, "diverged"),
+    ]
+    for tries, chosen in (
+        (rte, 3e-3),  # each predicts another class
+        ([rte[0], dataclasses.replace(rte[1], metrics=record(0.473, loss=0.693).metrics), rte[2]], 1e-3),
+        ([record(0.473, collapsed=True), record(0.527, collapsed=True), rte[2]], 3e-3),  # no loss is known
+    ):
+        values = iter(tries)
+        assert search.try_rates(cell, lambda words, values=values: (next(values), "folder")).chosen == chosen
 
 
 def test_the_rate_of_the_head_is_searched_at_the_chosen_learning_rate() -> None:

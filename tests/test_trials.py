@@ -137,6 +137,28 @@ def test_a_search_that_was_stopped_goes_on_as_if_it_had_not_been(
     assert other.values != whole.values, "another seed has a journal of its own"
 
 
+@pytest.mark.parametrize(
+    ("collapsed", "scores", "chosen"),
+    [(True, (0.527, 0.473), "0.002"), (False, (0.527, 0.473), "0.001"), (False, (0.5, 0.5), "0.002")],
+)
+def test_equal_trials_and_those_that_predict_one_class_are_chosen_by_their_loss(
+    collapsed: bool, scores: tuple[float, float], chosen: str, finished: Path, tmp_path: Path
+) -> None:
+    template = read_record(finished / RECORD_FILE)
+
+    def launch(cells: list[list[str]]) -> list[int]:
+        for words in cells:
+            cell = compose.cell_from(words)
+            score, loss = {1e-3: (scores[0], 0.9), 2e-3: (scores[1], 0.693)}[cell.protocol.lr]
+            one = Evaluation(3, 1.0, {"accuracy": score}, collapsed, score, loss)
+            record = dataclasses.replace(template, metrics=Metrics(one, [one], "held_out", False))
+            write_record(record, Path(cell.outputs) / cell.folder)
+        return [0] * len(cells)
+
+    best = run(asked_in(tmp_path, "protocol.lr=choice(1e-3,2e-3)", trials=5), launch)
+    assert (best.scored, best.values) == (5, [f"protocol.lr={chosen}"])
+
+
 def test_more_trials_go_on_from_those_before_and_together_they_are_as_many(
     launched: Callable[..., tuple[list[list[str]], Launch]], tmp_path: Path
 ) -> None:

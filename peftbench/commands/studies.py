@@ -71,7 +71,8 @@ def _registered(options: Namespace, lines: Sequence[list[str]], rerun: str, list
     path, margin = expanded(options.register), 1.0 if options.margin is None else options.margin
     survey = sweep.survey(lines, rerun, listed)
     cells = [cell.folder for cell in survey.cells]
-    plan = plans.made(path, survey.outputs, survey.study, cells, options.claim, margin)
+    kinds = sweep.kinds(survey.cells, listed)
+    plan = plans.made(path, survey.outputs, survey.study, cells, kinds, options.claim, margin)
     with kept_if_used(path.parent, lambda _: writable_file(path, "--register").parent):
         if options.save:
             survey = sweep.prepare(lines, rerun, listed)

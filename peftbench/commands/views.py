@@ -48,17 +48,21 @@ def compare(arguments: Sequence[str]) -> int:
     parser.add_argument("first", nargs="?", help="a row of the study's table, e.g. id3")
     parser.add_argument("second", nargs="?", help="another")
     parser.add_argument("--plan", metavar="FILE", help="answer the claims of this registered plan, and nothing else")
-    parser.add_argument("--margin", type=number, default=1.0, help="points within which two methods count as equal")
+    parser.add_argument("--margin", type=number, help="points within which two methods count as equal; default: 1")
     options = parser.parse_intermixed_args(arguments)
     from peftbench.commands.tables import say
     from peftbench.report import comparison, plans, records
+    from peftbench.report.statistics import MARGIN
 
-    if bool(options.plan) == bool(options.second):
+    if (options.plan is None) == (options.second is None) or (options.plan is not None and options.first is not None):
         parser.error("ONE and OTHER, or --plan FILE, whose claims are all that it can confirm")
-    plan = plans.read(expanded(options.plan)) if options.plan else None
+    if options.plan is not None and options.margin is not None:
+        parser.error(f"--margin {options.margin:g}: is for ONE and OTHER; --plan FILE has the margin of its claims")
+    plan = None if options.plan is None else plans.read(expanded(options.plan))
     study = records.read_study(expanded(options.outputs), options.study, options.model)
+    margin = MARGIN if options.margin is None else options.margin
     said = plans.answers(study, plan) if plan else None
-    for line in said or comparison.lines(study, options.first, options.second, options.margin):
+    for line in said or comparison.lines(study, options.first, options.second, margin):
         say(line)
     return 0
 

@@ -364,13 +364,13 @@ class Search:
     """How the learning rate, or the strata of a method, were chosen.
 
     Attributes:
-        chosen: the learning rate with the best score; of equal ones that of the least loss, then that nearest to
-            protocol.lr.
+        chosen: the learning rate with the best score; of equal ones, or where all tries predict one class, that of
+            the least loss, then that nearest to protocol.lr.
         rows: where the tries were scored: held_out or dev.
         scores: score of every learning rate (or strata) tried; None where that try failed or diverged.
         folders: the tries' folders under `outputs`.
         seconds: what the tries cost together.
-        strata: those with the best score, of equal ones the first, by name; empty: they were not searched.
+        strata: those chosen likewise, of equal ones the first, by name; empty: they were not searched.
         losses: of every learning rate tried, as `scores`.
         chosen_head: the head's rate, chosen likewise; None: it was not searched.
         head_scores, head_losses: of every rate of the head tried at the chosen learning rate.

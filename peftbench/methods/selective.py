@@ -258,8 +258,10 @@ class SelectiveTuner(WrapperTuner):
         return 1 if self.method.threshold is not None else self.store.budget, self.store.budget
 
     def facts(self) -> dict[str, Any]:
-        """Entries by kind and layer, the growth over steps, and what was chosen by when (ten moments)."""
-        moments = self._growth[:: max(1, -(-len(self._growth) // 10))] if self._growth else []
+        """Entries by kind and layer, the growth over steps, and what was chosen by when (ten moments, first and last
+        among them)."""
+        last = len(self._growth) - 1
+        moments = [self._growth[place] for place in sorted({last * i // 9 for i in range(10)})] if self._growth else []
         over_time = [{"step": step, **self._by_place(count)} for step, count in moments]
         ends = self._by_place(self.store.used)
         own = {"chosen": self.store.used, **ends, "growth": list(self._growth), "over_time": over_time}

@@ -15,7 +15,7 @@ from scipy import stats
 
 from peftbench.ground.errors import ConfigError
 from peftbench.report import bootstrap
-from peftbench.report.records import Study, tasks_alone
+from peftbench.report.records import Study, repeated, tasks_alone
 from peftbench.report.sheet import Sheet
 from peftbench.report.table import SUFFIX, apart
 
@@ -56,7 +56,7 @@ def comparable(rows: pd.DataFrame) -> Comparable:
     """Scores less the mean of full fine-tuning on the same task, in points; as they are where the study lacks it.
 
     Full fine-tuning counts where it has every column under its main protocol; its mean is taken as known. A seed (and
-    split of few labels) counts where it has all columns.
+    split of few labels) counts where it has all columns. Several splits are the runs then, means over their seeds.
 
     Args:
         rows: as `table.apart` gives them.
@@ -76,7 +76,7 @@ def comparable(rows: pd.DataFrame) -> Comparable:
         .reindex(columns=columns)
         .dropna()
     )
-    scores = {str(name): same.to_numpy() for name, same in runs.groupby(level="name", sort=False)}
+    scores = {str(name): repeated(same).to_numpy() for name, same in runs.groupby(level="name", sort=False)}
     return Comparable(scores, "points from full fine-tuning" if relative else "dev score (%)", columns, relative)
 
 
@@ -103,10 +103,11 @@ def sheet(study: Study) -> Sheet:
             for word, figure in figures.items()
         ]
     title = f"{study.name}: {', '.join(together.columns)} put together, {together.scale} [95% interval]"
-    return Sheet(title, head, texts, _notes(together, set(rows["name"])), numbers)
+    splits = rows.groupby("name")["split"].nunique().max() > 1
+    return Sheet(title, head, texts, _notes(together, set(rows["name"]), splits), numbers)
 
 
-def _notes(together: Comparable, names: set[str]) -> list[str]:
+def _notes(together: Comparable, names: set[str], splits: bool) -> list[str]:
     """What the figures are, what they are relative to, and what they do not say."""
     kept = np.mean([shares(scores) for scores in together.scores.values()], axis=0)
     parts = ", ".join(f"{100 * share:.0f}% {column}" for share, column in zip(kept, together.columns, strict=True))
@@ -121,6 +122,8 @@ def _notes(together: Comparable, names: set[str]) -> list[str]:
     ]
     if min(len(scores) for scores in together.scores.values()) < FEW_RUNS:
         notes.append("with few runs these intervals are too narrow: about 80% of them hold with 3, 85% with 4")
+    if splits:
+        notes.append("with several splits of few labels a run is a split, the mean over its seeds")
     if left := sorted(names - together.scores.keys()):
         notes.append(f"left out, without a seed that has every task: {', '.join(left)}")
     return notes

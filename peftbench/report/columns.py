@@ -1,6 +1,7 @@
 """The columns of a study's table as numbers: scores by method and seed, and those scores on other dev rows."""
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,12 @@ class Column:
     resampled: dict[str, dict[Run, np.ndarray]]
     rows: int | None
 
+    def repeated(self, name: str) -> np.ndarray:
+        """The scores of a row of the table, one for each seed; with several splits of few labels one for each split,
+        the mean over its seeds."""
+        runs = self.scores[name]
+        return _means(list(runs)) @ np.array(list(runs.values()))
+
     def paired(self, first: str, second: str) -> Paired | None:
         """The differences of two rows of the table over the runs that both have; None where there is none.
 
@@ -46,11 +53,18 @@ class Column:
         stored = all(run in drawn_one and run in drawn_other for run in runs)
         differences = np.array([one[run] - other[run] for run in runs])
         resampled = np.stack([drawn_one[run] - drawn_other[run] for run in runs]) if stored else None
-        splits = np.array([split for _, split in runs])
-        if len(set(splits)) == 1:
+        if len({split for _, split in runs}) == 1:
             return Paired(differences, resampled)
-        mean_of = np.stack([(splits == split) / (splits == split).sum() for split in dict.fromkeys(splits)])
+        mean_of = _means(runs)
         return Paired(mean_of @ differences, None if resampled is None else mean_of @ resampled, "splits")
+
+
+def _means(runs: Sequence[Run]) -> np.ndarray:
+    """(repetitions, runs): what averages over the seeds of each split; with a single split every seed stays."""
+    splits = np.array([split for _, split in runs])
+    if len(set(splits)) == 1:
+        return np.eye(len(runs))
+    return np.stack([(splits == split) / (splits == split).sum() for split in dict.fromkeys(splits)])
 
 
 def read(study: Study, rows: pd.DataFrame, resamples: int = bootstrap.RESAMPLES) -> list[Column]:

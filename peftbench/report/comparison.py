@@ -2,10 +2,7 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from peftbench.ground.errors import ConfigError
-from peftbench.ground.quantity import quantity
 from peftbench.report import aggregates, columns, over_tasks, verdict
 from peftbench.report.over_tasks import OverTasks
 from peftbench.report.records import Study, tasks_alone
@@ -36,16 +33,22 @@ def lines(study: Study, first: str, second: str, margin: float = MARGIN) -> list
         raise ConfigError(f"{first} and {second}: no task and seed in common in study {study.name}")
     verdicts = verdict.judge(
         {(first, second, name): paired for name, paired in pairs.items()},
-        quantity(len(pairs), "task"),
+        "tasks",
         margin,
         {column.name: column.rows or 0 for column in both},
     )
     said = [summary(verdicts, first, second), *(sentence(item, pairs[item.column]) for item in verdicts)]
     alone = {column: pairs[column] for column in tasks_alone(pairs)}
-    if (together := over_tasks.combine(alone)) is not None:
-        said += over_all(together, len(alone), margin)
-    said.append(improvement([column for column in both if column.name in alone], first, second))
-    return [*said, how(verdicts)]
+    noise = {column: paired for column, paired in alone.items() if paired.seeds > 1}
+    beside = f"; equality within {margin:g} likewise, by two one-sided tests"
+    if (together := over_tasks.combine(noise)) is not None:
+        said += over_all(together, len(noise), margin)
+        beside += "; not corrected: what is said over tasks"
+    if len(alone) > 1 and (left := [column for column in alone if column not in noise]):
+        said.append(f"left out over tasks, a single pair of runs: {', '.join(left)}")
+    unit = "splits" if any(paired.unit == "splits" for paired in alone.values()) else "runs"
+    said.append(improvement([column for column in both if column.name in alone], first, second, unit))
+    return [*said, how(verdicts, beside)]
 
 
 def check_margin(margin: float) -> None:
@@ -68,7 +71,12 @@ def summary(verdicts: Sequence[Verdict], first: str, second: str) -> str:
 
 def in_words(word: Word, margin: float) -> str:
     """A verdict with the margin that it depends on."""
-    return f"tied within {margin:g} point{'' if margin == 1 else 's'}" if word == "tied" else word
+    return f"tied within {points(margin)}" if word == "tied" else word
+
+
+def points(margin: float) -> str:
+    """1 point, 0.5 points."""
+    return f"{margin:g} point{'' if margin == 1 else 's'}"
 
 
 def sentence(item: Verdict, paired: Paired) -> str:
@@ -80,21 +88,28 @@ def sentence(item: Verdict, paired: Paired) -> str:
     size = f" by {abs(item.difference):.1f} points" if decided else f": {item.difference:+.1f} points"
     larger = f"p {p_in_words(item.p_of_equality)} for a larger difference"
     p = larger if item.word == "tied" else f"p {p_in_words(item.p)}"
-    drawn = f"; seeds and rows drawn anew: {_range(item.drawn)}" if item.drawn else ""
-    interval = f" (95% interval {_range(item.interval)}{drawn})" if item.interval else ""
-    parts = [f"{item.column}: {word}{size}{interval}", p]
-    parts.append(f"better in {item.better} of {item.seeds} {item.unit}")
-    text = ", ".join(parts)
+    text = f"{item.column}: {word}{size}{intervals(item)}, {p}, {better(item)}"
     if item.word != "not decided":
         return text
     return f"{text}; {_what_it_takes(item, paired.seeds_needed(item.tests))}"
 
 
+def intervals(item: Verdict) -> str:
+    """The interval of the test and that of the bootstrap, as they follow a difference; nothing where none is known."""
+    drawn = f"; seeds and rows drawn anew: {_range(item.drawn)}" if item.drawn else ""
+    return f" (95% interval {_range(item.interval)}{drawn})" if item.interval else ""
+
+
+def better(item: Verdict) -> str:
+    """In how many seeds the first is better."""
+    return f"better in {item.better} of {item.seeds} {item.unit}"
+
+
 def _what_it_takes(item: Verdict, needed: int | None) -> str:
     if item.visible is None:
         return f"the difference is the same in all {item.seeds} {item.unit}, too few to show that this is no accident"
-    shows = f"this design shows {item.visible:.1f} points or more"
-    more = f"; {needed} {item.unit} would show a difference of this size"
+    shows = f"this design shows about {item.visible:.1f} points or more"
+    more = f"; about {needed} {item.unit} would show a difference of this size"
     return shows if needed is None or needed <= item.seeds else shows + more
 
 
@@ -112,15 +127,16 @@ def over_all(together: OverTasks, tasks: int, margin: float) -> list[str]:
     return said
 
 
-def improvement(tasks: Sequence[columns.Column], first: str, second: str) -> str:
-    """How often a run of the first scores above one of the second, whatever the seeds."""
-    runs = [[np.array(list(task.scores[name].values())) for name in (first, second)] for task in tasks]
-    figure = aggregates.improvement([(one, other) for one, other in runs])
-    interval = "no interval: below 3 runs, or all pairs of a task agree"
+def improvement(tasks: Sequence[columns.Column], first: str, second: str, unit: str) -> str:
+    """How often a run (or split of few labels) of the first scores above one of the second, whatever the seeds."""
+    figure = aggregates.improvement([(task.repeated(first), task.repeated(second)) for task in tasks])
+    interval = f"no interval: below 3 {unit}, or all pairs of a task agree"
     if figure.low is not None and figure.high is not None:
-        interval = f"95% interval {100 * figure.low:.0f} to {100 * figure.high:.0f}, over runs; 50%: neither is better"
+        interval = (
+            f"95% interval {100 * figure.low:.0f} to {100 * figure.high:.0f}, over {unit}; 50%: neither is better"
+        )
     over = f", mean of these {len(tasks)} tasks" if len(tasks) > 1 else ""
-    often = f"{first} scores above {second} in {100 * figure.value:.0f}% of pairs of runs{over}"
+    often = f"{first} scores above {second} in {100 * figure.value:.0f}% of pairs of {unit}{over}"
     return f"probability of improvement: {often} ({interval})"
 
 
@@ -130,16 +146,21 @@ def _mean(estimate: Estimate, margin: float) -> str:
         f"{in_words(word, margin)}: {estimate.mean:+.1f} points (95% interval {_range(estimate.interval())}), "
         f"p {p_in_words(estimate.p())}"
     )
-    return f"{text}; this design shows {estimate.visible():.1f} points or more" if word == "not decided" else text
+    return f"{text}; this design shows about {estimate.visible():.1f} points or more" if word == "not decided" else text
 
 
-def how(verdicts: Sequence[Verdict]) -> str:
-    """What was tested how, for how many tests it was corrected, and what is taken for granted."""
+def how(verdicts: Sequence[Verdict], beside: str) -> str:
+    """What was tested how, for how many tests it was corrected, and what is taken for granted.
+
+    Args:
+        beside: what else was tested, in words that go on after a semicolon.
+    """
     tests = list(dict.fromkeys(item.test for item in verdicts))
     one = verdicts[0]
-    corrected = f"corrected by Holm for {one.family}" if one.tests > 1 else "one test, so nothing is corrected"
+    several = f"corrected by Holm for {one.tests} {one.family}"
+    corrected = several if one.tests > 1 else "one test, so nothing is corrected"
     normal = "; a t-test takes these differences for normal" if any("t-test" in test for test in tests) else ""
-    return f"tested: {', '.join(tests)}; two-sided, 5%, {corrected}{normal}"
+    return f"tested: {', '.join(tests)}; two-sided, 5%, {corrected}{beside}{normal}"
 
 
 def p_in_words(p: float) -> str:

@@ -5,17 +5,16 @@ tasks of which these are a sample; how much tasks differ is part of its error, a
 """
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-from statsmodels.regression.mixed_linear_model import MixedLM
+from scipy import optimize
 from statsmodels.stats.oneway import anova_generic
 
 from peftbench.report.statistics import Estimate, Paired
 
-SINGULAR = 0.01  # of the seeds' variance: below it, that between tasks is none; the optimizer seldom ends at zero
+RATIOS = np.geomspace(1e-4, 1e8, 121)  # of the variance between tasks over that between seeds
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class OverTasks:
     Attributes:
         fixed: over these tasks.
         random: over all tasks like these: a mixed model with a random part for each task; t with tasks less one
-            degrees of freedom, and no smaller an error than that of `fixed`. None: it could not be fitted.
+            degrees of freedom, and no smaller an error than that of `fixed`. None: there is no noise at all.
         between: standard deviation of the true difference between tasks, as the model estimates it; 0: the fit is
             singular, the tasks differ no more than their seeds do.
         interaction: p of "the difference is the same in all tasks" (analysis of variance, each task with its own
@@ -64,22 +63,37 @@ def _fixed_tasks(pairs: Mapping[str, Paired], known: list[Estimate]) -> Estimate
 
 
 def _random_tasks(pairs: Mapping[str, Paired]) -> tuple[Estimate | None, float | None]:
-    """Difference = mean + of the task + of the seed, by restricted maximum likelihood (statsmodels)."""
-    differences = np.concatenate([paired.differences for paired in pairs.values()])
-    tasks = np.repeat(np.arange(len(pairs)), [paired.seeds for paired in pairs.values()])
-    if np.ptp(differences) < 1e-9:
+    """Difference = mean + of the task + of the seed, by restricted maximum likelihood, and the deviation between tasks.
+
+    Profiled down to one number, the ratio of both variances (Searle, Casella and McCulloch 1992, section 3.8), and
+    searched for by scipy. The optimizers of statsmodels' MixedLM fail where that ratio is near zero.
+    """
+    seeds = np.array([paired.seeds for paired in pairs.values()])
+    means = np.array([paired.mean for paired in pairs.values()])
+    within = sum(float(((paired.differences - paired.mean) ** 2).sum()) for paired in pairs.values())
+    total = within + float((seeds * (means - np.average(means, weights=seeds)) ** 2).sum())
+    if total < 1e-18:
         return None, None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a singular fit, which `between` tells
-        try:
-            fit = MixedLM(differences, np.ones((len(differences), 1)), groups=tasks).fit(reml=True)
-        except np.linalg.LinAlgError:
-            return None, None
-    mean, error, between = float(fit.params[0]), float(fit.bse[0]), float(np.asarray(fit.cov_re)[0, 0])
-    if not (math.isfinite(error) and error > 0):
-        return None, None
-    singular = between <= SINGULAR * fit.scale
-    return Estimate(mean, error**2, len(pairs) - 1), 0.0 if singular else math.sqrt(between)
+    if within < 1e-12 * total:  # the ratio has no end
+        of_tasks = float(means.var(ddof=1))
+        return Estimate(float(means.mean()), of_tasks / len(means), len(means) - 1), math.sqrt(of_tasks)
+
+    def fit(ratio: float) -> tuple[float, float, float]:
+        """Deviance (a constant left out), mean, and the variance of one seed."""
+        weights = seeds / (1 + seeds * ratio)
+        mean = float(np.average(means, weights=weights))
+        squares = within + float((weights * (means - mean) ** 2).sum())
+        freedom = seeds.sum() - 1
+        deviance = freedom * math.log(squares) + float(np.log1p(seeds * ratio).sum()) + math.log(weights.sum())
+        return deviance, mean, squares / freedom
+
+    best = int(np.argmin([fit(ratio)[0] for ratio in RATIOS]))
+    near = np.log(RATIOS[[max(0, best - 1), min(len(RATIOS) - 1, best + 1)]])
+    found = optimize.minimize_scalar(lambda log: fit(math.exp(log))[0], bounds=near, method="bounded")
+    ratio = 0.0 if fit(0.0)[0] <= found.fun else math.exp(found.x)
+    _, mean, of_one_seed = fit(ratio)
+    error2 = of_one_seed / float((seeds / (1 + seeds * ratio)).sum())
+    return Estimate(mean, error2, len(pairs) - 1), math.sqrt(ratio * of_one_seed)
 
 
 def _interaction(estimates: list[Estimate]) -> float:

@@ -3,8 +3,8 @@
 What a plan names is confirmatory: its claims are one family of tests, on its own cells alone. All else is exploratory.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from os.path import exists  # Path's own raises for names that are too long
 from pathlib import Path
@@ -12,21 +12,23 @@ from pathlib import Path
 import yaml
 
 from peftbench.config.fingerprint import digest
+from peftbench.config.spec import Cell
 from peftbench.config.validate import parse
 from peftbench.ground import untrusted
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import RECORD_FILE, write_atomically
 from peftbench.ground.quantity import quantity
 from peftbench.ground.version import __version__
-from peftbench.report import columns, comparison, verdict
+from peftbench.report import columns, comparison, planned, verdict
+from peftbench.report.planned import Test
 from peftbench.report.records import Study
-from peftbench.report.statistics import Paired
-from peftbench.report.table import apart, row_named
-from peftbench.report.verdict import Word
+from peftbench.report.statistics import ALPHA, Paired, holm
+from peftbench.report.table import apart
+from peftbench.report.verdict import Verdict, Word
 
 MOST_BYTES = 16 << 20
 MOST_NAMED = 5  # cells that a line names
-SIGNS: dict[str, Word] = {">": "ahead", "=": "tied"}
+ANSWERS: dict[Word, str] = {"ahead": "confirmed", "behind": "refuted", "tied": "not confirmed"}  # to "ONE > OTHER"
 HEAD = "# A registered plan: `peftbench compare STUDY --plan FILE` answers its claims; an edit shows in sha256.\n"
 
 
@@ -40,7 +42,8 @@ class Plan:
         version: of this package.
         margin: points within which two methods count as equal.
         cells: their folders under the outputs, study/cell-fingerprint/seed.
-        claims: "id3 > lora" (ahead) or "id3 = lora" (tied within the margin); rows as a table names them.
+        claims: as they were typed, "id3 > lora" (ahead) or "id3 = lora" (tied within the margin).
+        tests: every claim on every task: all of them one family, whatever has run.
     """
 
     study: str
@@ -49,13 +52,26 @@ class Plan:
     margin: float
     cells: list[str]
     claims: list[str]
+    tests: list[Test]
 
 
-def made(path: Path, outputs: Path, study: str, cells: Sequence[str], claims: Sequence[str], margin: float) -> Plan:
+def made(
+    path: Path,
+    outputs: Path,
+    study: str,
+    cells: Sequence[str],
+    kinds: Mapping[str, Cell],
+    claims: Sequence[str],
+    margin: float,
+) -> Plan:
     """A plan that may be written to a file, now.
 
+    Args:
+        cells: their folders.
+        kinds: a cell of every folder that seeds share.
+
     Raises:
-        ConfigError: the file is there, a claim is none, or a cell has a result already.
+        ConfigError: the file is there, a cell has a result already, or a claim cannot be tested on these cells.
     """
     if exists(path):
         raise ConfigError(f"--register {shown(path)}: is there already, and a plan is never changed")
@@ -63,12 +79,13 @@ def made(path: Path, outputs: Path, study: str, cells: Sequence[str], claims: Se
         raise ConfigError('--register: at least one --claim is to be tested, as in --claim "id3 > lora"')
     comparison.check_margin(margin)
     for claim in claims:
-        parts(claim)
+        planned.parts(claim)
     if run := [cell for cell in cells if (outputs / cell / RECORD_FILE).exists()]:
         of_all = quantity(len(cells), "cell has a result", "cells have results")
         late = f"{len(run)} of {of_all}, and a plan comes before them: {run[0]}"
         raise ConfigError(f"--register {shown(path)}: {late}")
-    return Plan(study, datetime.now(UTC).isoformat(), __version__, margin, list(cells), list(claims))
+    tests = planned.tests(claims, cells, kinds, study)
+    return Plan(study, datetime.now(UTC).isoformat(), __version__, margin, list(cells), list(claims), tests)
 
 
 def write(path: Path, plan: Plan) -> None:
@@ -105,64 +122,91 @@ def read(path: Path) -> Plan:
     return plan
 
 
-def parts(claim: str) -> tuple[str, Word, str]:
-    """The first row, what is claimed of it, and the second row.
-
-    Raises:
-        ConfigError: the claim has not this form.
-    """
-    for sign, word in SIGNS.items():
-        first, separator, second = (text.strip() for text in claim.partition(sign))
-        if separator and first and second and not set(SIGNS) & set(second):
-            return first, word, second
-    raise ConfigError(f'--claim {shown(claim)}: "ONE > OTHER" (ahead), or "ONE = OTHER" (tied within the margin)')
-
-
 def answers(study: Study, plan: Plan) -> list[str]:
     """What the study says to each claim on each task, and which of the planned cells are missing or were added.
 
     Raises:
-        ConfigError: the plan is of another study, a claim names no row of it, or two rows have nothing in common.
+        ConfigError: the plan is of another study.
     """
     if plan.study != study.name:
         raise ConfigError(f"--plan: is of study {shown(plan.study)}, not of {study.name}")
-    own, notes = _planned(study, plan)
-    rows = apart(own)[0]
-    names = list(dict.fromkeys(rows["name"])) if len(rows) else []
-    every = columns.read(own, rows)
-    pairs: dict[tuple[str, str, str], Paired] = {}
-    claimed: dict[tuple[str, str, str], Word] = {}
-    for claim in plan.claims:
-        first, word, second = parts(claim)
-        first, second = (row_named(name, names, study.name) for name in (first, second))
-        for column in every:
-            if (both := column.paired(first, second)) is not None:
-                pairs[first, second, column.name], claimed[first, second, column.name] = both, word
-    if not pairs:
-        raise ConfigError(f"--plan: none of its claims has two finished runs of one seed in study {study.name}")
-    family = f"the {quantity(len(pairs), 'test')} of this plan"
-    judged = verdict.judge(pairs, family, plan.margin, {column.name: column.rows or 0 for column in every})
+    own, missing, notes = _planned(study, plan)
+    rows, differing = apart(own)
+    every = {column.name: column for column in columns.read(own, rows)}
+    pairs = {test: both for test in plan.tests if (both := _paired(test, every, own)) is not None}
+    number = len(plan.tests)
+    judged = verdict.judge(
+        {(test.first, test.second, test.column): both for test, both in pairs.items()},
+        "tests of this plan",
+        plan.margin,
+        {name: column.rows or 0 for name, column in every.items()},
+        number,
+    )
+    items = {(item.first, item.second, item.column): item for item in judged}
+    p_values = holm([_p(test, both, plan.margin, number) for test, both in pairs.items()], number)
+    corrected = dict(zip(pairs, p_values, strict=True))
+    so_far, why = (" so far", "cells are missing") if missing else ("", "no seed that both have in one protocol")
     said = [
-        f"{_answer(item.word, claimed[key])}: {item.first} {_sign(claimed[key])} {item.second} on "
-        f"{comparison.sentence(item, pairs[key])}"
-        for key, item in zip(pairs, judged, strict=True)
+        _answer(test, items[test.first, test.second, test.column], pairs[test], corrected[test], so_far)
+        if test in pairs
+        else f"not answered: {test}: {why}"
+        for test in plan.tests
     ]
-    head = f"plan registered {plan.registered[:16]}, {quantity(len(plan.claims), 'claim')}"
-    return [head, *notes, *said, comparison.how(judged)]
+    of = f"{quantity(len(plan.claims), 'claim')}, {quantity(number, 'test')}"
+    head = f"plan registered {plan.registered[:16]}, {of}"
+    tested = [comparison.how(judged, "; a claim of equality by two one-sided tests")] if judged else []
+    return [head, *notes, *differing, *said, *tested]
 
 
-def _answer(word: Word, claimed: Word) -> str:
-    if word == "not decided":
-        return "not decided"
-    return "confirmed" if word == claimed else "refuted"
+def _paired(test: Test, every: Mapping[str, columns.Column], own: Study) -> Paired | None:
+    """The differences that a test is of; a table leaves out the backbone's name where only one has run."""
+    models = {record.cell.model for record in own.records}
+    alone = f" ({models.pop()})" if len(models) == 1 else ""
+    first, second = (name.removesuffix(alone) for name in (test.first, test.second))
+    return every[test.column].paired(first, second) if test.column in every else None
 
 
-def _sign(word: Word) -> str:
-    return next(sign for sign, other in SIGNS.items() if other == word)
+def _p(test: Test, both: Paired, margin: float, tests: int) -> float:
+    """p of what a claim is tested against, on the side of the margin where the mean lies."""
+    if test.sign == ">":
+        return both.p(tests)
+    return both.p_of_equality(margin) if abs(both.mean) < margin else both.p_of_distance(margin)
 
 
-def _planned(study: Study, plan: Plan) -> tuple[Study, list[str]]:
-    """The study's planned runs alone, and lines about what is missing, was added, or ran too early."""
+def _answer(test: Test, item: Verdict, both: Paired, p: float, so_far: str) -> str:
+    """A claim is confirmed or refuted by its own hypothesis alone.
+
+    Args:
+        p: as of `_p`, corrected.
+        so_far: what follows the answer while cells are missing.
+    """
+    if test.sign == ">":
+        word = verdict.word_of(both.mean, p, item.p_of_equality)
+        answer, text = ANSWERS.get(word, word), comparison.sentence(replace(item, word=word, p=p), both)
+    elif p < ALPHA and abs(both.mean) < item.margin:
+        answer, text = "confirmed", comparison.sentence(replace(item, word="tied", p_of_equality=p), both)
+    else:
+        answer, text = ("refuted" if p < ALPHA else "not decided"), _unequal(item, both, p)
+    return f"{answer}{so_far}: {item.first} {test.sign} {item.second} on {text}"
+
+
+def _unequal(item: Verdict, both: Paired, p: float) -> str:
+    """A claim of equality that is not confirmed, with the numbers."""
+    if both.seeds < 2:
+        return comparison.sentence(item, both)
+    side = "larger" if abs(both.mean) < item.margin else "smaller"
+    word = f"more than {comparison.points(item.margin)} apart: " if p < ALPHA else ""
+    size = f"{item.difference:+.1f} points{comparison.intervals(item)}"
+    p_of = f"p {comparison.p_in_words(p)} for a {side} difference"
+    text = f"{item.column}: {word}{size}, {p_of}, {comparison.better(item)}"
+    if p < ALPHA or both.estimate is None:
+        return text
+    return f"{text}; these runs show equality within {both.estimate.equal_within(item.tests):.1f} points"
+
+
+def _planned(study: Study, plan: Plan) -> tuple[Study, list[str], list[str]]:
+    """The study's planned runs alone, the cells that have none, and lines about what is missing, was added, or ran too
+    early."""
     names = ["/".join(folder.parts[-3:]) for folder in study.folders]
     done = [i for i, record in enumerate(study.records) if record.status == "done"]
     cells = set(plan.cells)
@@ -178,7 +222,7 @@ def _planned(study: Study, plan: Plan) -> tuple[Study, list[str]]:
         f"added: {others} no part in this": added,
     }
     notes = [f"{line}: {_some(named)}" for line, named in lines.items() if named]
-    return Study(study.name, [study.records[i] for i in kept], [study.folders[i] for i in kept]), notes
+    return Study(study.name, [study.records[i] for i in kept], [study.folders[i] for i in kept]), missing, notes
 
 
 def _started(moment: str) -> float:

@@ -1,7 +1,7 @@
 """How held-out scores depended on the rates that were tried, and what a table hangs on where a rate was fixed."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,8 @@ from peftbench.report.records import Study
 Key = Literal["lr", "head_lr"]
 RATE = re.compile(r"\d+(\.\d+)?(e[+-]?\d{1,2})?")  # of a stranger's record, which may say anything
 FACTORS: dict[Key, str] = {"lr": "select.factors", "head_lr": "select.head_factors"}
+SEARCHES: dict[Key, str] = {"lr": "select=lr", "head_lr": "select.head_factors"}
+MOST_NAMED = 6  # searches that a line names
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,16 @@ def tried(study: Study, rows: pd.DataFrame) -> list[Tried]:
 def notes(study: Study, rows: pd.DataFrame) -> list[str]:
     """Footnotes of a table whose order may be one of rates.
 
-    One for a rate of the head that all methods were given while their learning rates were searched; one for a learning
-    rate that all methods were given although their own defaults differ; and one for each end of the rates tried at
-    which a search ended. All of it follows from the records.
+    One for each rate, of the head or the backbone, that several methods were given although their own differ, or a
+    search of any method chose another; and one for each end of the rates tried at which a search ended. All of it
+    follows from the records.
 
     Args:
         rows: as of `tried`.
     """
     trained = [record for record in study.done() if record.made is None]
     searched = tried(study, rows)
-    return [*_fixed_head(trained, searched), *_fixed_lr(trained), *_at_an_end(searched)]
+    return [*_fixed("head_lr", trained, searched), *_fixed("lr", trained, searched), *_at_an_end(searched)]
 
 
 def _percent(scores: Mapping[str, float | None]) -> dict[float, float | None]:
@@ -82,49 +84,52 @@ def _percent(scores: Mapping[str, float | None]) -> dict[float, float | None]:
     return dict(sorted(known.items()))
 
 
-def _fixed_head(runs: Iterable[Record], searched: Iterable[Tried]) -> Iterator[str]:
-    given: dict[float, set[str]] = {}
-    methods: dict[str, None] = {}
-    lr_was_searched = False
+def _fixed(key: Key, runs: Sequence[Record], searched: Iterable[Tried]) -> Iterator[str]:
+    """A line for every rate that several methods were given, where their own rates differ or a search chose another."""
+    given: dict[float, dict[str, set[float]]] = {}
     for run in runs:
-        methods[run.cell.method] = None
-        of_lr = run.search if run.search and not run.search.strata else None
-        head_lr = run.config["protocol"].get("head_lr")
-        if head_lr is not None and not (of_lr and of_lr.chosen_head):
-            given.setdefault(head_lr, set()).add(run.cell.method)
-            lr_was_searched = lr_was_searched or of_lr is not None
-    if not lr_was_searched or len(given) != 1:
-        return
-    ((rate, same),) = given.items()
-    if len(same) < 2:
-        return
-    others = [method for method in methods if method not in same]
-    who = "all methods" + (f" but {', '.join(others)}" if others else "")
-    otherwise = [f"{one.name} chose {one.chosen:g} on {one.column}" for one in searched if one.key == "head_lr"]
-    shown = f" ({', '.join(otherwise)})" if otherwise else ""
-    yield (
-        f"head_lr={rate:g} was fixed for {who}, while lr was searched{shown}: a method that would have chosen another "
-        f"is shown too low; {FACTORS['head_lr']} searches it"
-    )
+        if (fixed := _given(key, run)) is not None:
+            rate, own = fixed
+            given.setdefault(rate, {}).setdefault(run.cell.method, set()).update(own)
+    methods = list(dict.fromkeys(run.cell.method for run in runs))
+    for rate, group in given.items():
+        other = [one for one in searched if one.key == key and one.chosen != rate]
+        reasons = [_differing(key, group)] if len(set().union(*group.values())) > 1 else []
+        reasons += [f"while a search chose {_chosen(other)}"] if other else []
+        if len(group) > 1 and reasons:
+            fixed_for = f"{key}={rate:g} was fixed for {_who(list(group), methods)}, {', and '.join(reasons)}"
+            yield f"{fixed_for}: a method that would have chosen another is shown too low; {SEARCHES[key]} searches it"
 
 
-def _fixed_lr(runs: Iterable[Record]) -> Iterator[str]:
-    defaults: dict[str, float] = {}
-    given = set()
-    for run in runs:
-        if run.search is not None and not run.search.strata:
-            return
-        given.add(run.lr)
+def _given(key: Key, run: Record) -> tuple[float, set[float]] | None:
+    """The rate that a run was given, and those it may have had instead; None: it was searched, or there is none."""
+    search = run.search if run.search and not run.search.strata else None
+    if key == "lr":
         default = run.config["method"].get("default_lr")
-        if isinstance(default, (int, float)):
-            defaults[run.cell.method] = float(default)
-    if len(given) != 1 or len(set(defaults.values())) < 2:
-        return
-    own = ", ".join(f"{method} {default:g}" for method, default in defaults.items())
-    yield (
-        f"lr={given.pop():g} was fixed for all methods, whose own defaults differ ({own}): a method that would have "
-        f"chosen another is shown too low; select=lr searches it"
-    )
+        return None if search else (run.lr, {float(default)} if isinstance(default, (int, float)) else set())
+    head_lr = run.config["protocol"].get("head_lr")
+    if head_lr is None or (search and search.chosen_head is not None):
+        return None
+    return head_lr, set(_percent(search.scores)) if search else {run.lr}  # without a rate of its own it follows lr
+
+
+def _differing(key: Key, group: Mapping[str, set[float]]) -> str:
+    if key == "head_lr":
+        return "while lr differs or was searched"
+    own = ", ".join(f"{method} {min(rates):g}" for method, rates in group.items() if rates)
+    return f"whose own defaults differ ({own})"
+
+
+def _chosen(other: Sequence[Tried]) -> str:
+    more = f" and {len(other) - MOST_NAMED} more" if len(other) > MOST_NAMED else ""
+    return ", ".join(f"{one.chosen:g} for {one.name} on {one.column}" for one in other[:MOST_NAMED]) + more
+
+
+def _who(group: Sequence[str], methods: Sequence[str]) -> str:
+    others = [method for method in methods if method not in group]
+    if len(others) >= len(group):
+        return ", ".join(group)
+    return "all methods" + (f" but {', '.join(others)}" if others else "")
 
 
 def _at_an_end(searched: Iterable[Tried]) -> Iterator[str]:

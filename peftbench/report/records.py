@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from peftbench.config.spec import Cell
 from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, near, short_line, warn
 from peftbench.ground.files import study_folder
+from peftbench.ground.record_parts import FewLabels, ReadBy, SelfTrained, TaughtBy
 from peftbench.record import Record, find_records, read_record
 
 # What two cells may differ in and still be the same cell of a table, beside the seed.
@@ -115,6 +117,17 @@ def frame(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def repeated(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores of one row of the table by repetition: as they are; with several splits of few labels the means of these,
+    since the seeds of a split share its labelled rows.
+
+    Args:
+        scores: with "split" in their index.
+    """
+    splits = scores.index.get_level_values("split")
+    return scores.groupby(level="split", sort=False).mean() if splits.nunique() > 1 else scores
+
+
 def made_of(record: Record) -> str:
     """What a score was made of: the cell's fingerprint, the hashes of rows (test rows apart), weights and tokenizer.
 
@@ -140,21 +153,43 @@ def other_inputs(one: Record, other: Record) -> list[str]:
 def name_of(record: Record, several_models: bool = False) -> str:
     """How a table calls a record's row: method, budget and shots where there are any, backbone where several are; a run
     on several tasks together has a row of its own, as it has a head for each."""
-    words = [record.cell.method]
-    words += ["joint"] if "tasks" in record.config["task"] and record.made is None else []
-    words += [record.cell.budget] if record.cell.budget != "none" else []
-    words += [record.read_by.words] if record.read_by.words else []
-    words += [record.self_trained.words] if record.self_trained.words else []
-    words += [record.taught_by.words] if record.taught_by.words else []
-    words += [record.few.words] if record.few else []
-    words += [f"({record.cell.model})"] if several_models else []
-    return " ".join(words)
+    joint = "tasks" in record.config["task"] and record.made is None
+    trained = [record.read_by.words, record.self_trained.words, record.taught_by.words]
+    few = record.few.words if record.few else ""
+    cell = record.cell
+    return _name(cell.method, joint, cell.budget, [*trained, few], cell.model, several_models)
+
+
+def name_of_cell(cell: Cell, several_models: bool = False) -> str:
+    """What the row of a cell's record will be called."""
+    how, objective, shots = cell.selftrain, cell.objective, cell.shots
+    words = [
+        ReadBy(cell.readout.kind, cell.readout.head).words,
+        SelfTrained(how.kind, how.weights, how.labels, how.fresh).words,
+        TaughtBy(objective.kind, objective.teacher).words,
+        FewLabels(shots.split, shots.per_class, shots.total).words,
+    ]
+    return _name(cell.method.name, len(cell.task.parts) > 1, cell.budget.name, words, cell.model.name, several_models)
+
+
+def _name(method: str, joint: bool, budget: str, how: Iterable[str], model: str, several_models: bool) -> str:
+    words = [method, "joint" if joint else "", "" if budget == "none" else budget, *how]
+    words += [f"({model})"] if several_models else []
+    return " ".join(word for word in words if word)
 
 
 def column_of(record: Record) -> str:
     """Task and metric; rows of the built-in sample are no GLUE scores and stay apart."""
-    metric = SHORT.get(record.headline.name, record.headline.name)
-    return f"{record.cell.task} {metric}" + (" (sample)" if record.cell.data == "sample" else "")
+    return _column(record.cell.task, record.headline.name, record.cell.data)
+
+
+def column_of_cell(cell: Cell) -> str:
+    """The column that a cell's record will stand in."""
+    return _column(cell.task.name, cell.task.headline, cell.data.name)
+
+
+def _column(task: str, metric: str, data: str) -> str:
+    return f"{task} {SHORT.get(metric, metric)}" + (" (sample)" if data == "sample" else "")
 
 
 def is_mean(column: str) -> bool:

@@ -84,10 +84,19 @@ class Estimate:
         half = self.half((1 - level) / 2)
         return Interval(self.mean, self.mean - half, self.mean + half)
 
+    def p_of_distance(self, margin: float) -> float:
+        """Two-sided p of "they differ by `margin` points or less": below 5% where the 95% interval lies beyond it."""
+        return min(1.0, 2 * self._tail(abs(self.mean) - margin))
+
+    def equal_within(self, tests: float = 1) -> float:
+        """The smallest margin within which these numbers show equality, as one of so many tests."""
+        return abs(self.mean) + self.half(ALPHA / tests)
+
     def visible(self, tests: float = 1) -> float:
         """The smallest true difference that a study like this shows in four of five repetitions, as one of so many
-        tests (half as many where they are one-sided)."""
-        return self.error * detectable(self.freedom, ALPHA / tests, self.of_seeds / self.error**2)
+        tests (half as many where they are one-sided). Too small in half of all studies and too large in the other half:
+        see `unbiased`."""
+        return smallest_shown(unbiased(self.of_seeds, self.freedom), self.freedom, self.of_rows, tests)
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,12 @@ class Paired:
             return self.estimate.p_of_equality(margin)
         return min(1.0, 2 / 2**self.seeds) if abs(self.mean) < margin else 1.0
 
+    def p_of_distance(self, margin: float) -> float:
+        """Two-sided p of "they differ by `margin` points or less", before any correction; 1 for a single seed."""
+        if self.estimate is not None:
+            return self.estimate.p_of_distance(margin)
+        return min(1.0, 2 / 2**self.seeds) if abs(self.mean) > margin else 1.0
+
     def seeds_needed(self, tests: int = 1) -> int | None:
         """Seeds at which a difference of this size shows in four of five repetitions.
 
@@ -162,10 +177,10 @@ class Paired:
         """
         if self.estimate is None or self.mean == 0:
             return None
-        spread = self.of_seeds * self.seeds
+        spread = unbiased(self.of_seeds, self.seeds - 1) * self.seeds
 
         def shows(seeds: int) -> bool:
-            return abs(self.mean) >= Estimate(self.mean, spread / seeds, seeds - 1, self.of_rows).visible(tests)
+            return abs(self.mean) >= smallest_shown(spread / seeds, seeds - 1, self.of_rows, tests)
 
         if not shows(MOST_SEEDS):
             return None
@@ -186,6 +201,25 @@ def flip_p(differences: np.ndarray) -> float:
         rng=np.random.default_rng(0),
     )
     return float(result.pvalue)
+
+
+def smallest_shown(of_seeds: float, freedom: float, of_rows: float = 0.0, tests: float = 1) -> float:
+    """The smallest true difference that a design shows in four of five repetitions.
+
+    Args:
+        of_seeds, freedom, of_rows: as of `Estimate`, the true variances.
+        tests: in the family of which it is one; half as many where they are one-sided.
+    """
+    whole = of_seeds + of_rows
+    return math.sqrt(whole) * detectable(freedom, ALPHA / tests, of_seeds / whole)
+
+
+def unbiased(variance: float, freedom: float) -> float:
+    """The variance that is as often too large as too small; one estimated from 3 seeds is too small in 63% of studies.
+
+    That of normal differences over its truth is chi-square over its degrees, whose median is below 1.
+    """
+    return variance * freedom / float(special.chdtri(freedom, 0.5))
 
 
 def detectable(degrees: float, alpha: float, share: float = 1.0) -> float:
@@ -212,6 +246,12 @@ def _detectable(degrees: float, alpha: float, share: float) -> float:
     )
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction (statsmodels)."""
-    return [float(p) for p in multipletests(p_values, method="holm")[1]] if p_values else []
+def holm(p_values: Sequence[float], tests: int = 0) -> list[float]:
+    """Holm's correction (statsmodels).
+
+    Args:
+        p_values: those that are known.
+        tests: how many the family has, where some are not known yet: these count as 1.
+    """
+    every = [*p_values, *[1.0] * (tests - len(p_values))]
+    return [float(p) for p in multipletests(every, method="holm")[1]][: len(p_values)] if p_values else []

@@ -7,7 +7,6 @@ from typing import Literal
 
 import numpy as np
 
-from peftbench.ground.quantity import quantity
 from peftbench.report import bootstrap
 from peftbench.report.columns import Column
 from peftbench.report.statistics import ALPHA, MARGIN, Interval, Paired, holm
@@ -35,7 +34,7 @@ class Verdict:
         visible: the smallest difference that this design shows in four of five repetitions, as one of its family;
             None where the noise is not known.
         test: what was used.
-        family: what was corrected for, in words; tests: how many that are, without pairs of a single seed.
+        family: what was corrected for, a noun in the plural; tests: how many of these, without pairs of a single seed.
     """
 
     first: str
@@ -68,19 +67,21 @@ def judge(
     family: str,
     margin: float = MARGIN,
     rows: Mapping[str, int] | None = None,
+    planned: int = 0,
 ) -> list[Verdict]:
-    """The verdict on every pair, all of them one family.
+    """The verdict on every pair, all of them one family, and all their verdicts of equality another.
 
     Args:
         pairs: (first, second, column) -> differences.
-        family: what the pairs are together, in words.
+        family: what the pairs are, a noun in the plural.
         margin: points within which two methods count as equal.
         rows: column -> how many dev rows it has.
+        planned: how many tests there will be, where some have no runs yet.
     """
     tested = [key for key, paired in pairs.items() if paired.seeds > 1]
-    tests = len(tested)
-    p_values = dict(zip(tested, holm([pairs[key].p(tests) for key in tested]), strict=True))
-    p_of_equal = dict(zip(tested, holm([pairs[key].p_of_equality(margin) for key in tested]), strict=True))
+    tests = max(len(tested), planned)
+    p_values = dict(zip(tested, holm([pairs[key].p(tests) for key in tested], tests), strict=True))
+    p_of_equal = dict(zip(tested, holm([pairs[key].p_of_equality(margin) for key in tested], tests), strict=True))
     verdicts = []
     for (first, second, column), paired in pairs.items():
         p, p_of_equality = (known.get((first, second, column), 1.0) for known in (p_values, p_of_equal))
@@ -128,8 +129,7 @@ def matrix(columns: Sequence[Column], margin: float = MARGIN) -> list[Verdict]:
             for first, second in itertools.combinations(order, 2)
             if (paired := column.paired(first, second)) is not None
         }
-        family = f"{quantity(len(pairs), 'pair')} in {column.name}"
-        verdicts += judge(pairs, family, margin, {column.name: column.rows or 0})
+        verdicts += judge(pairs, f"pairs in {column.name}", margin, {column.name: column.rows or 0})
     return verdicts
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
-from peftbench.record import SEARCH_SUFFIX, Record, Search, Taken
+from peftbench.record import SEARCH_SUFFIX, Evaluation, Record, Search, Taken
 from peftbench.study import journal
-from peftbench.study.search import of_every_try, score
+from peftbench.study.search import best, judged_by, of_every_try, score
 
 RunTry = Callable[[list[str]], tuple[Record, str] | None]
 Strata = dict[str, Taken]
@@ -96,13 +96,16 @@ def _run(cell: Cell, strata: Strata, run_try: RunTry) -> tuple[Record | None, st
 
 def _chosen(cell: Cell, tries: list[tuple[Strata, Record | None, str]]) -> Search:
     scores: dict[str, float | None] = {}
+    judged: dict[str, Evaluation | None] = {}
     by_words: dict[str, Strata] = {}
+    last = cell.protocol.selection == "last"
     for strata, record, _ in tries:
         words = in_words(strata)[:200]
         by_words.setdefault(words, strata)
-        scores[words] = None if record is None else score(record, last=cell.protocol.selection == "last")
-    known = {words: value for words, value in scores.items() if value is not None}
-    if not known:
+        scores[words] = None if record is None else score(record, last)
+        judged[words] = None if record is None else judged_by(record, last)
+    top = best(judged)
+    if top is None:
         raise ConfigError(f"select: none of {len(tries)} strata tried has a score")
     records = {folder: record for _, record, folder in tries if record is not None}
     return Search(
@@ -111,5 +114,5 @@ def _chosen(cell: Cell, tries: list[tuple[Strata, Record | None, str]]) -> Searc
         scores=scores,
         folders=list(records),
         seconds=round(math.fsum(record.time.total_s for record in records.values()), 3),
-        strata=by_words[max(known, key=lambda words: known[words])],
+        strata=by_words[top],
     )

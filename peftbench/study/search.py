@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from peftbench.config.spec import Cell
 from peftbench.config.tasks import TaskSpec
@@ -12,6 +13,7 @@ from peftbench.ground.files import expanded
 from peftbench.record import SEARCH_SUFFIX, Evaluation, Record, Search
 
 RunTry = Callable[[list[str]], tuple[Record, str] | None]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -97,24 +99,27 @@ def try_rates(cell: Cell, run_try: RunTry) -> Search:
 
 
 def score(record: Record, last: bool) -> float | None:
-    """The number that a try is judged by: of its last evaluation, or of the best one where the cell keeps the best."""
-    evaluation = _judged(record, last)
+    """The number that a try is judged by; None: it has none."""
+    evaluation = judged_by(record, last)
     return None if evaluation is None else _finite(evaluation.chosen_by)
 
 
-def best(scores: Mapping[float, float | None], losses: Mapping[float, float | None], usual: float) -> float | None:
-    """The rate of the highest score; of equal ones that of the least loss, then that nearest to the usual rate.
+def best(judged: Mapping[Key, Evaluation | None]) -> Key | None:
+    """The try of the highest score; of equal ones that of the least loss, then the first.
 
-    Equal scores are common where they matter most: tries that all predict one class. None: no rate has a score.
+    Where all tries predict one class, a score says no more than which class that is: the least loss chooses, then the
+    score. None: no try has a score.
     """
+    known = {key: one for key, one in judged.items() if one is not None and _finite(one.chosen_by) is not None}
+    collapsed = all(one.collapsed for one in known.values())
 
-    def merit(rate: float) -> tuple[float, float, float]:
-        score, loss = scores[rate], losses[rate]
+    def merit(key: Key) -> tuple[float, float]:
+        score, loss = known[key].chosen_by, _finite(known[key].loss)
         assert score is not None
-        return score, -math.inf if loss is None else -loss, -abs(math.log(rate / usual))
+        by_loss = -math.inf if loss is None else -loss
+        return (by_loss, score) if collapsed else (score, by_loss)
 
-    known = [rate for rate, score in scores.items() if score is not None]
-    return max(known, key=merit) if known else None
+    return max(known, key=merit, default=None)
 
 
 def smallest_within(scores: Mapping[float, float | None], top: float, error: float) -> float:
@@ -147,10 +152,10 @@ def _try(cell: Cell, usual: float, words: Mapping[float, list[str]], run_try: Ru
         if left and len(tried) == before:
             time.sleep(1)
     last = cell.protocol.selection == "last"
-    judged = {rate: _judged(tried[rate][0], last) for rate in words}
+    judged = {rate: judged_by(tried[rate][0], last) for rate in words}
     scores = {rate: None if one is None else _finite(one.chosen_by) for rate, one in judged.items()}
     losses = {rate: None if one is None else _finite(one.loss) for rate, one in judged.items()}
-    top = best(scores, losses, usual)
+    top = best({rate: judged[rate] for rate in sorted(judged, key=lambda rate: abs(math.log(rate / usual)))})
     if top is None:
         raise ConfigError(f"select: none of the learning rates {list(words)} has a score")
     error = _error(cell, judged[top], tried[top][1])
@@ -177,7 +182,8 @@ def _error(cell: Cell, judged: Evaluation | None, folder: str) -> float | None:
     return error_of(expanded(cell.outputs) / folder, cell.task, cell.select.rows, judged.chosen_by)
 
 
-def _judged(record: Record, last: bool) -> Evaluation | None:
+def judged_by(record: Record, last: bool) -> Evaluation | None:
+    """The evaluation that a try is judged by: the last one, or the best where the cell keeps that; None: it failed."""
     if record.status != "done" or not record.metrics.evaluations:
         return None
     return record.metrics.evaluations[-1] if last else record.metrics.selected

@@ -163,6 +163,24 @@ def survey(lines: Sequence[list[str]], rerun: str = "unfinished", to_come: Mappi
     return _survey(lines, rerun, CellStates(*study_of(lines[0])), to_come or {})
 
 
+def kinds(cells: Sequence[Planned], to_come: Mapping[Path, str]) -> dict[str, Cell]:
+    """A cell of every folder that seeds share, composed anew.
+
+    Args:
+        to_come: as of `prepare`.
+
+    Raises:
+        ConfigError: a cell is not possible.
+    """
+    words = {cell.folder.rpartition("/")[0]: cell.overrides for cell in cells}
+    composed: dict[str, Cell] = {}
+    for folder, cell in zip(words, compose_many.cells_from(list(words.values()), to_come), strict=True):
+        if isinstance(cell, ConfigError):
+            raise cell
+        composed[folder] = cell
+    return composed
+
+
 def list_again(outputs: Path, study: str, lines: Mapping[str, list[str]]) -> None:
     """Write into a study's list where cells lie whose start has come or has changed.
 

@@ -20,10 +20,10 @@ from peftbench.config.spec import Cell
 from peftbench.config.words import OPTUNA
 from peftbench.ground.errors import ConfigError, shown
 from peftbench.ground.files import RECORD_FILE, expanded
-from peftbench.record import SEARCH_SUFFIX, finished_record, record_status
+from peftbench.record import SEARCH_SUFFIX, Evaluation, finished_record, record_status
 from peftbench.study import journal, space, sweep
 from peftbench.study.lock import Elsewhere
-from peftbench.study.search import of_every_try, score
+from peftbench.study.search import best, judged_by, of_every_try, score
 
 MOST = 10_000  # trials
 MOST_AT_ONCE = 1000
@@ -119,12 +119,19 @@ class Trials:
                 self._tell(trial.number, words, code)
 
     def best(self) -> Best:
-        """The best trial of those that have ended; of equal ones the first."""
+        """The best trial of those that have ended, chosen as the learning rate's search does."""
         ended = [trial for trial in self._known() if trial.state.is_finished()]
         scored = [trial for trial in ended if trial.value is not None]
         if not scored:
             return Best(len(ended), 0, None, [], "", [])
-        top = max(scored, key=lambda trial: trial.value)
+        highest = max(trial.value for trial in scored)
+        tied = {trial.number: trial for trial in scored if trial.value == highest}
+        judged = {number: self._judged(trial.params) for number, trial in tied.items()}
+        if all(one is not None and one.collapsed for one in judged.values()):  # so may be all others
+            tied = {trial.number: trial for trial in scored}
+            judged = {number: self._judged(trial.params) for number, trial in tied.items()}
+        number = best(judged)
+        top = next(iter(tied.values())) if number is None else tied[number]
         values = space.values(top.params)
         seeds = f"seed={','.join(self.asked.seeds)}"
         folder = compose.cell_from(self._words(top.params)).folder
@@ -134,6 +141,12 @@ class Trials:
         """The trials in the journal but for those of which a runner was killed while it asked."""
         trials = self._study.get_trials(deepcopy=False)
         return [trial for trial in trials if set(trial.params) == set(self.asked.space)]
+
+    def _judged(self, params: Mapping[str, Any]) -> Evaluation | None:
+        """What a trial is judged by; None where its record is gone."""
+        cell = compose.cell_from(self._words(params))
+        record = finished_record(expanded(cell.outputs) / cell.folder / RECORD_FILE)
+        return None if record is None else judged_by(record, last=self.asked.cell.protocol.selection == "last")
 
     def _words(self, params: Mapping[str, Any]) -> list[str]:
         return [*self.asked.words, *space.values(params)]

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from peftbench.report.few import LABELS, Convention, counted, without_shots
-from peftbench.report.figures.parts import Figure, Material, Panel, Series, Summary
+from peftbench.report.figures.parts import Figure, Material, Panel, Series, Summary, summary
+from peftbench.report.records import repeated
 
 
 def shots(material: Material) -> Iterator[Figure]:
@@ -11,7 +12,7 @@ def shots(material: Material) -> Iterator[Figure]:
     for convention, label in LABELS.items():
         panels = [panel for column in material.columns if (panel := _panel(material, column, convention, label)).series]
         if panels:
-            note = "mean and 95% interval over splits; the rightmost point is all of train, not to scale"
+            note = "mean and 95% interval over splits (means of their seeds); at the right all of train, not to scale"
             yield Figure(f"shots_{convention}", "Few labels", label, "lines", panels, note)
 
 
@@ -20,7 +21,7 @@ def _panel(material: Material, column: str, convention: Convention, label: str) 
     whole: dict[str, Summary] = {}
     for name, same in material.of(column):
         few = material.records[int(same["record"].iloc[0])].few
-        summed = material.summaries[name, column]
+        summed = summary(repeated(same.set_index("split")[["score"]])["score"])
         if few is None:
             whole[name] = summed
         elif counted(few)[0] == convention:
