@@ -403,7 +403,11 @@ def test_accumulated_parts_leave_the_same_triplets(run_tiny: Run, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("where", "said"),
-    [("adalora.AdaLoRA", "AdaLoRA ranks its"), ("light_peft.LightPEFT", "LightPEFT prunes")],
+    [
+        ("adalora.AdaLoRA", "AdaLoRA ranks its"),
+        ("light_peft.LightPEFT", "LightPEFT prunes"),
+        ("peft.Peft, type: adalora", "peft's adalora ranks its"),
+    ],
 )
 def test_what_prunes_itself_cannot_be_selected_entry_by_entry(where: str, said: str, run_tiny: Run) -> None:
     with pytest.raises(ConfigError, match=rf"method\.inner: {said}"):
