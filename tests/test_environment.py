@@ -9,6 +9,7 @@ from support import start
 from peftbench.ground import environment
 from peftbench.ground.environment import LAUNCHED, cgroup_quota, prepare
 from peftbench.ground.errors import ConfigError
+from peftbench.study import compose_many
 
 SET_HERE = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
@@ -64,6 +65,17 @@ def test_threads_are_as_many_as_can_run(
     prepare()
     assert os.environ["OMP_NUM_THREADS"] == threads
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_cells_are_composed_by_as_many_processes_as_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(workers: int, **_: object) -> None:
+        raise RuntimeError(f"{workers} beside this one")
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(environment, "cgroup_quota", lambda: 3.0)
+    monkeypatch.setattr(compose_many, "ProcessPoolExecutor", refuse)
+    with pytest.raises(RuntimeError, match=r"^2 beside this one$"):
+        list(compose_many.cells_from([[]] * compose_many.FEW))
 
 
 def test_what_somebody_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
