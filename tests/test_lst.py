@@ -266,8 +266,8 @@ def test_pruned_to_its_own_width_a_layer_is_the_backbones(name: str, init: str, 
     assert compared > 2 * (4 * 16 * 16 + 2 * 16 * 24)
 
 
-# Rows and columns of each map and norm that stay: what the layer reads, what its heads mix, what attention and both maps
-# of the feed-forward sub-layer give; of a fused map every part's.
+# Rows and columns of each map and norm that stay: what the layer reads, what its heads mix, what attention and both
+# maps of the feed-forward sub-layer give; of a fused map every part's.
 CHAINS = {
     "bert_base_cased": {
         **{f"attention.self.{kind}": ("attended", "read") for kind in ("query", "key", "value")},
