@@ -174,6 +174,15 @@ def test_counts_are_of_what_was_chosen_when_training_ended(
     assert record.counts.stored_bytes == 8 * kept + 4 * (2 * 128 + 2)
 
 
+def test_a_run_that_ended_early_can_go_on_to_its_budget(run_tiny: Callable[..., Outcome]) -> None:
+    """It starts with more entries than the schedule has at first: none joins until it has caught up."""
+    words = ["method=id3", "budget=50"]
+    early = run_tiny(*words, "protocol.patience=1", "protocol.evaluate_every=1", "protocol.lr=1e-9")
+    on = run_tiny(*words, f"init_from={early.path.parent}")
+    assert on.error is None, on.error
+    assert on.record.budget["growth"] == [(0, 17), (2, 25), (3, 33), (4, 42), (5, 50)]
+
+
 @pytest.mark.parametrize("method", ["id3", "random_masking"])
 def test_state_costs_what_the_budget_says(tiny: Callable[..., Cell], method: str) -> None:
     """Values, index, order and Adam's moments: 16 bytes per entry; growing, 8 more."""

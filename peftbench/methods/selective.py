@@ -180,6 +180,8 @@ class SelectiveTuner(WrapperTuner):
         self._total = min(self.method.steps or training.steps, training.steps)
         if self.method.when == "start" and self.store.used == 0:
             self.store.add(self._by_gradients())
+        if self._growing and self.store.used and not self._growth:
+            self._growth.append((0, self.store.used))  # chosen by the run that this one goes on from
         self.store.write_back()  # after a resume the values came with the trainables
         self._watch()
 
@@ -190,7 +192,7 @@ class SelectiveTuner(WrapperTuner):
         if self._growing:
             goal = unmasked(self.store.budget, self._total, step + 1, self.method.schedule, self.method.every)
             if self._best.count == 0 and self._staged.numel() == 0:
-                self._best = Best(goal - self.store.used, self.method.threshold)
+                self._best = Best(max(0, goal - self.store.used), self.method.threshold)
                 self._staged = torch.zeros_like(self.store.values)
         elif self.store.values.grad is None:
             self.store.values.grad = torch.zeros_like(self.store.values)
