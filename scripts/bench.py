@@ -33,6 +33,7 @@ from peftbench.backbone.weights import weights_folder
 from peftbench.config import compose
 from peftbench.data import sources
 from peftbench.data.tokens import tokenize, tokenizer_for
+from peftbench.ground.environment import cores
 
 METHODS = {  # the peer's word -> what an experiment of that name says in ours
     "full": "defaults: [override /method: full]",
@@ -156,7 +157,7 @@ def sweep(data: Path, work: Path, steps: int) -> dict[str, object]:
             list(pool.map(lambda cell: theirs("best", cell[1], cell[0], data, weights, work, steps, cell[2]), cells))
         return round(time.perf_counter() - started, 1)
 
-    both = os.cpu_count() or 2
+    both = cores()
     seconds: dict[str, object] = {"ours": ours(line, data, work, steps).seconds}
     seconds["scripts"] = scripts(1)
     os.environ["OMP_NUM_THREADS"] = "1"

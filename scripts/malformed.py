@@ -32,6 +32,7 @@ from malformed_input import TINY, Input, unnamed  # type: ignore[import-not-foun
 
 from peftbench import __version__, cli
 from peftbench.config import compose
+from peftbench.ground.environment import cores
 from peftbench.ground.errors import LONGEST_LINE, MOST_LINES
 
 HEAVY: tuple[str, ...] = (
@@ -150,9 +151,8 @@ def every() -> list[Input]:
 
 def check(inputs: Sequence[Input], seconds: float) -> Iterator[tuple[Input, str | None]]:
     """Each input with what is wrong with its answer; on all cores, in forked processes. `warm` comes first."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     _inputs[:] = inputs  # forked processes have them: functions are not sent
-    with ProcessPoolExecutor(cores, multiprocessing.get_context("fork")) as others:
+    with ProcessPoolExecutor(cores(), multiprocessing.get_context("fork")) as others:
         yield from zip(inputs, others.map(_nth, range(len(inputs)), itertools.repeat(seconds)), strict=True)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +100,23 @@ STEPS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "not made": torch.exp,
     "made in vain": lambda x: (made(torch.exp, 2 * x), x)[1] * x,
 }
+
+
+@pytest.mark.parametrize("around", [nullcontext, recomputed_activations])
+@pytest.mark.parametrize("name", ["norm", "gelu", "not recomputed", "made of what was made"])
+def test_an_input_that_is_changed_in_place_is_an_error_as_of_autograd(name: str, around: Callable[[], Any]) -> None:
+    steps = {
+        **STEPS,
+        "not recomputed": torch.sin,
+        "made of what was made": lambda x: made(torch.tanh, STEPS["gelu"](x)),
+    }
+    x = torch.randn(3, 6, requires_grad=True)
+    with around():
+        hidden = x * 2
+        made_of_it = steps[name](hidden)
+        hidden.add_(1)
+    with pytest.raises(RuntimeError, match=r"in.?place"):
+        made_of_it.square().sum().backward()
 
 
 @given(names=st.lists(st.sampled_from(sorted(STEPS)), min_size=1, max_size=8), seed=st.integers(0, 99))

@@ -403,8 +403,13 @@ def test_accumulated_parts_leave_the_same_triplets(run_tiny: Run, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("where", "said"),
-    [("adalora.AdaLoRA", "AdaLoRA ranks its"), ("light_peft.LightPEFT", "LightPEFT prunes")],
+    [
+        ("adalora.AdaLoRA", "AdaLoRA ranks its"),
+        ("light_peft.LightPEFT", "LightPEFT prunes"),
+        ("peft.Peft, type: adalora", "peft's adalora ranks its"),
+        ("peft.Peft, type: lora, config: {init_lora_weights: eva, eva_config: {rho: 1.0}}", "EVA draws its"),
+    ],
 )
-def test_what_prunes_itself_cannot_be_selected_entry_by_entry(where: str, said: str, run_tiny: Run) -> None:
+def test_what_ranks_or_draws_its_own_cannot_be_selected_entry_by_entry(where: str, said: str, run_tiny: Run) -> None:
     with pytest.raises(ConfigError, match=rf"method\.inner: {said}"):
         run_tiny("method=id3", "budget=50", f"method.inner={{_target_: peftbench.methods.{where}}}")

@@ -193,25 +193,30 @@ def joined(words: list[str], folder: Path) -> str:
     return "".join(out for out, _ in said)
 
 
-@pytest.mark.parametrize(
-    ("method", "launcher"),
-    [
-        ("lora", TORCHRUN),
-        ("id3", ACCELERATE),
-        ("random_masking", None),
-        ("adalora", None),
-        ("lst", None),
-        ("light_peft", None),
-    ],
-)
-def test_two_processes_train_as_one(tmp_path: Path, method: str, launcher: tuple[str, ...] | None) -> None:
+BUDGET = "budget=103"
+IN_TWO: dict[str, tuple[list[str], tuple[str, ...] | None]] = {  # the words of a method, and what starts two processes
+    "lora": (["method=lora", "method.dropout=0"], TORCHRUN),
+    "id3": (["method=id3", BUDGET], ACCELERATE),
+    "random masking": (["method=random_masking", BUDGET], None),
+    "threshold": (["method=id3", BUDGET, "method.threshold=20", "method.steps=3"], None),
+    "adalora": (["method=adalora", "method.dropout=0"], None),
+    "hut": (["method=hut"], None),
+    "linear adapter": (["method=linear_adapter"], None),
+    "lst": (["method=lst", "method.examples=3"], None),
+    "light peft": (["method=light_peft", "method.dropout=0", "method.estimation=3"], None),
+    "peft's adalora": (
+        ["method=peft", "method.type=adalora", "method.config.init_r=4", "method.config.target_r=2"],
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("method", "launcher"), IN_TWO.values(), ids=IN_TWO)
+def test_two_processes_train_as_one(tmp_path: Path, method: list[str], launcher: tuple[str, ...] | None) -> None:
     """Data parallelism through accelerate: the same losses, and the same chosen entries, as one process."""
     # batches of 9 rows: unequal parts, and a last batch of 3 rows
-    words = [*TINY, f"method={method}", "protocol.precision=fp32", "protocol.batch_size=9", "protocol.lr=0.01"]
+    words = [*TINY, *method, "protocol.precision=fp32", "protocol.batch_size=9", "protocol.lr=0.01"]
     words += ["+model.config.hidden_dropout_prob=0", "+model.config.attention_probs_dropout_prob=0"]
-    own = {"lst": ["method.examples=3"], "light_peft": ["method.dropout=0", "method.estimation=3"]}
-    own |= {name: ["method.dropout=0"] for name in ("lora", "adalora")}
-    words += own.get(method, ["budget=103"])
     alone = call("run", *words, "outputs=alone", cwd=tmp_path)
     assert alone.returncode == 0, alone.stderr
     words += ["outputs=both"]

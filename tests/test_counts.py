@@ -178,7 +178,7 @@ def test_count_command_prints_json(capsys: pytest.CaptureFixture[str], monkeypat
 def test_count_of_several_cells_is_a_table_with_reasons(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["model=bert_large_cased", "task=rte", "method=bitfit,spafit_4_9_ii,id3"]
+    words = ["model=bert_large_cased", "task=rte", "method=bitfit,spafit_4_9_ii,adalora,id3"]
     for more, code in (([], 0), (["--json"], 0), (["method=id3,d3"], 2)):
         monkeypatch.setattr("sys.argv", ["peftbench", "count", *words[: 2 if code else 3], *more])
         with pytest.raises(SystemExit) as ended:
@@ -189,7 +189,10 @@ def test_count_of_several_cells_is_a_table_with_reasons(
             counts = json.loads(shown)
             assert counts["method=bitfit"]["total"] == 274_434
             assert counts["method=spafit_4_9_ii"]["total"] == 7_485_442
+            assert counts["method=adalora"]["kept"] == 3_540_096
             assert "needs a budget" in counts["method=id3"]["error"]
         else:
             assert "method=id3: method: a selective method needs a budget" in shown
-            assert ("7,485,442" in shown) == (code == 0)
+            cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+            pruned = ["method=adalora", "5,310,144", "3,540,096", "2,050", "5,312,194", "1.5925%"]
+            assert ("7,485,442" in shown) == (pruned in cells) == (code == 0), "backbone, kept, head, total"

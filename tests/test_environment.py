@@ -1,14 +1,21 @@
 """Threads: no more than the cores and the control group's quota allow, waiting passively, unless somebody said so."""
 
+import importlib
+import multiprocessing
 import os
+from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import start
+from forgery import Said
+from support import TINY, start
 
+from peftbench.commands import run, work
 from peftbench.ground import environment
 from peftbench.ground.environment import LAUNCHED, cgroup_quota, prepare
 from peftbench.ground.errors import ConfigError
+from peftbench.study import compose_many
 
 SET_HERE = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
@@ -16,6 +23,17 @@ SET_HERE = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_PRIM
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+
+@pytest.fixture
+def unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody said how many threads compute, on a machine of 64 cores."""
+    for name in SET_HERE:
+        monkeypatch.setenv(name, "1")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(environment, "cgroup_quota", lambda: None)
+    monkeypatch.setattr(environment, "chosen_threads", [])
 
 
 def test_the_least_quota_on_the_way_up_counts(tmp_path: Path) -> None:
@@ -49,21 +67,29 @@ def test_where_there_are_no_control_groups_nothing_is_limited(tmp_path: Path) ->
     assert cgroup_quota(tmp_path, tmp_path / "absent") is None
 
 
+@pytest.mark.usefixtures("unset")
 @pytest.mark.parametrize(
     ("cores", "quota", "threads"), [(64, 2.0, "2"), (64, 1.5, "2"), (64, 0.1, "1"), (2, None, "2")]
 )
 def test_threads_are_as_many_as_can_run(
     cores: int, quota: float | None, threads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in SET_HERE:
-        monkeypatch.setenv(name, "1")
-        monkeypatch.delenv(name)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setattr(environment, "cgroup_quota", lambda: quota)
-    monkeypatch.setattr(environment, "chosen_threads", [])
     prepare()
     assert os.environ["OMP_NUM_THREADS"] == threads
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_cells_are_composed_by_as_many_processes_as_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(workers: int, **_: object) -> None:
+        raise RuntimeError(f"{workers} beside this one")
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr(environment, "cgroup_quota", lambda: 3.0)
+    monkeypatch.setattr(compose_many, "ProcessPoolExecutor", refuse)
+    with pytest.raises(RuntimeError, match=r"^2 beside this one$"):
+        list(compose_many.cells_from([[]] * compose_many.FEW))
 
 
 def test_what_somebody_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,18 +160,67 @@ def test_python_without_documentation_is_refused_in_a_line(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("unset")
+def test_threads_are_set_before_a_command_is_imported(
+    command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch looks once, as it is imported; `test_help_imports_nothing_heavy` says that nothing did before."""
+    imported, plain = list[tuple[str, str | None]](), importlib.import_module
+
+    def spy(name: str) -> object:
+        imported.append((name, os.environ.get("OMP_NUM_THREADS")))
+        return plain(name)
+
+    monkeypatch.setattr(importlib, "import_module", spy)
+    assert command("list", "model").code == 0
+    assert imported[0] == ("peftbench.commands.words", "64")
+
+
+@pytest.mark.usefixtures("unset")
+def test_workers_of_one_command_get_their_share_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    class Worker:
+        exitcode = 0
+
+        def __init__(self, **_: object) -> None: ...
+        def join(self) -> None: ...
+        def start(self) -> None:
+            asked.append(os.environ["OMP_NUM_THREADS"])
+
+    prepare()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: Namespace(Process=Worker))
+    assert work.share(Namespace(workers=4), 0.0) == [0] * 4
+    assert asked == ["16"] * 4
+
+
+@pytest.mark.usefixtures("unset")
+@pytest.mark.parametrize("said", [None, "5"])
+def test_processes_of_a_launcher_count_for_themselves(
+    said: str | None, command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Unless somebody set a number."""
+    found: list[str | None] = []
+
+    def hydra_jobs(_: object) -> tuple[list[int], None]:
+        found.append(os.environ.get("OMP_NUM_THREADS"))
+        return [], None
+
+    if said is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", said)
+    monkeypatch.setattr(run, "hydra_jobs", hydra_jobs)
+    assert command("run", "-m", *TINY, "seed=0,1", f"outputs={tmp_path}").code == 1  # both are left
+    assert found == [said]
+
+
+@pytest.mark.usefixtures("unset")
 @pytest.mark.parametrize(
     ("quota", "processes", "threads"), [(None, 2, "32"), (None, 3, "21"), (2.0, 2, "1"), (2.0, 9, "1")]
 )
 def test_workers_of_a_machine_share_its_cores(
     quota: float | None, processes: int, threads: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in SET_HERE:
-        monkeypatch.setenv(name, "1")
-        monkeypatch.delenv(name)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(environment, "cgroup_quota", lambda: quota)
-    monkeypatch.setattr(environment, "chosen_threads", [])
     prepare()
     environment.share_threads(processes)
     assert os.environ["OMP_NUM_THREADS"] == threads

@@ -13,6 +13,7 @@ from support import assemble, values
 
 from peftbench.config.spec import Cell
 from peftbench.methods.selective import SelectiveTuner
+from peftbench.runner.run import Outcome
 from peftbench.sparse.schedule import unmasked
 
 LINEAR = {  # of BERT's layers, by kind
@@ -170,9 +171,64 @@ def test_id3_equals_a_plain_dense_implementation(tiny: Callable[..., Cell]) -> N
     torch.testing.assert_close(ours, weights, atol=1e-5, rtol=0)
 
 
+def test_an_earlier_evaluation_is_put_back_whole(tiny: Callable[..., Cell]) -> None:
+    """What joined later holds the backbone's values again, and is in no count, growth or map; also after a resume."""
+    cell = tiny("method=id3", "budget=200", "protocol.max_steps=14", "protocol.lr=0.01")
+    model, tuner, trainer = assemble(cell)
+    assert isinstance(tuner, SelectiveTuner)
+    then: dict[str, Any] = {}
+    step_done = tuner.after_step
+
+    def after_step(step: int) -> None:
+        step_done(step)
+        if step == 11:
+            then["state"], then["delta"] = tuner.state_dict(), {n: t.clone() for n, t in tuner.delta().items()}
+            then["values"], then["facts"], then["ids"] = values(model), tuner.facts(), tuner.store.ids
+
+    tuner.after_step = after_step  # type: ignore[method-assign]
+    trainer.run()
+    assert tuner.store.used == tuner.kept() == 200
+    whole = tuner.facts()
+    assert [moment["step"] for moment in whole["over_time"]] == [0, 1, 3, 4, 6, 7, 9, 10, 12, 13]
+    assert whole["over_time"][-1] == {"step": 13, **{key: whole[key] for key in ("by_kind", "by_layer", "by_place")}}
+
+    tuner.load_delta(then["delta"])
+    assert tuner.facts() == then["facts"]
+    assert tuner.kept() == round(200 * 12 / 14)
+    assert torch.equal(tuner.store.ids, then["ids"]), "in the order in which they were chosen"
+    assert [n for n, p in model.backbone() if not torch.equal(p, then["values"][n])] == []
+
+    _, other, _ = assemble(cell)
+    assert isinstance(other, SelectiveTuner)
+    other.load_state_dict(then["state"])
+    assert torch.equal(other.store.before, tuner.store.before)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("selection", "kept"), [("last", 17), ("best_dev", 8)])
+def test_counts_are_of_what_was_chosen_when_training_ended(
+    run_tiny: Callable[..., Outcome], selection: str, kept: int
+) -> None:
+    """No score is better than the first, so patience ends it after the second."""
+    words = [f"protocol.selection={selection}", "protocol.patience=1", "protocol.evaluate_every=1", "protocol.lr=1e-9"]
+    record = run_tiny("method=id3", "budget=50", *words).record
+    assert [evaluation.step for evaluation in record.metrics.evaluations] == [1, 2]
+    assert record.counts is not None
+    assert (record.counts.backbone, record.counts.kept, record.budget["chosen"]) == (50, kept, kept)
+    assert record.counts.stored_bytes == 8 * kept + 4 * (2 * 128 + 2)
+
+
+def test_a_run_that_ended_early_can_go_on_to_its_budget(run_tiny: Callable[..., Outcome]) -> None:
+    """It starts with more entries than the schedule has at first: none joins until it has caught up."""
+    words = ["method=id3", "budget=50"]
+    early = run_tiny(*words, "protocol.patience=1", "protocol.evaluate_every=1", "protocol.lr=1e-9")
+    on = run_tiny(*words, f"init_from={early.path.parent}")
+    assert on.error is None, on.error
+    assert on.record.budget["growth"] == [(0, 17), (2, 25), (3, 33), (4, 42), (5, 50)]
+
+
 @pytest.mark.parametrize("method", ["id3", "random_masking"])
 def test_state_costs_what_the_budget_says(tiny: Callable[..., Cell], method: str) -> None:
-    """Values, index, order and Adam's moments: at most 20 bytes per entry, growing or not."""
+    """Values, index, order and Adam's moments: 16 bytes per entry; growing, 8 more."""
     _, tuner, trainer = assemble(tiny(f"method={method}", "budget=2000"))
     assert isinstance(tuner, SelectiveTuner)
     made: list[torch.optim.Optimizer] = []
@@ -187,7 +243,8 @@ def test_state_costs_what_the_budget_says(tiny: Callable[..., Cell], method: str
     state = made[0].state[tuner.store.values]
     held = [tuner.store.values, tuner.store.index, state["exp_avg"], state["exp_avg_sq"]]
     held += [] if tuner.store.by_id is None else [tuner.store.by_id]
-    assert sum(t.numel() * t.element_size() for t in held) <= 20 * 2000
+    held += [] if tuner.store.before is None else [tuner.store.before]
+    assert sum(t.numel() * t.element_size() for t in held) == (24 if method == "id3" else 16) * 2000
     assert not any(p.grad is not None for p in tuner.store.tensors), "no dense gradient is left"
 
 

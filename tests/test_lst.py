@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checkpoints import checkpoint
@@ -19,6 +20,7 @@ from peftbench.config.spec import Cell, Scope
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import Tuner
 from peftbench.methods.lst import LST, Ladder
+from peftbench.methods.narrow import kept_rows
 from peftbench.methods.narrow_start import Importance, best, fisher
 from peftbench.methods.strata import Strata, Stratum
 from peftbench.runner import apply
@@ -262,6 +264,78 @@ def test_pruned_to_its_own_width_a_layer_is_the_backbones(name: str, init: str, 
         assert torch.equal(parameter, model.module.get_parameter(prefix + inside)), inside
         compared += parameter.numel()
     assert compared > 2 * (4 * 16 * 16 + 2 * 16 * 24)
+
+
+# Rows and columns of each map and norm that stay: what the layer reads, what its heads mix, what attention and both
+# maps of the feed-forward sub-layer give; of a fused map every part's.
+CHAINS = {
+    "bert_base_cased": {
+        **{f"attention.self.{kind}": ("attended", "read") for kind in ("query", "key", "value")},
+        "attention.output.dense": ("mixed", "attended"),
+        "attention.output.LayerNorm": ("mixed", None),
+        "intermediate.dense": ("inner", "mixed"),
+        "output.dense": ("left", "inner"),
+        "output.LayerNorm": ("left", None),
+    },
+    "modernbert_base": {
+        "attn.Wqkv": ("attended", "read"),
+        "attn.Wo": ("mixed", "attended"),
+        "mlp.Wi": ("inner", "mixed"),
+        "mlp.Wo": ("left", "inner"),
+        "attn_norm": ("read", None),
+        "mlp_norm": ("mixed", None),
+    },
+}
+SIDES = {"read": 16, "attended": 16, "mixed": 16, "inner": 24, "left": 16}  # of `checkpoint`; half of each stays
+
+
+def highest(scores: np.ndarray, groups: int) -> np.ndarray:
+    """The numbers of the better half of every group, rising; ties go to the first."""
+    size = len(scores) // groups
+    parts = [range(i * size, (i + 1) * size) for i in range(groups)]
+    return np.array([i for part in parts for i in sorted(sorted(part, key=lambda i: (-scores[i], i))[: size // 2])])
+
+
+@pytest.mark.parametrize("heads", ["within", "across"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_pruned_to_half_its_width_a_layer_has_what_the_chain_chooses(
+    name: str, heads: str, tmp_path: Path, tiny: Make
+) -> None:
+    words = ["method.init=magnitude", "method.reduction=2", f"method.heads={heads}"]
+    model, _, trainer = assemble(tiny(*WORDS, *checkpoint(name, tmp_path / "encoder"), *words))
+    trainer.begin(total=1)
+    wide = {name: p.detach().numpy() for name, p in model.backbone() if not name.startswith("ladder.")}
+    module: Any = model.module
+    kept = {"left": highest(np.abs(module.get_input_embeddings().weight.detach().numpy()).sum(0), 1)}
+    compared = 0
+    for number, layer in enumerate(ladder_of(model).side.layers):
+        own = {n.removeprefix(f"{model.layout.layers}.{number}."): p for n, p in wide.items()}
+        kept = {"read": kept["left"]}
+        for rows in ("attended", "mixed", "inner", "left"):
+            scores = np.zeros(SIDES[rows])
+            for path, (of, columns) in CHAINS[name].items():
+                if of == rows and columns is not None:
+                    for part in np.abs(own[f"{path}.weight"]).reshape(-1, *(SIDES[rows], SIDES[columns])):
+                        scores += (part / part.mean())[:, kept[columns]].sum(1)
+            kept[rows] = highest(scores, 2 if (rows, heads) == ("attended", "within") else 1)
+        for inside, parameter in layer.named_parameters():
+            rows, columns = CHAINS[name][inside.rpartition(".")[0]]
+            whole = own[inside].reshape(-1, SIDES[rows], *own[inside].shape[1:])[:, kept[rows]]
+            expected = whole if parameter.ndim == 1 else whole[:, :, kept[str(columns)]]
+            np.testing.assert_array_equal(parameter.detach().numpy(), expected.reshape(parameter.shape), inside)
+            compared += parameter.numel()
+    assert compared > 2 * (4 * 8 * 8 + 2 * 8 * 12)
+
+
+def test_the_papers_count_for_t5_follows_from_the_same_widths() -> None:
+    """Nine of twelve rungs in each stack: 1.74% of T5-base; gates of the other rungs are counted, too."""
+    d, inner, width = 768, kept_rows(3072, 8), kept_rows(768, 8)
+    encoder = 4 * width**2 + 2 * width * inner + 2 * width
+    decoder = encoder + 4 * width**2 + width
+    stacks = 2 * (10 * (d + 1) * width + width + 32 * 12)  # maps down, a norm at the end, relative positions
+    entries = 9 * (encoder + decoder) + stacks + (width + 1) * d + 2 * 12
+    assert entries == 3_878_712
+    assert round(100 * entries / 222_903_552, 2) == 1.74
 
 
 def test_a_pruned_head_comes_from_one_of_the_backbones(tiny: Make) -> None:

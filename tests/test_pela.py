@@ -141,9 +141,26 @@ def test_full_rank_computes_what_the_whole_backbone_does(source: list[str]) -> N
     assert np.ptp(before, axis=0).min() > 0.01
 
 
-@pytest.mark.parametrize("method", ["full", "bitfit", "lora", "linear_adapter"])
+SPAFIT = "spafit method.strata.frozen.last=-1 method.strata.biases.last=0"
+ON_IT = [
+    "full",
+    "bitfit",
+    "lora",
+    "adalora",
+    "hut",
+    "linear_adapter",
+    "random_masking budget=50",
+    "id3 budget=50",
+    SPAFIT,
+]
+ON_IT += ["vera method.config.r=4", "lst method.init=random method.reduction=2"]
+
+
+@pytest.mark.parametrize("method", ON_IT)
 def test_methods_run_on_it_and_their_deltas_give_the_same_logits(svd: list[str], method: str, run_tiny: Run) -> None:
-    words = [*svd, f"method={method}", "protocol.lr=1e-2"]
+    if method.startswith("vera"):
+        pytest.importorskip("peft", reason="peft is an extra that is not installed")
+    words = [*svd, *f"method={method}".split(), "protocol.lr=1e-2"]
     outcome = run_tiny(*words)
     assert outcome.error is None
     model, _, _ = reload(outcome.path.parent)

@@ -26,7 +26,7 @@ Run = Callable[..., Outcome]
 OTHER = {
     "best dev, several evaluations": ["method=lora", "protocol.selection=best_dev", "protocol.evaluate_every=2"],
     "threshold, at the start": ["method=d3", "budget=500", "method.batches=2", "method.threshold=20"],
-    "threshold, growing": ["method=id3", "budget=500", "method.threshold=20"],
+    "threshold, past its steps": ["method=id3", "budget=500", "method.threshold=20", "method.steps=2"],
     "accumulation": ["method=id3", "budget=50", "protocol.accumulation=3"],
     "several epochs": ["method=bitfit", "protocol.max_steps=null", "protocol.epochs=2"],
     "kept prefix": ["method=full", "scope.layers=1", "protocol.keep_prefix=true"],

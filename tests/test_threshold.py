@@ -110,13 +110,28 @@ def test_a_run_chooses_as_plain_numpy_does(
     assert chosen[-1]
 
 
+def test_no_entry_joins_after_the_steps_that_unmask(tiny: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner, run = tuner_of(tiny("method=id3", "budget=4000", "method.threshold=20", "method.steps=3"))
+    used, dense, step_done = [], [], tuner.after_step
+
+    def after_step(step: int) -> bool:
+        used.append(tuner.store.used)
+        dense.append(any(tensor.requires_grad for tensor in tuner.store.tensors))
+        return step_done(step)
+
+    monkeypatch.setattr(tuner, "after_step", after_step)
+    run()
+    assert 0 < used[0] < used[2] == used[5] < 4000
+    assert dense == [True, True, False, False, False, False], "nothing is scored any more"
+
+
 @pytest.mark.parametrize("method", ["d3", "id3"])
 def test_counts_say_at_most_before_and_kept_after(
     tiny: Callable[..., Cell], run_tiny: Callable[..., Outcome], method: str
 ) -> None:
     words = [f"method={method}", "method.batches=2", "budget=4000", "method.threshold=20"]
     planned = count_cell(tiny(*words))
-    assert (planned.backbone, planned.kept, kept_bounds(tiny(*words))) == (4000, 4000, (1, 4000))
+    assert (planned.backbone, planned.kept, kept_bounds(tiny(*words))) == (4000, 4000, (method == "d3", 4000))
     record = run_tiny(*words).record
     assert record.counts is not None
     assert record.counts.backbone == 4000

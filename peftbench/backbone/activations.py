@@ -3,7 +3,8 @@
 The way back needs much of what the way forward made. What costs next to nothing beside a product of matrices need not
 be kept for it: the output of a norm, of gelu, of dropout, of attention's softmax. Autograd keeps how it was made, and
 makes it again when it asks for it. Norms, gelu and products keep their own inputs anyway. The same function of the
-same numbers gives the same numbers, so nothing changes to the last bit.
+same numbers gives the same numbers, so nothing changes to the last bit. Of a tensor that is kept, autograd's own check
+that nobody changed it in place since is made here: with hooks on what it saves, autograd leaves that out.
 """
 
 import functools
@@ -54,7 +55,7 @@ class Recipe:
         output: the tensor, as long as it lives.
     """
 
-    def __init__(self, output: torch.Tensor, function: Function, inputs: "list[torch.Tensor | Part]") -> None:
+    def __init__(self, output: torch.Tensor, function: Function, inputs: "list[Kept | Part]") -> None:
         address, device = output.untyped_storage().data_ptr(), output.device.type
         self.output = weakref.ref(output, functools.partial(_forget, address))
         self._version, self._dtype = output._version, output.dtype
@@ -98,27 +99,41 @@ class Part:
     offset: int
 
 
-def _found(tensor: torch.Tensor) -> torch.Tensor | Part:
+@dataclass(frozen=True)
+class Kept:
+    """A tensor, and how often it had been changed in place."""
+
+    tensor: torch.Tensor
+    version: int
+
+
+def _found(tensor: torch.Tensor) -> Kept | Part:
     """A tensor, or what gives it where it can be made again."""
     if _recipes is None or tensor.layout != torch.strided:  # a sparse one has no storage
-        return tensor
+        return Kept(tensor, tensor._version)
     recipe = _recipes.get(tensor.untyped_storage().data_ptr())
     if recipe is None or not recipe.makes(tensor):
-        return tensor
+        return Kept(tensor, tensor._version)
     return Part(recipe, tensor.size(), tensor.stride(), int(tensor.storage_offset()))
 
 
-def _pack(tensor: torch.Tensor) -> torch.Tensor | Part:
+def _pack(tensor: torch.Tensor) -> Kept | Part:
     packed = _found(tensor)
     if isinstance(packed, Part):
         packed.recipe.use()
     return packed
 
 
-def _unpack(packed: torch.Tensor | Part) -> torch.Tensor:
+def _unpack(packed: Kept | Part) -> torch.Tensor:
+    """Raises:
+    RuntimeError: the tensor was changed in place.
+    """
     if isinstance(packed, Part):
         return packed.recipe.value().as_strided(packed.size, packed.stride, packed.offset)
-    return packed
+    if packed.tensor._version != packed.version:
+        shape = tuple(packed.tensor.shape)
+        raise RuntimeError(f"a tensor {shape} that the way back needs was changed in place")
+    return packed.tensor
 
 
 def _forget(address: int, output: weakref.ref[torch.Tensor]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from peftbench.backbone.model import Model, empty_copy
+from peftbench.config.bounds import MOST
 from peftbench.config.members import member
 from peftbench.config.spec import Scope
 from peftbench.ground.errors import ConfigError
@@ -12,6 +13,7 @@ from peftbench.ground.quantity import quantity
 from peftbench.methods.base import Method
 
 Made = TypeVar("Made", bound=Method)
+TRIED = 1 << 20  # sizes of a method at most
 
 
 def within(method: Method, model: Model, scope: Scope, entries: int) -> Method:
@@ -66,7 +68,12 @@ def turned(method: Any, dial: str, entries: int, count: Callable[[Any], int]) ->
 
 
 def largest(
-    make: Callable[[int], Made], count: Callable[[Made], int], entries: int, name: str, key: str, most: int = 1 << 20
+    make: Callable[[int], Made],
+    count: Callable[[Made], int],
+    entries: int,
+    name: str,
+    key: str,
+    sizes: range = range(1, MOST + 1),
 ) -> Made:
     """The method whose size is the largest within a budget, where entries grow with the size, linearly or not.
 
@@ -75,25 +82,27 @@ def largest(
         count: how many entries it trains.
         entries: the budget.
         name, key: what to call the method and its size.
-        most: no size is larger.
+        sizes: those that are possible, rising; the first million of them are looked at.
 
     Raises:
-        ConfigError: size 1 trains more than the budget, or every size trains as many.
+        ConfigError: the first size trains more than the budget, or every size trains as many.
     """
-    smallest = count(make(1))
+    sizes = sizes[:TRIED]
+    smallest = count(make(sizes[0]))
     if smallest > entries:
-        raise ConfigError(f"budget: {quantity(entries, 'entry')}; {name} here needs at least {smallest:,} ({key} 1)")
-    each = count(make(2)) - smallest
+        least = f"{smallest:,} ({key} {sizes[0]})"
+        raise ConfigError(f"budget: {quantity(entries, 'entry')}; {name} here needs at least {least}")
+    each = count(make(sizes[1])) - smallest
     if each <= 0:
         raise ConfigError(f"budget: {quantity(entries, 'entry')}; {name} does not grow with {key} here")
-    fits, size, further = 1, min(most, 1 + (entries - smallest) // each), 1  # right at once where growth is linear
-    while size <= most and _within(make, count, entries, size):
-        fits, size, further = size, size + further, further * 2
-    over = size
+    fits, at, further = 0, min(len(sizes) - 1, (entries - smallest) // each), 1  # right at once where growth is linear
+    while at < len(sizes) and _within(make, count, entries, sizes[at]):
+        fits, at, further = at, at + further, further * 2
+    over = min(at, len(sizes))
     while over - fits > 1:
         middle = (fits + over) // 2
-        fits, over = (middle, over) if _within(make, count, entries, middle) else (fits, middle)
-    return make(fits)
+        fits, over = (middle, over) if _within(make, count, entries, sizes[middle]) else (fits, middle)
+    return make(sizes[fits])
 
 
 def _within(make: Callable[[int], Made], count: Callable[[Made], int], entries: int, size: int) -> bool:

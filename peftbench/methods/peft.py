@@ -78,6 +78,7 @@ class Peft:
         Raises:
             ConfigError: the type has no such key, or the budget is too small.
         """
+        assert self.type is not None
         key = self._facts.dial
         if key is None:
             limited = "limit it with scope.layers or method.kinds"
@@ -88,6 +89,7 @@ class Peft:
             entries,
             f"peft's {self.type}",
             key,
+            peft_types.sizes(self.type, self.config),
         )
 
     def attach(self, model: Model, scope: Scope) -> ParameterTuner:

@@ -30,10 +30,13 @@ class EvaTuner(PeftTuner):
         """Any number will do.
 
         Raises:
-            ConfigError: several processes train together, and each would find directions of its own rows.
+            ConfigError: several processes train together, and each would find directions of its own rows; or another
+                method steps single entries of the factors.
         """
         if process_state().num_processes > 1:
             raise ConfigError("method.config.init_lora_weights=eva: one process trains; several are not supported")
+        if not all(parameter.requires_grad for parameter in self.trainables().values()):
+            raise ConfigError("method.inner: EVA draws its factors when training begins; it must train alone")
 
     def prepare(self, training: Training) -> None:
         """Find the directions, unless that was done when training began.

@@ -97,6 +97,8 @@ class AdaLoRATuner(PeftTuner):
     peft adds the penalty only to a loss that the model computes, and wants its allocator called between two steps.
     """
 
+    _trained = False  # E holds what was learned, not the zeros that it starts with
+
     def delta(self) -> Mapping[str, torch.Tensor]:
         """All modes at their first size, masked ones as zeros: peft's own form fits no freshly attached model."""
         with self._unpruned():
@@ -106,6 +108,7 @@ class AdaLoRATuner(PeftTuner):
         """See `Tuner`."""
         with self._unpruned():
             super().load_delta(tensors)
+        self._trained = True
 
     @contextmanager
     def _unpruned(self) -> Iterator[None]:
@@ -117,17 +120,25 @@ class AdaLoRATuner(PeftTuner):
         """Refuse a run in which tinit and tfinal leave no step in between.
 
         Raises:
-            ConfigError: so it is.
+            ConfigError: so it is, or another method steps single entries of these.
         """
         tinit, tfinal = self.config.tinit, self.config.tfinal
         if tinit + tfinal >= steps:
             raise ConfigError(
                 f"method.config: tinit={tinit} and tfinal={tfinal} leave nothing of {quantity(steps, 'step')}"
             )
+        if not all(parameter.requires_grad for parameter in self._trainables.values()):
+            raise ConfigError(
+                "method.inner: peft's adalora ranks its modes by every entry's gradient; it must train alone"
+            )
 
     def prepare(self, training: Training) -> None:
         """Tell the allocator how long training is."""
         self._allocator.set_total_step(training.steps)
+
+    def settles(self) -> int:
+        """Until the last phase more modes take part than will stay."""
+        return self.config.total_step - self.config.tfinal if self._prunes else 0
 
     def penalty(self) -> torch.Tensor:
         """orth_reg_weight times the mean over factors of |A A^T - I| and |B^T B - I| (Frobenius)."""
@@ -138,30 +149,34 @@ class AdaLoRATuner(PeftTuner):
 
     def after_step(self, step: int) -> bool:
         """Allocate ranks; counted from 1, so that the last step is the one that peft ends with."""
-        self._wrapper.base_model.update_and_allocate(step + 1)
+        self._trained = True
+        if self._prunes:  # where nothing is to go, peft's allocator fails
+            self._wrapper.base_model.update_and_allocate(step + 1)
         return False
 
     def kept(self) -> int:
-        """Entries of the modes that the ranks so far leave."""
-        ranks = self.config.rank_pattern
-        if not ranks:
-            return super().kept()
-        kept = 0
-        for name, rank in ranks.items():
-            a, b = (self._trainables[name.replace("lora_E", factor)] for factor in ("lora_A", "lora_B"))
-            kept += sum(map(int, rank)) * (1 + a.shape[1] + b.shape[0])
-        return kept
+        """Entries of the modes whose E is not zero; before training as many as the target has, spread evenly."""
+        if not self._trained:
+            return super().kept() * self.config.target_r // self.config.init_r
+        modes = {name: e for name, e in self._trainables.items() if "lora_E" in name}
+        return sum(int(e.count_nonzero()) * self._entries_of_one(name) for name, e in modes.items())
 
     def kept_bounds(self) -> tuple[int, int]:
-        """target_r modes a map, of the narrowest maps or of the widest."""
-        sizes = sorted(
-            1 + a.shape[1] + self._trainables[name.replace("lora_A", "lora_B")].shape[0]
-            for name, a in self._trainables.items()
-            if "lora_A" in name
-            for _ in range(a.shape[0])
-        )
-        left = self.config.target_r * len([name for name in self._trainables if "lora_A" in name])
-        return sum(sizes[:left]), sum(sizes[-left:])
+        """None: peft prunes all modes that tie. At most target_r a map, of the widest maps."""
+        if not self._prunes:
+            return super().kept_bounds()
+        modes = [name for name in self._trainables if "lora_E" in name]
+        sizes = sorted(self._entries_of_one(name) for name in modes for _ in range(self.config.init_r))
+        return 0, sum(sizes[-self.config.target_r * len(modes) :])
+
+    @property
+    def _prunes(self) -> bool:
+        return bool(self.config.target_r < self.config.init_r)
+
+    def _entries_of_one(self, name: str) -> int:
+        """Entries of a mode of the map with this E."""
+        a, b = (self._trainables[name.replace("lora_E", factor)] for factor in ("lora_A", "lora_B"))
+        return 1 + a.shape[1] + b.shape[0]
 
     def state_dict(self) -> dict[str, Any]:
         """peft's running averages, which lie in plain dicts, and the ranks so far."""

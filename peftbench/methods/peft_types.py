@@ -115,6 +115,7 @@ POSITIVE = (
     "deltaT",
     "init_r",
     "target_r",
+    "topk",
     "encoder_hidden_size",
     "encoder_num_layers",
     "subspace_rank",
@@ -176,6 +177,12 @@ def _together(kind: str, config: Mapping[str, Any]) -> list[str]:
             problems.append(f"method.config.target_r={config['target_r']}: above init_r, which is {config['init_r']}")
         outside = [key for key in ("beta1", "beta2") if not 0 < config[key] < 1]
         problems += [f"method.config.{key}={config[key]:g}: must be between 0 and 1" for key in outside]
+    dial = TYPES[kind].dial
+    if dial is not None and config[dial] not in (possible := sizes(kind, config)):
+        reason = (
+            "even, or it cannot start as it should" if possible.step > 1 else f"at least {possible[0]}, which is topk"
+        )
+        problems.append(f"method.config.{dial}={config[dial]}: must be {reason}")
     if kind == "osf" and isinstance(rank := config["effective_rank"], float) and rank > 1:
         problems.append(f"method.config.effective_rank={rank:g}: must be a whole number, or a share of at most 1")
     if config.get("init_lora_weights") == "eva":
@@ -183,6 +190,15 @@ def _together(kind: str, config: Mapping[str, Any]) -> list[str]:
     if kind == "p_tuning" and config["encoder_reparameterization_type"] == "MLP" and config["encoder_num_layers"] != 2:
         problems.append(f"method.config.encoder_num_layers={config['encoder_num_layers']}: of an LSTM; an MLP has two")
     return problems
+
+
+def sizes(kind: str, config: Mapping[str, Any]) -> range:
+    """The values that a type's dial may have, rising."""
+    config = {**_defaults(kind), **config}
+    in_pairs = config["init_weights"] if kind == "hra" else config.get("init_lora_weights") == "orthogonal"
+    if in_pairs:  # of HRA, two equal reflections undo each other: it starts at the backbone
+        return range(2, MOST + 1, 2)
+    return range(config["topk"] if kind == "vblora" else 1, MOST + 1)  # of so many different vectors it mixes one
 
 
 def _eva(kind: str, config: Mapping[str, Any]) -> list[str]:

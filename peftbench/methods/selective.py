@@ -27,6 +27,8 @@ from peftbench.sparse.scores import RANDOM, SCORES, Best, ScoreName
 from peftbench.sparse.select import gradient_ids, random_ids, weight_ids
 from peftbench.sparse.store import SparseStore
 
+MOMENTS = 10  # of training, at which the record says what was chosen by then
+
 
 @dataclass(frozen=True)
 class Selective:
@@ -35,7 +37,8 @@ class Selective:
     Attributes:
         score: random, or a word of `sparse.scores`: magnitude | fisher | d3 | ...
         when: "start", or "steps": after step t of T exactly round(budget t / T) entries are unmasked, for good.
-        schedule, every, steps: how they are unmasked (see `sparse.schedule`); steps None: all of training.
+        schedule, every, steps: how they are unmasked (see `sparse.schedule`), and in how many steps, after which none
+            joins; steps None: all of training.
         eps, exp: of the score (d3).
         threshold: only entries whose score exceeds so many times the mean score of the candidates that do not train
             yet; the budget, or the schedule's share of it, is then a ceiling. None: the budget is met exactly.
@@ -97,7 +100,7 @@ class Selective:
         else:
             candidates = dict(model.within(narrowed(scope, self.kinds)))
         require(candidates, "no candidate entry", narrowed(scope, self.kinds))
-        store = SparseStore(candidates, self.entries)
+        store = SparseStore(candidates, self.entries, grows=self.when == "steps")
         if self.when == "start" and not store.values.is_meta:
             if self.score == RANDOM:
                 store.add(random_ids(store, self.per_tensor, self.structured))
@@ -135,12 +138,13 @@ class SelectiveTuner(WrapperTuner):
         self._more_parts = False  # another part of this step's batch is to come
         self._staged = torch.zeros(0)  # while growing: gradients at the chosen entries
         self._best = Best(0)
-        self._total, self._step = 0, 0
+        self._total, self._step = 0, 0  # steps that may unmask entries; the present step
+        self._done = 0  # steps whose entries are chosen
         self._growth: list[tuple[int, int]] = []  # (step, entries chosen once it was done), where the number changed
 
     @property
     def _growing(self) -> bool:
-        return self.method.when == "steps" and self.store.used < self.store.budget
+        return self.method.when == "steps" and self.store.used < self.store.budget and self._done < self._total
 
     def trainables(self) -> Mapping[str, nn.Parameter]:
         """The values."""
@@ -176,6 +180,8 @@ class SelectiveTuner(WrapperTuner):
         self._total = min(self.method.steps or training.steps, training.steps)
         if self.method.when == "start" and self.store.used == 0:
             self.store.add(self._by_gradients())
+        if self._growing and self.store.used and not self._growth:
+            self._growth.append((0, self.store.used))  # chosen by the run that this one goes on from
         self.store.write_back()  # after a resume the values came with the trainables
         self._watch()
 
@@ -186,7 +192,7 @@ class SelectiveTuner(WrapperTuner):
         if self._growing:
             goal = unmasked(self.store.budget, self._total, step + 1, self.method.schedule, self.method.every)
             if self._best.count == 0 and self._staged.numel() == 0:
-                self._best = Best(goal - self.store.used, self.method.threshold)
+                self._best = Best(max(0, goal - self.store.used), self.method.threshold)
                 self._staged = torch.zeros_like(self.store.values)
         elif self.store.values.grad is None:
             self.store.values.grad = torch.zeros_like(self.store.values)
@@ -198,7 +204,8 @@ class SelectiveTuner(WrapperTuner):
             ConfigError: no score exceeds the threshold when the first entries are due.
         """
         super().after_backward(step)
-        if not self._growing:
+        growing, self._done = self._growing, step + 1
+        if not growing:
             return
         self._best.cut(required=self.store.used == 0)
         ids, gradients = self._filled(self._best)
@@ -229,6 +236,7 @@ class SelectiveTuner(WrapperTuner):
     def load_delta(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """See `Tuner`."""
         self.store.load(tensors)
+        self._growth = [(step, count) for step, count in self._growth if count <= self.store.used]
 
     def untrained(self, tensors: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
         """The same entries with what the candidates hold there."""
@@ -249,20 +257,20 @@ class SelectiveTuner(WrapperTuner):
             yield name, tensor.detach().float() - before[name].to(tensor.device).float()
 
     def kept(self) -> int:
-        """The budget: every chosen entry stays. Under a threshold, what was chosen; before training the budget."""
-        began = self._total > 0
-        return self.store.used if began and self.method.threshold is not None else self.store.budget
+        """What was chosen, and before training the budget."""
+        return self.store.used if self._total > 0 else self.store.budget
 
     def kept_bounds(self) -> tuple[int, int]:
-        """The budget; under a threshold at least one entry."""
+        """The budget; under a threshold at least one entry. While growing maybe none: what counts may be early."""
+        if self.method.when == "steps":
+            return 0, self.store.budget
         return 1 if self.method.threshold is not None else self.store.budget, self.store.budget
 
     def facts(self) -> dict[str, Any]:
-        """Entries by kind and layer, the growth over steps, and what was chosen by when (ten moments, first and last
-        among them)."""
+        """Entries by kind and layer, the growth over steps, and what was chosen by when (ten moments, the ends too)."""
         last = len(self._growth) - 1
-        moments = [self._growth[place] for place in sorted({last * i // 9 for i in range(10)})] if self._growth else []
-        over_time = [{"step": step, **self._by_place(count)} for step, count in moments]
+        moments = sorted({round(i * last / (MOMENTS - 1)) for i in range(MOMENTS)}) if self._growth else []
+        over_time = [{"step": step, **self._by_place(count)} for step, count in (self._growth[i] for i in moments)]
         ends = self._by_place(self.store.used)
         own = {"chosen": self.store.used, **ends, "growth": list(self._growth), "over_time": over_time}
         return {**super().facts(), **own}
@@ -272,14 +280,16 @@ class SelectiveTuner(WrapperTuner):
         return entries_by_place(self._model, dict(zip(self.store.names, self.store.counts(first), strict=True)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Ids in the order in which they were chosen, and the growth so far."""
-        return {**super().state_dict(), "ids": self.store.ids, "growth": list(self._growth)}
+        """Ids in the order in which they were chosen, the growth so far, and the steps that it took."""
+        growth = {"growth": list(self._growth), "done": self._done}
+        return {**super().state_dict(), "ids": self.store.ids, **growth}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up such a state; the values themselves come with the trainables."""
         super().load_state_dict(state)
         self.store.restore(state["ids"])
         self._growth = [(int(step), int(count)) for step, count in state["growth"]]
+        self._done = int(state["done"])
 
     def _ages(self) -> torch.Tensor:
         """Steps that every entry has been trained for, the present one included."""

@@ -1,8 +1,8 @@
 """Chosen entries of many tensors as one flat fp32 parameter, with an int32 index beside it.
 
 Entries are numbered through all candidate tensors: tensor i covers the ids [offsets[i], offsets[i + 1]). Per chosen
-entry the store keeps its value (4 bytes) and position (4 bytes), and 4 more for the order where the selection grows;
-with Adam's two moments that is 16 to 20 bytes. Nothing else grows with the model.
+entry the store keeps its value (4 bytes) and position (4 bytes), and where the selection grows its order and what the
+tensor held before (8 bytes); with Adam's two moments that is 16 to 24 bytes. Nothing else grows with the model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +23,11 @@ class SparseStore:
             is not chosen yet is zero and gets zero gradients, so that Adam leaves it alone.
         index: flat positions of the chosen entries in their tensors, (used,) int32, by rising id.
         by_id: places of the chosen entries in `values`, (used,) int32, by rising id; None: they rise already.
+        before: of a selection that grows, what the tensors held when entries were chosen, (used,) fp32, in that order:
+            `load` puts it back where it lets go of entries. None of any other: it has the same entries for good.
     """
 
-    def __init__(self, candidates: Mapping[str, nn.Parameter], budget: int) -> None:
+    def __init__(self, candidates: Mapping[str, nn.Parameter], budget: int, grows: bool = False) -> None:
         self.names, self.tensors = list(candidates), list(candidates.values())
         sizes = [tensor.numel() for tensor in self.tensors]
         self.offsets = [0]
@@ -40,6 +42,7 @@ class SparseStore:
         self.values = nn.Parameter(torch.zeros(budget, device=device))
         self.index = torch.zeros(0, dtype=torch.int32, device=device)
         self.by_id: torch.Tensor | None = None
+        self.before = torch.zeros(0, device=device) if grows else None
         self._cuts = [0] * len(self.offsets)  # tensor i's entries are the sorted places [cuts[i], cuts[i + 1])
 
     @property
@@ -65,15 +68,22 @@ class SparseStore:
             Their places in `values`.
         """
         start = self.used
+        held = self._held(ids)
         self._choose(torch.cat([self.ids, ids]))
-        rising, order = ids.sort()
-        cuts = self._cut(rising)
-        with torch.no_grad():
-            for i, (first, last) in enumerate(pairwise(cuts)):
-                if first < last:
-                    index = rising[first:last].long() - self.offsets[i]
-                    self.values.data[start + order[first:last]] = self.tensors[i].detach().view(-1)[index].float()
+        self.values.data[start : self.used] = held
+        if self.before is not None:
+            self.before = torch.cat([self.before, held])
         return torch.arange(start, self.used, device=ids.device)
+
+    def _held(self, ids: torch.Tensor) -> torch.Tensor:
+        """What the tensors hold now at these ids, fp32, in their order."""
+        rising, order = ids.sort()
+        held = torch.zeros(len(ids), device=ids.device)
+        for i, (first, last) in enumerate(pairwise(self._cut(rising))):
+            if first < last:
+                index = rising[first:last].long() - self.offsets[i]
+                held[order[first:last]] = self.tensors[i].detach().view(-1)[index].float().to(ids.device)
+        return held
 
     def part(self, i: int) -> tuple[slice | torch.Tensor, torch.Tensor]:
         """Tensor i's chosen entries: places in `values`, and flat positions in the tensor (int32, rising)."""
@@ -91,16 +101,20 @@ class SparseStore:
 
     def write_back(self) -> None:
         """Put the values into the tensors, in the tensors' own precision."""
-        with torch.no_grad():
-            for i, tensor in enumerate(self.tensors):
-                places, index = self.part(i)
-                if index.numel():
-                    tensor.detach().view(-1)[index] = self.values.detach()[places].to(tensor.dtype)
+        self._write(self.values.detach())
+
+    def _write(self, values: torch.Tensor) -> None:
+        """Put numbers, in the order in which entries were chosen, into the tensors at these entries."""
+        for i, tensor in enumerate(self.tensors):
+            places, index = self.part(i)
+            if index.numel():
+                tensor.detach().view(-1)[index] = values[places].to(tensor.dtype)
 
     def to(self, device: torch.device) -> None:
         """Move values and ids to where the tensors are."""
         self.values.data, self.index = self.values.data.to(device), self.index.to(device)
         self.by_id = None if self.by_id is None else self.by_id.to(device)
+        self.before = None if self.before is None else self.before.to(device)
 
     def tensors_by_name(self) -> dict[str, torch.Tensor]:
         """The chosen entries as "<tensor>.index" (int32, rising) and "<tensor>.values" (fp32): 8 bytes per entry."""
@@ -115,22 +129,34 @@ class SparseStore:
     def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take up chosen entries as `tensors_by_name` gives them, and write them into the tensors.
 
+        Where they are those that this store chose first, they keep that order; the others are let go.
+
         Raises:
             DataError: a name is no candidate, an index does not fit, or there are more entries than the budget.
         """
-        ids, values = [], []
+        ids, values = [self.index[:0].long()], [self.values.detach()[:0]]
         for i, index in self._stored(tensors):
-            ids.append(index + self.offsets[i])
-            values.append(tensors[f"{self.names[i]}.values"])
-        count = sum(part.numel() for part in ids)
+            ids.append(index.to(self.index.device) + self.offsets[i])
+            values.append(tensors[f"{self.names[i]}.values"].to(self.values.device))
+        every, order = torch.cat(ids).sort()
+        stored, count = torch.cat(values)[order], every.numel()
         if count > self.budget:
             raise DataError(f"the delta does not fit: {quantity(count, 'entry')}, the budget is {self.budget:,}")
-        self._choose(self.index[:0])
-        if ids:
-            every, order = torch.cat(ids).sort()
-            self.add(every.int().to(self.index.device))
-            self.values.data[:count] = torch.cat(values)[order].to(self.values.device)
+        first = self.ids[:count].long()
+        if torch.equal(first.sort().values, every):
+            every, stored = first, stored[torch.searchsorted(every, first)]
+        self._let_go()
+        self.add(every.int())
+        self.values.data[:count] = stored
         self.write_back()
+
+    def _let_go(self) -> None:
+        """Of all entries; those of a selection that grows hold again what they held before."""
+        if self.before is not None:
+            self._write(self.before)
+            self.before = self.before[:0]
+        self.values.data.zero_()
+        self._choose(self.index[:0])
 
     def untouched(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Such tensors with what the candidates themselves hold at these entries.
@@ -156,8 +182,13 @@ class SparseStore:
             yield i, index
 
     def restore(self, ids: torch.Tensor) -> None:
-        """Take up ids in the order in which they were chosen; the values come with the trainables."""
+        """Take up ids in the order in which they were chosen; the tensors hold what they did before that.
+
+        The values come with the trainables.
+        """
         self._choose(ids.to(self.index.device))
+        if self.before is not None:
+            self.before = self._held(self.ids)
 
     def _choose(self, ids: torch.Tensor) -> None:
         """These entries and no others, in the order in which they were chosen."""

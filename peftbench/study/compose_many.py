@@ -1,6 +1,5 @@
 """Many cells composed together: Hydra needs a tenth of a second for each, so all cores share them out."""
 
-import os
 import signal
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from peftbench.config import build, compose
 from peftbench.config.spec import Cell
+from peftbench.ground.environment import cores
 from peftbench.ground.errors import ConfigError
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
@@ -26,7 +26,7 @@ def cells_from(lines: Sequence[Sequence[str]], to_come: Collection[Path] = ()) -
     if len(lines) < FEW:
         yield from (_cell(words, None, to_come) for words in lines)
         return
-    with ProcessPoolExecutor(max(1, _cores() - 1), initializer=_leave_signals_to_the_parent) as others:
+    with ProcessPoolExecutor(max(1, cores() - 1), initializer=_leave_signals_to_the_parent) as others:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # none reaches a child that is not set up yet
         try:
             plains = others.map(_plain, lines)
@@ -54,10 +54,6 @@ def _cell(words: Sequence[str], plain: build.Plain | None, to_come: Collection[P
         return compose.cell_from(words, to_come) if plain is None else build.build_plain(plain, to_come)
     except ConfigError as error:
         return error
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _leave_signals_to_the_parent() -> None:
