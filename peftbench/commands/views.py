@@ -120,24 +120,31 @@ def report(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--to {shown(options.to)}: --serve writes no file; give one of the two")
     from peftbench import papers
     from peftbench.report import few, flips, page, records, serve, versions
+    from peftbench.study import status
 
     outputs = expanded(options.outputs)
     paper = papers.load(options.paper) if options.paper is not None else None
-    read = serve.KeptRecords()
 
-    def content() -> dict[str, Any]:
-        study = records.read_study(outputs, options.study, options.model, read)
+    def content(study: records.Study) -> dict[str, Any]:
         study = few.of_one_convention(study, options.shots)
         flipped = flips.between(versions.paired(options.old, options.study, outputs)[0]) if options.old else []
         return page.content(study, paper, flipped)
 
+    def so_far() -> dict[str, Any]:
+        study = records.read_so_far(outputs, options.study, options.model, kept)
+        return content(study) if study.records else page.content(study)
+
     if options.serve is not None:
+        kept = serve.KeptRecords()
         with serve.Server(options.serve) as server:
-            live = serve.Live(outputs / options.study, content)
+            live = serve.Live(
+                outputs / options.study, so_far, lambda: status.by_state(status.cells_of(outputs, options.study))
+            )
             print(f"{server.address} (Ctrl-C ends it)", flush=True)
             server.follow(live)
         return 0
-    made = content()  # before a folder is made for it: there may be no such study
+    # before a folder is made for it: there may be no such study
+    made = content(records.read_study(outputs, options.study, options.model))
     path = Path(options.to) if options.to else outputs / options.study / "report.html"
     page.write(made, writable_file(path))
     print(path)

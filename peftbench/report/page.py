@@ -18,11 +18,12 @@ from peftbench.papers import Paper
 from peftbench.record import Record
 from peftbench.report import aggregates, columns, cost, few, flips, pscp, render, sensitivity
 from peftbench.report.figures.every import figures
-from peftbench.report.figures.parts import Material, style_of
+from peftbench.report.figures.parts import Figure, Material, Series, style_of
 from peftbench.report.flips import Flips
 from peftbench.report.records import Study, column_of, flat
 from peftbench.report.sheet import Sheet
 from peftbench.report.statistics import MARGIN
+from peftbench.report.styles import style
 from peftbench.report.table import apart, build
 from peftbench.report.verdict import matrix
 
@@ -47,14 +48,14 @@ def write(shown: dict[str, Any], path: Path) -> None:
     write_atomically(path, html(shown).encode())
 
 
-def html(shown: dict[str, Any], live: bool = False) -> str:
-    """The page of a study's `content`; a live one asks its server for newer content."""
+def html(shown: dict[str, Any], poll: float | None = None) -> str:
+    """The page of a study's `content`; a live one asks its server for newer content every `poll` seconds."""
     here = resources.files("peftbench.report") / "web"
     texts = {name: (here / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS)}
     first = {key: value for key, value in shown.items() if key != "details"}
     parts = {
         "STYLE": texts["page.css"],
-        "LIVE": "live" if live else "",
+        "POLL": "" if poll is None else f"{1000 * poll:.0f}",
         "MARGIN": f"{MARGIN:g} point" + ("" if MARGIN == 1 else "s"),
         "PLOTLY": get_plotlyjs(),
         "SCRIPT": "\n".join(texts[name] for name in SCRIPTS),
@@ -80,6 +81,7 @@ def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] =
     pairs = [_predictions(folder, record) for folder, record in done]
     table = build(study, paper)
     material = Material(study)
+    drawn = list(figures(material))
     return {
         "study": study.name,
         "table": {
@@ -91,11 +93,11 @@ def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] =
             "notes": table.notes,
         },
         "rows": _rows(rows),
-        "styles": _styles(rows),
+        "styles": _styles(rows, drawn),
         "notes": _notes(material),
         "verdicts": _verdicts(study, rows),
         "views": list(_views(study)),
-        "figures": [_rounded(asdict(figure)) for figure in figures(material)],
+        "figures": [_figure(figure) for figure in drawn],
         "runs": [_run(record, names[place]) for place, (_, record) in enumerate(done)],
         "details": [_details(folder, record, shared, pairs[place]) for place, (folder, record) in enumerate(done)],
         "failures": [
@@ -123,11 +125,24 @@ def _rows(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
     return {str(name): {"method": one["method"], "budget": one["budget"]} for name, one in first.iterrows()}
 
 
-def _styles(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """How every row of the table, and every method, is drawn."""
+def _styles(rows: pd.DataFrame, drawn: Sequence[Figure]) -> dict[str, dict[str, str]]:
+    """How every method, every row of the table and every line of a figure is drawn, by name."""
     methods = {name: one["method"] for name, one in _rows(rows).items()}
-    looks = {name: style_of(name, methods) for name in [*methods, *methods.values()]}
+    lines = [series for figure in drawn for panel in figure.panels for series in panel.series]
+    looks = {method: style(method) for method in methods.values()}
+    looks |= {one.name: style_of(one, methods) for one in [*(Series(name, [], []) for name in methods), *lines]}
     return {name: {"colour": one.colour, "symbol": one.symbol, "dash": one.dash} for name, one in looks.items()}
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    """A figure as data, every series with all rows that it is of."""
+    given = asdict(figure)
+    for panel, shown in zip(given["panels"], figure.panels, strict=True):
+        for series, one in zip(panel["series"], shown.series, strict=True):
+            series["rows"] = one.shown
+            del series["method"]  # its looks are among the styles
+    made: dict[str, Any] = _rounded(given)
+    return made
 
 
 def _notes(material: Material) -> dict[str, dict[str, str]]:
@@ -146,8 +161,9 @@ def _views(study: Study) -> Iterator[dict[str, Any]]:
             made = view(study)
         except ConfigError:  # it has not
             continue
-        shown = {key: getattr(made, key) for key in ("title", "head", "rows", "notes", "words")}
-        yield {"word": word, **shown}
+        if len(made.numbers) > 1:  # else nothing of the study could be measured
+            shown = {key: getattr(made, key) for key in ("title", "head", "rows", "notes", "words", "rows_of")}
+            yield {"word": word, **shown, "bold": sorted(made.bold)}
 
 
 def _verdicts(study: Study, rows: pd.DataFrame) -> list[dict[str, Any]]:

@@ -20,14 +20,16 @@ Pair = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """One row of the study's table in one panel; all lists have one value per point.
+    """One row of the study's table in one panel, or several in one line; all lists have one value per point.
 
     Attributes:
-        name: the row, or the method where its budgets are joined.
+        name: the row, or what the line of several rows is called.
         x, y: where the points are.
         low, high: the interval of y; empty: none is known.
         notes: what a point says when it is looked at.
         dots: (x, y) of what lies behind: single seeds; of a search, the rate that was chosen.
+        rows: the rows that a line joins; empty: the one of its name.
+        method: whose colour and marker it has; empty: that of its rows.
     """
 
     name: str
@@ -37,6 +39,13 @@ class Series:
     high: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dots: list[Pair] = field(default_factory=list)
+    rows: tuple[str, ...] = ()
+    method: str = ""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Every row of the study's table that it is of."""
+        return self.rows or (self.name,)
 
 
 @dataclass(frozen=True)
@@ -183,7 +192,7 @@ class Material:
         yield from ((name, same) for (name, other), same in self.groups.items() if other == column)
 
 
-def style_of(name: str, methods: Mapping[str, str]) -> Style:
-    """The style of a series: of its row's method, or of the method that it is."""
-    method = methods.get(name, name)
-    return style(method, name.removeprefix(method).strip())
+def style_of(series: Series, methods: Mapping[str, str]) -> Style:
+    """The style of a series, given the method of every row: what else its name says makes another dash."""
+    method = series.method or methods.get(series.shown[0], series.name)
+    return style(method, series.name.removeprefix(method).strip())

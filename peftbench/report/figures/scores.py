@@ -167,7 +167,8 @@ def _line(method: str, points: Sequence[tuple[float, Summary, str]]) -> Series:
     summaries = [summary for _, summary, _ in points]
     notes = [f"{name}: {summary.words()}, {cost:,.0f} entries" for cost, summary, name in points]
     x = [cost for cost, *_ in points]
-    return Series(method, x, [summary.mean for summary in summaries], *bounds(summaries), notes)
+    rows = tuple(name for _, _, name in points)
+    return Series(method, x, [summary.mean for summary in summaries], *bounds(summaries), notes, rows=rows)
 
 
 def _cost(rows: pd.DataFrame, key: str) -> float:
