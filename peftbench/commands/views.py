@@ -1,6 +1,7 @@
 """`peftbench table`, `compare`, `flips`, `plot`, `report`, `submission`, `sync`: views of a study's records."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,7 @@ def report(arguments: Sequence[str]) -> int:
     _add_shots(parser)
     parser.add_argument("--to", help="file to write; default: report.html in the study's folder")
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
+    parser.add_argument("--data", metavar="DIR", help="where the rows lie; the page then shows scores on parts of them")
     parser.add_argument("--old", metavar="STUDY", help="an earlier study; the page then shows which rows flipped since")
     parser.add_argument(
         "--serve",
@@ -121,14 +123,16 @@ def report(arguments: Sequence[str]) -> int:
     from peftbench import papers
     from peftbench.report import few, flips, page, records, serve, versions
     from peftbench.study import status
+    from peftbench.study.recorded import texts_of
 
     outputs = expanded(options.outputs)
     paper = papers.load(options.paper) if options.paper is not None else None
+    texts = None if options.data is None else partial(texts_of, folder=options.data)
 
     def content(study: records.Study) -> dict[str, Any]:
         study = few.of_one_convention(study, options.shots)
         flipped = flips.between(versions.paired(options.old, options.study, outputs)[0]) if options.old else []
-        return page.content(study, paper, flipped)
+        return page.content(study, paper, flipped, texts)
 
     def so_far() -> dict[str, Any]:
         study = records.read_so_far(outputs, options.study, options.model, kept)

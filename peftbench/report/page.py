@@ -4,6 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,24 @@ from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, short_
 from peftbench.ground.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
-from peftbench.report import aggregates, columns, cost, few, flips, pscp, render, sensitivity
+from peftbench.report import (
+    aggregates,
+    calibration,
+    columns,
+    consistency,
+    cost,
+    distances,
+    edits,
+    few,
+    flips,
+    forgetting,
+    overall,
+    pscp,
+    render,
+    sensitivity,
+    sequences,
+    subsets,
+)
 from peftbench.report.figures.every import figures
 from peftbench.report.figures.parts import Figure, Material, Series, style_of
 from peftbench.report.flips import Flips
@@ -24,8 +42,9 @@ from peftbench.report.records import Study, column_of, flat
 from peftbench.report.sheet import Sheet
 from peftbench.report.statistics import MARGIN
 from peftbench.report.styles import style
+from peftbench.report.subsets import Texts
 from peftbench.report.table import apart, build
-from peftbench.report.verdict import matrix
+from peftbench.report.verdict import Verdict, matrix
 
 MOST_WRONG = 15  # rows per task that are listed
 MOST_FLIPPED = 500
@@ -39,6 +58,12 @@ VIEWS: dict[str, Callable[[Study], Sheet]] = {
     "all tasks together": aggregates.sheet,
     "few labels": few.sheet,
     "PSCP": lambda study: pscp.sheet(study, pscp.Constants()),
+    "sequences of tasks": sequences.sheet,
+    "edits": edits.sheet,
+    "distances of changes": distances.sheet,
+    "forgetting": forgetting.sheet,
+    "calibration": calibration.sheet,
+    "consistency": consistency.sheet,
 }
 DIGITS = 6  # of a figure's numbers
 
@@ -72,8 +97,23 @@ def embedded(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] = ()) -> dict[str, Any]:
-    """Everything that the page shows, as JSON-like data; `flipped`: what changed since an older study."""
+def content(
+    study: Study,
+    paper: Paper | None = None,
+    flipped: Sequence[Flips] = (),
+    texts_of: Callable[[Record, str], Texts] | None = None,
+) -> dict[str, Any]:
+    """Everything that the page shows, as JSON-like data.
+
+    Args:
+        study: its records; it may have none yet.
+        paper: whose figures stand beside ours.
+        flipped: what changed since an older study.
+        texts_of: the rows that a record was scored on, for the scores on parts of them (`subsets.sheet`).
+
+    Raises:
+        DataError: the rows at hand are others.
+    """
     rows = apart(study)[0]
     names = {} if rows.empty else dict(zip(rows["record"], rows["name"], strict=True))
     done = [(folder, r) for folder, r in zip(study.folders, study.records, strict=True) if r.status == "done"]
@@ -96,7 +136,7 @@ def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] =
         "styles": _styles(rows, drawn),
         "notes": _notes(material),
         "verdicts": _verdicts(study, rows),
-        "views": list(_views(study)),
+        "views": list(_views(study, texts_of)),
         "figures": [_figure(figure) for figure in drawn],
         "runs": [_run(record, names[place]) for place, (_, record) in enumerate(done)],
         "details": [_details(folder, record, shared, pairs[place]) for place, (folder, record) in enumerate(done)],
@@ -154,9 +194,10 @@ def _notes(material: Material) -> dict[str, dict[str, str]]:
     return notes
 
 
-def _views(study: Study) -> Iterator[dict[str, Any]]:
+def _views(study: Study, texts_of: Callable[[Record, str], Texts] | None) -> Iterator[dict[str, Any]]:
     """Every other view that the study has the records for."""
-    for word, view in VIEWS.items():
+    more = {} if texts_of is None else {"parts of the rows": partial(subsets.sheet, texts_of=texts_of)}
+    for word, view in ({**VIEWS, **more} if study.done() else {}).items():
         try:
             made = view(study)
         except ConfigError:  # it has not
@@ -167,30 +208,31 @@ def _views(study: Study) -> Iterator[dict[str, Any]]:
 
 
 def _verdicts(study: Study, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of every column its rows, the best first, and the verdict on every pair of them."""
-    if rows.empty:
-        return []
-    every = []
-    for column in columns.read(study, rows):
-        pairs = [
-            {
-                "first": item.first,
-                "second": item.second,
-                "difference": item.difference,
-                "low": item.interval.low if item.interval else None,
-                "high": item.interval.high if item.interval else None,
-                "p": item.p,
-                "word": item.word,
-                "seeds": item.seeds,
-                "unit": item.unit,
-                "test": item.test,
-            }
-            for item in matrix([column])
-        ]
-        names = dict.fromkeys(name for pair in pairs for name in (pair["first"], pair["second"]))
-        if pairs:
-            every.append({"column": column.name, "names": list(names), "pairs": _rounded(pairs)})
-    return every
+    """Of every column, and of the means over tasks, the rows, the best first, and the verdict on every pair of them."""
+    read = columns.read(study, rows)
+    families: dict[str, list[Verdict]] = {}
+    for item in [*matrix(read), *overall.matrix(read)]:
+        families.setdefault(item.column, []).append(item)
+    return [
+        {
+            "column": column,
+            "mean": column not in {one.name for one in read},
+            "names": list(dict.fromkeys(name for item in items for name in (item.first, item.second))),
+            "family": items[0].family,
+            "tests": items[0].tests,
+            "pairs": [_rounded(_pair(item)) for item in items],
+        }
+        for column, items in families.items()
+    ]
+
+
+def _pair(item: Verdict) -> dict[str, Any]:
+    """A verdict and what stands behind it, both intervals as low and high."""
+    keys = ("first", "second", "difference", "p", "p_of_equality", "word", "seeds", "unit", "better", "visible", "test")
+    shown = {key: getattr(item, key) for key in keys}
+    for name, interval in (("interval", item.interval), ("drawn", item.drawn)):
+        shown[name] = None if interval is None else (interval.low, interval.high)
+    return {**shown, "rows": item.rows or None}
 
 
 def _rounded(value: Any) -> Any:

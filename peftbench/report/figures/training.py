@@ -33,8 +33,8 @@ def curves(material: Material) -> Iterator[Figure]:
             values = np.array([[curve[step] for step in steps] for curve in scores])
             middle, low, high = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
             notes = [
-                f"{y:.2f} after {quantity(x, 'step')} (mean of {len(scores)})"
-                for x, y in zip(steps, middle, strict=True)
+                f"{y:.2f}, seeds from {least:.2f} to {most:.2f}, n={len(scores)}, after {quantity(x, 'step')}"
+                for x, y, least, most in zip(steps, middle, low, high, strict=True)
             ]
             series.append(Series(name, [*map(float, steps)], middle.tolist(), low.tolist(), high.tolist(), notes))
         panels.append(Panel(column, "optimizer steps", "dev score (%)", column, series=series))

@@ -191,6 +191,11 @@ function fill(id, words) {
 
 const options = (id, words) => fill(id, [ALL, ...words]);
 
+// A screen reader reads out what is put there, so that the same is not put there twice.
+function say(text) {
+  if (get("summary").textContent !== text) get("summary").textContent = text;
+}
+
 // Cells by state are known of a live page alone.
 function summary() {
   const cells = Object.entries(data.cells ?? {});
@@ -203,7 +208,7 @@ function take(newer) {
   data = newer;
   document.title = `${data.study}, peftbench`;
   get("study").textContent = data.study;
-  get("summary").textContent = summary();
+  say(summary());
   options("task", data.table.columns);
   fill("view", data.views.map(one => one.word));
   options("budget", [...new Set(Object.values(data.rows).map(one => one.budget))]);
@@ -223,9 +228,9 @@ async function poll() {
       take(rest);
       poll.last = newer;
     }
-    get("summary").textContent = summary();
+    say(summary());
   } catch {
-    get("summary").textContent = "the server does not answer; this is the last state";
+    say("the server does not answer; this is the last state");
   }
   setTimeout(poll, document.body.dataset.poll);
 }
