@@ -2,9 +2,7 @@
 
 import dataclasses
 import itertools
-import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from browser import Browser, Tab
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot
 from studies import full_study, made_study
 from support import TINY, call
 
+from peftbench.ground.record_parts import FewLabels, Made
 from peftbench.record import read_record, write_record
 from peftbench.report import page, plots
 from peftbench.report.figures import scores
@@ -25,8 +25,6 @@ from peftbench.report.figures.every import figures
 from peftbench.report.figures.parts import Material, summary
 from peftbench.report.records import read_study
 from peftbench.report.styles import Style, style
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e6), st.floats(0, 100)), min_size=1, max_size=20))
@@ -136,25 +134,17 @@ def test_what_id3_and_adalora_chose_over_time_is_drawn_by_layer_and_kind(tmp_pat
 
 
 EVIL = "<img src=x onerror=\"document.title='run'\"></script><script>document.title='run'</script>"
-FRAMES = """<body><pre id="probe"></pre>
-<iframe name="desktop" src="page.html" width="1280" height="2000"></iframe>
-<iframe name="phone" src="page.html" width="390" height="800"></iframe><script>
-const told = {};
-addEventListener("message", event => {
-  told[event.data.name] = event.data;
-  if (Object.keys(told).length === 2) document.getElementById("probe").textContent = JSON.stringify(told);
-});
-</script></body>"""
-PROBE = """<script>
-const wait = time => new Promise(done => setTimeout(done, time));
-addEventListener("load", async () => {
-  await wait(100);
+PROBE = """(async () => {
+  const until = made => new Promise(done => {
+    const look = () => { const found = made(); found ? done(found) : setTimeout(look, 10); };
+    look();
+  });
   const cells = (at, id = "table") =>
     [...document.querySelectorAll(`#${id} tbody tr`)].map(line => line.cells[at].textContent);
   const heads = () => [...document.querySelectorAll("#table thead button")];
   const press = word => heads().find(head => head.textContent === word).click();
   const choose = (id, word) => { get(id).value = word; get(id).dispatchEvent(new Event("change")); };
-  const told = { name: window.name, methods: cells(0) };
+  const told = { methods: cells(0) };
   press("mrpc acc"); told.down = cells(0);
   press("mrpc acc"); told.up = cells(0);
   get("search").value = "LOR"; get("search").dispatchEvent(new Event("input")); get("show-found").click();
@@ -166,6 +156,9 @@ addEventListener("load", async () => {
   told.columns = heads().map(head => head.textContent);
   told.verdicts = cells(0, "verdicts").map((name, at) => [name, ...[1, 2, 3].map(i => cells(i, "verdicts")[at])]);
   told.pairs = cells(2, "every-pair");
+  told.behind = [...document.querySelectorAll("#verdicts tbody tr")].map(line => line.cells[3].title);
+  const [firstPair] = document.querySelectorAll("#every-pair tbody tr");
+  told.firstPair = [...firstPair.cells].map(one => one.textContent);
   told.views = [...get("view").options].map(one => one.value);
   choose("view", "costs");
   told.costs = cells(0, "view-table").map((column, at) => [column, cells(1, "view-table")[at]]);
@@ -176,8 +169,12 @@ addEventListener("load", async () => {
     .map(([, axis]) => axis.domain[0])).size;
   const trace = place.plot.data.findIndex(one => one.name === "lora");
   Plotly.Fx.hover(place.plot, [{ curveNumber: trace, pointNumber: 0 }]);
-  await wait(300);
-  told.hover = [...place.plot.querySelectorAll(".hovertext")].map(part => part.textContent).join(" ");
+  const hovered = () => [...place.plot.querySelectorAll(".hovertext")].map(part => part.textContent).join(" ");
+  told.hover = await until(hovered);
+  told.front = place.plot.data.find(one => one.name === "front, in words").text;
+  const curves = places.get("Learning curves");
+  curves.draw();
+  told.curve = curves.plot.data.find(one => one.name === "lora").text;
   place.numbers.open = true;
   place.drawNumbers();
   told.numbers = [...place.numbers.querySelectorAll("tbody tr")].map(line => line.cells[1].textContent);
@@ -189,12 +186,6 @@ addEventListener("load", async () => {
   document.querySelector(`#view-table [aria-label$='Markdown']`).click();
   told.view = document.querySelector("#text textarea").value;
   get("text").close();
-  told.saved = [];
-  HTMLAnchorElement.prototype.click = function () { told.saved.push(this.download); };
-  for (const format of ["SVG", "PNG"]) {
-    place.section.querySelector(`[aria-label$='${format}']`).click();
-    for (let i = 0; i < 40 && !told.saved.some(name => name.endsWith(format.toLowerCase())); i += 1) await wait(100);
-  }
   const lines = [...document.querySelectorAll("#runs tbody tr")];
   lines.find(line => line.cells[0].textContent === "bitfit").querySelector("button").click();
   told.open = get("run").textContent;
@@ -209,20 +200,12 @@ addEventListener("load", async () => {
   told.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   get("theme").click();
   told.background = getComputedStyle(document.body).backgroundColor;
-  parent.postMessage(told, "*");
-});
-</script>"""
-
-
-def shown_by_chromium(address: str, wait: int = 10_000) -> str:
-    """The page's elements once its scripts have run; nothing may have gone wrong on its console."""
-    done = subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
-         f"--virtual-time-budget={wait}", "--window-size=1700,2900", address],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return done.stdout
+  get("theme").click();
+  get("show-all").click();
+  choose("task", "all");
+  told.means = [...get("verdict-task").options].map(one => one.value).slice(2);
+  return told;
+})()"""
 
 
 TYPED = ["method=$(touch f)", "task=`touch f`", "study='a;touch f'"]
@@ -249,31 +232,152 @@ def test_a_command_that_the_page_offers_runs_nothing_when_it_is_pasted(
     assert not (tmp_path / "f").exists()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
 def test_the_page_works_in_a_browser_and_runs_nothing_that_is_data(
-    write_run: Callable[..., Path], tmp_path: Path
+    write_run: Callable[..., Path], tmp_path: Path, browser: Browser
 ) -> None:
     full_study(write_run)
     write_run(EVIL, "mrpc", 0, 0.5)
     failed = write_run("full", "mrpc", 0, 0.5)
     record = read_record(failed / "result.json")
     write_record(dataclasses.replace(record, status="failed", error=f"Error: {EVIL}", overrides=[EVIL]), failed)
-    path = tmp_path / "page" / "page.html"
-    assert call("report", "made", "--to", str(path), cwd=tmp_path).returncode == 0
+    path = tmp_path / "page.html"
+    page.write(page.content(made_study(tmp_path)), path)
     text = path.read_text(encoding="utf-8")
     assert EVIL not in text
     assert not re.search(r"""(src|href)=["']https?:""", text.replace(page.get_plotlyjs(), ""))
-    path.write_text(text.replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    frames = path.with_name("frames.html")
-    frames.write_text(FRAMES, encoding="utf-8")
-    shown = re.search(r'<pre id="probe">(.*?)</pre>', shown_by_chromium(frames.as_uri(), 20_000), re.DOTALL)
-    assert shown
-    assert shown[1]
-    both = json.loads(shown[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-    for probed in both.values():
+    for width, across in ((1280, 2), (390, 1)):
+        tab = browser.open(path.as_uri(), width)
+        probed = tab.run(PROBE)
         check_probed(probed)
-    assert both["desktop"]["across"] == 2
-    assert both["phone"]["across"] == 1
+        assert probed["across"] == across
+        assert tab.errors() == []
+    check_saved(browser, tab, tmp_path)
+    check_keyboard(browser.open(path.as_uri()))
+
+
+def check_saved(browser: Browser, tab: Tab, folder: Path) -> None:
+    """What the buttons save is the figure, with its methods."""
+    browser.download_to(folder)
+    for format in ("SVG", "PNG"):
+        tab.run(f"places.get('Score against cost').section.querySelector(`[aria-label$='{format}']`).click()")
+        begun = browser.event("Browser.downloadWillBegin", suggestedFilename=f"made-entries.{format.lower()}")
+        browser.event("Browser.downloadProgress", guid=begun["params"]["guid"], state="completed")
+    drawn = (folder / "made-entries.svg").read_text(encoding="utf-8")
+    words = {"mrpc acc", "cola acc", "mean of 2 tasks", "trainable backbone entries", "lora", "bitfit", "id3"}
+    assert words <= set(re.findall(r">([^<>]+)<", drawn))
+    assert style("lora").colour in drawn.upper() or "rgb(204, 121, 167)" in drawn
+    picture = pyplot.imread(folder / "made-entries.png")
+    assert picture.shape[1] == 2 * 900
+    pixels = (255 * picture[:, :, :3]).round().astype(int) @ [1 << 16, 1 << 8, 1]
+    assert all((pixels == int(style(method).colour[1:], 16)).any() for method in ("lora", "bitfit", "id3"))
+
+
+def check_keyboard(tab: Tab) -> None:
+    """The page without a mouse: keys as a keyboard sends them."""
+    tab.press("Tab")
+    assert tab.run("document.activeElement.className") == "skip"
+    tab.press("Enter", "Tab")
+    assert tab.run("get('results').contains(document.activeElement)"), "the link skips what is before the results"
+    tab.tab_to("at.textContent === 'mrpc acc'")
+    tab.press("Enter")
+    assert tab.run("document.activeElement.closest('th').getAttribute('aria-sort')") == "descending"
+    tab.press("Enter")
+    assert tab.run("document.activeElement.closest('th').getAttribute('aria-sort')") == "ascending"
+    tab.tab_to("at.getAttribute('aria-label') === 'results as LaTeX'")
+    tab.press("Enter")
+    assert "\\toprule" in tab.run("document.activeElement.value")
+    tab.press("Escape")
+    assert tab.run("[get('text').open, document.activeElement.getAttribute('aria-label')]") == [
+        False, "results as LaTeX"
+    ]  # fmt: skip
+    tab.tab_to("at.closest('#runs td') && at.textContent === 'lora'")
+    tab.press("Enter")
+    assert tab.run("get('run').hidden") is False
+    tab.run("document.activeElement.blur()")
+    tab.tab_to("at.parentElement.id === 'methods'")
+    tab.press("Enter")
+    tab.tab_to("at.type === 'checkbox'")
+    tab.press(" ")
+    assert tab.run("[hidden.size, document.activeElement.checked]") == [1, False], "and the focus stays"
+    spoken = tab.call("Accessibility.getFullAXTree")["nodes"]
+    cells = [one["name"]["value"] for one in spoken if one.get("role", {}).get("value") == "cell"]
+    assert any(name.startswith("best: ") and "±" in name for name in cells), "bold is not for the eye alone"
+    assert tab.errors() == []
+
+
+def few_labels_and_edits(write: Callable[..., Path]) -> None:
+    """ID3 at a budget and LoRA with 8 and 16 labels of each class, in three splits, and edits over strength."""
+    for shots, split in itertools.product((8, 16), (1, 2, 3)):
+        for method, budget, score in (("id3", "like-bitfit", 0.5), ("lora", "none", 0.6)):
+            folder = write(method, "mrpc", split, score + shots / 100 + split / 1000, lr=shots / 1e4, budget=budget)
+            change(folder, few=FewLabels(split, per_class=shots))
+    for control, strength in itertools.product(("none", "aligned"), (1.0, 4.0)):
+        keys = {"behaviour": "overlap", "control": control, "rows": 0.1, "strength": strength, "probe_at": "last"}
+        seen = {"prone": 9, "rate_before": 0.8, "rate": 0.8 - strength / 10, "cured": 0.2, "moved": 0.1}
+        scored = {**seen, "score_before": 0.7, "score": 0.7}
+        folder = write(f"{control} x{strength:g} of lora", "mrpc", 0, 0.7)
+        change(folder, made=Made("edit", keys, {"scored": scored, "headline_before": 0.75}))
+
+
+def change(folder: Path, **more: Any) -> None:
+    write_record(dataclasses.replace(read_record(folder / "result.json"), **more), folder)
+
+
+def test_few_labels_and_edits_are_drawn_and_hidden_with_their_rows(
+    write_run: Callable[..., Path], tmp_path: Path, browser: Browser
+) -> None:
+    few_labels_and_edits(write_run)
+    path = tmp_path / "page.html"
+    page.write(page.content(made_study(tmp_path)), path)
+    tab = browser.open(path.as_uri(), 390)
+
+    def drawn(group: str) -> list[str]:
+        place = f"places.get('{group}')"
+        traces = f"{place}.plot.data.filter(one => one.name !== 'band').map(one => one.name)"
+        given: list[str] = tab.run(f"({place}.draw(), {place}.section.hidden ? [] : {traces})")
+        return given
+
+    def choose(name: str, word: str) -> None:
+        tab.run(f"(get('{name}').value = '{word}', get('{name}').dispatchEvent(new Event('change')))")
+
+    def table() -> list[list[str]]:
+        text = "(one.classList.contains('best') ? '*' : '') + one.innerText"
+        lines = f"[...get('view-table').querySelectorAll('tr')].map(line => [...line.cells].map(one => {text}))"
+        given: list[list[str]] = tab.run(lines)
+        return given
+
+    assert (drawn("Few labels"), drawn("Edits")) == (["id3 like-bitfit", "lora"], ["surgery", "aligned"])
+    assert tab.run("look('id3 like-bitfit').colour") == style("id3").colour
+    choose("view", "few labels")
+    head, first, second = table()
+    assert head[:4] == ["task", "labels", "id3 like-bitfit", "lora"]
+    assert first[:2] == ["mrpc acc", "8/class"]
+    assert second[3].startswith("*best: 76.2 ± 0.1")
+    tab.run("view.text('Markdown')")
+    assert "| **76.2 ± 0.1** |" in tab.run("view.text('Markdown')")
+    choose("budget", "like-bitfit")
+    assert (drawn("Few labels"), drawn("Edits")) == (["id3 like-bitfit"], [])
+    kept = [[*line[:3], *line[4:]] for line in (head, first, second)]
+    assert table() == kept, "LoRA's column has gone, and nothing else"
+    assert tab.run("[...get('table').querySelectorAll('tbody tr')].map(line => line.cells[0].textContent)") == [
+        "id3 like-bitfit 16/class", "id3 like-bitfit 8/class"
+    ]  # fmt: skip
+    choose("budget", "none")
+    assert (drawn("Few labels"), drawn("Edits")) == (["lora"], ["surgery", "aligned"])
+    tab.run("hideAllBut(name => name.startsWith('aligned'))")
+    assert (drawn("Few labels"), drawn("Edits")) == ([], ["aligned"])
+    assert tab.errors() == []
+
+
+def test_a_method_looks_the_same_in_a_line_of_several_rows(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    few_labels_and_edits(write_run)
+    content = page.content(made_study(tmp_path))
+    panels = [panel for figure in content["figures"] for panel in figure["panels"]]
+    series = {one["name"]: one for panel in panels for one in panel["series"]}
+    assert series["id3 like-bitfit"]["rows"] == ("id3 like-bitfit 16/class", "id3 like-bitfit 8/class")
+    assert series["aligned"]["rows"] == ("aligned x1 of lora", "aligned x4 of lora")
+    assert {series[name]["rows"] for name in content["rows"] if name in series} == {(name,) for name in content["rows"]}
+    assert {content["styles"][name]["colour"] for name in series if name.startswith("id3")} == {style("id3").colour}
 
 
 def check_probed(probed: dict[str, Any]) -> None:
@@ -289,6 +393,18 @@ def check_probed(probed: dict[str, Any]) -> None:
         ["lora", "–", "= 0.1", "> 10.0"], ["id3", "= -0.1", "–", "> 9.9"], ["bitfit", "< -10.0", "< -9.9", "–"]
     ]  # fmt: skip
     assert probed["pairs"][:3] == ["tied", "ahead", "not decided"]
+    assert probed["behind"][1].startswith("9.9 points; 95% interval 9.6 to 10.3; p < 0.001; ")
+    assert (
+        "p of differing by the margin or more = 1.000; id3 better in 5 of 5 seeds; this design shows "
+        in (probed["behind"][1])
+    )
+    assert probed["behind"][2] == "", "a row against itself"
+    lora_id3 = probed["firstPair"]
+    assert lora_id3[:3] == ["lora", "id3", "tied"]
+    assert float(lora_id3[4]) < float(lora_id3[3]) < float(lora_id3[5])
+    assert float(lora_id3[10]) > 0, "what this design shows"
+    assert lora_id3[11:13] == ["3 of 5 seeds", "–"]
+    assert probed["means"] == ["mean of these 2 tasks", "mean over all tasks like these"]
     assert probed["views"] == ["costs", "all tasks together", "PSCP"], "no rate was searched"
     assert sorted(probed["costs"]) == [["mrpc acc", name] for name in sorted(["lora", "bitfit", "id3", EVIL])]
     assert "made: what runs cost, mean ± sd" in probed["view"]
@@ -298,10 +414,17 @@ def check_probed(probed: dict[str, Any]) -> None:
     assert probed["panels"] == ["mrpc acc", "mean of 2 tasks"]
     assert "lora, mrpc acc" in probed["hover"]
     assert "80.20, 95% interval 80.08 to 80.32, n=5, 900 trainable backbone entries" in probed["hover"]
-    assert set(probed["numbers"]) == {"lora", "bitfit", "id3", EVIL}
+    assert re.fullmatch(r"front: 70\.20, 95% interval 70\.\d\d to 70\.\d\d", probed["front"][0])
+    assert probed["curve"] == [
+        f"lora, mrpc acc<br>{words}"
+        for words in (
+            "40.10, seeds from 40.00 to 40.20, n=5, after 2 steps",
+            "80.20, seeds from 80.00 to 80.40, n=5, after 4 steps",
+        )
+    ]
+    assert set(probed["numbers"]) == {"lora", "bitfit", "id3", EVIL, "front"}
     assert "| lora | 900 | 10 | **80.2 ± 0.2** |" in probed["Markdown"]
     assert "lora & 900 & 10 & \\textbf{80.2 $\\pm$ 0.2} &" in probed["LaTeX"]
-    assert probed["saved"] == ["made-entries.svg", "made-entries.png"]
     assert "bitfit, mrpc acc, seed" in probed["open"]
     assert probed["confusion"] == ["equivalent", "2", "4", "not_equivalent", "2", "4"]
     assert probed["unnamed"] == probed["unreachable"] == 0

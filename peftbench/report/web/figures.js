@@ -145,7 +145,7 @@ function drawn(figure, width) {
     coloraxis: { colorscale: "Cividis", cmin: 0, colorbar: { title: { text: "%" }, thickness: 10 } },
   };
   const traces = [];
-  const gap = { x: figure.kind === "rows" ? 0.03 : 0.22 / across, y: 75 / layout.height };
+  const gap = { x: figure.kind === "rows" ? 0.03 : 0.22 / across, y: (figure.kind === "map" ? 100 : 75) / layout.height }; // a map's words below are long
   const size = { x: (1 - gap.x * (across - 1)) / across, y: (1 - gap.y * (down - 1)) / down };
   figure.panels.forEach((panel, at) => {
     const [column, line_] = [at % across, Math.floor(at / across)];

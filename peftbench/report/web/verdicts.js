@@ -10,6 +10,8 @@ const PAIRS = [
 const everyPair = new View(get("every-pair"), "every pair");
 const verdicts = new View(get("verdicts"), "who beats whom");
 
+const probability = p => (p < 0.001 ? "< 0.001" : `= ${number(p, 3)}`);
+
 function verdictCell(pair, mirrored) {
   if (!pair) return { text: "–" };
   const sign = SIGNS[pair.word][mirrored ? 1 : 0];
@@ -24,7 +26,7 @@ function behind(pair, mirrored) {
     `${turn(pair.difference)} points`,
     ...(pair.interval ? [`95% interval ${range(pair.interval)}`] : []),
     ...(pair.drawn ? [`seeds and rows drawn anew: ${range(pair.drawn)}`] : []),
-    `p = ${number(pair.p, 3)}`, `p of differing by the margin or more = ${number(pair.p_of_equality, 3)}`,
+    `p ${probability(pair.p)}`, `p of differing by the margin or more ${probability(pair.p_of_equality)}`,
     `${pair.first} better in ${pair.better} of ${pair.seeds} ${pair.unit}`,
     isNumber(pair.visible) ? `this design shows ${number(pair.visible, 1)} points or more` : "what this design could show is not known",
     pair.rows ? `${pair.test} (${quantity(pair.rows, "dev row")})` : pair.test,
