@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from peftbench.report import page, serve
 from peftbench.report.records import read_so_far
 from peftbench.study import status
 from peftbench.study.lock import Lock
-from peftbench.study.status import State
 
 Asked = tuple[int, dict[str, str], bytes]
 
@@ -32,11 +31,11 @@ def serving(tmp_path: Path, port: int = 0) -> Iterator[serve.Server]:
     def content() -> dict[str, Any]:
         return page.content(read_so_far(tmp_path / "outputs", "made", read=read))
 
-    def count() -> dict[State, int]:
-        return status.by_state(status.cells_of(tmp_path / "outputs", "made"))
+    def states() -> Iterable[tuple[str, int]]:
+        return status.by_state(status.cells_of(tmp_path / "outputs", "made")).items()
 
     with serve.Server(port) as server:
-        live = serve.Live(tmp_path / "outputs" / "made", content, count)
+        live = serve.Live(tmp_path / "outputs" / "made", content, states)
         thread = threading.Thread(target=server.follow, args=(live,))
         thread.start()
         try:

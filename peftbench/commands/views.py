@@ -1,9 +1,10 @@
 """`peftbench table`, `compare`, `flips`, `plot`, `report`, `submission`, `sync`: views of a study's records."""
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftbench.commands import table_views
 from peftbench.commands.parsing import Parser, number
@@ -12,6 +13,9 @@ from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
 from peftbench.report.sheet import FORMATS
+
+if TYPE_CHECKING:
+    from peftbench.report.records import Study
 
 PORT = 8765  # of a live page, unless another is given
 
@@ -121,8 +125,7 @@ def report(arguments: Sequence[str]) -> int:
     if options.serve is not None and options.to:
         raise ConfigError(f"--to {shown(options.to)}: --serve writes no file; give one of the two")
     from peftbench import papers
-    from peftbench.report import few, flips, page, records, serve, versions
-    from peftbench.study import status
+    from peftbench.report import few, flips, page, records, versions
     from peftbench.study.recorded import texts_of
 
     outputs = expanded(options.outputs)
@@ -134,18 +137,8 @@ def report(arguments: Sequence[str]) -> int:
         flipped = flips.between(versions.paired(options.old, options.study, outputs)[0]) if options.old else []
         return page.content(study, paper, flipped, texts)
 
-    def so_far() -> dict[str, Any]:
-        study = records.read_so_far(outputs, options.study, options.model, kept)
-        return content(study) if study.records else page.content(study)
-
     if options.serve is not None:
-        kept = serve.KeptRecords()
-        with serve.Server(options.serve) as server:
-            live = serve.Live(
-                outputs / options.study, so_far, lambda: status.by_state(status.cells_of(outputs, options.study))
-            )
-            print(f"{server.address} (Ctrl-C ends it)", flush=True)
-            server.follow(live)
+        _follow(outputs, options, content)
         return 0
     # before a folder is made for it: there may be no such study
     made = content(records.read_study(outputs, options.study, options.model))
@@ -153,6 +146,26 @@ def report(arguments: Sequence[str]) -> int:
     page.write(made, writable_file(path))
     print(path)
     return 0
+
+
+def _follow(outputs: Path, options: Namespace, content: "Callable[[Study], dict[str, Any]]") -> None:
+    """A page on this machine of what a study has so far."""
+    from peftbench.report import page, records, serve
+    from peftbench.study import status
+
+    kept = serve.KeptRecords()
+
+    def so_far() -> dict[str, Any]:
+        study = records.read_so_far(outputs, options.study, options.model, kept)
+        return content(study) if study.records else page.content(study)
+
+    def states() -> Iterable[tuple[str, int]]:
+        return status.by_state(status.cells_of(outputs, options.study)).items()
+
+    with serve.Server(options.serve) as server:
+        live = serve.Live(outputs / options.study, so_far, states)
+        print(f"{server.address} (Ctrl-C ends it)", flush=True)
+        server.follow(live)
 
 
 def submission(arguments: Sequence[str]) -> int:

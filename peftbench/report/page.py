@@ -196,8 +196,10 @@ def _notes(material: Material) -> dict[str, dict[str, str]]:
 
 def _views(study: Study, texts_of: Callable[[Record, str], Texts] | None) -> Iterator[dict[str, Any]]:
     """Every other view that the study has the records for."""
-    more = {} if texts_of is None else {"parts of the rows": partial(subsets.sheet, texts_of=texts_of)}
-    for word, view in ({**VIEWS, **more} if study.done() else {}).items():
+    views = dict(VIEWS) if study.done() else {}
+    if study.done() and texts_of is not None:
+        views["parts of the rows"] = partial(subsets.sheet, texts_of=texts_of)
+    for word, view in views.items():
         try:
             made = view(study)
         except ConfigError:  # it has not

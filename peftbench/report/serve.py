@@ -5,7 +5,7 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +19,7 @@ from peftbench.report import page
 PORTS = range(65536)
 PAUSE = 2.0  # seconds at least between two looks at the records
 POLL = 5.0  # seconds after which a page asks again
+NOTICE = 0.1  # seconds in which a server sees that it is to end
 PATIENCE = 10.0  # seconds that a reader may take over a request
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 
@@ -48,13 +49,15 @@ class Live:
     Args:
         study: the study's folder.
         make: content of the page (`page.content`) from the records that are there.
-        count: cells by state, of all that were asked for.
+        count: states of cells and how many are in each, of all that were asked for.
 
     Raises:
         BadInput: `make` cannot, at first.
     """
 
-    def __init__(self, study: Path, make: Callable[[], Content], count: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(
+        self, study: Path, make: Callable[[], Content], count: Callable[[], Iterable[tuple[str, int]]]
+    ) -> None:
         self._study, self._make, self._count = study, make, count
         self._lock = threading.Lock()
         self._marks = self._looked_at()
@@ -78,7 +81,7 @@ class Live:
             return self._content
 
     def _counted(self) -> Content:
-        return {**self._made, "cells": {state: number for state, number in self._count().items() if number}}
+        return {**self._made, "cells": {state: number for state, number in self._count() if number}}
 
     def _looked_at(self) -> list[object]:
         return [stamp(path) for path in find_records(self._study)]
@@ -146,7 +149,7 @@ class Server(ThreadingHTTPServer):
     def follow(self, live: Live) -> None:
         """Give this page until the process or `shutdown` ends it."""
         self.live = live
-        self.serve_forever(PAUSE)
+        self.serve_forever(NOTICE)
 
     @property
     def address(self) -> str:
