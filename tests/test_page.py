@@ -203,6 +203,10 @@ PROBE = """(async () => {
   get("show-all").click();
   choose("task", "all");
   told.means = [...get("verdict-task").options].map(one => one.value).slice(2);
+  const seeds = places.get("Every seed");
+  seeds.draw();
+  const axes = Object.entries(seeds.plot.layout).filter(([key]) => key.startsWith("yaxis"));
+  told.heights = axes.map(([, axis]) => axis.range);
   return told;
 })()"""
 
@@ -365,6 +369,12 @@ def test_few_labels_and_edits_are_drawn_and_hidden_with_their_rows(
     assert (drawn("Few labels"), drawn("Edits")) == (["lora"], ["aligned", "surgery"])
     tab.run("hideAllBut(name => name.startsWith('aligned'))")
     assert (drawn("Few labels"), drawn("Edits")) == ([], ["aligned"])
+    tab.run("hideAllBut(name => name !== 'id3 like-bitfit 8/class')")
+    parent = "[...get('legend').children].find(one => one.textContent === 'id3 (2)').firstChild"
+    assert tab.run(f"{parent}.indeterminate")
+    for hidden in (0, 2):
+        tab.run(f"{parent}.click()")
+        assert tab.run("hidden.size") == hidden, "a method's box is that of all its rows"
     assert tab.errors() == []
 
 
@@ -404,6 +414,7 @@ def check_probed(probed: dict[str, Any]) -> None:
     assert float(lora_id3[10]) > 0, "what this design shows"
     assert lora_id3[11:13] == ["3 of 5 seeds", "–"]
     assert probed["means"] == ["mean of these 2 tasks", "mean over all tasks like these"]
+    assert probed["heights"] == [[3.5, -0.5]] * 3, "a row is as high in the panels that lack others"
     assert probed["views"] == ["costs", "all tasks together", "PSCP"], "no rate was searched"
     assert sorted(probed["costs"]) == [["mrpc acc", name] for name in sorted(["lora", "bitfit", "id3", EVIL])]
     assert "made: what runs cost, mean ± sd" in probed["view"]

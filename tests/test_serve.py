@@ -127,7 +127,8 @@ def test_nothing_else_is_answered(server: serve.Server, method: str, path: str, 
 
 
 def test_the_command_says_where_it_is_and_ends_by_a_signal(server: serve.Server, tmp_path: Path) -> None:
-    words = ["report", "made", "--serve"]
+    words = ["report", "started", "--serve"]
+    (tmp_path / "outputs" / "started").mkdir()  # nothing has run yet
     with subprocess.Popen([*PYTHON, *words, "0"], cwd=tmp_path, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -135,7 +136,8 @@ def test_the_command_says_where_it_is_and_ends_by_a_signal(server: serve.Server,
         port = int(line.split(":")[2].split("/")[0])
         answer = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
         answer.request("GET", "/data.json")
-        assert json.loads(answer.getresponse().read())["study"] == "made"
+        told = json.loads(answer.getresponse().read())
+        assert (told["study"], told["runs"], told["cells"]) == ("started", [], {})
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(300) == 130
     taken = call(*words, str(server.server_port), cwd=tmp_path)

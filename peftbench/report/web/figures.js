@@ -161,7 +161,7 @@ function drawn(figure, width) {
     };
     layout[`yaxis${mark}`] = {
       ...axis, domain: [Math.max(0, low.y), low.y + size.y], anchor: `x${mark}`, title: { text: plain(panel.y_label), font: { size: 11 }, standoff: 4 },
-      ...(figure.kind === "rows" ? { type: "category", categoryarray: names.map(plain), autorange: "reversed", showticklabels: labelled, automargin: labelled } : {}),
+      ...(figure.kind === "rows" ? { type: "category", categoryarray: names.map(plain), range: [names.length - 0.5, -0.5], showticklabels: labelled, automargin: labelled } : {}),
       ...(figure.kind === "map" ? { type: "category", automargin: column === 0 } : {}), ...(figure.kind === "points" ? scores : {}),
     };
     const inside = { xref: `x${mark} domain`, yref: `y${mark} domain`, showarrow: false };

@@ -10,7 +10,7 @@ const PAIRS = [
 const everyPair = new View(get("every-pair"), "every pair");
 const verdicts = new View(get("verdicts"), "who beats whom");
 
-const probability = p => (p < 0.001 ? "< 0.001" : `= ${number(p, 3)}`);
+const probability = (p, digits, equal = "") => (p < 10 ** -digits ? `< ${number(10 ** -digits, digits)}` : equal + number(p, digits));
 
 function verdictCell(pair, mirrored) {
   if (!pair) return { text: "–" };
@@ -26,7 +26,7 @@ function behind(pair, mirrored) {
     `${turn(pair.difference)} points`,
     ...(pair.interval ? [`95% interval ${range(pair.interval)}`] : []),
     ...(pair.drawn ? [`seeds and rows drawn anew: ${range(pair.drawn)}`] : []),
-    `p ${probability(pair.p)}`, `p of differing by the margin or more ${probability(pair.p_of_equality)}`,
+    `p ${probability(pair.p, 3, "= ")}`, `p of differing by the margin or more ${probability(pair.p_of_equality, 3, "= ")}`,
     `${pair.first} better in ${pair.better} of ${pair.seeds} ${pair.unit}`,
     isNumber(pair.visible) ? `this design shows ${number(pair.visible, 1)} points or more` : "what this design could show is not known",
     pair.rows ? `${pair.test} (${quantity(pair.rows, "dev row")})` : pair.test,
@@ -37,7 +37,7 @@ function everyPairOf(pair) {
   const [low, high] = pair.interval ?? [], [drawnLow, drawnHigh] = pair.drawn ?? [];
   return [
     pair.first, pair.second, pair.word, number(pair.difference, 2), number(low, 2), number(high, 2), number(drawnLow, 2),
-    number(drawnHigh, 2), number(pair.p, 4), number(pair.p_of_equality, 4), number(pair.visible, 2),
+    number(drawnHigh, 2), probability(pair.p, 4), probability(pair.p_of_equality, 4), number(pair.visible, 2),
     `${pair.better} of ${pair.seeds} ${pair.unit}`, number(pair.rows, 0), pair.test,
   ];
 }
