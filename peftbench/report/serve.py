@@ -20,6 +20,7 @@ PORTS = range(65536)
 PAUSE = 2.0  # seconds at least between two looks at the records
 POLL = 5.0  # seconds after which a page asks again
 NOTICE = 0.1  # seconds in which a server sees that it is to end
+SPARE = 10  # times as long as a count of the cells took, no other is made: with thousands of them it takes seconds
 PATIENCE = 10.0  # seconds that a reader may take over a request
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 
@@ -60,6 +61,8 @@ class Live:
     ) -> None:
         self._study, self._make, self._count = study, make, count
         self._lock = threading.Lock()
+        self._cells: dict[str, int] = {}
+        self._next_count = 0.0
         self._marks = self._looked_at()
         self._made = make()
         self._content = self._counted()
@@ -81,7 +84,12 @@ class Live:
             return self._content
 
     def _counted(self) -> Content:
-        return {**self._made, "cells": {state: number for state, number in self._count() if number}}
+        began = time.monotonic()
+        if began >= self._next_count:
+            self._cells = {state: number for state, number in self._count() if number}
+            now = time.monotonic()
+            self._next_count = now + SPARE * (now - began)
+        return {**self._made, "cells": self._cells}
 
     def _looked_at(self) -> list[object]:
         return [stamp(path) for path in find_records(self._study)]
