@@ -4,13 +4,14 @@ import fcntl
 import gc
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import studies
+from browser import CHROMIUM, Browser, chromium
 from forgery import Said, in_process
 from huggingface_hub import constants
 from hypothesis import settings
@@ -118,6 +119,15 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Path:
         f"cache={folder / 'cache'}",
     ]
     return run(compose.cell_from(words), compose.resolved(compose.load(words)), words).path.parent
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A real browser; one for all tests, each of which opens pages of its own."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium here")
+    with chromium(tmp_path_factory.mktemp("browser")) as one:
+        yield one
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What a study says beside its scores, from what is stored: calibration, agreement of seeds, parts of rows, costs."""
 
 import csv
+import importlib
 import io
 import itertools
 import re
@@ -18,9 +19,10 @@ from sklearn.metrics import brier_score_loss
 from studies import full_study
 from support import call
 
+from peftbench.commands import table_views
 from peftbench.data import sources
 from peftbench.record import read_record
-from peftbench.report import calibration, consistency, records, sheet, subsets
+from peftbench.report import calibration, consistency, page, records, sheet, subsets
 
 STUDY = Path(__file__).parents[1] / "docs" / "study"
 PARTS = (*subsets.LENGTHS, *subsets.OVERLAPS, *subsets.NEGATED)
@@ -91,6 +93,20 @@ def test_the_committed_study_has_calibration_and_agreement_of_its_classes(tmp_pa
     assert float(measures["mrpc acc", "lora", "two runs agree"]["mean"]) == pytest.approx(np.mean(pairs))
     text = sheet.text(calibration.sheet(records.read_study(STUDY, "glue_small")), "md")
     assert "left out, a task without classes: stsb pearson" in text
+
+
+def test_the_page_has_every_view_of_the_terminal_that_a_study_has_the_records_for() -> None:
+    shown = {importlib.import_module(f"peftbench.report.{name}").sheet for name in table_views.MODULES.values()}
+    assert shown <= set(page.VIEWS.values())
+    whole = records.read_study(STUDY, "glue_small")
+    kept = [i for i, one in enumerate(whole.records) if (one.cell.task, one.cell.method) == ("mrpc", "lora")]
+    study = records.Study("one", [whole.records[i] for i in kept], [whole.folders[i] for i in kept])
+    pairs = (("a dog did not run",) * 408, ("a cat",) * 408)
+    views = {one["word"]: one for one in page.content(study, texts_of=lambda *_: pairs)["views"]}
+    assert views["calibration"]["rows"] == calibration.sheet(study).rows
+    assert views["consistency"]["rows"] == consistency.sheet(study).rows
+    assert "negation" in views["parts of the rows"]["head"]
+    assert not {"edits", "sequences of tasks", "distances of changes", "forgetting", "few labels"} & views.keys()
 
 
 @pytest.mark.parametrize(("logit", "reason"), [("x", "a logit is no number"), ("inf", "a logit is not finite")])

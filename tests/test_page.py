@@ -2,13 +2,10 @@
 
 import dataclasses
 import itertools
-import json
-import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -25,8 +22,6 @@ from peftbench.report.figures.every import figures
 from peftbench.report.figures.parts import Material, summary
 from peftbench.report.records import read_study
 from peftbench.report.styles import Style, style
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @given(st.lists(st.tuples(st.floats(1, 1e6), st.floats(0, 100)), min_size=1, max_size=20))
@@ -135,96 +130,6 @@ def test_what_id3_and_adalora_chose_over_time_is_drawn_by_layer_and_kind(tmp_pat
     assert np.array_equal(drawn.axes[0].images[0].get_array(), first.values)
 
 
-EVIL = "<img src=x onerror=\"document.title='run'\"></script><script>document.title='run'</script>"
-FRAMES = """<body><pre id="probe"></pre>
-<iframe name="desktop" src="page.html" width="1280" height="2000"></iframe>
-<iframe name="phone" src="page.html" width="390" height="800"></iframe><script>
-const told = {};
-addEventListener("message", event => {
-  told[event.data.name] = event.data;
-  if (Object.keys(told).length === 2) document.getElementById("probe").textContent = JSON.stringify(told);
-});
-</script></body>"""
-PROBE = """<script>
-const wait = time => new Promise(done => setTimeout(done, time));
-addEventListener("load", async () => {
-  await wait(100);
-  const cells = (at, id = "table") =>
-    [...document.querySelectorAll(`#${id} tbody tr`)].map(line => line.cells[at].textContent);
-  const heads = () => [...document.querySelectorAll("#table thead button")];
-  const press = word => heads().find(head => head.textContent === word).click();
-  const choose = (id, word) => { get(id).value = word; get(id).dispatchEvent(new Event("change")); };
-  const told = { name: window.name, methods: cells(0) };
-  press("mrpc acc"); told.down = cells(0);
-  press("mrpc acc"); told.up = cells(0);
-  get("search").value = "LOR"; get("search").dispatchEvent(new Event("input")); get("show-found").click();
-  told.filtered = cells(0);
-  told.runs = cells(0, "runs").length;
-  get("show-all").click();
-  document.querySelector("#legend input:not([disabled])").click(); told.ticked = cells(0).length;
-  get("show-all").click(); choose("task", "mrpc acc");
-  told.columns = heads().map(head => head.textContent);
-  told.verdicts = cells(0, "verdicts").map((name, at) => [name, ...[1, 2, 3].map(i => cells(i, "verdicts")[at])]);
-  told.pairs = cells(2, "every-pair");
-  told.views = [...get("view").options].map(one => one.value);
-  choose("view", "costs");
-  told.costs = cells(0, "view-table").map((column, at) => [column, cells(1, "view-table")[at]]);
-  const place = places.get("Score against cost");
-  place.draw();
-  told.panels = place.plot.layout.annotations.map(note => note.text);
-  told.across = new Set(Object.entries(place.plot.layout).filter(([key]) => key.startsWith("xaxis"))
-    .map(([, axis]) => axis.domain[0])).size;
-  const trace = place.plot.data.findIndex(one => one.name === "lora");
-  Plotly.Fx.hover(place.plot, [{ curveNumber: trace, pointNumber: 0 }]);
-  await wait(300);
-  told.hover = [...place.plot.querySelectorAll(".hovertext")].map(part => part.textContent).join(" ");
-  place.numbers.open = true;
-  place.drawNumbers();
-  told.numbers = [...place.numbers.querySelectorAll("tbody tr")].map(line => line.cells[1].textContent);
-  for (const form of ["Markdown", "LaTeX"]) {
-    document.querySelector(`#table [aria-label$='${form}']`).click();
-    told[form] = document.querySelector("#text textarea").value;
-    get("text").close();
-  }
-  document.querySelector(`#view-table [aria-label$='Markdown']`).click();
-  told.view = document.querySelector("#text textarea").value;
-  get("text").close();
-  told.saved = [];
-  HTMLAnchorElement.prototype.click = function () { told.saved.push(this.download); };
-  for (const format of ["SVG", "PNG"]) {
-    place.section.querySelector(`[aria-label$='${format}']`).click();
-    for (let i = 0; i < 40 && !told.saved.some(name => name.endsWith(format.toLowerCase())); i += 1) await wait(100);
-  }
-  const lines = [...document.querySelectorAll("#runs tbody tr")];
-  lines.find(line => line.cells[0].textContent === "bitfit").querySelector("button").click();
-  told.open = get("run").textContent;
-  told.confusion = [...document.querySelectorAll(".confusion td")].map(cell => cell.textContent);
-  told.unnamed = [...document.querySelectorAll("button, select, input, textarea, [role=img], [role=region]")]
-    .filter(one => !(one.getAttribute("aria-label") || one.textContent || one.closest("label"))).length;
-  told.unreachable = [...document.querySelectorAll("button, select, input, summary, .wide.tall")]
-    .filter(one => one.tabIndex < 0).length;
-  told.failures = get("failures").textContent;
-  told.images = document.querySelectorAll("img").length;
-  told.title = document.title;
-  told.overflow = document.documentElement.scrollWidth - document.documentElement.clientWidth;
-  get("theme").click();
-  told.background = getComputedStyle(document.body).backgroundColor;
-  parent.postMessage(told, "*");
-});
-</script>"""
-
-
-def shown_by_chromium(address: str, wait: int = 10_000) -> str:
-    """The page's elements once its scripts have run; nothing may have gone wrong on its console."""
-    done = subprocess.run(
-        [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
-         f"--virtual-time-budget={wait}", "--window-size=1700,2900", address],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert "CONSOLE" not in done.stderr, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return done.stdout
-
-
 TYPED = ["method=$(touch f)", "task=`touch f`", "study='a;touch f'"]
 
 
@@ -247,66 +152,3 @@ def test_a_command_that_the_page_offers_runs_nothing_when_it_is_pasted(
     pasted = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=where, capture_output=True, text=True)
     assert pasted.stdout.splitlines() == ["run", *TYPED]
     assert not (tmp_path / "f").exists()
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
-def test_the_page_works_in_a_browser_and_runs_nothing_that_is_data(
-    write_run: Callable[..., Path], tmp_path: Path
-) -> None:
-    full_study(write_run)
-    write_run(EVIL, "mrpc", 0, 0.5)
-    failed = write_run("full", "mrpc", 0, 0.5)
-    record = read_record(failed / "result.json")
-    write_record(dataclasses.replace(record, status="failed", error=f"Error: {EVIL}", overrides=[EVIL]), failed)
-    path = tmp_path / "page" / "page.html"
-    assert call("report", "made", "--to", str(path), cwd=tmp_path).returncode == 0
-    text = path.read_text(encoding="utf-8")
-    assert EVIL not in text
-    assert not re.search(r"""(src|href)=["']https?:""", text.replace(page.get_plotlyjs(), ""))
-    path.write_text(text.replace("</body>", PROBE + "</body>"), encoding="utf-8")
-    frames = path.with_name("frames.html")
-    frames.write_text(FRAMES, encoding="utf-8")
-    shown = re.search(r'<pre id="probe">(.*?)</pre>', shown_by_chromium(frames.as_uri(), 20_000), re.DOTALL)
-    assert shown
-    assert shown[1]
-    both = json.loads(shown[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
-    for probed in both.values():
-        check_probed(probed)
-    assert both["desktop"]["across"] == 2
-    assert both["phone"]["across"] == 1
-
-
-def check_probed(probed: dict[str, Any]) -> None:
-    assert set(probed["methods"]) == {"lora", "bitfit", "id3", EVIL}
-    assert probed["down"][-2:] == ["bitfit", EVIL]
-    assert probed["up"] == probed["down"][::-1]
-    assert probed["filtered"] == ["lora"]
-    assert probed["runs"] == 10
-    assert probed["ticked"] == 3
-    assert "mrpc acc" in probed["columns"]
-    assert "cola acc" not in probed["columns"]
-    assert [row[:4] for row in probed["verdicts"]][:3] == [
-        ["lora", "–", "= 0.1", "> 10.0"], ["id3", "= -0.1", "–", "> 9.9"], ["bitfit", "< -10.0", "< -9.9", "–"]
-    ]  # fmt: skip
-    assert probed["pairs"][:3] == ["tied", "ahead", "not decided"]
-    assert probed["views"] == ["costs", "all tasks together", "PSCP"], "no rate was searched"
-    assert sorted(probed["costs"]) == [["mrpc acc", name] for name in sorted(["lora", "bitfit", "id3", EVIL])]
-    assert "made: what runs cost, mean ± sd" in probed["view"]
-    assert "FLOPs: of matrix products and attention" in probed["view"]
-    assert "bold: the best; ≈: no row is shown to be better" in probed["Markdown"]
-    assert "\\footnotesize bold: the best" in probed["LaTeX"]
-    assert probed["panels"] == ["mrpc acc", "mean of 2 tasks"]
-    assert "lora, mrpc acc" in probed["hover"]
-    assert "80.20, 95% interval 80.08 to 80.32, n=5, 900 trainable backbone entries" in probed["hover"]
-    assert set(probed["numbers"]) == {"lora", "bitfit", "id3", EVIL}
-    assert "| lora | 900 | 10 | **80.2 ± 0.2** |" in probed["Markdown"]
-    assert "lora & 900 & 10 & \\textbf{80.2 $\\pm$ 0.2} &" in probed["LaTeX"]
-    assert probed["saved"] == ["made-entries.svg", "made-entries.png"]
-    assert "bitfit, mrpc acc, seed" in probed["open"]
-    assert probed["confusion"] == ["equivalent", "2", "4", "not_equivalent", "2", "4"]
-    assert probed["unnamed"] == probed["unreachable"] == 0
-    assert EVIL in probed["failures"]
-    assert probed["images"] == 0
-    assert probed["title"] == "made, peftbench"
-    assert probed["overflow"] <= 0
-    assert probed["background"] == "rgb(20, 24, 29)"

@@ -6,35 +6,52 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Browser
 from support import PYTHON, call
 
 from peftbench.report import page, serve
-from peftbench.report.records import read_study
+from peftbench.report.records import read_so_far
+from peftbench.study import status
+from peftbench.study.lock import Lock
 
 Asked = tuple[int, dict[str, str], bytes]
 
 
-@pytest.fixture
-def server(write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[serve.Server]:
-    """A live page of the study "made", with one run, that looks at the records whenever it is asked."""
-    monkeypatch.setattr(serve, "PAUSE", 0.0)
-    write_run("lora", "mrpc", 0, 0.8)
+@contextmanager
+def serving(tmp_path: Path, port: int = 0) -> Iterator[serve.Server]:
+    """A live page of the study "made"."""
     read = serve.KeptRecords()
 
     def content() -> dict[str, Any]:
-        return page.content(read_study(tmp_path / "outputs", "made", read=read))
+        return page.content(read_so_far(tmp_path / "outputs", "made", read=read))
 
-    with serve.Server(0) as server:
-        thread = threading.Thread(target=server.follow, args=(serve.Live(tmp_path / "outputs" / "made", content),))
+    def states() -> Iterable[tuple[str, int]]:
+        return status.by_state(status.cells_of(tmp_path / "outputs", "made")).items()
+
+    with serve.Server(port) as server:
+        live = serve.Live(tmp_path / "outputs" / "made", content, states)
+        thread = threading.Thread(target=server.follow, args=(live,))
         thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def server(write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[serve.Server]:
+    """A live page of a study with one run, that looks at the records whenever it is asked."""
+    monkeypatch.setattr(serve, "PAUSE", 0.0)
+    write_run("lora", "mrpc", 0, 0.8)
+    with serving(tmp_path) as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def ask(server: serve.Server, path: str, method: str = "GET", **headers: str) -> Asked:
@@ -49,9 +66,9 @@ def runs(server: serve.Server) -> list[tuple[str, int]]:
 
 
 def test_a_live_page_follows_the_records(server: serve.Server, write_run: Callable[..., Path], tmp_path: Path) -> None:
-    status, headers, text = ask(server, "/")
-    assert (status, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
-    assert b'<body data-live="live">' in text
+    code, headers, text = ask(server, "/")
+    assert (code, headers["Content-Type"]) == (200, "text/html; charset=utf-8")
+    assert b'<body data-poll="5000">' in text
     assert runs(server) == [("lora", 0)]
     _, headers, _ = ask(server, "/data.json")
     assert ask(server, "/data.json", If_None_Match=headers["ETag"])[::2] == (304, b"")
@@ -60,9 +77,36 @@ def test_a_live_page_follows_the_records(server: serve.Server, write_run: Callab
     assert ask(server, "/data.json", If_None_Match=headers["ETag"])[0] == 200
     (folder / "result.json").write_text("{")
     assert runs(server) == [("lora", 0)]
-    for path in (tmp_path / "outputs" / "made").rglob("result.json"):
-        path.unlink()
+    (tmp_path / "outputs" / "made").rename(tmp_path / "outputs" / "elsewhere")
     assert runs(server) == [("lora", 0)]  # what was there last
+    assert "study made: there is none under" in json.loads(ask(server, "/data.json")[2])["problem"]
+
+
+def test_a_page_is_there_before_the_first_record_and_outlives_its_server(
+    write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser
+) -> None:
+    monkeypatch.setattr(serve, "PAUSE", 0.02)
+    monkeypatch.setattr(serve, "POLL", 0.02)
+    planned = tmp_path / "outputs" / "made" / "mrpc-lora-0" / "seed0" / ".hydra"
+    planned.mkdir(parents=True)
+    (planned / "overrides.yaml").write_text("- method=lora\n")
+    with serving(tmp_path) as server:
+        tab = browser.open(server.address)
+        assert tab.run("get('summary').textContent") == "0 runs, 0 failed; 1 cell: 1 missing"
+        with Lock(planned.parent):
+            tab.until("get('summary').textContent === '0 runs, 0 failed; 1 cell: 1 running'")
+        for task in ("mrpc", "cola"):
+            write_run("bitfit", task, 1, 0.7)
+        tab.until("get('summary').textContent.startsWith('2 runs, 0 failed; 3 cells: 2 done, 1 missing')")
+        tab.run("document.querySelector('#wrong summary').click()")
+        tab.until("document.querySelector('#wrong table')")
+        write_run("lora", "mrpc", 1, 0.8)
+        tab.until("data.runs.length === 3 && document.querySelector('#wrong details[open] table')")
+    tab.until("get('summary').textContent === 'the server does not answer; this is the last state'")
+    with serving(tmp_path, server.server_port):
+        tab.until("get('summary').textContent.startsWith('3 runs, 0 failed')")
+        assert tab.run("data.runs.length") == 3
+        tab.call("Page.close")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +127,8 @@ def test_nothing_else_is_answered(server: serve.Server, method: str, path: str, 
 
 
 def test_the_command_says_where_it_is_and_ends_by_a_signal(server: serve.Server, tmp_path: Path) -> None:
-    words = ["report", "made", "--serve"]
+    words = ["report", "started", "--serve"]
+    (tmp_path / "outputs" / "started").mkdir()  # nothing has run yet
     with subprocess.Popen([*PYTHON, *words, "0"], cwd=tmp_path, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -91,7 +136,8 @@ def test_the_command_says_where_it_is_and_ends_by_a_signal(server: serve.Server,
         port = int(line.split(":")[2].split("/")[0])
         answer = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
         answer.request("GET", "/data.json")
-        assert json.loads(answer.getresponse().read())["study"] == "made"
+        told = json.loads(answer.getresponse().read())
+        assert (told["study"], told["runs"], told["cells"]) == ("started", [], {})
         os.kill(process.pid, signal.SIGINT)
         assert process.wait(300) == 130
     taken = call(*words, str(server.server_port), cwd=tmp_path)

@@ -1,8 +1,10 @@
 """`peftbench table`, `compare`, `flips`, `plot`, `report`, `submission`, `sync`: views of a study's records."""
 
-from collections.abc import Sequence
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from peftbench.commands import table_views
 from peftbench.commands.parsing import Parser, number
@@ -11,6 +13,9 @@ from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
 from peftbench.report.sheet import FORMATS
+
+if TYPE_CHECKING:
+    from peftbench.report.records import Study
 
 PORT = 8765  # of a live page, unless another is given
 
@@ -110,6 +115,7 @@ def report(arguments: Sequence[str]) -> int:
     _add_shots(parser)
     parser.add_argument("--to", help="file to write; default: report.html in the study's folder")
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
+    parser.add_argument("--data", metavar="DIR", help="where the rows lie; the page then shows scores on parts of them")
     parser.add_argument("--old", metavar="STUDY", help="an earlier study; the page then shows which rows flipped since")
     parser.add_argument(
         "--serve",
@@ -123,29 +129,47 @@ def report(arguments: Sequence[str]) -> int:
     if options.serve is not None and options.to:
         raise ConfigError(f"--to {shown(options.to)}: --serve writes no file; give one of the two")
     from peftbench import papers
-    from peftbench.report import few, flips, page, records, serve, versions
+    from peftbench.report import few, flips, page, records, versions
+    from peftbench.study.recorded import texts_of
 
     outputs = expanded(options.outputs)
     paper = papers.load(options.paper) if options.paper is not None else None
-    read = serve.KeptRecords()
+    texts = None if options.data is None else partial(texts_of, folder=options.data)
 
-    def content() -> dict[str, Any]:
-        study = records.read_study(outputs, options.study, options.model, read)
+    def content(study: records.Study) -> dict[str, Any]:
         study = few.of_one_convention(study, options.shots)
         flipped = flips.between(versions.paired(options.old, options.study, outputs)[0]) if options.old else []
-        return page.content(study, paper, flipped)
+        return page.content(study, paper, flipped, texts)
 
     if options.serve is not None:
-        with serve.Server(options.serve) as server:
-            live = serve.Live(outputs / options.study, content)
-            print(f"{server.address} (Ctrl-C ends it)", flush=True)
-            server.follow(live)
+        _follow(outputs, options, content)
         return 0
-    made = content()  # before a folder is made for it: there may be no such study
+    # before a folder is made for it: there may be no such study
+    made = content(records.read_study(outputs, options.study, options.model))
     path = Path(options.to) if options.to else outputs / options.study / "report.html"
     page.write(made, writable_file(path))
     print(path)
     return 0
+
+
+def _follow(outputs: Path, options: Namespace, content: "Callable[[Study], dict[str, Any]]") -> None:
+    """A page on this machine of what a study has so far."""
+    from peftbench.report import page, records, serve
+    from peftbench.study import status
+
+    kept = serve.KeptRecords()
+
+    def so_far() -> dict[str, Any]:
+        study = records.read_so_far(outputs, options.study, options.model, kept)
+        return content(study) if study.records else page.content(study)
+
+    def states() -> Iterable[tuple[str, int]]:
+        return status.by_state(status.cells_of(outputs, options.study)).items()
+
+    with serve.Server(options.serve) as server:
+        live = serve.Live(outputs / options.study, so_far, states)
+        print(f"{server.address} (Ctrl-C ends it)", flush=True)
+        server.follow(live)
 
 
 def submission(arguments: Sequence[str]) -> int:

@@ -69,6 +69,7 @@ def sheet(study: Study) -> Sheet:
         raise ConfigError(f"study {study.name}: every run has all labels; shots.per_class=8,16 gives few")
     rows["shots"] = [ALL if one is None else one.words for one in few]
     rows["order"] = [math.inf if one is None else counted(one)[1] for one in few]
+    rows["row"] = rows["name"]
     rows["name"] = [without_shots(str(name), one) for name, one in zip(rows["name"], few, strict=True)]
     held = [_contest(study, same) for _, same in rows.groupby(["column", "order", "shots"])]
     if tests := dict.fromkeys(test for one in held for test in one.tests):
@@ -78,7 +79,8 @@ def sheet(study: Study) -> Sheet:
         )
     if rows["collapsed"].any():
         notes.append(COLLAPSED)
-    methods = [str(name) for name in dict.fromkeys(rows["name"])]
+    rows_of = {str(name): tuple(dict.fromkeys(same["row"])) for name, same in rows.groupby("name", sort=False)}
+    methods = list(rows_of)
     bold = {(i, j + 2) for i, one in enumerate(held) for j, name in enumerate(methods) if name == one.best}
     return Sheet(
         f"{study.name}: dev scores in percent by number of labelled rows, mean ± sd over splits and seeds",
@@ -89,6 +91,7 @@ def sheet(study: Study) -> Sheet:
         frozenset(bold),
         ("shows from",),
         words=2,
+        rows_of=rows_of,
     )
 
 

@@ -4,6 +4,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,34 @@ from peftbench.ground.errors import LONGEST_LINE, ConfigError, DataError, short_
 from peftbench.ground.files import write_atomically
 from peftbench.papers import Paper
 from peftbench.record import Record
-from peftbench.report import aggregates, columns, cost, few, flips, pscp, render, sensitivity
+from peftbench.report import (
+    aggregates,
+    calibration,
+    columns,
+    consistency,
+    cost,
+    distances,
+    edits,
+    few,
+    flips,
+    forgetting,
+    overall,
+    pscp,
+    render,
+    sensitivity,
+    sequences,
+    subsets,
+)
 from peftbench.report.figures.every import figures
-from peftbench.report.figures.parts import Material, style_of
+from peftbench.report.figures.parts import Figure, Material, Series, style_of
 from peftbench.report.flips import Flips
 from peftbench.report.records import Study, column_of, flat
 from peftbench.report.sheet import Sheet
 from peftbench.report.statistics import MARGIN
+from peftbench.report.styles import style
+from peftbench.report.subsets import Texts
 from peftbench.report.table import apart, build
-from peftbench.report.verdict import matrix
+from peftbench.report.verdict import Verdict, matrix
 
 MOST_WRONG = 15  # rows per task that are listed
 MOST_FLIPPED = 500
@@ -38,6 +58,12 @@ VIEWS: dict[str, Callable[[Study], Sheet]] = {
     "all tasks together": aggregates.sheet,
     "few labels": few.sheet,
     "PSCP": lambda study: pscp.sheet(study, pscp.Constants()),
+    "sequences of tasks": sequences.sheet,
+    "edits": edits.sheet,
+    "distances of changes": distances.sheet,
+    "forgetting": forgetting.sheet,
+    "calibration": calibration.sheet,
+    "consistency": consistency.sheet,
 }
 DIGITS = 6  # of a figure's numbers
 
@@ -47,14 +73,14 @@ def write(shown: dict[str, Any], path: Path) -> None:
     write_atomically(path, html(shown).encode())
 
 
-def html(shown: dict[str, Any], live: bool = False) -> str:
-    """The page of a study's `content`; a live one asks its server for newer content."""
+def html(shown: dict[str, Any], poll: float | None = None) -> str:
+    """The page of a study's `content`; a live one asks its server for newer content every `poll` seconds."""
     here = resources.files("peftbench.report") / "web"
     texts = {name: (here / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", *SCRIPTS)}
     first = {key: value for key, value in shown.items() if key != "details"}
     parts = {
         "STYLE": texts["page.css"],
-        "LIVE": "live" if live else "",
+        "POLL": "" if poll is None else f"{1000 * poll:.0f}",
         "MARGIN": f"{MARGIN:g} point" + ("" if MARGIN == 1 else "s"),
         "PLOTLY": get_plotlyjs(),
         "SCRIPT": "\n".join(texts[name] for name in SCRIPTS),
@@ -71,8 +97,23 @@ def embedded(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] = ()) -> dict[str, Any]:
-    """Everything that the page shows, as JSON-like data; `flipped`: what changed since an older study."""
+def content(
+    study: Study,
+    paper: Paper | None = None,
+    flipped: Sequence[Flips] = (),
+    texts_of: Callable[[Record, str], Texts] | None = None,
+) -> dict[str, Any]:
+    """Everything that the page shows, as JSON-like data.
+
+    Args:
+        study: its records; it may have none yet.
+        paper: whose figures stand beside ours.
+        flipped: what changed since an older study.
+        texts_of: the rows that a record was scored on, for the scores on parts of them (`subsets.sheet`).
+
+    Raises:
+        DataError: the rows at hand are others.
+    """
     rows = apart(study)[0]
     names = {} if rows.empty else dict(zip(rows["record"], rows["name"], strict=True))
     done = [(folder, r) for folder, r in zip(study.folders, study.records, strict=True) if r.status == "done"]
@@ -80,6 +121,7 @@ def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] =
     pairs = [_predictions(folder, record) for folder, record in done]
     table = build(study, paper)
     material = Material(study)
+    drawn = list(figures(material))
     return {
         "study": study.name,
         "table": {
@@ -91,11 +133,11 @@ def content(study: Study, paper: Paper | None = None, flipped: Sequence[Flips] =
             "notes": table.notes,
         },
         "rows": _rows(rows),
-        "styles": _styles(rows),
+        "styles": _styles(rows, drawn),
         "notes": _notes(material),
         "verdicts": _verdicts(study, rows),
-        "views": list(_views(study)),
-        "figures": [_rounded(asdict(figure)) for figure in figures(material)],
+        "views": list(_views(study, texts_of)),
+        "figures": [_figure(figure) for figure in drawn],
         "runs": [_run(record, names[place]) for place, (_, record) in enumerate(done)],
         "details": [_details(folder, record, shared, pairs[place]) for place, (folder, record) in enumerate(done)],
         "failures": [
@@ -123,11 +165,24 @@ def _rows(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
     return {str(name): {"method": one["method"], "budget": one["budget"]} for name, one in first.iterrows()}
 
 
-def _styles(rows: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """How every row of the table, and every method, is drawn."""
+def _styles(rows: pd.DataFrame, drawn: Sequence[Figure]) -> dict[str, dict[str, str]]:
+    """How every method, every row of the table and every line of a figure is drawn, by name."""
     methods = {name: one["method"] for name, one in _rows(rows).items()}
-    looks = {name: style_of(name, methods) for name in [*methods, *methods.values()]}
+    lines = [series for figure in drawn for panel in figure.panels for series in panel.series]
+    looks = {method: style(method) for method in methods.values()}
+    looks |= {one.name: style_of(one, methods) for one in [*(Series(name, [], []) for name in methods), *lines]}
     return {name: {"colour": one.colour, "symbol": one.symbol, "dash": one.dash} for name, one in looks.items()}
+
+
+def _figure(figure: Figure) -> dict[str, Any]:
+    """A figure as data, every series with all rows that it is of."""
+    given = asdict(figure)
+    for panel, shown in zip(given["panels"], figure.panels, strict=True):
+        for series, one in zip(panel["series"], shown.series, strict=True):
+            series["rows"] = one.shown
+            del series["method"]  # its looks are among the styles
+    made: dict[str, Any] = _rounded(given)
+    return made
 
 
 def _notes(material: Material) -> dict[str, dict[str, str]]:
@@ -139,42 +194,47 @@ def _notes(material: Material) -> dict[str, dict[str, str]]:
     return notes
 
 
-def _views(study: Study) -> Iterator[dict[str, Any]]:
+def _views(study: Study, texts_of: Callable[[Record, str], Texts] | None) -> Iterator[dict[str, Any]]:
     """Every other view that the study has the records for."""
-    for word, view in VIEWS.items():
+    views = dict(VIEWS) if study.done() else {}
+    if study.done() and texts_of is not None:
+        views["parts of the rows"] = partial(subsets.sheet, texts_of=texts_of)
+    for word, view in views.items():
         try:
             made = view(study)
         except ConfigError:  # it has not
             continue
-        shown = {key: getattr(made, key) for key in ("title", "head", "rows", "notes", "words")}
-        yield {"word": word, **shown}
+        if len(made.numbers) > 1:  # else nothing of the study could be measured
+            shown = {key: getattr(made, key) for key in ("title", "head", "rows", "notes", "words", "rows_of")}
+            yield {"word": word, **shown, "bold": sorted(made.bold)}
 
 
 def _verdicts(study: Study, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Of every column its rows, the best first, and the verdict on every pair of them."""
-    if rows.empty:
-        return []
-    every = []
-    for column in columns.read(study, rows):
-        pairs = [
-            {
-                "first": item.first,
-                "second": item.second,
-                "difference": item.difference,
-                "low": item.interval.low if item.interval else None,
-                "high": item.interval.high if item.interval else None,
-                "p": item.p,
-                "word": item.word,
-                "seeds": item.seeds,
-                "unit": item.unit,
-                "test": item.test,
-            }
-            for item in matrix([column])
-        ]
-        names = dict.fromkeys(name for pair in pairs for name in (pair["first"], pair["second"]))
-        if pairs:
-            every.append({"column": column.name, "names": list(names), "pairs": _rounded(pairs)})
-    return every
+    """Of every column, and of the means over tasks, the rows, the best first, and the verdict on every pair of them."""
+    read = columns.read(study, rows)
+    families: dict[str, list[Verdict]] = {}
+    for item in [*matrix(read), *overall.matrix(read)]:
+        families.setdefault(item.column, []).append(item)
+    return [
+        {
+            "column": column,
+            "mean": column not in {one.name for one in read},
+            "names": list(dict.fromkeys(name for item in items for name in (item.first, item.second))),
+            "family": items[0].family,
+            "tests": items[0].tests,
+            "pairs": [_rounded(_pair(item)) for item in items],
+        }
+        for column, items in families.items()
+    ]
+
+
+def _pair(item: Verdict) -> dict[str, Any]:
+    """A verdict and what stands behind it, both intervals as low and high."""
+    keys = ("first", "second", "difference", "p", "p_of_equality", "word", "seeds", "unit", "better", "visible", "test")
+    shown = {key: getattr(item, key) for key in keys}
+    for name, interval in (("interval", item.interval), ("drawn", item.drawn)):
+        shown[name] = None if interval is None else (interval.low, interval.high)
+    return {**shown, "rows": item.rows or None}
 
 
 def _rounded(value: Any) -> Any:

@@ -74,7 +74,7 @@ def _points(axis: Axes, panel: Panel, methods: Methods) -> None:
     if panel.front:
         _front(axis, panel.front)
     for one in panel.series:
-        look = style_of(one.name, methods)
+        look = style_of(one, methods)
         face = look.colour if look.filled else "none"
         bars = [[one.y[0] - one.low[0]], [one.high[0] - one.y[0]]] if one.low else None
         axis.scatter(
@@ -96,7 +96,7 @@ def _lines(axis: Axes, panel: Panel, methods: Methods) -> None:
     if panel.log:
         axis.set_xscale("log")
     for one in panel.series:
-        look = style_of(one.name, methods)
+        look = style_of(one, methods)
         face = look.colour if look.filled else "none"
         marker = look.marker if len(one.x) <= 30 else ""
         axis.plot(
@@ -112,7 +112,7 @@ def _lines(axis: Axes, panel: Panel, methods: Methods) -> None:
 
 def _rows(axis: Axes, panel: Panel, methods: Methods) -> None:
     for at, one in enumerate(panel.series):
-        look = style_of(one.name, methods)
+        look = style_of(one, methods)
         axis.scatter([x for x, _ in one.dots], [at] * len(one.dots), color=look.colour, marker=".", s=14, alpha=0.6)
         bars = [[one.x[0] - one.low[0]], [one.high[0] - one.x[0]]] if one.low else None
         face = look.colour if look.filled else "none"

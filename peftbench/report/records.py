@@ -51,13 +51,26 @@ def read_study(
         read: gives the record at a path, as `read_record` does.
 
     Raises:
-        ConfigError: there is no such study, it has no finished cell, or it has several backbones.
+        ConfigError: there is no such study, it has no record, or it has several backbones.
     """
-    folder = study_folder(outputs, study)
-    runs = list(readable(find_records(folder), read))
+    found = read_so_far(outputs, study, model, read)
+    if not found.records:
+        raise ConfigError(f"study {study}: no record in {study_folder(outputs, study)}")
+    return found
+
+
+def read_so_far(
+    outputs: Path, study: str, model: str | None = None, read: Callable[[Path], Record] = read_record
+) -> Study:
+    """The same of a study that may have begun this moment: without a record yet it is empty.
+
+    Raises:
+        ConfigError: there is no such study, or it has several backbones.
+    """
+    runs = list(readable(find_records(study_folder(outputs, study)), read))
     records, folders = [record for _, record in runs], [path for path, _ in runs]
     if not records:
-        raise ConfigError(f"study {study}: no record in {folder}")
+        return Study(study, [], [])
     models = sorted({record.cell.model for record in records})
     if model is None and len(models) > 1:
         raise ConfigError(f"study {study}: has the backbones {', '.join(models)}; choose --model one of them, or all")

@@ -5,19 +5,22 @@ import hashlib
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from peftbench.ground.errors import BadInput, ConfigError
+from peftbench.ground.errors import LONGEST_LINE, BadInput, ConfigError, short_line
 from peftbench.ground.files import settled, stamp
 from peftbench.record import Record, find_records, read_record
 from peftbench.report import page
 
 PORTS = range(65536)
 PAUSE = 2.0  # seconds at least between two looks at the records
+POLL = 5.0  # seconds after which a page asks again
+NOTICE = 0.1  # seconds in which a server sees that it is to end
+SPARE = 10  # times as long as a count of the cells took, no other is made: with thousands of them it takes seconds
 PATIENCE = 10.0  # seconds that a reader may take over a request
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 
@@ -47,28 +50,46 @@ class Live:
     Args:
         study: the study's folder.
         make: content of the page (`page.content`) from the records that are there.
+        count: states of cells and how many are in each, of all that were asked for.
+
+    Raises:
+        BadInput: `make` cannot, at first.
     """
 
-    def __init__(self, study: Path, make: Callable[[], Content]) -> None:
-        self._study, self._make = study, make
+    def __init__(
+        self, study: Path, make: Callable[[], Content], count: Callable[[], Iterable[tuple[str, int]]]
+    ) -> None:
+        self._study, self._make, self._count = study, make, count
         self._lock = threading.Lock()
+        self._cells: dict[str, int] = {}
+        self._next_count = 0.0
         self._marks = self._looked_at()
-        self._content = make()
+        self._made = make()
+        self._content = self._counted()
         self._until = time.monotonic() + PAUSE
 
     def content(self) -> Content:
-        """What is there now; what was there last where that cannot be read."""
+        """What is there now; what was there last, and why, where that cannot be read."""
         with self._lock:
             if time.monotonic() >= self._until:
-                marks = self._looked_at()
-                if marks != self._marks:
-                    self._marks = marks
-                    try:
-                        self._content = self._make()
-                    except BadInput:
-                        pass  # records are being moved or removed
+                try:
+                    marks = self._looked_at()
+                    if marks != self._marks:
+                        self._made = self._make()
+                        self._marks = marks
+                    self._content = self._counted()
+                except BadInput as error:  # records are being moved or removed, or are of another backbone
+                    self._content = {**self._content, "problem": short_line(error.every[0], LONGEST_LINE)}
                 self._until = time.monotonic() + PAUSE
             return self._content
+
+    def _counted(self) -> Content:
+        began = time.monotonic()
+        if began >= self._next_count:
+            self._cells = {state: number for state, number in self._count() if number}
+            now = time.monotonic()
+            self._next_count = now + SPARE * (now - began)
+        return {**self._made, "cells": self._cells}
 
     def _looked_at(self) -> list[object]:
         return [stamp(path) for path in find_records(self._study)]
@@ -85,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Host") not in self.server.names:  # a stranger's name for this machine
             self.send_error(HTTPStatus.FORBIDDEN)
         elif self.path == "/":
-            self._give("text/html; charset=utf-8", page.html(self.server.live.content(), live=True))
+            self._give("text/html; charset=utf-8", page.html(self.server.live.content(), POLL))
         elif self.path == "/data.json":
             self._give("application/json", json.dumps(self.server.live.content(), allow_nan=False))
         else:
@@ -136,7 +157,7 @@ class Server(ThreadingHTTPServer):
     def follow(self, live: Live) -> None:
         """Give this page until the process or `shutdown` ends it."""
         self.live = live
-        self.serve_forever(PAUSE)
+        self.serve_forever(NOTICE)
 
     @property
     def address(self) -> str:

@@ -1,9 +1,9 @@
 """A view of a study as texts for a person and numbers for a program: Markdown, LaTeX (booktabs), HTML and CSV of it."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from csv import writer as csv_writer
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from peftbench.ground import escape
@@ -22,6 +22,7 @@ class Sheet:
         bold: (row, column) of the cells that stand out.
         give_way: columns that a narrow terminal may leave out, the first first.
         words: how many columns name the row.
+        rows_of: of columns that belong to rows of the study's table, by head, which these are.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Sheet:
     bold: frozenset[tuple[int, int]] = frozenset()
     give_way: tuple[str, ...] = ()
     words: int = 1
+    rows_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def text(sheet: Sheet, form: str) -> str:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from peftbench.report import axes, edits
 from peftbench.report.edits import Edited, Keys
-from peftbench.report.figures.parts import Figure, Material, Panel, Series, Summary, bounds, summary
+from peftbench.report.figures.parts import Figure, Material, Panel, Series, bounds, summary
 
 Axis = Literal["strength", "rows"]
 LABELS: dict[Axis, str] = {"strength": "strength (mean lengths of a row)", "rows": "share of all rows (%)"}
@@ -30,35 +30,42 @@ def curves(material: Material) -> Iterator[Figure]:
         yield Figure(f"edits_{word}_{axis}", "Edits", f"{word} over {axis}", "lines", panels, note)
 
 
-def _edits(material: Material) -> dict[tuple[str, str], list[Edited]]:
-    """By column of the table and behaviour."""
-    found: dict[tuple[str, str], list[Edited]] = {}
+def _edits(material: Material) -> dict[tuple[str, str], list[tuple[str, Edited]]]:
+    """By column of the table and behaviour: the edits, each with its row."""
+    found: dict[tuple[str, str], list[tuple[str, Edited]]] = {}
     if not any(record.made is not None and record.made.by == "edit" for record in material.records):
         return found
     for place in axes.places(material.study):
         for (_, record), edited in edits.of_place(material.study, place):
             method = record.cell.method.rpartition(" of ")[2]
-            found.setdefault((place.column, f"{method}, {edited.keys.behaviour}"), []).append(edited)
+            found.setdefault((place.column, f"{method}, {edited.keys.behaviour}"), []).append((place.row, edited))
     return found
 
 
-def _panel(column: str, behaviour: str, every: list[Edited], axis: Axis, word: str) -> Panel:
+def _panel(column: str, behaviour: str, every: list[tuple[str, Edited]], axis: Axis, word: str) -> Panel:
     label, value = SHOWN[word]
-    points: dict[str, dict[float, list[float]]] = {}
-    others = {_other(edited.keys, axis) for edited in every}
-    for edited in every:
+    lines: dict[tuple[str, str], list[tuple[float, float, str]]] = {}  # control, what is added -> x, y, row
+    others = {_other(edited.keys, axis) for _, edited in every}
+    for row, edited in every:
         x, y = getattr(edited.keys, axis), value(edited)
         if y is not None and not isinstance(x, str):
             more = f", {_other(edited.keys, axis)}" if len(others) > 1 else ""
-            by_x = points.setdefault(f"{edited.keys.words}{more}", {})
-            by_x.setdefault(100 * x if axis == "rows" else x, []).append(y)
-    series = []
-    for name, by_x in points.items():
-        summaries: list[tuple[float, Summary]] = [(x, summary(values)) for x, values in sorted(by_x.items())]
-        every_y = [one for _, one in summaries]
-        notes = [f"{x:g}: {one.words()}" for x, one in summaries]
-        series.append(Series(name, [x for x, _ in summaries], [one.mean for one in every_y], *bounds(every_y), notes))
+            point = (100 * x if axis == "rows" else x, y, row)
+            lines.setdefault((edited.keys.words, more), []).append(point)
+    series = [_line(control, more, points) for (control, more), points in lines.items()]
     return Panel(f"{column}: {behaviour}", LABELS[axis], label, column, series=series)
+
+
+def _line(control: str, more: str, points: list[tuple[float, float, str]]) -> Series:
+    """One control's curve; a control is drawn alike wherever it stands."""
+    by_x: dict[float, list[float]] = {}
+    for x, y, _ in sorted(points):
+        by_x.setdefault(x, []).append(y)
+    every = [summary(values) for values in by_x.values()]
+    notes = [f"{x:g}: {one.words()}" for x, one in zip(by_x, every, strict=True)]
+    rows = tuple(dict.fromkeys(row for *_, row in points))
+    middle = [one.mean for one in every]
+    return Series(f"{control}{more}", list(by_x), middle, *bounds(every), notes, rows=rows, method=control)
 
 
 def _other(keys: Keys, axis: Axis) -> str:

@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from peftbench.report.few import LABELS, Convention, counted, without_shots
-from peftbench.report.figures.parts import Figure, Material, Panel, Series, Summary, summary
-from peftbench.report.records import repeated
+from peftbench.report.figures.parts import Figure, Material, Panel, Series, Summary
 
 
 def shots(material: Material) -> Iterator[Figure]:
@@ -19,9 +18,11 @@ def shots(material: Material) -> Iterator[Figure]:
 def _panel(material: Material, column: str, convention: Convention, label: str) -> Panel:
     points: dict[str, dict[float, Summary]] = {}
     whole: dict[str, Summary] = {}
+    joined: dict[str, list[str]] = {}  # name of a line -> the rows that it joins
     for name, same in material.of(column):
         few = material.records[int(same["record"].iloc[0])].few
-        summed = summary(repeated(same.set_index("split")[["score"]])["score"])
+        summed = material.summaries[name, column]
+        joined.setdefault(without_shots(name, few), []).append(name)
         if few is None:
             whole[name] = summed
         elif counted(few)[0] == convention:
@@ -34,7 +35,9 @@ def _panel(material: Material, column: str, convention: Convention, label: str) 
         low = [one.mean if one.low is None else one.low for one in every.values()]
         high = [one.mean if one.high is None else one.high for one in every.values()]
         notes = [f"{'all rows' if x == right else f'{x:g}'}: {one.words()}" for x, one in every.items()]
-        series.append(Series(name, list(every), middle, low, high, notes))
+        rows = tuple(joined[name])
+        method = material.methods[rows[0]]
+        series.append(Series(name, list(every), middle, low, high, notes, rows=rows, method=method))
     numbers = sorted({x for by_shots in points.values() for x in by_shots})
     ticks = [(x, f"{x:g}") for x in numbers] + ([(right, "all")] if whole.keys() & points.keys() else [])
     return Panel(column, label, "dev score (%)", column, log=True, series=series, ticks=ticks)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from peftbench.ground.quantity import quantity
 from peftbench.record import Made, Record
-from peftbench.report.figures.parts import Figure, Material, Panel, Series, Summary, bounds
+from peftbench.report.figures.parts import Figure, Material, Panel, Series, bounds
 from peftbench.report.figures.scores import INTERVALS, SCORE, by_row
 
 GROUP = "Made of finished runs"
@@ -41,13 +41,12 @@ def steps(material: Material) -> Iterator[Figure]:
     """Score of ports over the steps that they were trained on, and of as many steps from nothing."""
     panels = []
     for column in material.columns:
-        points: dict[str, dict[float, Summary]] = {}
+        points: dict[str, dict[float, str]] = {}  # name of a line -> steps -> row
         for name, same in material.of(column):
             trained = _trained(material.records[int(same["record"].iloc[0])])
             if trained is not None:
-                line = name.removesuffix(f", {trained} steps")
-                points.setdefault(line, {})[float(trained)] = material.summaries[name, column]
-        series = [_line(name, dict(sorted(line.items()))) for name, line in points.items() if len(line) > 1]
+                points.setdefault(name.removesuffix(f", {trained} steps"), {})[float(trained)] = name
+        series = [_line(material, column, name, line) for name, line in points.items() if len(line) > 1]
         if series:
             panels.append(Panel(column, "optimizer steps", SCORE, column, series=series))
     if panels:
@@ -64,7 +63,10 @@ def _trained(record: Record) -> int | None:
     return number if isinstance(number, int) else None
 
 
-def _line(name: str, points: dict[float, Summary]) -> Series:
-    every = list(points.values())
-    notes = [f"{one.words()}, after {quantity(int(x), 'step')}" for x, one in points.items()]
-    return Series(name, list(points), [one.mean for one in every], *bounds(every), notes)
+def _line(material: Material, column: str, name: str, by_steps: dict[float, str]) -> Series:
+    """The rows of one port, by the steps that each was trained on; it is drawn as a method of its own."""
+    rows = dict(sorted(by_steps.items()))
+    every = [material.summaries[row, column] for row in rows.values()]
+    notes = [f"{one.words()}, after {quantity(int(x), 'step')}" for x, one in zip(rows, every, strict=True)]
+    middle = [one.mean for one in every]
+    return Series(name, list(rows), middle, *bounds(every), notes, rows=tuple(rows.values()), method=name)

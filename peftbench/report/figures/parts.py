@@ -10,7 +10,7 @@ import pandas as pd
 from peftbench.record import Record
 from peftbench.report import bootstrap
 from peftbench.report.aggregates import Comparable, comparable
-from peftbench.report.records import Study
+from peftbench.report.records import Study, repeated
 from peftbench.report.styles import Style, style
 from peftbench.report.table import apart
 
@@ -20,14 +20,16 @@ Pair = tuple[float, float]
 
 @dataclass(frozen=True)
 class Series:
-    """One row of the study's table in one panel; all lists have one value per point.
+    """One row of the study's table in one panel, or several in one line; all lists have one value per point.
 
     Attributes:
-        name: the row, or the method where its budgets are joined.
+        name: the row, or what the line of several rows is called.
         x, y: where the points are.
         low, high: the interval of y; empty: none is known.
         notes: what a point says when it is looked at.
         dots: (x, y) of what lies behind: single seeds; of a search, the rate that was chosen.
+        rows: the rows that a line joins; empty: the one of its name.
+        method: whose colour and marker it has; empty: that of its rows.
     """
 
     name: str
@@ -37,6 +39,13 @@ class Series:
     high: list[float] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     dots: list[Pair] = field(default_factory=list)
+    rows: tuple[str, ...] = ()
+    method: str = ""
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """Every row of the study's table that it is of."""
+        return self.rows or (self.name,)
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Summary:
-    """One row of the table in one column: the mean over seeds, its interval (None below 3 seeds) and the seeds."""
+    """One row of the table in one column: the mean over seeds (or splits), its interval (None below 3) and these."""
 
     mean: float
     low: float | None
@@ -170,8 +179,9 @@ class Material:
 
     @cached_property
     def summaries(self) -> dict[tuple[str, str], Summary]:
-        """The same, summed up."""
-        return {key: summary(same["score"]) for key, same in self.groups.items()}
+        """The same, summed up; splits of few labels count once each."""
+        scores = {key: repeated(same.set_index("split")[["score"]])["score"] for key, same in self.groups.items()}
+        return {key: summary(own) for key, own in scores.items()}
 
     @cached_property
     def together(self) -> Comparable:
@@ -183,7 +193,7 @@ class Material:
         yield from ((name, same) for (name, other), same in self.groups.items() if other == column)
 
 
-def style_of(name: str, methods: Mapping[str, str]) -> Style:
-    """The style of a series: of its row's method, or of the method that it is."""
-    method = methods.get(name, name)
-    return style(method, name.removeprefix(method).strip())
+def style_of(series: Series, methods: Mapping[str, str]) -> Style:
+    """The style of a series, given the method of every row: what else its name says makes another dash."""
+    method = series.method or methods.get(series.shown[0], series.name)
+    return style(method, series.name.removeprefix(method).strip())

@@ -19,6 +19,7 @@ FAR = 2.0  # times the range of all others: a score so far below is left outside
 LEFT = 5  # rows at least that an axis shows
 RESAMPLES = 1000
 SIDE_BY_SIDE = 0.025  # of the axis, between methods of one cost
+WIDEST = 0.1  # of the axis, from the first to the last of many of them: more would show another cost
 SCORE = "dev score (%)"
 INTERVALS = "bars: 95% bootstrap interval of the mean over seeds (from 3 seeds on); small: single seeds"
 
@@ -150,13 +151,15 @@ def _side_by_side(costs: dict[str, float], log: bool) -> dict[str, float]:
     """Where to draw each: those of nearly one cost are moved apart, so that none hides another."""
     scale = np.log10 if log else float
     at = {name: float(scale(max(cost, 1.0))) for name, cost in sorted(costs.items(), key=lambda item: item[1])}
-    width = SIDE_BY_SIDE * (max(at.values()) - min(at.values()))
+    axis = max(at.values()) - min(at.values())
+    width = SIDE_BY_SIDE * axis
     places: dict[str, float] = {}
     group: list[str] = []
     for name, x in [*at.items(), ("", np.inf)]:
         if group and x - at[group[0]] > width:
+            apart = min(width, WIDEST * axis / max(1, len(group) - 1))
             for i, one in enumerate(group):
-                moved = at[one] + (i - (len(group) - 1) / 2) * width if len(group) > 1 else at[one]
+                moved = at[one] + (i - (len(group) - 1) / 2) * apart if len(group) > 1 else at[one]
                 places[one] = 10**moved if log else moved
             group = []
         group.append(name)
@@ -167,7 +170,8 @@ def _line(method: str, points: Sequence[tuple[float, Summary, str]]) -> Series:
     summaries = [summary for _, summary, _ in points]
     notes = [f"{name}: {summary.words()}, {cost:,.0f} entries" for cost, summary, name in points]
     x = [cost for cost, *_ in points]
-    return Series(method, x, [summary.mean for summary in summaries], *bounds(summaries), notes)
+    rows = tuple(name for _, _, name in points)
+    return Series(method, x, [summary.mean for summary in summaries], *bounds(summaries), notes, rows=rows)
 
 
 def _cost(rows: pd.DataFrame, key: str) -> float:

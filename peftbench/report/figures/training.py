@@ -28,18 +28,20 @@ def curves(material: Material) -> Iterator[Figure]:
         for name, same in material.of(column):
             scores = [_curve(material.records[int(place)]) for place in same["record"]]
             steps = sorted(set.intersection(*(set(curve) for curve in scores)))
-            if not steps:
+            if len(steps) < 2:  # looked at once, at the end
                 continue
             values = np.array([[curve[step] for step in steps] for curve in scores])
             middle, low, high = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
             notes = [
-                f"{y:.2f} after {quantity(x, 'step')} (mean of {len(scores)})"
-                for x, y in zip(steps, middle, strict=True)
+                f"{y:.2f}, seeds from {least:.2f} to {most:.2f}, n={len(scores)}, after {quantity(x, 'step')}"
+                for x, y, least, most in zip(steps, middle, low, high, strict=True)
             ]
             series.append(Series(name, [*map(float, steps)], middle.tolist(), low.tolist(), high.tolist(), notes))
-        panels.append(Panel(column, "optimizer steps", "dev score (%)", column, series=series))
-    note = "mean over seeds; band: from the lowest to the highest seed"
-    yield Figure("curves", "Learning curves", "curves", "lines", panels, note)
+        if series:
+            panels.append(Panel(column, "optimizer steps", "dev score (%)", column, series=series))
+    if panels:
+        note = "mean over seeds; band: from the lowest to the highest seed"
+        yield Figure("curves", "Learning curves", "curves", "lines", panels, note)
 
 
 def rates(material: Material) -> Iterator[Figure]:

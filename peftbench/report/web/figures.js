@@ -30,7 +30,7 @@ function faded(colour, share) {
 // Every kind of figure: (panel, axes) -> Plotly's traces. Axes name the panel's place in the grid.
 const TRACES = {
   points(panel, axes, roomy) {
-    const traces = front(panel.front, axes);
+    const traces = front(panel.front, axes, panel.log);
     if (roomy) traces.push(dots(panel, axes, { size: 4, opacity: 0.45 }));
     for (const one of panel.series) traces.push({
       ...axes, x: one.x, y: one.y, mode: "markers", name: plain(one.name), hovertemplate: hover,
@@ -100,11 +100,25 @@ function dots(panel, axes, marker, named = false) {
   };
 }
 
-function front(steps, axes) {
+const frontWords = (steps, at) => `${number(steps.y[at], 2)}, 95% interval ${number(steps.low[at], 2)} to ${number(steps.high[at], 2)}`;
+
+// Where a front can be pointed at: places along every step, away from the methods at its ends. Gives x and the step.
+function alongFront(steps, log) {
+  const [to, from] = log ? [Math.log10, value => 10 ** value] : [value => value, value => value];
+  return steps.x.slice(1).flatMap((end, at) =>
+    [0.1, 0.3, 0.5, 0.7, 0.9].map(share => [from(to(steps.x[at]) + share * (to(end) - to(steps.x[at]))), at]));
+}
+
+function front(steps, axes, log) {
   if (!steps) return [];
   const line = { shape: "hv", width: 0 };
   const shared = { ...axes, x: steps.x, mode: "lines", hoverinfo: "skip" };
+  const along = alongFront(steps, log);
   return [
+    {
+      ...axes, x: along.map(([x]) => x), y: along.map(([, at]) => steps.y[at]), mode: "markers", marker: { opacity: 0 }, name: "front, in words",
+      hovertemplate: hover, text: along.map(([, at]) => `front: ${frontWords(steps, at)}`),
+    },
     { ...shared, y: steps.low, line, name: "front, low" },
     { ...shared, y: steps.high, line, fill: "tonexty", fillcolor: "rgba(128,128,128,0.2)", name: "front, high" },
     { ...shared, y: steps.y, line: { shape: "hv", width: 1, color: "#808080" }, name: "front" },
@@ -131,7 +145,7 @@ function drawn(figure, width) {
     coloraxis: { colorscale: "Cividis", cmin: 0, colorbar: { title: { text: "%" }, thickness: 10 } },
   };
   const traces = [];
-  const gap = { x: figure.kind === "rows" ? 0.03 : 0.22 / across, y: 75 / layout.height };
+  const gap = { x: figure.kind === "rows" ? 0.03 : 0.22 / across, y: (figure.kind === "map" ? 100 : 75) / layout.height }; // a map's words below are long
   const size = { x: (1 - gap.x * (across - 1)) / across, y: (1 - gap.y * (down - 1)) / down };
   figure.panels.forEach((panel, at) => {
     const [column, line_] = [at % across, Math.floor(at / across)];
@@ -147,7 +161,7 @@ function drawn(figure, width) {
     };
     layout[`yaxis${mark}`] = {
       ...axis, domain: [Math.max(0, low.y), low.y + size.y], anchor: `x${mark}`, title: { text: plain(panel.y_label), font: { size: 11 }, standoff: 4 },
-      ...(figure.kind === "rows" ? { type: "category", categoryarray: names.map(plain), autorange: "reversed", showticklabels: labelled, automargin: labelled } : {}),
+      ...(figure.kind === "rows" ? { type: "category", categoryarray: names.map(plain), range: [names.length - 0.5, -0.5], showticklabels: labelled, automargin: labelled } : {}),
       ...(figure.kind === "map" ? { type: "category", automargin: column === 0 } : {}), ...(figure.kind === "points" ? scores : {}),
     };
     const inside = { xref: `x${mark} domain`, yref: `y${mark} domain`, showarrow: false };
@@ -216,7 +230,7 @@ class Place {
     const figure = this.figure();
     const rows = figure.panels.flatMap(panel => panel.map
       ? panel.map.rows.flatMap((name, i) => panel.map.columns.map((word, j) => [panel.title, name, word, number(panel.map.values[i][j], 2), "–", "–", ""]))
-      : panel.series.flatMap(one => one.x.map((x, at) => [
+      : [...panel.series, ...(panel.front ? [{ ...panel.front, name: "front", notes: [] }] : [])].flatMap(one => one.x.map((x, at) => [
         panel.title, one.name, x.toPrecision(6), number(one.y[at], 2), number(one.low[at], 2), number(one.high[at], 2), one.notes[at] ?? "",
       ])));
     this.view.show(`${figure.group}: ${figure.choice}`, EVERY_NUMBER, rows, { words: 2 });

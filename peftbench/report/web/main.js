@@ -1,7 +1,6 @@
 "use strict";
 // The page: what is chosen, the tables, every run; a live page asks for newer data now and then.
 const ALL = "all";
-const POLL = 5000; // milliseconds
 let data = JSON.parse(get("data").textContent);
 let details = null;
 const hidden = new Set(); // names of rows that are not shown
@@ -9,7 +8,6 @@ const places = new Map();
 
 const chosen = id => get(id).value;
 const shown = name => !hidden.has(name) && (chosen("budget") === ALL || data.rows[name]?.budget === chosen("budget"));
-const rowsOf = name => (data.rows[name] ? [name] : Object.keys(data.rows).filter(other => data.rows[other].method === name));
 const onTask = column => chosen("task") === ALL || column === chosen("task");
 
 const results = new View(get("table"), "results");
@@ -32,14 +30,19 @@ function drawTable() {
   get("notes").replaceChildren(...data.table.notes.map(note => element("p", note)));
 }
 
-// The other views: rows of methods and tasks that are shown.
+// The other views: rows, and columns, of methods and tasks that are shown.
 function drawView() {
   const one = data.views.find(other => other.word === chosen("view")) ?? data.views[0];
   get("view-part").hidden = !one;
   if (!one) return;
   const [method, task] = ["method", "task"].map(word => one.head.indexOf(word));
-  const rows = one.rows.filter(cells => shown(cells[method]) && (task < 0 || onTask(cells[task])));
-  view.show(one.title, one.head, rows, one);
+  const bold = new Set(one.bold.map(String));
+  const kept = one.head.map((_, at) => at).filter(at => one.rows_of[one.head[at]]?.some(shown) ?? true);
+  const rows = one.rows.flatMap((cells, line) => {
+    const there = (method < 0 || shown(cells[method])) && (task < 0 || onTask(cells[task]));
+    return there ? [kept.map(at => ({ text: cells[at], best: bold.has(String([line, at])) }))] : [];
+  });
+  view.show(one.title, kept.map(at => one.head[at]), rows, one);
   get("view-notes").replaceChildren(...one.notes.map(note => element("p", note)));
 }
 
@@ -47,7 +50,7 @@ function drawFigures() {
   const groups = new Map([...places.keys()].map(group => [group, []]));
   for (const figure of data.figures) {
     const panels = figure.panels.filter(panel => panel.column === null || onTask(panel.column))
-      .map(panel => ({ ...panel, series: panel.series.filter(one => rowsOf(one.name).some(shown)) }))
+      .map(panel => ({ ...panel, series: panel.series.filter(one => one.rows.some(shown)) }))
       .filter(panel => panel.map || panel.series.length);
     if (!groups.has(figure.group)) groups.set(figure.group, []);
     if (panels.length && (figure.row === null || shown(figure.row))) groups.get(figure.group).push({ ...figure, panels });
@@ -100,11 +103,17 @@ function open(at, line) {
   get("run").scrollIntoView({ block: "nearest" });
 }
 
+// A table that is made when it is opened, which it stays when newer data come.
+const opened = new Set();
 function inside(place, title, name, head, rows) {
-  const part = element("details"), held = element("div");
+  const part = element("details"), held = element("div"), key = `${place.id} ${name}`;
   part.append(element("summary", title), held);
   place.append(part);
-  part.addEventListener("toggle", () => { if (!held.hasChildNodes()) new View(held, name).show(title, head, rows); });
+  part.addEventListener("toggle", () => {
+    part.open ? opened.add(key) : opened.delete(key);
+    if (part.open && !held.hasChildNodes()) new View(held, name).show(title, head, rows);
+  });
+  part.open = opened.has(key);
 }
 
 function drawRest() {
@@ -137,7 +146,7 @@ function drawLegend() {
     if (names.length > 1) lines.push(box(`${method} (${names.length})`, method, names));
     lines.push(...names.map(name => box(name, name, [name], names.length > 1)));
   }
-  get("legend").replaceChildren(...lines);
+  refill(get("legend"), ...lines);
 }
 
 function box(text, looks, names, within = false) {
@@ -147,10 +156,8 @@ function box(text, looks, names, within = false) {
   tick.checked = off === 0;
   tick.indeterminate = off > 0 && off < names.length;
   tick.addEventListener("change", () => {
-    const at = [...get("legend").children].indexOf(label);
     names.forEach(name => (tick.checked ? hidden.delete(name) : hidden.add(name)));
     draw();
-    get("legend").children[at].querySelector("input").focus();
   });
   label.dataset.names = JSON.stringify(names);
   label.append(tick, glyph(looks), element("span", text));
@@ -184,11 +191,24 @@ function fill(id, words) {
 
 const options = (id, words) => fill(id, [ALL, ...words]);
 
+// A screen reader reads out what is put there, so that the same is not put there twice.
+function say(text) {
+  if (get("summary").textContent !== text) get("summary").textContent = text;
+}
+
+// Cells by state are known of a live page alone.
+function summary() {
+  const cells = Object.entries(data.cells ?? {});
+  const all = quantity(cells.reduce((sum, [, number]) => sum + number, 0), "cell");
+  const states = cells.length ? [`${all}: ${cells.map(([state, number]) => `${number} ${state}`).join(", ")}`] : [];
+  return [`${quantity(data.runs.length, "run")}, ${data.failures.length} failed`, ...states, ...(data.problem ? [data.problem] : [])].join("; ");
+}
+
 function take(newer) {
   data = newer;
   document.title = `${data.study}, peftbench`;
   get("study").textContent = data.study;
-  get("summary").textContent = `${quantity(data.runs.length, "run")}, ${data.failures.length} failed`;
+  say(summary());
   options("task", data.table.columns);
   fill("view", data.views.map(one => one.word));
   options("budget", [...new Set(Object.values(data.rows).map(one => one.budget))]);
@@ -200,20 +220,19 @@ function take(newer) {
 async function poll() {
   try {
     const answer = await fetch("data.json", { cache: "no-cache" });
-    if (answer.ok) {
-      const newer = await answer.text();
-      if (newer !== poll.last) {
-        poll.last = newer;
-        const { details: more, ...rest } = JSON.parse(newer);
-        details = more;
-        take(rest);
-      }
+    if (!answer.ok) throw new Error(answer.statusText);
+    const newer = await answer.text();
+    if (newer !== poll.last) {
+      const { details: more, ...rest } = JSON.parse(newer);
+      details = more;
+      take(rest);
+      poll.last = newer;
     }
-    get("summary").classList.remove("lost");
+    say(summary());
   } catch {
-    get("summary").textContent = "the server does not answer; this is the last state";
+    say("the server does not answer; this is the last state");
   }
-  setTimeout(poll, POLL);
+  setTimeout(poll, document.body.dataset.poll);
 }
 
 if (matchMedia("(prefers-color-scheme: dark)").matches) document.documentElement.classList.add("dark");
@@ -230,4 +249,4 @@ get("copy").addEventListener("click", () => {
 });
 addEventListener("resize", () => { clearTimeout(draw.later); draw.later = setTimeout(drawFigures, 200); });
 take(data);
-if (document.body.dataset.live) setTimeout(poll, POLL);
+if (document.body.dataset.poll) setTimeout(poll, document.body.dataset.poll);

@@ -34,6 +34,14 @@ function pairs(object) {
   return table;
 }
 
+// Put other children in a place; the control that had the focus there has it again.
+function refill(place, ...children) {
+  const controls = () => [...place.querySelectorAll("button, input")];
+  const held = controls().indexOf(document.activeElement);
+  place.replaceChildren(...children);
+  if (held >= 0) controls()[held]?.focus();
+}
+
 // What should be a number and is none is a dash in the tables, and no point in the plots.
 const isNumber = item => typeof item === "number" && Number.isFinite(item);
 const formats = [0, 1, 2, 3, 4].map(digits => new Intl.NumberFormat("en", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
@@ -122,7 +130,6 @@ class View {
       made.append(button(word, () => {
         this.sorted = { head: word, down: !(this.sorted?.head === word && this.sorted.down) };
         this.draw();
-        [...this.table.tHead.querySelectorAll("button")].find(other => other.textContent === word)?.focus();
       }));
       return made;
     });
@@ -130,7 +137,7 @@ class View {
     const head = element("thead"), body = element("tbody");
     head.append(row(heads));
     body.append(...lines.slice(0, this.most).map(line => this.line(line)));
-    this.table.replaceChildren(element("caption", this.title), head, body);
+    refill(this.table, element("caption", this.title), head, body);
     this.more.hidden = lines.length <= this.most;
     this.more.textContent = `more (${Math.min(this.most, lines.length)} of ${lines.length.toLocaleString("en")} are shown)`;
   }
@@ -138,7 +145,10 @@ class View {
   line(line) {
     const made = row(line.cells.map((cell, at) => {
       const shown = element("td", this.open && !at ? null : cell.text);
-      if (cell.best) shown.className = "best";
+      if (cell.best) {
+        shown.className = "best";
+        shown.prepend(element("span", "best: ", { class: "spoken" })); // bold is for the eye alone
+      }
       if (cell.kind) shown.classList.add(cell.kind);
       if (at < this.words) shown.classList.add("word");
       if (cell.title) shown.title = cell.title;

@@ -3,24 +3,47 @@
 const SIGNS = { ahead: [">", "<"], behind: ["<", ">"], tied: ["=", "="], "not decided": ["?", "?"] };
 const KINDS = { ">": "ahead", "<": "behind" };
 const task = get("verdict-task");
-const PAIRS = ["first", "second", "the first is", "difference", "from", "to", "p", "pairs", "test"];
+const PAIRS = [
+  "first", "second", "the first is", "difference", "from", "to", "drawn from", "drawn to", "p", "p of differing by the margin",
+  "shows from", "first better in", "dev rows", "test",
+];
 const everyPair = new View(get("every-pair"), "every pair");
 const verdicts = new View(get("verdicts"), "who beats whom");
+
+const probability = (p, digits, equal = "") => (p < 10 ** -digits ? `< ${number(10 ** -digits, digits)}` : equal + number(p, digits));
 
 function verdictCell(pair, mirrored) {
   if (!pair) return { text: "–" };
   const sign = SIGNS[pair.word][mirrored ? 1 : 0];
+  return { text: `${sign} ${number(mirrored ? -pair.difference : pair.difference, 1)}`, kind: KINDS[sign], title: behind(pair, mirrored) };
+}
+
+// All that stands behind a cell, seen from its row: the numbers, the test, and what the design could have shown.
+function behind(pair, mirrored) {
   const turn = value => number(mirrored ? -value : value, 1);
-  const [low, high] = mirrored ? [pair.high, pair.low] : [pair.low, pair.high];
-  const interval = isNumber(low) ? `, 95% interval ${turn(low)} to ${turn(high)}` : "";
-  return {
-    text: `${sign} ${turn(pair.difference)}`, kind: KINDS[sign],
-    title: `${turn(pair.difference)} points${interval}, p = ${number(pair.p, 3)}, ${pair.seeds} ${pair.unit}; ${pair.test}`,
-  };
+  const range = limits => (mirrored ? limits.toReversed() : limits).map(turn).join(" to ");
+  return [
+    `${turn(pair.difference)} points`,
+    ...(pair.interval ? [`95% interval ${range(pair.interval)}`] : []),
+    ...(pair.drawn ? [`seeds and rows drawn anew: ${range(pair.drawn)}`] : []),
+    `p ${probability(pair.p, 3, "= ")}`, `p of differing by the margin or more ${probability(pair.p_of_equality, 3, "= ")}`,
+    `${pair.first} better in ${pair.better} of ${pair.seeds} ${pair.unit}`,
+    isNumber(pair.visible) ? `this design shows ${number(pair.visible, 1)} points or more` : "what this design could show is not known",
+    pair.rows ? `${pair.test} (${quantity(pair.rows, "dev row")})` : pair.test,
+  ].join("; ");
+}
+
+function everyPairOf(pair) {
+  const [low, high] = pair.interval ?? [], [drawnLow, drawnHigh] = pair.drawn ?? [];
+  return [
+    pair.first, pair.second, pair.word, number(pair.difference, 2), number(low, 2), number(high, 2), number(drawnLow, 2),
+    number(drawnHigh, 2), probability(pair.p, 4), probability(pair.p_of_equality, 4), number(pair.visible, 2),
+    `${pair.better} of ${pair.seeds} ${pair.unit}`, number(pair.rows, 0), pair.test,
+  ];
 }
 
 function drawVerdicts() {
-  const columns = data.verdicts.filter(one => onTask(one.column));
+  const columns = data.verdicts.filter(one => (one.mean ? chosen("task") === ALL : onTask(one.column)));
   const before = task.value;
   task.replaceChildren(...columns.map(one => element("option", one.column, { value: one.column })));
   if (columns.some(one => one.column === before)) task.value = before;
@@ -34,10 +57,9 @@ function drawVerdicts() {
     return verdictCell(pair ?? pairs.get(JSON.stringify([other, name])), !pair);
   })]);
   verdicts.show(`${one.column}: row less column, in points`, ["row", ...names], rows);
-  everyPair.show(`${one.column}: every pair, in points`, PAIRS, one.pairs.filter(pair => shown(pair.first) && shown(pair.second)).map(pair => [
-    pair.first, pair.second, pair.word, number(pair.difference, 2), number(pair.low, 2), number(pair.high, 2), number(pair.p, 4),
-    `${pair.seeds} ${pair.unit}`, pair.test,
-  ]), { words: 3 });
+  const both = one.pairs.filter(pair => shown(pair.first) && shown(pair.second));
+  const corrected = one.tests > 1 ? `corrected for ${one.family}` : "one test, so nothing is corrected";
+  everyPair.show(`${one.column}: every pair, in points; ${corrected}`, PAIRS, both.map(everyPairOf), { words: 3 });
 }
 
 task.addEventListener("change", drawVerdicts);
