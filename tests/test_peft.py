@@ -172,6 +172,8 @@ BUDGETS = [
     ("shira", 3000, 2 * L * 2 * D * 2),
     ("hra", 2 * L * D * 5 + 40, 2 * L * D * 4),  # an odd number of reflections cannot start at the backbone
 ]
+BUDGETS += [("oft", 2000, 2 * L * D * 7 // 2), ("boft", 5000, 0), ("c3a", 5000, 2 * L * D * D // 16)]
+BUDGETS += [("lokr", 1000, 0), ("gralora", 5000, 2 * L * 2 * D * 4), ("randlora", 5000, 0)]
 BUDGETS += [("prompt_tuning", 1000, 7 * D), ("prefix_tuning", 5000, 9 * 2 * L * D)]
 BUDGETS += [("fourierft", 1001, 1000), ("psoft", 1000, 0), ("unilora", 777, 777), ("vblora", 9000, 0)]
 
@@ -252,7 +254,12 @@ WRONG = [
     (["method=peft", "method.type=adalora", "method.config.beta1=1.5"], r"beta1=1\.5: must be between 0 and 1"),
     (["method=hra", "method.config.r=5"], r"method\.config\.r=5: must be even, or it cannot start as it should"),
     (["method=pissa", "method.config.init_lora_weights=orthogonal", "method.config.r=3"], r"r=3: must be even"),
-    (["method=vblora", "method.config.topk=100"], r"num_vectors=64: must be at least 100, which is topk"),
+    (
+        ["method=vblora", "method.config.topk=100"],
+        r"num_vectors=64: must be at least topk: it mixes so many different vectors",
+    ),
+    (["method=gralora", "method.config.r=3"], r"method\.config\.r=3: must be a multiple of gralora_k"),
+    (["method=oft", "method.config.oft_block_size=1"], r"oft_block_size=1: must be at least 2"),
     (["method=vblora", "method.config.topk=0"], r"method\.config\.topk=0: must be at least 1"),
     (["method=p_tuning", "method.config.encoder_num_layers=3"], r"encoder_num_layers=3: of an LSTM; an MLP has two"),
     (["method=osf", "method.config.effective_rank=1.5"], r"effective_rank=1\.5: must be a whole number, or a share"),

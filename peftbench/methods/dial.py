@@ -1,6 +1,6 @@
 """A budget of entries, turned into a method's own key: its dial."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -73,7 +73,7 @@ def largest(
     entries: int,
     name: str,
     key: str,
-    sizes: range = range(1, MOST + 1),
+    sizes: Sequence[int] = range(1, MOST + 1),
 ) -> Made:
     """The method whose size is the largest within a budget, where entries grow with the size, linearly or not.
 
@@ -82,7 +82,7 @@ def largest(
         count: how many entries it trains.
         entries: the budget.
         name, key: what to call the method and its size.
-        sizes: those that are possible, rising; the first million of them are looked at.
+        sizes: those that are possible, each training more than the one before; the first million are looked at.
 
     Raises:
         ConfigError: the first size trains more than the budget, or every size trains as many.

@@ -89,7 +89,7 @@ class Peft:
             entries,
             f"peft's {self.type}",
             key,
-            peft_types.sizes(self.type, self.config),
+            peft_types.fitting(self.type, self.config, self._sides(model, scope)),
         )
 
     def attach(self, model: Model, scope: Scope) -> ParameterTuner:
@@ -198,6 +198,14 @@ class Peft:
         }
         require(modules, f"no {self._facts.on} for peft's {self.type}", inside)
         return modules
+
+    def _sides(self, model: Model, scope: Scope) -> set[int]:
+        """Of all matrices that it is attached to."""
+        if not self._facts.divides:
+            return set()
+        return {
+            side for module in self._targets(model, scope).values() for side in module.get_parameter("weight").shape
+        }
 
     def _acts_on(self, model: Model, targets: list[str]) -> dict[str, Any]:
         """peft's keys for where it acts: modules by their whole names, so that no other is meant."""

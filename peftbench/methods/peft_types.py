@@ -4,9 +4,10 @@ import dataclasses
 import enum
 import functools
 import json
+import math
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -33,6 +34,8 @@ class PeftType:
 
     Attributes:
         dial: the key of its configuration that a budget turns; more of it trains more entries.
+        divides: the dial is the side of a block, or the rank of a base, and divides the sides of every map.
+        falls: more of the dial trains fewer entries.
         seed: the key from which it draws whatever ignores torch's generator.
         on: what it is attached to: linear maps, their biases, norms; of prompts the embeddings, or keys and values.
         merges: whether peft can fold it into the weights.
@@ -42,6 +45,8 @@ class PeftType:
     """
 
     dial: str | None = None
+    divides: bool = False
+    falls: bool = False
     seed: str | None = None
     on: str = "linear map"
     merges: bool = True
@@ -59,24 +64,24 @@ TYPES = {
     "adalora": PeftType(),
     "adamss": PeftType(seed="random_seed", by_shape=True),
     "beft": PeftType(on="linear map with a bias"),
-    "boft": PeftType(by_shape=True),
-    "c3a": PeftType(),
+    "boft": PeftType(dial="boft_block_size", divides=True, by_shape=True),
+    "c3a": PeftType(dial="block_size", divides=True, falls=True),
     "deft": PeftType(dial="r"),
     "delora": PeftType(dial="r"),
     "fourierft": PeftType(dial="n_frequency", seed="random_loc_seed", by_shape=True),
     "frod": PeftType(seed="projection_prng_key", by_shape=True),
     "glora": PeftType(dial="r"),
-    "gralora": PeftType(),
+    "gralora": PeftType(dial="r"),
     "hira": PeftType(dial="r"),
     "hra": PeftType(dial="r"),
     "ia3": PeftType(),
     "lily": PeftType(dial="r", merges=False),
     "ln_tuning": PeftType(on="norm"),
     "loha": PeftType(dial="r"),
-    "lokr": PeftType(),
+    "lokr": PeftType(dial="r"),
     "lora": PeftType(dial="r"),
     "miss": PeftType(dial="r"),
-    "oft": PeftType(),
+    "oft": PeftType(dial="oft_block_size", divides=True),
     "osf": PeftType(),
     "peanut": PeftType(dial="r"),
     "p_tuning": PeftType(dial=TOKENS, on=EMBEDDINGS, merges=False, needs=(TOKENS,)),
@@ -84,7 +89,7 @@ TYPES = {
     "prompt_tuning": PeftType(dial=TOKENS, on=EMBEDDINGS, merges=False, needs=(TOKENS,)),
     "psoft": PeftType(dial="r", seed="random_seed"),
     "pvera": PeftType(dial="r", seed="projection_prng_key"),
-    "randlora": PeftType(seed="projection_prng_key"),
+    "randlora": PeftType(dial="r", divides=True, falls=True, seed="projection_prng_key"),
     "road": PeftType(),
     "shira": PeftType(dial="r", seed="random_seed", by_shape=True),
     "supertuning": PeftType(),
@@ -160,7 +165,7 @@ def check(kind: str, config: Mapping[str, Any]) -> None:
             problems.append(f"method.config.{key}={shown(show(value))}: {reason}")
         elif (inner := _unknown(hints[key], value)) is not None:
             problems.append(f"method.config.{key}.{inner}")
-        elif (key == TYPES[kind].dial or key in POSITIVE) and value is not None and value < 1:
+        elif _counts(kind, key) and value is not None and value < 1 and not _by_blocks(kind, key, config):
             problems.append(f"method.config.{key}={value}: must be at least 1")
         elif (reason := _outside(value, least=-1 if _defaults(kind)[key] == -1 else 0)) is not None:
             problems.append(f"method.config.{key}={shown(show(value))}: {reason}")
@@ -178,11 +183,8 @@ def _together(kind: str, config: Mapping[str, Any]) -> list[str]:
         outside = [key for key in ("beta1", "beta2") if not 0 < config[key] < 1]
         problems += [f"method.config.{key}={config[key]:g}: must be between 0 and 1" for key in outside]
     dial = TYPES[kind].dial
-    if dial is not None and config[dial] not in (possible := sizes(kind, config)):
-        reason = (
-            "even, or it cannot start as it should" if possible.step > 1 else f"at least {possible[0]}, which is topk"
-        )
-        problems.append(f"method.config.{dial}={config[dial]}: must be {reason}")
+    if dial is not None and config[dial] not in sizes(kind, config) and not _by_blocks(kind, dial, config):
+        problems.append(f"method.config.{dial}={config[dial]}: must be {_WHY[kind]}")
     if kind == "osf" and isinstance(rank := config["effective_rank"], float) and rank > 1:
         problems.append(f"method.config.effective_rank={rank:g}: must be a whole number, or a share of at most 1")
     if config.get("init_lora_weights") == "eva":
@@ -192,13 +194,45 @@ def _together(kind: str, config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def _counts(kind: str, key: str) -> bool:
+    return key == TYPES[kind].dial or key in POSITIVE
+
+
+def _by_blocks(kind: str, key: str, config: Mapping[str, Any]) -> bool:
+    """Whether a key is the side of blocks and zero, since the number of blocks is given."""
+    number = {("oft", "oft_block_size"): "r", ("boft", "boft_block_size"): "boft_block_num"}.get((kind, key))
+    return number is not None and config[key] == 0 and bool(config.get(number))
+
+
+_WHY = {
+    "hra": "even, or it cannot start as it should",
+    "lora": "even, or it cannot start as it should",
+    "vblora": "at least topk: it mixes so many different vectors",
+    "gralora": "a multiple of gralora_k",
+    "oft": "at least 2",
+    "boft": "at least 2",
+}
+
+
+def fitting(kind: str, config: Mapping[str, Any], sides: Iterable[int]) -> Sequence[int]:
+    """The values that a type's dial may have on maps with these sides, such that more and more entries train."""
+    possible = sizes(kind, config)
+    if TYPES[kind].divides:
+        common = math.gcd(*sides)
+        possible = [size for size in range(1, common + 1) if common % size == 0 and size in possible]
+    return possible[::-1] if TYPES[kind].falls else possible
+
+
 def sizes(kind: str, config: Mapping[str, Any]) -> range:
     """The values that a type's dial may have, rising."""
     config = {**_defaults(kind), **config}
     in_pairs = config["init_weights"] if kind == "hra" else config.get("init_lora_weights") == "orthogonal"
     if in_pairs:  # of HRA, two equal reflections undo each other: it starts at the backbone
         return range(2, MOST + 1, 2)
-    return range(config["topk"] if kind == "vblora" else 1, MOST + 1)  # of so many different vectors it mixes one
+    if kind == "gralora":
+        return range(config["gralora_k"], MOST + 1, config["gralora_k"])
+    least = {"vblora": config.get("topk"), "oft": 2, "boft": 2}.get(kind, 1)  # one number cannot be turned
+    return range(least, MOST + 1)
 
 
 def _eva(kind: str, config: Mapping[str, Any]) -> list[str]:
