@@ -216,7 +216,7 @@ _WHY = {
 
 def fitting(kind: str, config: Mapping[str, Any], sides: Iterable[int]) -> Sequence[int]:
     """The values that a type's dial may have on maps with these sides, such that more and more entries train."""
-    possible = sizes(kind, config)
+    possible: Sequence[int] = sizes(kind, config)
     if TYPES[kind].divides:
         common = math.gcd(*sides)
         possible = [size for size in range(1, common + 1) if common % size == 0 and size in possible]
@@ -231,8 +231,9 @@ def sizes(kind: str, config: Mapping[str, Any]) -> range:
         return range(2, MOST + 1, 2)
     if kind == "gralora":
         return range(config["gralora_k"], MOST + 1, config["gralora_k"])
-    least = {"vblora": config.get("topk"), "oft": 2, "boft": 2}.get(kind, 1)  # one number cannot be turned
-    return range(least, MOST + 1)
+    if kind in ("oft", "boft"):  # a block of one number cannot be turned
+        return range(2, MOST + 1)
+    return range(config["topk"] if kind == "vblora" else 1, MOST + 1)
 
 
 def _eva(kind: str, config: Mapping[str, Any]) -> list[str]:
