@@ -39,6 +39,8 @@ def test_every_row_has_what_its_command_measured_and_others_have_none(
     for seed, scale in ((0, 0.5), (1, 1.0)):
         give(write_run("ties", "mrpc", seed, 0.5), "merge", {**MERGED, "scale": scale})
     give(write_run("port", "mrpc", 0, 0.5), "port", PORTED)
+    give(write_run("scaled", "mrpc", 0, 0.5), "port", {"distance": 0.5, "length": 10.0, "scale": 1.25})
+    give(write_run("pcb", "mrpc", 0, 0.5), "merge", {**MERGED, "scale": 2.0, "keep": 0.1})
     give(write_run("anew", "mrpc", 0, 0.5), "port", ANEW)
     give(write_run("newer backbone", "mrpc", 0, 0.5), "port", {})
     write_run("lora", "mrpc", 0, 0.5)
@@ -48,7 +50,9 @@ def test_every_row_has_what_its_command_measured_and_others_have_none(
     means = {(row["method"], row["measure"]): float(row["mean"]) for row in rows}
     assert means == {
         ("ties", "scale"): 0.75, ("ties", "length"): 2, ("ties", "cosine"): 0.25, ("ties", "equal signs"): 0.75,
-        ("port", "moved"): 0.05, ("port", "length"): 2, ("port", "cosine"): -0.5, ("port", "cosine, query"): 0.1,
+        ("scaled", "scale"): 1.25, ("scaled", "moved"): 0.05,
+        ("pcb", "scale"): 2, ("pcb", "keep"): 0.1, ("pcb", "length"): 2, ("pcb", "cosine"): 0.25,
+        ("pcb", "equal signs"): 0.75, ("port", "moved"): 0.05, ("port", "length"): 2, ("port", "cosine"): -0.5, ("port", "cosine, query"): 0.1,
         ("anew", "length"): 4, ("anew", "cosine"): 0.5, ("anew", "cosine, query"): 0.2,
         ("anew", "apart"): 1.5, ("anew", "apart, query"): 1.2,
     }  # fmt: skip

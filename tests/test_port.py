@@ -195,18 +195,37 @@ def test_a_newer_backbone_that_changes_makes_it_anew(here: Path, command: Comman
     assert "already there" not in out
 
 
-def test_a_scale_moves_the_scores_along_the_change(here: Path, command: Command) -> None:
-    port(command, here, "method=lora", "study=scaled", "port.heads=kept", "port.scale=0.5,1")
+def test_a_scale_moves_the_scores_along_the_change_and_is_chosen_on_held_out_rows(here: Path, command: Command) -> None:
+    words = ("method=lora", "study=scaled", "port.scale=0.5,1,held_out", "port.grid=[30,0.5]", "port.refit_rows=8")
+    out = port(command, here, *words, "port.choose_rows=8")
     records = made(here / "outputs" / "scaled")
     assert set(records) == {
-        "newer backbone of lora, kept head",
-        "port of lora, kept head",
-        "port x0.5 of lora, kept head",
+        f"{what} of lora, {head} head"
+        for what in ("newer backbone", "port", "port x0.5", "scaled port")
+        for head in ("kept", "refitted")
     }
-    half = records["port x0.5 of lora, kept head"][1]
+    half, scaled = (records[f"{what} of lora, kept head"][1] for what in ("port x0.5", "scaled port"))
     assert half.hashes.delta is None
     assert half.made is not None
-    assert half.made.keys["scale"] == 0.5
+    assert half.made.keys == {"scale": 0.5, "head": "kept"}
+    assert scaled.made is not None
+    facts = scaled.made.facts
+    assert set(facts["tried"]) == {"30", "0.5"}
+    scores = {float(scale): by_task["sst2"] for scale, by_task in facts["tried"].items()}
+    newer = compose.cell_from(model(here, "newer")).model
+    patch = Patch(parent(own_run(here, "lora")), newer, str(here / "cache"))
+    for scale, score in scores.items():
+        on = patch.plain(scale)
+        rows = on.tokens("held_out", 8)
+        given = on.predict(rows).argmax(1)
+        assert score == pytest.approx(float((given == rows.labels).mean()))
+    assert facts["scale"] == min(scale for scale in scores if scores[scale] == max(scores.values()))
+    assert facts["chosen_on"]["runs_that_trained_on_them"] == ["sst2"], "the run held no rows out"
+    assert f"scale {facts['scale']:g}, chosen on held-out rows of 30: " in out
+    assert records["scaled port of lora, refitted head"][1].made.facts["scale"] == facts["scale"]  # type: ignore[union-attr]
+    if facts["scale"] == 0.5:
+        assert scaled.headline == half.headline
+    assert scaled.hashes.delta is None
 
 
 def test_a_port_is_linear_in_what_the_run_learned(here: Path) -> None:
@@ -321,6 +340,9 @@ def test_what_cannot_be_ported_is_one_line_before_anything_is_made(
     assert "these runs were trained on that backbone" in refused(2, "from=s", *model(here, "old"))
     larger = checkpoint("bert_base_uncased", tmp_path / "deeper")
     assert "port.scale=0.5: houlsby is no change" in refused(2, "from=s", *newer, "method=houlsby", "port.scale=0.5")
+    assert "port.scale=held_out: houlsby is no change" in refused(
+        2, "from=s", *newer, "method=houlsby", "port.scale=held_out"
+    )
     other = ["model=bert_tiny", "model.weights=random"]
     assert "model=bert_tiny: other shapes than bert_base_uncased of the run" in refused(2, "from=s", *other)
     file = tmp_path / "deeper" / "tokenizer.json"

@@ -19,12 +19,17 @@ By = dict[Name, Number]  # by task, by two tasks, or by kind of module
 
 @dataclass(frozen=True)
 class _Merged:
-    """Of several runs' changes: lengths by task; by two tasks their cosine, and how often their signs agree."""
+    """Of several runs' changes: lengths by task; by two tasks their cosine, and how often their signs agree.
+
+    Attributes:
+        keep: the share of entries that was chosen, where one was.
+    """
 
     norms: By
     cosines: By
     sign_agreement: By
     scale: Number
+    keep: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,13 @@ class _Residual:
 
 @dataclass(frozen=True)
 class _Ported:
-    """Of a port: how far the backbone has moved, the old one's length, and the run's change."""
+    """Of a port: how far the backbone has moved, the old one's length, the run's change, and its scale where one was
+    chosen."""
 
     distance: Number
     length: Number
     change: _Change | None = None
+    scale: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class _Anew:
 Read = _Merged | _Ported | _Anew
 MEASURES = (
     Measure("scale", decimals=2),
+    Measure("keep", decimals=2),
     Measure("moved", decimals=2, times=100),
     Measure("length", decimals=3),
     Measure("cosine", decimals=3),
@@ -68,6 +76,7 @@ MEASURES = (
     Measure("apart", decimals=2),
 )
 NOTES = (
+    "scale: times the change; keep: the share of entries kept, where it was chosen on held-out rows",
     "length: of a run's change of the backbone; of a merge the mean over its runs",
     "cosine: of a merge between the changes of two runs, mean over pairs; of a port between the run's change and the "
     "backbone's move; of a run trained anew between its change and the old run's",
@@ -99,13 +108,20 @@ def _measures(read: Read) -> dict[str, float]:
     """The measures of one artefact, and those by kind of module."""
     if isinstance(read, _Merged):
         values = {"length": read.norms, "cosine": read.cosines, "equal signs": read.sign_agreement}
-        return {"scale": read.scale, **{name: mean(one.values()) for name, one in values.items() if one}}
+        return {
+            **_chosen(scale=read.scale, keep=read.keep),
+            **{name: mean(one.values()) for name, one in values.items() if one},
+        }
     if isinstance(read, _Ported):
-        moved = {"moved": read.distance / read.length} if read.length else {}
+        moved = _chosen(scale=read.scale) | ({"moved": read.distance / read.length} if read.length else {})
         return moved if read.change is None else {**moved, **_of_change(read.change, read.change.cosines or {})}
     apart = {"apart": read.residual.in_changes}
     apart |= {f"apart, {kind}": value for kind, value in read.residual_in_changes.items()}
     return {**_of_change(read.change, read.cosines), **apart}
+
+
+def _chosen(**settings: float | None) -> dict[str, float]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _of_change(change: _Change, by_kind: By) -> dict[str, float]:
