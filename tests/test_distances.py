@@ -52,7 +52,8 @@ def test_every_row_has_what_its_command_measured_and_others_have_none(
         ("ties", "scale"): 0.75, ("ties", "length"): 2, ("ties", "cosine"): 0.25, ("ties", "equal signs"): 0.75,
         ("scaled", "scale"): 1.25, ("scaled", "moved"): 0.05,
         ("pcb", "scale"): 2, ("pcb", "keep"): 0.1, ("pcb", "length"): 2, ("pcb", "cosine"): 0.25,
-        ("pcb", "equal signs"): 0.75, ("port", "moved"): 0.05, ("port", "length"): 2, ("port", "cosine"): -0.5, ("port", "cosine, query"): 0.1,
+        ("pcb", "equal signs"): 0.75, ("port", "moved"): 0.05,
+        ("port", "length"): 2, ("port", "cosine"): -0.5, ("port", "cosine, query"): 0.1,
         ("anew", "length"): 4, ("anew", "cosine"): 0.5, ("anew", "cosine, query"): 0.2,
         ("anew", "apart"): 1.5, ("anew", "apart, query"): 1.2,
     }  # fmt: skip

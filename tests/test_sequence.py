@@ -135,6 +135,18 @@ def test_prototypes_of_an_untouched_backbone_know_no_order(made: Callable[..., t
     assert left(one, here)[1] == left(other, there)[1]
 
 
+def test_joint_training_knows_no_order_and_is_made_once(
+    made: Callable[..., tuple[Record, Path]], command: Command, outputs: Path
+) -> None:
+    jobs = ask(words("joint", "order=0,1,2", f"outputs={outputs}"))
+    assert len({(job.folder, job.row) for job in jobs}) == 1
+    assert len({job.folder for job in ask(words("finetune", "order=0,1,2"))}) == 3
+    _, folder = made("joint")
+    assert folder == jobs[0].folder
+    said = command("sequence", *words("joint", f"outputs={outputs}", f"cache={outputs / 'cache'}", "order=2"))
+    assert (said.code, said.out.count("already there: ")) == (0, 1)
+
+
 class Gone(BaseException):
     """The runner is gone."""
 
