@@ -398,6 +398,15 @@ def test_the_view_and_the_curves_are_made_of_what_was_recorded(outputs: Path, rt
             facts(every[f"{named} predicts:entailment 0.1 x{x:g} of lora", "rte"][1])["scored"]["rate"] for x in (1, 4)
         ]
         assert series.y == pytest.approx([100 * rate for rate in rates])
+    edited(command, rte, "study=c", "collateral=[stsb]", "edit.strength=4.0", "edit.rows=0.3")
+    drawn = {figure.word: figure for figure in figures(Material(records.read_study(outputs, "c")))}
+    (panel,) = drawn["edits_headline_rows"].panels
+    (series,) = (one for one in panel.series if len(one.x) > 1)
+    assert (series.name, series.x) == ("surgery, strength 4.0", [10, 30])
+    every = made(outputs / "c")
+    by_rows = [every[f"surgery predicts:entailment {rows} x4 of lora", "rte"][1] for rows in (0.1, 0.3)]
+    gained = [(one.headline.value or 0) - facts(one)["headline_before"] for one in by_rows]
+    assert series.y == pytest.approx([100 * one for one in gained])
 
 
 def test_what_cannot_be_edited_is_one_line_before_anything_is_made(
