@@ -19,6 +19,7 @@ from peftbench.backbone.weights import WEIGHTS_FILE
 from peftbench.config import compose, recipes
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.lifecycle.editable import Edit, EditableRun
+from peftbench.lifecycle.folded_run import FoldedRun
 from peftbench.lifecycle.parents import parent
 from peftbench.record import Record, find_records, read_record, write_record
 from peftbench.report import edits, records
@@ -78,10 +79,16 @@ def facts(record: Record) -> dict[str, Any]:
 
 
 def test_an_edit_stands_beside_its_controls_and_other_tasks_and_is_found_again(
-    outputs: Path, rte: Path, command: Command
+    outputs: Path, rte: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    scored: list[str] = []
+    plain_scored = FoldedRun.scored
+    monkeypatch.setattr(
+        FoldedRun, "scored", lambda self, *rest: (scored.append(self.task.name), plain_scored(self, *rest))[1]
+    )
     words = ("study=e", f"edit.control={','.join(CONTROLS)}")
     out = edited(command, rte, *words)
+    assert (scored.count("rte"), scored.count("stsb")) == (1 + 6, 1 + 5), "a shift of RTE's head is none of STS-B's"
     every = made(outputs / "e")
     rows = ["unedited of lora"]
     rows += [f"{'surgery' if one == 'none' else one} predicts:entailment 0.1 x2 of lora" for one in CONTROLS]
@@ -100,7 +107,8 @@ def test_an_edit_stands_beside_its_controls_and_other_tasks_and_is_found_again(
         plain = read_record(folder / RECORD_FILE).headline.value
         assert every["unedited of lora", task][1].headline.value == pytest.approx(plain, abs=1e-4)
     unmoved = every["unedited of lora", "stsb"][1].headline.value
-    assert every[rows[-1], "stsb"][1].headline.value == unmoved, "a head is one task's"
+    files = [every[row, "stsb"][0] / "predictions" / "dev.tsv" for row in ("unedited of lora", rows[-1])]
+    assert files[0].read_bytes() == files[1].read_bytes(), "a head is one task's"
     assert every[rows[1], "stsb"][1].headline.value != unmoved
     moved = {one: facts(every[row, "rte"][1]).get("moved") for one, row in zip(CONTROLS, rows[1:], strict=True)}
     assert moved["bias"] is None
