@@ -206,6 +206,10 @@ def test_merges_of_other_settings_are_rows_of_their_own(outputs: Path, command: 
     assert code == 0
     rows = [line for line in table.splitlines() if line.startswith("| ties of pafi 200, kept head")]
     assert len(rows) == 3, "one for each share of entries kept"
+    shown = command("table", "kept", "--outputs", str(outputs), "--show", "merges", "--format", "md").out
+    lines = [line for line in shown.splitlines() if "| ties of pafi 200, kept head" in line]
+    assert [line.count("(merge.keep=") for line in lines] == [0, 1, 1]
+    assert re.search(r"^\| rte, sst2 \| own run of pafi 200 \| 2 \| [\d.]+ \| 100\.0 \|", shown, re.MULTILINE)
     assert len(re.findall(r"^†2?: merge\.keep=[\d.]+ \(not [\d.]+\)", table, re.MULTILINE)) == 2
 
 

@@ -18,7 +18,7 @@ By = dict[Name, Number]  # by task, by two tasks, or by kind of module
 
 
 @dataclass(frozen=True)
-class _Merged:
+class Merged:
     """Of several runs' changes: lengths by task; by two tasks their cosine, and how often their signs agree.
 
     Attributes:
@@ -65,7 +65,7 @@ class _Anew:
     residual_in_changes: By
 
 
-Read = _Merged | _Ported | _Anew
+Read = Merged | _Ported | _Anew
 MEASURES = (
     Measure("scale", decimals=2),
     Measure("keep", decimals=2),
@@ -91,11 +91,11 @@ def _adapter(kind: type) -> TypeAdapter[Read]:
     return TypeAdapter(kind)
 
 
-def _read(record: Record) -> Read | None:
+def read_of(record: Record) -> Read | None:
     """What a record says of distances; None: nothing, or not as this version writes it."""
     if record.made is None:
         return None
-    kinds = {"merge": (_Merged,), "port": (_Ported, _Anew)}
+    kinds = {"merge": (Merged,), "port": (_Ported, _Anew)}
     for kind in kinds.get(record.made.by, ()):
         try:
             return _adapter(kind).validate_python(record.made.facts)
@@ -106,7 +106,7 @@ def _read(record: Record) -> Read | None:
 
 def _measures(read: Read) -> dict[str, float]:
     """The measures of one artefact, and those by kind of module."""
-    if isinstance(read, _Merged):
+    if isinstance(read, Merged):
         values = {"length": read.norms, "cosine": read.cosines, "equal signs": read.sign_agreement}
         return {
             **_chosen(scale=read.scale, keep=read.keep),
@@ -137,7 +137,7 @@ def sheet(study: Study) -> Sheet:
     """
     cells = []
     for place in axes.places(study):
-        every = [_measures(read) for _, record in place.runs if (read := _read(record)) is not None]
+        every = [_measures(read) for _, record in place.runs if (read := read_of(record)) is not None]
         if every:
             names = dict.fromkeys(name for one in every for name in one)
             values = {name: [one[name] for one in every if name in one] for name in names}
