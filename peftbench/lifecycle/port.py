@@ -104,15 +104,13 @@ def _floor(job: Job, head: Head, settled: Settled) -> int:
 
 
 def _port(job: Job, head: Head, settled: Settled) -> int:
+    whole = job.keys.is_whole
+
     def make(rows: Mapping[str, Split]) -> Result:
-        patch = job.patch
-        if job.keys.is_whole:
-            on, chosen = patch.patched(), {}
-        else:
-            scale, chosen = _scale(job)
-            on = patch.plain(scale)
+        patch, (scale, chosen) = job.patch, _scale(job)
+        on = patch.patched() if whole else patch.plain(scale)
         result = scored(on, head, job.keys.refit_rows, rows, _counts(patch), {**patch.facts(), **chosen})
-        return replace(result, delta=_with_head(patch.moved.delta, on)) if job.keys.is_whole else result
+        return replace(result, delta=_with_head(patch.moved.delta, on)) if whole else result
 
     return settled.settle(port_recipe(job, head), job.where, make)
 
