@@ -214,28 +214,30 @@ def test_merges_of_other_settings_are_rows_of_their_own(outputs: Path, command: 
 
 
 def test_share_and_scale_are_chosen_together_on_the_same_held_out_rows(outputs: Path, command: Command) -> None:
-    words = ["method=bitfit", "merge.heads=kept", "merge.grid=[3.0,1.0]", "merge.keeps=[0.3,1.0]", "study=shares"]
-    every, scales = "merge=magnitude,ties,dare,dare_ties,pcb", {"1", "3"}
-    out = merged(command, outputs, *words, every, "merge.keep=held_out")
-    chosen = {}
-    for (name, task), record in made(outputs / "shares").items():
-        if record.made is None or "merge" not in record.made.keys:
-            continue
-        facts = record.made.facts
-        assert set(facts["tried"]) == {f"{scale}, keep {keep}" for scale in scales for keep in ("0.3", "1")}
-        means = {setting: np.mean([*by_task.values()]) for setting, by_task in facts["tried"].items()}
+    words = ["method=full", "merge.heads=kept", "merge.choose_rows=64"]
+    grid = ["merge.grid=[3.0,0.5]", "merge.keeps=[0.3,1.0]", "merge.keep=held_out"]
+    ways = ("magnitude", "ties", "dare", "dare_ties", "pcb")
+    out = merged(command, outputs, *words, *grid, f"merge={','.join(ways)}", "study=shares")
+    for way in ways:
+        one = made(outputs / "shares")[f"{way} of full, kept head", "rte"].made
+        assert one is not None
+        tried = one.facts["tried"]
+        assert set(tried) == {f"{scale}, keep {keep}" for scale in ("0.5", "3") for keep in ("0.3", "1")}
+        means = {setting: np.mean([*by_task.values()]) for setting, by_task in tried.items()}
         best = min(setting for setting, mean in means.items() if mean == max(means.values()))
-        assert best == f"{facts['scale']:g}, keep {facts['keep']:g}"
-        assert f"scale {facts['scale']:g}, keep {facts['keep']:g}, chosen on held-out rows of " in out
-        chosen[name.partition(" ")[0], task] = record.headline, facts["scale"], facts["keep"]
-    assert len(chosen) == 5 * 2
-    for way in ("magnitude", "pcb"):
-        headline, scale, keep = chosen[way, "rte"]
-        given = [f"merge={way}", f"merge.scale={scale}", f"merge.keep={keep}", f"study={way}"]
-        merged(command, outputs, *words[:-1], *given)
-        assert made(outputs / way)[f"{way} of bitfit, kept head", "rte"].headline == headline
-    merged(command, outputs, *words, "merge=ties", "merge.keep=held_out", "merge.scale=1.0", "study=one")
-    ties = made(outputs / "one")["ties of bitfit, kept head", "rte"].made
+        assert best == f"{one.facts['scale']:g}, keep {one.facts['keep']:g}"
+        assert f"scale {best}, chosen on held-out rows of " in out
+        if way not in ("magnitude", "ties"):
+            continue
+        given = [f"merge.scale={one.facts['scale']}", f"merge.keep={one.facts['keep']}", f"study={way}"]
+        merged(command, outputs, *words, f"merge={way}", *given)
+        chosen, same = (
+            next((outputs / study).glob(f"rte-{way}-*kept*/seed0")) / "predictions" / "dev.tsv"
+            for study in ("shares", way)
+        )
+        assert chosen.read_bytes() == same.read_bytes()
+    merged(command, outputs, *words, *grid, "merge=ties", "merge.scale=1.0", "study=one")
+    ties = made(outputs / "one")["ties of full, kept head", "rte"].made
     assert ties is not None
     assert set(ties.facts["tried"]) == {"1, keep 0.3", "1, keep 1"}
 
