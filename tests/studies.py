@@ -47,7 +47,7 @@ def write_run(
     folder = outputs / "made" / f"{task}-{safe}-{fingerprint[:8]}" / f"seed{seed}"
     write_record(record, folder)
     (folder / "predictions").mkdir()
-    labels = TASKS[task]
+    labels = TASKS.get(task, ["no", "yes"])
     lines = [f"{i}\t{labels[i % 3 == 0]}\t{labels[i % 2]}\t0\t0" for i in range(12)]
     (folder / "predictions" / "dev.tsv").write_text("\n".join(["index\tprediction\tlabel\ta\tb", *lines]) + "\n")
     return folder

@@ -63,7 +63,7 @@ def artefacts(study: Path) -> dict[tuple[str, str], Path]:
     return {(one.cell.task, one.cell.method): path for path, one in records.items() if one.made is not None}
 
 
-def results(study: Path) -> dict[tuple[str, str], tuple[dict[str, Any], bytes]]:
+def results(study: Path) -> dict[tuple[str, str], tuple[dict[str, Any], dict[str, bytes]]]:
     """Records without what is measured and what says where they lie, and the predictions' bytes."""
     kept = {}
     for name, path in artefacts(study).items():
@@ -71,7 +71,7 @@ def results(study: Path) -> dict[tuple[str, str], tuple[dict[str, Any], bytes]]:
         for key in (*MEASURED, "overrides", "config"):
             del raw[key]
         del raw["cell"]["study"]
-        kept[name] = raw, (path.parent / "predictions" / "dev.tsv").read_bytes()
+        kept[name] = raw, {one.name: one.read_bytes() for one in (path.parent / "predictions").iterdir()}
     return kept
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from support import TINY, begin, call, losses, start
+
+from peftbench.commands.dispatch import COMMANDS
+from peftbench.config.words import LISTED
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
@@ -125,6 +129,13 @@ def test_list_names_every_word(tmp_path: Path) -> None:
     for task in ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli", "ax"):
         assert f"  {task} " in done.stdout
     assert "_base" not in done.stdout
+    assert "after a run:" not in done.stdout
+    every = call("list", cwd=tmp_path).stdout
+    groups = [every.index(f"{group}:\n") for group in ("train", "many machines", "results", "after a run")]
+    assert groups == sorted(groups)
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} ", every[: every.index("\nmodel\n")], re.MULTILINE), command
+    assert all(f"\n{group}\n" in every for group in LISTED)
 
 
 def test_a_lora_run_is_exported_to_peft(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from peftbench.backbone.weights import WEIGHTS_FILE
 from peftbench.config import compose, recipes
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.lifecycle.editable import Edit, EditableRun
+from peftbench.lifecycle.folded_run import FoldedRun
 from peftbench.lifecycle.parents import parent
 from peftbench.record import Record, find_records, read_record, write_record
 from peftbench.report import edits, records
@@ -78,10 +79,16 @@ def facts(record: Record) -> dict[str, Any]:
 
 
 def test_an_edit_stands_beside_its_controls_and_other_tasks_and_is_found_again(
-    outputs: Path, rte: Path, command: Command
+    outputs: Path, rte: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    scored: list[str] = []
+    plain_scored = FoldedRun.scored
+    monkeypatch.setattr(
+        FoldedRun, "scored", lambda self, *rest: (scored.append(self.task.name), plain_scored(self, *rest))[1]
+    )
     words = ("study=e", f"edit.control={','.join(CONTROLS)}")
     out = edited(command, rte, *words)
+    assert (scored.count("rte"), scored.count("stsb")) == (1 + 6, 1 + 5), "a shift of RTE's head is none of STS-B's"
     every = made(outputs / "e")
     rows = ["unedited of lora"]
     rows += [f"{'surgery' if one == 'none' else one} predicts:entailment 0.1 x2 of lora" for one in CONTROLS]
@@ -100,7 +107,8 @@ def test_an_edit_stands_beside_its_controls_and_other_tasks_and_is_found_again(
         plain = read_record(folder / RECORD_FILE).headline.value
         assert every["unedited of lora", task][1].headline.value == pytest.approx(plain, abs=1e-4)
     unmoved = every["unedited of lora", "stsb"][1].headline.value
-    assert every[rows[-1], "stsb"][1].headline.value == unmoved, "a head is one task's"
+    files = [every[row, "stsb"][0] / "predictions" / "dev.tsv" for row in ("unedited of lora", rows[-1])]
+    assert files[0].read_bytes() == files[1].read_bytes(), "a head is one task's"
     assert every[rows[1], "stsb"][1].headline.value != unmoved
     moved = {one: facts(every[row, "rte"][1]).get("moved") for one, row in zip(CONTROLS, rows[1:], strict=True)}
     assert moved["bias"] is None
@@ -398,6 +406,15 @@ def test_the_view_and_the_curves_are_made_of_what_was_recorded(outputs: Path, rt
             facts(every[f"{named} predicts:entailment 0.1 x{x:g} of lora", "rte"][1])["scored"]["rate"] for x in (1, 4)
         ]
         assert series.y == pytest.approx([100 * rate for rate in rates])
+    edited(command, rte, "study=c", "collateral=[stsb]", "edit.strength=4.0", "edit.rows=0.3")
+    drawn = {figure.word: figure for figure in figures(Material(records.read_study(outputs, "c")))}
+    (panel,) = drawn["edits_headline_rows"].panels
+    (series,) = (one for one in panel.series if len(one.x) > 1)
+    assert (series.name, series.x) == ("surgery, strength 4.0", [10, 30])
+    every = made(outputs / "c")
+    by_rows = [every[f"surgery predicts:entailment {rows} x4 of lora", "rte"][1] for rows in (0.1, 0.3)]
+    gained = [(one.headline.value or 0) - facts(one)["headline_before"] for one in by_rows]
+    assert series.y == pytest.approx([100 * one for one in gained])
 
 
 def test_what_cannot_be_edited_is_one_line_before_anything_is_made(

@@ -39,6 +39,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for method, words in CHANGES.items():
         for task in ("rte", "sst2"):
             train(folder, f"method={method}", f"task={task}", *words)
+    train(folder, "method=lora", "task=stsb", "study=scores")
     return folder
 
 
@@ -74,6 +75,7 @@ def test_a_merge_stands_between_floor_and_ceiling_and_is_found_again(outputs: Pa
     ties = records["ties of lora, kept head", "rte"].made
     assert ties is not None
     assert ties.keys["keep"] == 0.2
+    assert "keeps" not in ties.keys, "shares that are not tried decide nothing"
     assert list(ties.facts["tried"]) == ["0.5", "1"]
     assert ties.facts["scale"] in (0.5, 1.0)
     assert set(ties.facts["norms"]) == {"rte", "sst2"}
@@ -87,7 +89,7 @@ def test_a_merge_stands_between_floor_and_ceiling_and_is_found_again(outputs: Pa
 
 
 WAYS = {
-    "task_arithmetic,magnitude,dare,dare_ties,pcb,pcb_search": "bitfit",
+    "task_arithmetic,magnitude,dare,dare_ties,pcb,pcb_nlp,pcb_vision,pcb_search": "bitfit",
     "fisher": "bitfit",
     "regmean": "lora",
 }
@@ -148,6 +150,55 @@ def test_task_vectors_are_what_each_run_changed_and_nothing_else_moves(outputs: 
     assert int((whole.rows != 0).sum()) == int((taus.rows != 0).sum())
 
 
+def test_other_conventions_of_papers_and_libraries_are_what_they_are_there(
+    outputs: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peft = pytest.importorskip("peft.utils.merge_utils", reason="peft is an extra that is not installed")
+    put: list[dict[str, torch.Tensor]] = []
+    plain = task_model.FoldedModel.put
+    monkeypatch.setattr(
+        task_model.FoldedModel, "put", lambda self, weights: (put.append(dict(weights)), plain(self, weights))[1]
+    )
+    asked = ["merge.over=backbone", "merge.equalize=norm", "merge.within=tensor", "merge.heads=refit"]
+    merged(command, outputs, "method=lora", "merge=ties", "merge.scale=0.5", "study=papers", *asked)
+    folders = sorted((outputs / "s").glob("*-lora-*/seed0"))
+    group = merge.Group([parent(folder) for folder in folders], str(outputs.parent / "cache"))
+    runs = [one.own for one in group.models.values()]
+    changes = {name: torch.stack([(one[name] - p).flatten() for one in runs]) for name, p in group.before.items()}
+    norms = torch.cat([*changes.values()], 1).norm(dim=1)
+    for name, before in group.before.items():
+        rows = changes[name] * (norms.mean() / norms)[:, None]
+        expected = before + 0.5 * peft.ties([*rows], torch.ones(2), 0.2).view_as(before)
+        torch.testing.assert_close(put[-1][name], expected, atol=1e-7, rtol=0)
+    records = made(outputs / "papers")
+    assert {name for name, _ in records} == {
+        "own run of lora", *(f"{way} of lora, refitted head" for way in ("ties", "backbone"))
+    }  # fmt: skip
+    ties = records["ties of lora, refitted head", "rte"].made
+    assert ties is not None
+    assert ties.facts["entries"] == sum(weight.numel() for weight in group.before.values())
+
+
+def test_pcb_says_which_run_it_leaves_out(outputs: Path, command: Command) -> None:
+    for task, lr in (("rte", 1e-30), ("sst2", 0.01)):
+        train(outputs, "method=lora", f"task={task}", f"protocol.lr={lr}", "study=still")
+    code, out, err = command(
+        "merge",
+        "from=still",
+        f"outputs={outputs}",
+        "method=lora",
+        "merge=pcb,ties",
+        "merge.scale=1",
+        "merge.heads=kept",
+    )
+    assert (code, err) == (0, "")
+    assert out.count("left out, because they changed nothing: rte\n") == 1
+    for way, left_out in (("pcb", ["rte"]), ("ties", None)):
+        one = made(outputs / "still")[f"{way} of lora, kept head", "sst2"].made
+        assert one is not None
+        assert one.facts.get("left_out") == left_out
+
+
 def test_merges_of_other_settings_are_rows_of_their_own(outputs: Path, command: Command) -> None:
     words = ["method=pafi", "merge=ties", "merge.keep=0.2,0.5,1", "merge.heads=kept", "study=kept"]
     merged(command, outputs, *words)
@@ -155,7 +206,40 @@ def test_merges_of_other_settings_are_rows_of_their_own(outputs: Path, command: 
     assert code == 0
     rows = [line for line in table.splitlines() if line.startswith("| ties of pafi 200, kept head")]
     assert len(rows) == 3, "one for each share of entries kept"
+    shown = command("table", "kept", "--outputs", str(outputs), "--show", "merges", "--format", "md").out
+    lines = [line for line in shown.splitlines() if "| ties of pafi 200, kept head" in line]
+    assert [line.count("(merge.keep=") for line in lines] == [0, 1, 1]
+    assert re.search(r"^\| rte, sst2 \| own run of pafi 200 \| 2 \| [\d.]+ \| 100\.0 \|", shown, re.MULTILINE)
     assert len(re.findall(r"^†2?: merge\.keep=[\d.]+ \(not [\d.]+\)", table, re.MULTILINE)) == 2
+
+
+def test_share_and_scale_are_chosen_together_on_the_same_held_out_rows(outputs: Path, command: Command) -> None:
+    words = ["method=full", "merge.heads=kept", "merge.choose_rows=64"]
+    grid = ["merge.grid=[3.0,0.5]", "merge.keeps=[0.3,1.0]", "merge.keep=held_out"]
+    ways = ("magnitude", "ties", "dare", "dare_ties", "pcb")
+    out = merged(command, outputs, *words, *grid, f"merge={','.join(ways)}", "study=shares")
+    for way in ways:
+        one = made(outputs / "shares")[f"{way} of full, kept head", "rte"].made
+        assert one is not None
+        tried = one.facts["tried"]
+        assert set(tried) == {f"{scale}, keep {keep}" for scale in ("0.5", "3") for keep in ("0.3", "1")}
+        means = {setting: np.mean([*by_task.values()]) for setting, by_task in tried.items()}
+        best = min(setting for setting, mean in means.items() if mean == max(means.values()))
+        assert best == f"{one.facts['scale']:g}, keep {one.facts['keep']:g}"
+        assert f"scale {best}, chosen on held-out rows of " in out
+        if way not in ("magnitude", "ties"):
+            continue
+        given = [f"merge.scale={one.facts['scale']}", f"merge.keep={one.facts['keep']}", f"study={way}"]
+        merged(command, outputs, *words, f"merge={way}", *given)
+        chosen, same = (
+            next((outputs / study).glob(f"rte-{way}-*kept*/seed0")) / "predictions" / "dev.tsv"
+            for study in ("shares", way)
+        )
+        assert chosen.read_bytes() == same.read_bytes()
+    merged(command, outputs, *words, *grid, "merge=ties", "merge.scale=1.0", "study=one")
+    ties = made(outputs / "one")["ties of full, kept head", "rte"].made
+    assert ties is not None
+    assert set(ties.facts["tried"]) == {"1, keep 0.3", "1, keep 1"}
 
 
 def test_a_merge_is_scored_as_a_plain_model_of_its_weights(outputs: Path, command: Command, tmp_path: Path) -> None:
@@ -188,8 +272,9 @@ def inputs_of(tokens: Tokens, row: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": types}
 
 
-def test_statistics_are_those_of_autograd_and_of_the_inputs_without_padding(outputs: Path) -> None:
-    (folder,) = (outputs / "s").glob("rte-lora-*/seed0")
+@pytest.mark.parametrize("task", ["rte", "stsb"])
+def test_statistics_are_those_of_autograd_and_of_the_inputs_without_padding(task: str, outputs: Path) -> None:
+    (folder,) = (outputs / ("scores" if task == "stsb" else "s")).glob(f"{task}-lora-*/seed0")
     one = task_model.FoldedModel(parent(folder), str(outputs.parent / "cache"))
     one.put({})
     tokens = one.tokens("train", 3)
@@ -202,12 +287,16 @@ def test_statistics_are_those_of_autograd_and_of_the_inputs_without_padding(outp
     layer = one.model.module.get_submodule(name.removesuffix(".weight"))
     hook = layer.register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0].detach()))
     for row in range(3):
-        shares = torch.softmax(one.model.forward(inputs_of(tokens, row))[0], 0)
-        for share in shares:
-            (grad,) = torch.autograd.grad(share.log(), weight, retain_graph=True)
-            expected += share.detach() * grad**2 / 3
+        outputs_of = one.model.forward(inputs_of(tokens, row))[0]
+        # a score y is the mean of a normal distribution of unit variance
+        terms = outputs_of if task == "stsb" else torch.log_softmax(outputs_of, 0)
+        shares = torch.ones(1) if task == "stsb" else terms.detach().exp()
+        for share, term in zip(shares, terms, strict=True):
+            (grad,) = torch.autograd.grad(term, weight, retain_graph=True)
+            expected += share * grad**2 / 3
         products += kept[-1][0].double().T @ kept[-1][0].double()
     hook.remove()
+    assert expected.any()
     torch.testing.assert_close(found, expected, atol=1e-7, rtol=1e-3)
     torch.testing.assert_close(one.input_products(tokens, [name])[name], products, atol=1e-3, rtol=1e-4)
 

@@ -23,7 +23,7 @@ PLAIN = ("average", "task_arithmetic", "magnitude", "ties", "dare", "dare_ties",
 
 def method(word: str, **keys: Any) -> Merge:
     kind = METHODS[word]
-    every = {"keep": 0.5, "within": "all", "rows": 1, "offdiagonal": 1.0, "trim": 1e-4, "inter": "sum"}
+    every = {"keep": 0.5, "keeps": (0.5,), "within": "all", "rows": 1, "offdiagonal": 1.0, "trim": 1e-4, "inter": "sum"}
     if word == "pcb_vision":
         every["inter"] = "scaled"
     return kind(
@@ -154,11 +154,17 @@ def test_pcb_of_equal_tasks_is_their_clamped_largest_entries_unscaled(seed: int,
 
 
 def test_pcb_does_not_see_the_scale_of_small_changes_and_does_see_that_of_large_ones() -> None:
-    rows, pcb = drawn(3, 2000), method("pcb", keep=0.1)
-    small = pcb.merged(changes(rows))
-    for times, least, most in ((10, 0.0, 1e-6), (1000, 0.1, 10.0)):
-        difference = (pcb.merged(changes(rows * times)) / times - small).abs().max() / small.abs().max()
-        assert least <= difference <= most
+    def differences(rows: torch.Tensor, keep: float, times: float) -> tuple[float, float]:
+        """Of the largest entry, and of the whole in its own length."""
+        small, large = (method("pcb", keep=keep).merged(changes(one)) for one in (rows, rows * times))
+        apart = large / times - small
+        return float(apart.abs().max() / small.abs().max()), float(apart.norm() / small.norm())
+
+    assert differences(GOLDEN, 0.5, 10)[0] < 2e-7
+    assert differences(GOLDEN, 0.5, 1000)[1] == pytest.approx(0.48, abs=0.005), "where tau * sum is about 1"
+    largest, whole = differences(drawn(2, 20_000), 0.1, 100)
+    assert largest == pytest.approx(0.41, abs=0.005), "an entry at the threshold comes or goes"
+    assert whole == pytest.approx(0.014, abs=0.001)
 
 
 def test_where_one_change_is_ten_times_as_long_ties_and_pcb_drown_the_other() -> None:

@@ -135,6 +135,18 @@ def test_prototypes_of_an_untouched_backbone_know_no_order(made: Callable[..., t
     assert left(one, here)[1] == left(other, there)[1]
 
 
+def test_joint_training_knows_no_order_and_is_made_once(
+    made: Callable[..., tuple[Record, Path]], command: Command, outputs: Path
+) -> None:
+    jobs = ask(words("joint", "order=0,1,2", f"outputs={outputs}"))
+    assert len({(job.folder, job.row) for job in jobs}) == 1
+    assert len({job.folder for job in ask(words("finetune", "order=0,1,2"))}) == 3
+    _, folder = made("joint")
+    assert folder == jobs[0].folder
+    said = command("sequence", *words("joint", f"outputs={outputs}", f"cache={outputs / 'cache'}", "order=2"))
+    assert (said.code, said.out.count("already there: ")) == (0, 1)
+
+
 class Gone(BaseException):
     """The runner is gone."""
 
@@ -226,6 +238,34 @@ def test_another_runner_s_sequence_is_left_to_it_and_other_rows_make_it_anew(
     assert again.hashes.data["train_sst2"] == record.hashes.data["train_sst2"]
     (aside,) = folder.parent.glob("seed0-*")
     assert read_record(aside / RECORD_FILE) == record
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_task_of_one_row_and_one_of_one_class_are_learned_and_no_class_without_rows_is_answered(
+    learner: str, made: Callable[..., tuple[Record, Path]], tmp_path: Path
+) -> None:
+    rows = Path(shutil.copytree(Path(stages.__file__).parents[2] / "data" / "sample", tmp_path / "rows"))
+    head, first, *_ = (rows / "RTE" / "train.tsv").read_text().splitlines()
+    (rows / "RTE" / "train.tsv").write_text(f"{head}\n{first}\n")
+    head, *every = (rows / "SST-2" / "train.tsv").read_text().splitlines()
+    positive = [row for row in every if row.endswith("\t1")]
+    (rows / "SST-2" / "train.tsv").write_text("\n".join([head, *positive[:20]]) + "\n")
+    more = ["learner.epochs=1"] if learner != "simplecil" else []
+    asked = ("sequence.tasks=[rte,sst2]", "data=folder", f"data.path={rows}", f"study={learner}_edges", *more)
+    record, folder = made(learner, *asked)
+    learned = {"rte": f"rte:{first.rpartition(chr(9))[2]}", "sst2": "sst2:positive"}
+    given = {}
+    for task in learned:
+        lines = (folder / "predictions" / f"dev_{task}.tsv").read_text().splitlines()[1:]
+        columns = [line.split("\t") for line in lines]
+        assert {answer for _, answer, *_ in columns} <= set(learned.values()), "the others never win"
+        given[task] = np.mean([label == learned[task] for _, _, label, *_ in columns])
+    assert record.made is not None
+    for task, share in given.items():
+        assert record.made.facts["given_task"][task][-1] == pytest.approx(share), "all that can be known of the task"
+    if learner == "oracle":
+        assert record.headline.value == pytest.approx(np.mean([*given.values()]))
+    assert record.made.facts["evaluation_changed_tensors"] is False
 
 
 def loaded(*asked: str) -> stages.Stages:

@@ -26,7 +26,8 @@ train:
                           --register FILE writes down the cells and every --claim "a > b" for compare --plan
   count [OVERRIDES]       count the entries that would train, without weights; several cells give a table; --json
   count --paper PAPER     compare every trainable count stated in a paper with ours
-  list [GROUP]            list the available models, tasks, methods, data sources, protocols, ...
+  list [GROUP]            list the available models, tasks, methods, data sources, protocols, ...; without GROUP
+                          these commands, too
   reproduce PAPER         run the sweep behind a paper's table; --dry-run only lists it
   convert FOLDER|HUB-NAME write model.safetensors for weights that are only a pickle (pytorch_model.bin);
                           model=WORD checks the pickle's hash
@@ -153,10 +154,15 @@ def _answer(arguments: list[str]) -> int:
     return int(getattr(importlib.import_module(f"peftbench.commands.{module}"), function)(rest))
 
 
+def commands() -> str:
+    """All commands by group, as the help explains them."""
+    return HELP[HELP.index("train:\n") : HELP.index("examples:\n")]
+
+
 def usage(command: str) -> str:
     """What the help says of a command, and what its words are."""
     entries = re.findall(rf"^  {command} .*\n(?: {{9,}}.*\n)*", HELP, re.MULTILINE)
-    words = "GROUP: a configuration group, such as model or method; without one, all groups are listed."
+    words = "GROUP: a configuration group, such as model or method; without one, all commands and groups are listed."
     if command != "list":
         words = "OVERRIDES: as for `peftbench run`, group=name or key=value; `peftbench list` shows the groups."
     return "".join(["usage: peftbench\n", *entries, words])

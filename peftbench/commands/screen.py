@@ -65,7 +65,8 @@ class Artefacts:
     def ended(self, outcome: "Outcome") -> None:
         """It was made."""
         facts = outcome.record.made.facts if outcome.record.made else {}
-        for key, describe in (("norms", _geometry), ("distance", _moved), ("residual", _residual)):
+        described = {"norms": _geometry, "distance": _moved, "scale": _setting, "residual": _residual}
+        for key, describe in described.items():
             if key in facts and key not in self._described:
                 self._described.add(key)
                 for line in describe(facts):
@@ -118,14 +119,21 @@ def _geometry(facts: Mapping[str, Any]) -> list[str]:
         for pair, cosine in facts["cosines"].items()
     ]
     lines = [f"lengths of the changes: {norms}", f"cosines (equal signs): {'; '.join(pairs)}"]
-    tried = "; ".join(
-        f"{scale}: {sum(by_task.values()) / len(by_task):.4f}" for scale, by_task in facts.get("tried", {}).items()
-    )
-    lines.append(f"scale {facts['scale']:g}" + (f", chosen on held-out rows of {tried}" if tried else ""))
+    if left_out := facts.get("left_out"):
+        lines.append(f"left out, because they changed nothing: {', '.join(left_out)}")
+    return lines
+
+
+def _setting(facts: Mapping[str, Any]) -> list[str]:
+    """The scale, with which share of entries was kept where that was chosen, and what the choice saw on held-out
+    rows."""
+    share = f", keep {facts['keep']:g}" if "keep" in facts else ""
+    means = {setting: sum(by_task.values()) / len(by_task) for setting, by_task in facts.get("tried", {}).items()}
+    tried = "; ".join(f"{setting}: {score:.4f}" for setting, score in means.items())
+    lines = [f"scale {facts['scale']:g}{share}" + (f", chosen on held-out rows of {tried}" if tried else "")]
     if on := facts.get("chosen_on", {}).get("runs_that_trained_on_them"):
-        lines.append(
-            f"these runs trained on the held-out rows, too (protocol.selection is not held_out): {', '.join(on)}"
-        )
+        said = "these runs trained on the held-out rows, too (protocol.selection is not held_out)"
+        lines.append(f"{said}: {', '.join(on)}")
     return lines
 
 

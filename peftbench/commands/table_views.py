@@ -26,6 +26,7 @@ MODULES = {  # word -> the module of `peftbench.report` whose `sheet` makes the 
     "edits": "edits",
     "shots": "few",
     "distances": "distances",
+    "merges": "merges",
 }
 WORDS = (SCORES, *MODULES, "subsets", "pscp")
 

@@ -109,13 +109,16 @@ def _edited(job: Job, asked: Asked, screen: Screen) -> int:
 
 
 def _beside(job: Job, asked: Asked, other: FoldedRun, where: Where, screen: Screen) -> int:
-    """A run on another task, whose backbone is edited, too: collateral. A shift of the edited run's head leaves it."""
+    """A run on another task, whose backbone is edited, too: collateral. A shift of the edited run's head leaves it
+    as it is, and is not scored again."""
     recipe = Recipe("edit", asked.row(job.method), asked.keys, [other.run, job.run.run], asked.words)
 
     def make(rows: Mapping[str, Split]) -> Result:
-        plain, incision = other.unedited(rows), job.run.incision(asked.edit)
-        other.put(incision)
-        result = other.scored(rows, other.counted(incision.entries), {})
+        result = plain = other.unedited(rows)
+        if asked.edit.control != "bias":
+            incision = job.run.incision(asked.edit)
+            other.put(incision)
+            result = other.scored(rows, other.counted(incision.entries), {})
         return replace(result, facts={"edited": job.run.task.name, **_headline_before(other, plain)})
 
     return settle(recipe, where, make, screen)

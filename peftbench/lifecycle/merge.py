@@ -2,25 +2,25 @@
 
 import functools
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from peftbench.backbone.model import load_model
 from peftbench.data.split import Split
 from peftbench.ground.errors import ConfigError
+from peftbench.lifecycle import held_out
 from peftbench.lifecycle.artefact import Recipe, Result, Where, settle
+from peftbench.lifecycle.held_out import Setting
 from peftbench.lifecycle.merging import Changes, Merge
 from peftbench.lifecycle.parents import Parent, check_plain, one_seed
 from peftbench.lifecycle.score import scored
-from peftbench.lifecycle.task_model import FoldedModel, backbone_of
+from peftbench.lifecycle.task_model import HEADS, FoldedModel, Head, backbone_of
 from peftbench.lifecycle.vectors import Vectors, equalized, geometry, vectors
 from peftbench.record import Counts
 from peftbench.study.cell import Screen
 
-Head = Literal["kept", "refitted"]
 FLOOR, CEILING = "backbone", "own run"  # rows of the table between which merges lie
 JOINT = "joint training"  # one run on all the tasks: a ceiling, too
 MOST_TASKS = 100
@@ -82,20 +82,26 @@ class Group:
         return vectors(self.before, [model.own for model in self.models.values()], over)
 
     def chosen(self, way: Merge) -> tuple[Vectors, Chosen]:
-        """The merged change, and its scale: as asked for, or the best of the grid on held-out rows of train."""
+        """The merged change and its scale; scale and share as asked for, or the best on held-out rows of train."""
         taus = self.vectors("weights" if way.needs == "inputs" and way.over == "touched" else way.over)
-        facts = {"entries": taus.rows.shape[1], **geometry(taus.rows, self.tasks)}
-        change = way.merged(self._changes(way, taus))
-        if way.scale != "held_out":
-            return taus, Chosen(change, way.scale, facts)
-        tried = {scale: self._held_out(taus.added(change, scale), way.choose_rows) for scale in way.grid}
-        scores = {scale: float(np.mean([*by_task.values()])) for scale, by_task in tried.items()}
-        best = max(scores, key=lambda scale: (scores[scale], -scale))
-        trained_on = [one.record.cell.task for one in self.parents if one.protocol.selection != "held_out"]
-        facts["tried"] = {f"{scale:g}": by_task for scale, by_task in tried.items()}
-        facts["chosen_on"] = {"rows": f"held-out rows of train, {way.choose_rows} a task at most"}
-        facts["chosen_on"] |= {"runs_that_trained_on_them": trained_on}
-        return taus, Chosen(change, best, facts)
+        changes = self._changes(way, taus)
+        facts: dict[str, Any] = {"entries": taus.rows.shape[1], **geometry(taus.rows, self.tasks)}
+        if way.skips_unchanged and (unchanged := [task for task, norm in facts["norms"].items() if norm == 0]):
+            facts["left_out"] = unchanged
+        if way.is_given:
+            return taus, Chosen(way.merged(changes), way.scales[0], facts)
+        tried: dict[Setting, dict[str, float]] = {}
+        for keep, one in way.by_share().items():
+            change = one.merged(changes)
+            tried |= {
+                Setting(scale, keep): self._held_out(taus.added(change, scale), way.choose_rows) for scale in way.scales
+            }
+            if held_out.best(tried).keep == keep:
+                of_best = change
+        chosen = held_out.best(tried)
+        facts |= held_out.facts(tried, way.choose_rows, self.parents)
+        facts |= {} if chosen.keep is None else {"keep": chosen.keep}
+        return taus, Chosen(of_best, chosen.scale, facts)
 
     def _changes(self, way: Merge, taus: Vectors) -> Changes:
         rows = equalized(taus.rows) if way.equalize == "norm" else taus.rows
@@ -166,7 +172,7 @@ def merge(group: Group, job: Job, where: Mapping[str, Where], screen: Screen) ->
         facts = {"tasks": group.tasks, "scale": chosen.scale, **chosen.facts}
         return {**group.before, **taus.added(chosen.change, chosen.scale)}, facts, int((chosen.change != 0).sum())
 
-    keys = {"merge": job.word, **asdict(job.way)}
+    keys = {"merge": job.word, **job.way.keys}
     return _each(group, job, where, screen, job.word, keys, weights_of, group.parents)
 
 
@@ -202,12 +208,10 @@ def _each(
     parents: Sequence[Parent],
 ) -> int:
     """An artefact for every task and kind of head."""
-    kinds: tuple[Head, ...] = {"kept": ("kept",), "refit": ("refitted",), "both": ("kept", "refitted")}[job.way.heads]  # type: ignore[assignment]
+    kinds: tuple[Head, ...] = ("kept",) if name == CEILING else HEADS[job.way.heads]
     codes = [0]
     for task, own in zip(group.tasks, group.parents, strict=True):
         for head in kinds:
-            if name == CEILING and head == "refitted":
-                continue
             method = own.trained_by
             recipe = Recipe(
                 "merge",

@@ -7,14 +7,15 @@ are handed in, all of them together or those of every weight apart (`within`).
 
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from peftbench.config.bounds import Count, InnerShare, Positive
+from peftbench.config.bounds import Count, InnerShare
 from peftbench.ground.seeds import stream
+from peftbench.lifecycle.held_out import HELD_OUT, Scaled
 
 Keep = Annotated[float, Field(gt=0, le=1)]
 Parts = Sequence[slice]  # where the entries of each weight lie
@@ -42,26 +43,71 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Merge:
+class Merge(Scaled):
     """Keys that every way of merging has; units and sources stand in conf/merge.
 
     Attributes:
         needs: what it needs beside the changes.
+        skips_unchanged: whether a run that changed nothing is left out.
     """
 
-    scale: Positive | Literal["held_out"]
-    grid: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=100)]
-    choose_rows: Count
     over: Literal["touched", "backbone"]
     equalize: Literal["none", "norm"]
     heads: Literal["kept", "refit", "both"]
     refit_rows: Count
 
     needs: ClassVar[Literal["curvature", "inputs"] | None] = None
+    skips_unchanged: ClassVar[bool] = False
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """What of it decides the merged backbone."""
+        return asdict(self)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether nothing of it is chosen on held-out rows."""
+        return self.scale != HELD_OUT
+
+    def by_share(self) -> "dict[float | None, Merge]":
+        """The same for every share of entries that is tried, by that share; None: there is no choice."""
+        return {None: self}
 
     def merged(self, changes: Changes) -> torch.Tensor:
         """tau*, (entries,)."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Sparsified(Merge):
+    """A way that keeps a share of every run's entries.
+
+    Attributes:
+        keep: the share; held_out: the best of `keeps`, together with the scale.
+    """
+
+    keep: Keep | Literal["held_out"]
+    keeps: Annotated[tuple[Keep, ...], Field(min_length=1, max_length=100)]
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """See `Merge`; the shares that are tried decide nothing where one is given."""
+        return {key: one for key, one in super().keys.items() if key != "keeps" or self.keep == HELD_OUT}
+
+    @property
+    def is_given(self) -> bool:
+        """See `Merge`."""
+        return super().is_given and self.keep != HELD_OUT
+
+    def by_share(self) -> dict[float | None, Merge]:
+        """See `Merge`."""
+        return {keep: replace(self, keep=keep) for keep in self.keeps} if self.keep == HELD_OUT else {None: self}
+
+    @property
+    def share(self) -> float:
+        """`keep` as a number, as `merged` needs it."""
+        assert not isinstance(self.keep, str)
+        return self.keep
 
 
 @dataclass(frozen=True)
@@ -83,15 +129,14 @@ class TaskArithmetic(Merge):
 
 
 @dataclass(frozen=True)
-class Magnitude(Merge):
+class Magnitude(Sparsified):
     """The sum of the rows, each cut to its share of largest magnitudes."""
 
-    keep: Keep
     within: Literal["all", "tensor"]
 
     def merged(self, changes: Changes) -> torch.Tensor:
         """See `Merge`."""
-        return _apart(changes, self.within, lambda rows: _largest(rows, self.keep).sum(0))
+        return _apart(changes, self.within, lambda rows: _largest(rows, self.share).sum(0))
 
 
 @dataclass(frozen=True)
@@ -103,26 +148,24 @@ class Ties(Magnitude):
 
     def merged(self, changes: Changes) -> torch.Tensor:
         """See `Merge`."""
-        return _apart(changes, self.within, lambda rows: _agreeing(_largest(rows, self.keep)))
+        return _apart(changes, self.within, lambda rows: _agreeing(_largest(rows, self.share)))
 
 
 @dataclass(frozen=True)
-class Dare(Merge):
+class Dare(Sparsified):
     """Every entry kept with probability `keep` and divided by it, then summed (Yu et al. 2024, arXiv 2311.03099)."""
-
-    keep: Keep
 
     def merged(self, changes: Changes) -> torch.Tensor:
         """See `Merge`."""
         return self._dropped(changes).sum(0)
 
     def _dropped(self, changes: Changes) -> torch.Tensor:
-        if self.keep == 1:
+        if self.share == 1:
             return changes.rows
         kept = []
         for row, task in zip(changes.rows, changes.tasks, strict=True):
             drawn = torch.Generator().manual_seed(stream(changes.seed, "merge") ^ zlib.crc32(task.encode()))
-            kept.append(row * (torch.rand(row.shape, generator=drawn) < self.keep) / self.keep)
+            kept.append(row * (torch.rand(row.shape, generator=drawn) < self.share) / self.share)
         return torch.stack(kept)
 
 
@@ -180,7 +223,7 @@ class RegMean(Merge):
 
 
 @dataclass(frozen=True)
-class Pcb(Merge):
+class Pcb(Sparsified):
     """Parameter competition balancing (Du et al. 2024, arXiv 2410.02396), as in the repository's top-level file.
 
     With a_t = |tau_t| clamped to its own order statistics at `trim` and 1 - trim, u_t = a_t min-maxed to [0, 1]:
@@ -193,10 +236,10 @@ class Pcb(Merge):
             with v = sign * u, of its vision code; pairs: sum_s tanh(v_t v_s), of its evolutionary search.
     """
 
-    keep: Keep
     trim: InnerShare
     inter: Literal["sum", "scaled", "pairs"]
     within: Literal["all", "tensor"]
+    skips_unchanged: ClassVar[bool] = True
 
     def merged(self, changes: Changes) -> torch.Tensor:
         """See `Merge`."""
@@ -216,7 +259,7 @@ class Pcb(Merge):
             else:
                 inter = torch.tanh(row.double() * (raw_sum if self.inter == "sum" else scaled_sum))
             score = torch.exp(len(rows) * (signed**2 - 1)) * inter
-            score = _min_max(score.clamp(min=_order_statistic(score, int(len(score) * (1 - self.keep)))))
+            score = _min_max(score.clamp(min=_order_statistic(score, int(len(score) * (1 - self.share)))))
             total += row.sign() * size * score
             weights += score
         return (total / weights.clamp(min=1e-12)).float()

@@ -135,6 +135,12 @@ class Patch:
         copy_into(dict(model.head()), self.moved.delta.named(HEAD))
         return self._ready(model, ())
 
+    @functools.lru_cache  # noqa: B019  # a run and its newer backbone live as long as their command
+    def held_out(self, scale: float, most: int) -> float:
+        """The task's plain headline metric of `plain` on that many held-out rows of train at most."""
+        on = self.plain(scale)
+        return on.headline(on.tokens("held_out", most))
+
     def _new(self) -> Model:
         facts = self.moved.delta.facts
         return load_model(self.model, facts.task.labels, facts.seed)[0]

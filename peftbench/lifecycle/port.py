@@ -5,28 +5,38 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from peftbench.config.bounds import Count, Positive, Whole
+from peftbench.config.bounds import Count, Whole
 from peftbench.data.split import Split
+from peftbench.lifecycle import held_out
 from peftbench.lifecycle.artefact import Recipe, Result, Where, folder_of, settle
+from peftbench.lifecycle.held_out import HELD_OUT, Scaled, Setting
 from peftbench.lifecycle.patch import Patch
-from peftbench.lifecycle.task_model import TaskModel
+from peftbench.lifecycle.task_model import HEADS, Head, TaskModel
 from peftbench.record import Counts
 from peftbench.runner.delta import HEAD, Delta
 from peftbench.study.cell import Screen
 
-Head = Literal["kept", "refitted"]
 FLOOR = "newer backbone"  # under the run's head, without what it learned
-HEADS: dict[str, tuple[Head, ...]] = {"kept": ("kept",), "refit": ("refitted",), "both": ("kept", "refitted")}
 
 
 @dataclass(frozen=True)
-class Port:
+class Port(Scaled):
     """How a delta is carried over. Units and sources stand in conf/port/default.yaml."""
 
-    scale: Positive
     steps: Whole
     heads: Literal["kept", "refit", "both"]
     refit_rows: Count
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the change as it is, which can be kept as a delta."""
+        return self.scale == 1
+
+    @property
+    def of_scale(self) -> dict[str, Any]:
+        """What decides how far the change goes."""
+        given = {"scale": self.scale}
+        return {**given, "grid": self.grid, "choose_rows": self.choose_rows} if self.scale == HELD_OUT else given
 
     def of_head(self, head: Head) -> dict[str, Any]:
         """What decides a row with this head."""
@@ -94,22 +104,33 @@ def _floor(job: Job, head: Head, settled: Settled) -> int:
 
 
 def _port(job: Job, head: Head, settled: Settled) -> int:
-    recipe, whole = port_recipe(job, head), job.keys.scale == 1
+    whole = job.keys.is_whole
 
     def make(rows: Mapping[str, Split]) -> Result:
-        patch = job.patch
-        on = patch.patched() if whole else patch.plain(job.keys.scale)
-        result = scored(on, head, job.keys.refit_rows, rows, _counts(patch), patch.facts())
+        patch, (scale, chosen) = job.patch, _scale(job)
+        on = patch.patched() if whole else patch.plain(scale)
+        result = scored(on, head, job.keys.refit_rows, rows, _counts(patch), {**patch.facts(), **chosen})
         return replace(result, delta=_with_head(patch.moved.delta, on)) if whole else result
 
-    return settled.settle(recipe, job.where, make)
+    return settled.settle(port_recipe(job, head), job.where, make)
+
+
+def _scale(job: Job) -> tuple[float, dict[str, Any]]:
+    """How many times the change is added, as asked for or the best on held-out rows, and what the choice saw."""
+    keys, patch = job.keys, job.patch
+    if not isinstance(keys.scale, str):
+        return keys.scale, {}
+    task, most = patch.run.record.cell.task, keys.choose_rows
+    tried = {Setting(scale): {task: patch.held_out(scale, most)} for scale in keys.scales}
+    scale = held_out.best(tried).scale
+    return scale, {"scale": scale, **held_out.facts(tried, most, [patch.run])}
 
 
 def port_recipe(job: Job, head: Head) -> Recipe:
     """The run's delta on the newer backbone, without training."""
-    times = "" if job.keys.scale == 1 else f" x{job.keys.scale:g}"
-    keys = {"scale": job.keys.scale, **job.keys.of_head(head)}
-    return job.recipe(f"port{times} of {job.method}, {head} head", keys)
+    scale = job.keys.scale
+    name = "scaled port" if isinstance(scale, str) else "port" if job.keys.is_whole else f"port x{scale:g}"
+    return job.recipe(f"{name} of {job.method}, {head} head", {**job.keys.of_scale, **job.keys.of_head(head)})
 
 
 def scored(

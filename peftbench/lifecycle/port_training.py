@@ -15,8 +15,8 @@ from peftbench.ground.files import RECORD_FILE, expanded
 from peftbench.lifecycle.artefact import Recipe, Result, folder_of, inputs_of
 from peftbench.lifecycle.distance import by_kind, cosine, length, minus, ratio
 from peftbench.lifecycle.parents import Parent, parent
-from peftbench.lifecycle.port import HEADS, Head, Job, Settled, port_recipe, scored
-from peftbench.lifecycle.task_model import FoldedModel, TaskModel
+from peftbench.lifecycle.port import Job, Settled, port_recipe, scored
+from peftbench.lifecycle.task_model import HEADS, FoldedModel, Head, TaskModel
 from peftbench.runner import budgets
 from peftbench.runner.counts import count_cell
 from peftbench.runner.deltas import delta_of, goes_on, reload

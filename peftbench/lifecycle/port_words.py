@@ -41,8 +41,8 @@ def ask(words: Sequence[str], known: Collection[str] = (), searchpath: str | Non
     for job in jobs:
         if job.keys.steps:
             port_training.check(job)
-        if job.keys.scale != 1 and job.patch.change is None:
-            raise ConfigError(f"port.scale={job.keys.scale:g}: {job.method} is no change of weights that can be scaled")
+        if not job.keys.is_whole and job.patch.change is None:
+            raise ConfigError(f"port.scale={job.keys.scale}: {job.method} is no change of weights that can be scaled")
         job.patch.forget()
     return sorted(jobs, key=lambda job: (str(job.patch.run.folder), job.keys.steps))  # what a run needs once, together
 
@@ -88,8 +88,8 @@ def _read(words: Sequence[str]) -> _Words:
         if key not in typed:
             raise ConfigError(f"{key}: must be given, {what}")
     check_study(typed["from"], "from=")
-    if keys.scale != 1 and keys.steps:
-        raise ConfigError(f"port.scale={keys.scale:g}: only the whole change is trained on from; port.steps=0")
+    if keys.steps and not keys.is_whole:
+        raise ConfigError(f"port.scale={keys.scale}: only the whole change is trained on from; port.steps=0")
     place = [item for item in rest if item.partition("=")[0].partition(".")[0] in (*PLACE, "model")]
     return _Words(keys, typed, place, compose.cell_from(place))
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ from peftbench.training.evaluation import Evaluator
 from peftbench.training.fit import Scores
 from peftbench.training.forward import Forward
 
+Head = Literal["kept", "refitted"]  # as its run left it, or fitted anew to the backbone that it reads now
+HEADS: dict[str, tuple[Head, ...]] = {"kept": ("kept",), "refit": ("refitted",), "both": ("kept", "refitted")}
 RIDGE = 1e-3  # weight of the refitted map's squared entries beside the mean loss: features of few rows are collinear
 
 

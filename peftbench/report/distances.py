@@ -18,13 +18,18 @@ By = dict[Name, Number]  # by task, by two tasks, or by kind of module
 
 
 @dataclass(frozen=True)
-class _Merged:
-    """Of several runs' changes: lengths by task; by two tasks their cosine, and how often their signs agree."""
+class Merged:
+    """Of several runs' changes: lengths by task; by two tasks their cosine, and how often their signs agree.
+
+    Attributes:
+        keep: the share of entries that was chosen, where one was.
+    """
 
     norms: By
     cosines: By
     sign_agreement: By
     scale: Number
+    keep: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -41,11 +46,13 @@ class _Residual:
 
 @dataclass(frozen=True)
 class _Ported:
-    """Of a port: how far the backbone has moved, the old one's length, and the run's change."""
+    """Of a port: how far the backbone has moved, the old one's length, the run's change, and its scale where one was
+    chosen."""
 
     distance: Number
     length: Number
     change: _Change | None = None
+    scale: Number | None = None
 
 
 @dataclass(frozen=True)
@@ -58,9 +65,10 @@ class _Anew:
     residual_in_changes: By
 
 
-Read = _Merged | _Ported | _Anew
+Read = Merged | _Ported | _Anew
 MEASURES = (
     Measure("scale", decimals=2),
+    Measure("keep", decimals=2),
     Measure("moved", decimals=2, times=100),
     Measure("length", decimals=3),
     Measure("cosine", decimals=3),
@@ -68,6 +76,7 @@ MEASURES = (
     Measure("apart", decimals=2),
 )
 NOTES = (
+    "scale: times the change; keep: the share of entries kept, where it was chosen on held-out rows",
     "length: of a run's change of the backbone; of a merge the mean over its runs",
     "cosine: of a merge between the changes of two runs, mean over pairs; of a port between the run's change and the "
     "backbone's move; of a run trained anew between its change and the old run's",
@@ -82,11 +91,11 @@ def _adapter(kind: type) -> TypeAdapter[Read]:
     return TypeAdapter(kind)
 
 
-def _read(record: Record) -> Read | None:
+def read_of(record: Record) -> Read | None:
     """What a record says of distances; None: nothing, or not as this version writes it."""
     if record.made is None:
         return None
-    kinds = {"merge": (_Merged,), "port": (_Ported, _Anew)}
+    kinds = {"merge": (Merged,), "port": (_Ported, _Anew)}
     for kind in kinds.get(record.made.by, ()):
         try:
             return _adapter(kind).validate_python(record.made.facts)
@@ -97,15 +106,22 @@ def _read(record: Record) -> Read | None:
 
 def _measures(read: Read) -> dict[str, float]:
     """The measures of one artefact, and those by kind of module."""
-    if isinstance(read, _Merged):
+    if isinstance(read, Merged):
         values = {"length": read.norms, "cosine": read.cosines, "equal signs": read.sign_agreement}
-        return {"scale": read.scale, **{name: mean(one.values()) for name, one in values.items() if one}}
+        return {
+            **_chosen(scale=read.scale, keep=read.keep),
+            **{name: mean(one.values()) for name, one in values.items() if one},
+        }
     if isinstance(read, _Ported):
-        moved = {"moved": read.distance / read.length} if read.length else {}
+        moved = _chosen(scale=read.scale) | ({"moved": read.distance / read.length} if read.length else {})
         return moved if read.change is None else {**moved, **_of_change(read.change, read.change.cosines or {})}
     apart = {"apart": read.residual.in_changes}
     apart |= {f"apart, {kind}": value for kind, value in read.residual_in_changes.items()}
     return {**_of_change(read.change, read.cosines), **apart}
+
+
+def _chosen(**settings: float | None) -> dict[str, float]:
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _of_change(change: _Change, by_kind: By) -> dict[str, float]:
@@ -121,7 +137,7 @@ def sheet(study: Study) -> Sheet:
     """
     cells = []
     for place in axes.places(study):
-        every = [_measures(read) for _, record in place.runs if (read := _read(record)) is not None]
+        every = [_measures(read) for _, record in place.runs if (read := read_of(record)) is not None]
         if every:
             names = dict.fromkeys(name for one in every for name in one)
             values = {name: [one[name] for one in every if name in one] for name in names}

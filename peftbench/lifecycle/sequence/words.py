@@ -1,7 +1,7 @@
 """What the words of `peftbench sequence` ask for: which tasks in which order, which learner, on which backbone."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from peftbench.lifecycle.sequence.keys import (
 )
 
 DEFAULT = "glue5"
+JOINT = "joint"
 LEARNERS: dict[str, type[LearnerKeys]] = {
     "finetune": WholeKeys,
-    "joint": WholeKeys,
+    JOINT: WholeKeys,
     "simplecil": SimpleCilKeys,
     "aper": AdaptersKeys,
     "mos": MosKeys,
@@ -54,6 +55,8 @@ def _job(words: Sequence[str]) -> Job:
     tasks, rest = recipes.recipe("sequence", [*default, *asked], lambda _: TaskSequence)
     keys, place = recipes.recipe("learner", rest, LEARNERS.__getitem__)
     learner = next(word.partition("=")[2] for word in rest if word.startswith("learner="))
+    if learner == JOINT:
+        tasks = replace(tasks, order=0)  # all tasks come at once, so that every order makes the same
     for word in place:
         _check(word.partition("=")[0].lstrip("+~"))
     if unknown := [name for name in tasks.tasks if name not in compose.words("task")]:

@@ -1,0 +1,144 @@
+"""A study's merges, each as one backbone for all its tasks: means over tasks, beside those of what bounds it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+from peftbench.ground.errors import ConfigError
+from peftbench.record import Made, Record
+from peftbench.report import axes
+from peftbench.report.axes import Measure, Measured, Place
+from peftbench.report.distances import Merged, read_of
+from peftbench.report.records import Study, differences
+from peftbench.report.sheet import Sheet
+
+MEASURES = (
+    Measure("tasks", decimals=0, counted=True),
+    Measure("score", times=100),
+    Measure("of own runs", times=100),
+    Measure("longest : shortest", decimals=2),
+    Measure("scale", decimals=2),
+    Measure("keep", decimals=2),
+)
+NOTES = (
+    "score: headline metric, mean over the tasks; of own runs: score as a share of that of the task's own run, mean "
+    "over the tasks; both in percent",
+    "longest : shortest: lengths of the changes that were merged; keep: the share of entries kept, where it was chosen",
+)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What one seed scored on several tasks: a merge, joint training, the runs or the backbone by themselves.
+
+    Attributes:
+        scored: by task.
+    """
+
+    scored: dict[str, Record]
+
+    @property
+    def tasks(self) -> str:
+        """Their names."""
+        return ", ".join(sorted(self.scored))
+
+    @property
+    def first(self) -> Record:
+        """The record of the first of the tasks by name."""
+        return self.scored[min(self.scored)]
+
+    @property
+    def line(self) -> tuple[str, str, tuple[str, ...]]:
+        """What other seeds of the same have, too."""
+        return self.tasks, self.first.cell.method, tuple(sorted(one.fingerprint for one in self.scored.values()))
+
+    def shares(self, ceilings: Sequence[Record]) -> dict[str, float | None]:
+        """By task the share of its own run's score; None: there is no such run, or it scored nothing."""
+        own = {task: _own_score(record, ceilings) for task, record in self.scored.items()}
+        return {task: _score(self.scored[task]) / one if one > 0 else None for task, one in own.items()}
+
+    def values(self, ceilings: Sequence[Record]) -> dict[str, float]:
+        """The measures; only tasks with a share are in their mean."""
+        values = {"tasks": float(len(self.scored)), "score": mean(map(_score, self.scored.values()))}
+        if shares := [share for share in self.shares(ceilings).values() if share is not None]:
+            values["of own runs"] = mean(shares)
+        seen = read_of(self.first)
+        if isinstance(seen, Merged):
+            values |= {"scale": seen.scale} | ({} if seen.keep is None else {"keep": seen.keep})
+            if (shortest := min(seen.norms.values(), default=0.0)) > 0:
+                values["longest : shortest"] = max(seen.norms.values()) / shortest
+        return values
+
+
+def sheet(study: Study) -> Sheet:
+    """A line for every merge and for what bounds it.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    wholes = _wholes(study)
+    if not wholes:
+        raise ConfigError(f"study {study.name}: holds no merge; peftbench merge makes one")
+    ceilings = [record for whole in wholes for record in whole.scored.values() if _made(record).keys.get("ceiling")]
+    lines: dict[tuple[str, str, tuple[str, ...]], list[Whole]] = {}
+    for whole in sorted(wholes, key=lambda whole: whole.line):
+        lines.setdefault(whole.line, []).append(whole)
+    cells: list[Measured] = []
+    main: dict[tuple[str, str], Record] = {}
+    for (tasks, method, _), of_seeds in lines.items():
+        record = of_seeds[0].first
+        name = _named(record, main.setdefault((tasks, method), record))
+        values = [whole.values(ceilings) for whole in of_seeds]
+        measured = {one.name: [seen[one.name] for seen in values if one.name in seen] for one in MEASURES}
+        cells.append(Measured(Place(tasks, name, []), measured, len(of_seeds)))
+    shares = [(_key(whole.scored[task]), share) for whole in wholes for task, share in whole.shares(ceilings).items()]
+    without = sorted({f"{task} of {method}" for (task, method, _), share in shares if share is None})
+    left_out = [f"no share of an own run that scored above 0: {', '.join(without)}"] if without else []
+    return axes.sheet(f"{study.name}: merges, mean ± sd over seeds", MEASURES, cells, [*NOTES, *left_out])
+
+
+def _wholes(study: Study) -> list[Whole]:
+    """What the study holds of merges, without what was set aside because runs have changed."""
+    found: dict[tuple[str, int, str, int], Whole] = {}
+    for folder, record in zip(study.folders, study.records, strict=True):
+        made = record.made
+        if made is None or made.by != "merge" or record.headline.value is None or "-" in folder.name:
+            continue
+        parents = record.hashes.parents if len(record.hashes.parents) > 1 else {}  # a bound has one, its task's own
+        key = record.cell.method, record.cell.seed, json.dumps([made.keys, parents], sort_keys=True)
+        times = sum(key == other[:3] and record.cell.task in whole.scored for other, whole in found.items())
+        found.setdefault((*key, times), Whole({})).scored[record.cell.task] = record
+    return [*found.values()]
+
+
+def _named(record: Record, main: Record) -> str:
+    """Its row of the table, with the settings in which it differs from the first of that row."""
+    if record is main:
+        return record.cell.method
+    differing = [f"{key}={new}" for key, (_, new) in differences(main, record).items()]
+    return f"{record.cell.method} ({', '.join(differing) or 'other runs'})"
+
+
+def _key(record: Record) -> tuple[str, str, int]:
+    """Task, method of the runs ("lora" of "ties of lora, kept head") and seed."""
+    method = record.cell.method.partition(" of ")[2].partition(", ")[0]
+    return record.cell.task, method, record.cell.seed
+
+
+def _own_score(record: Record, ceilings: Sequence[Record]) -> float:
+    """What the own run of a record's task scored; 0: it is not known."""
+    alike = [one for one in ceilings if _key(one) == _key(record)]
+    of_it = [one for one in alike if one.hashes.parents.items() <= record.hashes.parents.items()]
+    found = of_it or alike  # joint training has none of them among its parents
+    return _score(found[0]) if len(found) == 1 else 0.0
+
+
+def _score(record: Record) -> float:
+    assert record.headline.value is not None
+    return record.headline.value
+
+
+def _made(record: Record) -> Made:
+    assert record.made is not None
+    return record.made
