@@ -60,12 +60,15 @@ merge() {
     for method in full lora bitfit id3; do
         local of=(from=life "method=$method" "tasks=[$all]" seed=0,1,2 study=life_merge merge.refit_rows=500 "${here[@]}")
         peftbench merge "${of[@]}" merge=average --save
-        peftbench merge "${of[@]}" merge=task_arithmetic,ties,pcb merge.choose_rows=128 'merge.grid=[0.2,0.4,0.7,1,1.5]' --save
+        peftbench merge "${of[@]}" merge.choose_rows=128 'merge.grid=[0.2,0.4,0.7,1,1.5]' merge=task_arithmetic --save
+        peftbench merge "${of[@]}" merge.choose_rows=128 'merge.grid=[0.2,0.4,0.7,1,1.5]' \
+            merge=ties,pcb merge.keep=held_out 'merge.keeps=[0.1,0.2,0.5,1]' --save
         # RegMean merges matrices, and BitFit's runs changed none
         [ "$method" = bitfit ] || peftbench merge "${of[@]}" merge=regmean merge.rows=256 --save
     done
     work life_merge
     show life_merge
+    show life_merge --show merges
     show life_merge --show distances
 }
 
