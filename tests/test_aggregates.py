@@ -118,7 +118,10 @@ def test_the_aggregates_of_a_study_are_shown_in_every_format(write_run: Callable
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--show", "agregates"), "--show agregates: there is no such view; did you mean aggregates or rates?"),
+        (
+            ("--show", "agregates"),
+            "--show agregates: there is no such view; did you mean aggregates or rates or merges?",
+        ),
         (("--show", "aggregates", "--paper", "id3"), "--paper: is for --show scores, not for aggregates"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -50,9 +51,12 @@ def test_a_sweep_searches_once_and_trains_what_was_chosen(tmp_path: Path) -> Non
     assert first.search == second.search, "the second seed found the first one's tries"
     assert set(first.search.folders) == set(tries)
     assert {one.metrics.selection for one in tries.values()} == {"held_out"}
-    scores = [tries[folder].metrics.evaluations[-1].metrics["accuracy_held_out"] for folder in first.search.folders]
-    assert list(first.search.scores.values()) == scores
-    best = tries[first.search.folders[scores.index(max(scores))]]
+    last = {folder: tries[folder].metrics.evaluations[-1] for folder in first.search.folders}
+    scores = {folder: one.metrics["accuracy_held_out"] for folder, one in last.items()}
+    assert list(first.search.scores.values()) == list(scores.values())
+    losses = {folder: one.loss for folder, one in last.items()}
+    one_class = all(one.collapsed for one in last.values())
+    best = tries[min(last, key=lambda key: losses[key] if one_class else (-scores[key], losses[key]))]  # type: ignore[operator]
     assert best.counts is not None
     for path in find_records(tmp_path / "pilot"):
         final, strata = read_record(path), Delta.load(path.parent / DELTA_FILE).facts.method.arguments["strata"]
@@ -65,8 +69,9 @@ def test_a_sweep_searches_once_and_trains_what_was_chosen(tmp_path: Path) -> Non
         assert final.counts is not None
         assert (final.counts.backbone, final.metrics.selection) == (best.counts.backbone, "last")
     cell = compose.cell_from(words)
+    other = {name: replace(one, last=None if one.last is None else -1) for name, one in first.search.strata.items()}
     with pytest.raises(DataError, match="does not fit"):
-        learner_of(cell, None, None).as_learned(tmp_path / cell.folder)
+        learner_of(chosen(cell, replace(first.search, strata=other)), None, None).as_learned(tmp_path / cell.folder)
     assert learner_of(chosen(cell, first.search), None, None).as_learned(tmp_path / cell.folder).depth == 2
 
 

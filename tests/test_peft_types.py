@@ -27,7 +27,10 @@ pytest.importorskip("peft", reason="peft is not installed: pip install 'peftbenc
 D, L = 128, 2  # bert_tiny
 Make, Run = Callable[..., Cell], Callable[..., Outcome]
 IDS = {"input_ids": torch.arange(3, 43).reshape(4, 10), "attention_mask": torch.ones(4, 10).long()}
-NEEDS: Mapping[str, dict[str, Any]] = {"vblora": {"vector_length": 32}}  # to act on maps of this size
+NEEDS: Mapping[str, dict[str, Any]] = {
+    "vblora": {"vector_length": 32},  # to act on maps of this size
+    "c3a": {"init_weights": True},  # to start at the backbone
+}
 DRAWS: Mapping[str, dict[str, Any]] = {"psoft": {"psoft_svd": "lowrank"}}  # what draws anything at all
 DIALLED = [kind for kind, facts in peft_types.TYPES.items() if facts.dial and not facts.is_prompt]
 SEEDED = [kind for kind, facts in peft_types.TYPES.items() if facts.seed]
@@ -42,13 +45,13 @@ def logits(model: Model) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", DIALLED)
 def test_the_size_that_a_budget_finds_starts_at_the_backbone(tiny: Make, kind: str) -> None:
-    """Where a fifth of its units would be the largest that fits."""
+    """Where the next size would not fit: of blocks, that is the next divisor; else a fifth unit would."""
     model, empty = load_model(tiny().model, 2, 0)[0], build(tiny().model, 2, "meta")
     dial, expected = peft_types.TYPES[kind].dial, logits(model)
-    few, more = (
-        trained_entries(Peft(kind, {**NEEDS.get(kind, {}), str(dial): size}), empty, Scope()) for size in (4, 6)
-    )
-    fitted = Peft(kind, NEEDS.get(kind, {})).within(empty, Scope(), (few + more) // 2)
+    config = NEEDS.get(kind, {})
+    sizes = peft_types.fitting(kind, config, {D})[2:4] if peft_types.TYPES[kind].divides else (4, 6)
+    few, more = (trained_entries(Peft(kind, {**config, str(dial): size}), empty, Scope()) for size in sizes)
+    fitted = Peft(kind, config).within(empty, Scope(), (few + more) // 2)
     torch.manual_seed(0)
     tuner = fitted.attach(model, Scope())
     assert few <= sum(p.numel() for p in tuner.trainables().values()) <= (few + more) // 2
