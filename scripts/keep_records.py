@@ -36,10 +36,18 @@ def main() -> None:
 def without_paths(record: Record) -> Record:
     """The record with the paths of its machine replaced by what the documentation calls them."""
     data = {**record.config["data"], "path": "GLUE"}
-    config = {**record.config, "data": data, "outputs": "outputs", "cache": "~/.cache/peftbench"}
+    model = {**record.config["model"], "weights": _last(record.config["model"]["weights"] or "")}
+    config = {**record.config, "data": data, "model": model, "outputs": "outputs", "cache": "~/.cache/peftbench"}
     words = [word for word in record.overrides if not word.startswith(("outputs=", "cache="))]
     words = ["data.path=GLUE" if word.startswith("data.path=") else word for word in words]
+    weights = "model.weights="
+    words = [weights + _last(word.removeprefix(weights)) if word.startswith(weights) else word for word in words]
     return dataclasses.replace(record, config=config, overrides=words)
+
+
+def _last(place: str) -> str:
+    """Of a folder of weights its own name; a name on the hub stays."""
+    return Path(place).name if Path(place).is_absolute() else place
 
 
 if __name__ == "__main__":

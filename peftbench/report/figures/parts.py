@@ -189,8 +189,8 @@ class Material:
         return comparable(self.rows)
 
     def of(self, column: str) -> Iterator[tuple[str, pd.DataFrame]]:
-        """Every row of the table that has runs in a column, and these runs."""
-        yield from ((name, same) for (name, other), same in self.groups.items() if other == column)
+        """Every row of the table that has runs in a column, and these runs; the rows in one order for all columns."""
+        yield from ((name, self.groups[name, column]) for name in self.methods if (name, column) in self.groups)
 
 
 def style_of(series: Series, methods: Mapping[str, str]) -> Style:
