@@ -142,6 +142,16 @@ def test_two_methods_of_the_committed_study_are_compared_run_by_run() -> None:
     assert f"full scores above bitfit in {100 * np.mean(shares):.0f}% of pairs of runs, mean of these 3 tasks" in line
 
 
+def test_full_fine_tuning_of_few_labels_or_with_a_prompt_is_no_base() -> None:
+    study = records.read_study(STUDY, "list")
+    assert any(record.cell.method == "full" for record in study.done())
+    assert not aggregates.comparable(apart(study)[0]).relative
+    whole = aggregates.comparable(apart(records.read_study(STUDY, "shots"))[0])
+    assert whole.relative
+    assert whole.scores["full"].mean() == pytest.approx(0)
+    assert (whole.scores["full 8/class"] < 0).all(axis=1).any()
+
+
 def test_all_tasks_together_are_drawn(write_run: Callable[..., Path], tmp_path: Path) -> None:
     write_run("lora", "mrpc", 0, 0.8)
     assert not list(together.profiles(Material(made_study(tmp_path)))), "one task has nothing to put together"

@@ -17,7 +17,7 @@ from peftbench.ground.errors import ConfigError
 from peftbench.report import bootstrap
 from peftbench.report.records import Study, repeated, tasks_alone
 from peftbench.report.sheet import Sheet
-from peftbench.report.table import SUFFIX, apart
+from peftbench.report.table import apart
 
 BASE = "full"  # what scores over tasks are relative to
 RESAMPLES = 2000
@@ -55,8 +55,9 @@ class Comparable:
 def comparable(rows: pd.DataFrame) -> Comparable:
     """Scores less the mean of full fine-tuning on the same task, in points; as they are where the study lacks it.
 
-    Full fine-tuning counts where it has every column under its main protocol; its mean is taken as known. A seed (and
-    split of few labels) counts where it has all columns. Several splits are the runs then, means over their seeds.
+    Full fine-tuning counts where its row (of all labels, no prompt) has every column; its mean is taken as known. A
+    seed (and split of few labels) counts where it has all columns. Several splits are the runs then, means over their
+    seeds.
 
     Args:
         rows: as `table.apart` gives them.
@@ -66,8 +67,7 @@ def comparable(rows: pd.DataFrame) -> Comparable:
     rows = rows.dropna(subset=["score"])
     columns = tasks_alone(sorted(rows["column"].unique()))
     rows = rows[rows["column"].isin(columns)]
-    full = rows[(rows["method"] == BASE) & ~rows["name"].str.contains(SUFFIX.strip())]
-    base = full.groupby("column")["score"].mean()
+    base = rows[rows["name"] == BASE].groupby("column")["score"].mean()
     relative = len(base) == len(columns)
     less = rows["column"].map(base) if relative else 0.0
     runs = (
