@@ -185,6 +185,14 @@ def test_a_budget_turns_the_types_own_size(tiny: Make, word: str, budget: int, e
     assert not expected or backbone == expected
 
 
+def test_a_budget_where_one_size_of_a_block_or_none_divides_the_maps(tiny: Make) -> None:
+    small = ["method=oft", "model.config.hidden_size=7", "model.config.num_attention_heads=1", "budget=500"]
+    assert count_cell(tiny(*small, "method.kinds=[query]")).backbone == L * 7 * 6 // 2, "a block of 7, and no other"
+    uneven = ["method.kinds=[query,intermediate]", "model.config.intermediate_size=9"]
+    with pytest.raises(ConfigError, match="no oft_block_size of peft's oft divides the sides of all maps here"):
+        count_cell(tiny(*small, *uneven))
+
+
 @pytest.mark.parametrize("word", ["vera", "dora", "pissa", "ln_tuning", "hra"])
 def test_the_change_of_the_backbone_is_what_merging_makes_of_it(tiny: Make, word: str) -> None:
     cell = tiny(f"method={word}", "protocol.precision=fp32", "protocol.lr=0.01")

@@ -85,13 +85,19 @@ def largest(
         sizes: those that are possible, each training more than the one before; the first million are looked at.
 
     Raises:
-        ConfigError: the first size trains more than the budget, or every size trains as many.
+        ConfigError: no size is possible, the first trains more than the budget, or every size trains as many.
     """
     sizes = sizes[:TRIED]
+    if not sizes:
+        raise ConfigError(
+            f"budget: {quantity(entries, 'entry')}; no {key} of {name} divides the sides of all maps here"
+        )
     smallest = count(make(sizes[0]))
     if smallest > entries:
         least = f"{smallest:,} ({key} {sizes[0]})"
         raise ConfigError(f"budget: {quantity(entries, 'entry')}; {name} here needs at least {least}")
+    if len(sizes) == 1:
+        return make(sizes[0])
     each = count(make(sizes[1])) - smallest
     if each <= 0:
         raise ConfigError(f"budget: {quantity(entries, 'entry')}; {name} does not grow with {key} here")
