@@ -5,14 +5,17 @@
 #
 # All of them use the runs of study "life", which are trained once. Start it again to go on, or once for each core, side by
 # side: what is done is skipped, and what somebody makes is left to him. A study that fails does not end the others.
+# PRECISION=fp32 where the processor has no fast products in bf16.
 set -euo pipefail
 glue=$1 outputs=$2
 shift 2
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 steps=150                                                              # of 32 rows, for every task and method
 declare -A rate=([full]=1.5e-4 [lora]=1.5e-3 [bitfit]=3e-3 [id3]=6e-3) # three times a method's own: there are few steps
+precision="protocol.precision=${PRECISION:-bf16}"
 here=(data=folder "data.path=$glue" "outputs=$outputs")
-cell=("${here[@]}" model=minilm_l6 tracker=none progress=false protocol.selection=held_out protocol.head_lr=3e-3 seed=0,1,2)
+cell=("${here[@]}" model=minilm_l6 tracker=none progress=false "$precision" protocol.selection=held_out protocol.head_lr=3e-3
+    seed=0,1,2)
 
 # A study keeps these cells of a method for its workers: METHOD WORD...
 plan() {
@@ -84,7 +87,7 @@ newer() {
 }
 
 port() {
-    local distance method on=(model=minilm_l6 task=sst2 data=folder "data.path=$glue")
+    local distance method on=(model=minilm_l6 task=sst2 data=folder "data.path=$glue" "$precision")
     runs sst2 full lora bitfit id3
     runs stsb full
     declare -A make=(
@@ -130,7 +133,7 @@ muscle() {
 }
 
 sequence() {
-    local of=(sequence.cap=300 data.limit=600 study=life_sequence "${here[@]}")
+    local of=(sequence.cap=300 data.limit=600 study=life_sequence "$precision" "${here[@]}")
     peftbench sequence learner=simplecil order=0,1,2 "${of[@]}" --save
     peftbench sequence learner=finetune learner.lr=0.01 learner.epochs=10 order=0,1,2 "${of[@]}" --save
     peftbench sequence learner=aper,mos,oracle learner.lr=0.05 learner.epochs=10 order=0,1,2 "${of[@]}" --save
