@@ -10,20 +10,19 @@ set -euo pipefail
 glue=$1 outputs=$2
 shift 2
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-steps=150                                                              # of 32 rows, for every task and method
-declare -A rate=([full]=1.5e-4 [lora]=1.5e-3 [bitfit]=3e-3 [id3]=6e-3) # three times a method's own: there are few steps
+steps=400 # of 16 rows, for every task and method
+# Rates of backbone and head with which so few steps leave MRPC's larger class
+declare -A rate=([full]=1e-4 [lora]=1.5e-3 [bitfit]=3e-3 [id3]=6e-3) head=([full]=1e-3 [lora]=3e-3 [bitfit]=5e-3 [id3]=5e-3)
 precision="protocol.precision=${PRECISION:-bf16}"
 here=(data=folder "data.path=$glue" "outputs=$outputs")
-cell=("${here[@]}" model=minilm_l6 tracker=none progress=false "$precision" protocol.selection=held_out protocol.head_lr=3e-3
-    seed=0,1,2)
+cell=("${here[@]}" model=minilm_l6 tracker=none progress=false "$precision" protocol.selection=held_out
+    protocol.batch_size=16 seed=0,1,2)
 
-# A study keeps these cells of a method for its workers: METHOD WORD...
+# A study keeps these cells of a method for its workers: METHOD STEPS WORD...
 plan() {
-    local own=("method=$1" "protocol.lr=${rate[$1]}" "protocol.max_steps=$steps")
+    local own=("method=$1" "protocol.lr=${rate[$1]}" "protocol.head_lr=${head[$1]}")
     [ "$1" != id3 ] || own+=(budget.like=bitfit)
-    local word
-    for word in "${@:2}"; do [[ $word != protocol.max_steps=* ]] || unset 'own[2]'; done
-    peftbench plan "${cell[@]}" "${own[@]}" "${@:2}" --save > /dev/null
+    peftbench plan "${cell[@]}" "${own[@]}" "protocol.max_steps=$2" "protocol.evaluate_every=$2" "${@:3}" --save > /dev/null
 }
 
 # Be a worker of a study until all of it is made; what failed is missing from the tables.
@@ -34,7 +33,7 @@ show() { peftbench table "$1" --outputs "$outputs" "${@:2}"; }
 # The runs that the others use: TASKS METHOD...
 runs() {
     local method
-    for method in "${@:2}"; do plan "$method" study=life "task=$1"; done
+    for method in "${@:2}"; do plan "$method" "$steps" study=life "task=$1"; done
     work life
 }
 
@@ -57,7 +56,7 @@ merge() {
     runs "$all" full lora bitfit id3
     for method in full lora; do
         # at this temperature every task has a fifth of the steps, as many as its own runs
-        plan "$method" study=life task=joint "task.tasks=[$all]" task.temperature=100 "protocol.max_steps=$((5 * steps))"
+        plan "$method" $((5 * steps)) study=life task=joint "task.tasks=[$all]" task.temperature=100
     done
     work life
     for method in full lora bitfit id3; do
@@ -99,12 +98,12 @@ port() {
         local onto=() study=life_port_$distance
         read -ra onto < <(newer "$distance" ${make[$distance]})
         for method in full lora bitfit id3; do
-            plan "$method" "study=$study" task=sst2 "${onto[@]}"
-            plan "$method" "study=$study" task=sst2 "${onto[@]}" protocol.max_steps=50
+            plan "$method" "$steps" "study=$study" task=sst2 "${onto[@]}"
+            plan "$method" 100 "study=$study" task=sst2 "${onto[@]}"
         done
         work "$study" # runs trained anew are the ceilings that ports look for
         peftbench port from=life task=sst2 method=full,lora,bitfit,id3 seed=0,1,2 "${onto[@]}" "study=$study" \
-            port.steps=0,50 port.refit_rows=500 "${here[@]}" --save
+            port.steps=0,100 port.refit_rows=500 "${here[@]}" --save
         work "$study"
         show "$study"
         show "$study" --show distances
@@ -121,10 +120,10 @@ muscle() {
     local study old new
     runs mrpc bitfit lora
     old=$(row mrpc bitfit)/seed\${seed} new=$(row mrpc lora)/seed\${seed}
-    local update=(task=mrpc protocol.max_steps=75 objective=muscle "init_from=\"$new\"")
-    plan lora study=life_muscle "${update[@]}" "objective.old=\"$old\"" objective.teacher=student_wrong,old_right,old,none
-    plan lora study=life_muscle_mixed "${update[@]}" "objective.old=\"$old\"" objective.mix=0.5
-    plan lora study=life_muscle_itself "${update[@]}" "objective.old=\"$new\""
+    local update=(task=mrpc objective=muscle "init_from=\"$new\"")
+    plan lora 200 study=life_muscle "${update[@]}" "objective.old=\"$old\"" objective.teacher=student_wrong,old_right,old,none
+    plan lora 200 study=life_muscle_mixed "${update[@]}" "objective.old=\"$old\"" objective.mix=0.5
+    plan lora 200 study=life_muscle_itself "${update[@]}" "objective.old=\"$new\""
     peftbench flips life life --old-row bitfit --new-row lora --outputs "$outputs"
     for study in life_muscle life_muscle_mixed life_muscle_itself; do
         work "$study"
