@@ -87,7 +87,7 @@ newer() {
 
 port() {
     local distance method on=(model=minilm_l6 task=sst2 data=folder "data.path=$glue" "$precision")
-    runs sst2 full lora bitfit id3
+    runs sst2 full lora bitfit
     runs stsb full
     declare -A make=(
         [near]="make=mlm make.steps=30 ${on[*]}"
@@ -97,12 +97,12 @@ port() {
     for distance in near far merged; do
         local onto=() study=life_port_$distance
         read -ra onto < <(newer "$distance" ${make[$distance]})
-        for method in full lora bitfit id3; do
+        for method in full lora bitfit; do
             plan "$method" "$steps" "study=$study" task=sst2 "${onto[@]}"
             plan "$method" 100 "study=$study" task=sst2 "${onto[@]}"
         done
         work "$study" # runs trained anew are the ceilings that ports look for
-        peftbench port from=life task=sst2 method=full,lora,bitfit,id3 seed=0,1,2 "${onto[@]}" "study=$study" \
+        peftbench port from=life task=sst2 method=full,lora,bitfit seed=0,1,2 "${onto[@]}" "study=$study" \
             port.steps=0,100 port.refit_rows=500 "${here[@]}" --save
         work "$study"
         show "$study"
