@@ -70,6 +70,28 @@ def test_a_plan_is_written_before_anything_runs_and_never_changed(
             plans.read(tmp_path / "plan.yaml")
 
 
+def test_a_plan_may_have_the_cells_of_several_command_lines(
+    command: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shared = ["plan", "-m", *BASE, "seed=0,1"]
+    assert command(*shared, "method=bitfit", "--save")[0] == 0
+    assert command(*shared, "method=id3", "budget=500", "--save")[0] == 0
+    last = [*shared, "method=lora", "--claim", "id3 > bitfit", "--claim", "lora > bitfit"]
+    assert "id3: no row of study p" in command(*last, "--register", "plan.yaml")[2]
+    assert command(*last, "--saved")[2].startswith("--claim id3 > bitfit: is for --register")
+    assert command(*shared, "method=lora", "--saved")[2].startswith("--saved: is for --register")
+    code, out, err = command(*last, "--saved", "--register", "plan.yaml")
+    assert (code, err) == (0, "")
+    made = plans.read(tmp_path / "plan.yaml")
+    assert sorted({cell.split("/")[1].split("-")[1] for cell in made.cells}) == ["bitfit", "id3", "lora"]
+    assert len(made.cells) == 6
+    assert [str(test) for test in made.tests] == [
+        "id3 500 > bitfit on sst2 acc (sample)",
+        "lora > bitfit on sst2 acc (sample)",
+    ]
+
+
 def test_a_claim_that_the_planned_cells_cannot_test_is_refused(
     command: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

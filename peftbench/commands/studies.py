@@ -24,17 +24,20 @@ def plan(arguments: Sequence[str]) -> int:
     """`peftbench plan OVERRIDES`: the cells that `run -m` with these overrides would run, and what they would take.
 
     With `--save` the study keeps the list, for `peftbench work`. With `--register FILE` the cells are written down with
-    the claims that they are to test, before anything runs; `peftbench compare STUDY --plan FILE` answers these.
+    the claims that they are to test, before anything runs; `peftbench compare STUDY --plan FILE` answers these. With
+    `--saved` the plan also has the cells that the study keeps already, of other command lines.
     """
     parser = Parser(prog="peftbench plan", allow_abbrev=False)
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--register", metavar="FILE")
+    parser.add_argument("--saved", action="store_true")
     parser.add_argument("--claim", action="append", default=[], metavar="'ONE > OTHER'")
     parser.add_argument("--margin", type=number)
     options, words = parser.parse_known_args(list(arguments))
     if options.register is None and (
         alone := [f"--claim {claim}" for claim in options.claim]
         or [f"--margin {margin:g}" for margin in [options.margin] if margin is not None]
+        or ["--saved"] * options.saved
     ):
         raise ConfigError(f"{shown(alone[0])}: is for --register FILE, which writes the plan")
     from peftbench.commands import screen, trials
@@ -69,6 +72,8 @@ def _registered(options: Namespace, lines: Sequence[list[str]], rerun: str, list
     from peftbench.study import sweep
 
     path, margin = expanded(options.register), 1.0 if options.margin is None else options.margin
+    if options.saved:
+        lines = sweep.with_kept(lines)
     survey = sweep.survey(lines, rerun, listed)
     cells = [cell.folder for cell in survey.cells]
     kinds = sweep.kinds(survey.cells, listed)

@@ -129,6 +129,13 @@ def listed(outputs: Path, study: str) -> dict[Path, str]:
     return {whole / name: name for name in index.names(index.read(outputs / study).values())}
 
 
+def with_kept(lines: Sequence[list[str]]) -> list[list[str]]:
+    """The overrides of these cells and of all others that their study keeps."""
+    outputs, study = study_of(lines[0])
+    typed = {index.key(line) for line in lines}
+    return [*lines, *(cell.overrides for key, cell in index.read(outputs / study).items() if key not in typed)]
+
+
 def prepare(lines: Sequence[list[str]], rerun: str = "unfinished", to_come: Mapping[Path, str] | None = None) -> Sweep:
     """Find out which cells have to run; the study remembers all of them.
 
