@@ -92,6 +92,27 @@ def test_a_plan_may_have_the_cells_of_several_command_lines(
     ]
 
 
+def test_variants_of_a_method_are_rows_of_their_own_by_their_label(
+    command: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [*BASE, "method=lora", "method.rank=2,4", "label=r${method.rank}", "seed=0,1"]
+    code, _, err = command("plan", "-m", *words, "--register", "plan.yaml", "--claim", "lora_r4 = lora_r2")
+    assert (code, err) == (0, "")
+    made = plans.read(tmp_path / "plan.yaml")
+    assert [str(test) for test in made.tests] == ["lora_r4 = lora_r2 on sst2 acc (sample)"]
+    assert {cell.split("/")[1].rpartition("-")[0] for cell in made.cells} == {
+        "sst2-lora_r2-bert_tiny",
+        "sst2-lora_r4-bert_tiny",
+    }
+    cell = compose.cell_from([*BASE, "method=lora", "label=8"])
+    assert (name_of_cell(cell), cell.method.target) == ("lora_8", compose.cell_from(BASE).method.target)
+    code, _, err = command("run", *BASE, "method=lora", "label=a/b")
+    assert code == 2
+    assert err.startswith("label=a/b: must be at most 32 letters, digits and '_'")
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_a_claim_that_the_planned_cells_cannot_test_is_refused(
     command: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,7 +131,7 @@ def build_plain(data: Plain, to_come: Collection[Path] = ()) -> Cell:
         wrong += checks.folder_of_a_run("objective.old", objective.old, to_come)
     if problems := [*missing, *wrong]:
         raise ConfigError(problems)
-    for key in checks.OF_THE_RUNNER:
+    for key in (*checks.OF_THE_RUNNER, "label"):  # the last is in the method's name
         del top[key]
     old = objective.old if objective.asks_old else None
     cell = Cell(**parts, **top, init_sha256=_delta_sha256(top["init_from"]), old_sha256=_delta_sha256(old))
@@ -201,7 +201,9 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str]) -> tuple[dict[str
     scope = dict(raw["scope"])
     if model and not problems:
         scope["layers"] = possible("scope", checks.layers, scope.get("layers"), model.depth)
-    method = MethodSpec.from_keys(choices["method"], raw["method"])
+    label = raw.get("label")
+    name = choices["method"] if label is None else f"{choices['method']}_{label}"
+    method = MethodSpec.from_keys(name, raw["method"])
     arguments = possible("method", spelled_out, method.target, method.arguments)
     if like := raw["budget"].get("like"):
         spelled = possible("budget", spelled_out, like["target"], like["arguments"], "budget.like")

@@ -18,6 +18,7 @@ TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": 
 TOP |= {"cells_per_gpu": int, "init_head": str}
 LEAST = {"seed": 0, "cells_per_gpu": 1}
 OF_THE_RUNNER = ("rerun", "cells_per_gpu")  # say how cells are run, not what a cell is
+LABEL = re.compile(r"\w{1,32}", re.ASCII)
 WORDS = {"rerun": ("unfinished", "failed", "all"), "init_head": ("new", "kept")}
 
 
@@ -27,7 +28,7 @@ def top(keys: Mapping[str, Any], to_come: Collection[Path] = ()) -> Iterator[str
     Args:
         to_come: folders of runs that may be named before they have left their delta.
     """
-    allowed = [*TOP, "init_from", "checkpoint_every", *GROUPS]
+    allowed = [*TOP, "label", "init_from", "checkpoint_every", *GROUPS]
     yield from (f"{key}: there is no such key; {near(key, allowed)}" for key in keys if key not in allowed)
     for key, kind in TOP.items():
         if type(keys.get(key)) is not kind:
@@ -41,6 +42,9 @@ def top(keys: Mapping[str, Any], to_come: Collection[Path] = ()) -> Iterator[str
             yield f"{key}={shown(keys[key])}: must be at least {LEAST[key]} and at most {MOST}"
     if isinstance(keys.get("study"), str) and not STUDY.fullmatch(keys["study"]):
         yield f"study={shown(show(keys['study']))}: must be letters, digits, '.', '_' and '-' (it names a folder)"
+    label = keys.get("label")
+    if label is not None and not (type(label) in (int, str) and LABEL.fullmatch(str(label))):
+        yield f"label={shown(show(label))}: must be at most 32 letters, digits and '_' (it names rows and folders), or null"
     for key, words in WORDS.items():
         if isinstance(keys.get(key), str) and keys[key] not in words:
             yield f"{key}={shown(show(keys[key]))}: must be one of {', '.join(words)}"
