@@ -1,38 +1,23 @@
 """scripts/life_studies.sh: every command that it gives is one that the project has, with words that are possible."""
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
+from noted import commands_of
 
 from peftbench.config import compose, recipes
 from peftbench.lifecycle import edit_words, merge_words, port_words
 from peftbench.lifecycle.sequence import words as sequence_words
-
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "life_studies.sh"
-STUDIES = ("merge", "port", "flips", "muscle", "sequence", "edit")
-NOTED = """#!/usr/bin/env bash
-printf '%s\\t' "$@" >> "$NOTES"; echo >> "$NOTES"
-[ "$1" != backbone ] || echo model=minilm_l6 model.weights=/newer model.sha256=null
-"""
 
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     """The commands that all studies give, in their order, where everything is there already."""
     here = tmp_path_factory.mktemp("life")
-    (here / "peftbench").write_text(NOTED)
-    (here / "peftbench").chmod(0o755)
     for row in ("mrpc-bitfit", "mrpc-lora", "stsb-full"):
         for seed in range(3):
             (here / "outputs" / "life" / f"{row}-minilm_l6-0a1b2c3d" / f"seed{seed}").mkdir(parents=True)
-    environment = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}", "NOTES": str(here / "notes")}
-    ended = subprocess.run(
-        ["bash", SCRIPT, here, here / "outputs"], env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert (ended.returncode, ended.stderr) == (0, "")
-    return [line.rstrip("\t").split("\t") for line in (here / "notes").read_text().splitlines()]
+    return commands_of("life_studies.sh", here)
 
 
 def test_every_study_gives_its_commands_and_all_use_the_same_runs(said: list[list[str]]) -> None:

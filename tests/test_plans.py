@@ -81,7 +81,7 @@ def test_a_plan_may_have_the_cells_of_several_command_lines(
     assert "id3: no row of study p" in command(*last, "--register", "plan.yaml")[2]
     assert command(*last, "--saved")[2].startswith("--claim id3 > bitfit: is for --register")
     assert command(*shared, "method=lora", "--saved")[2].startswith("--saved: is for --register")
-    code, out, err = command(*last, "--saved", "--register", "plan.yaml")
+    code, _, err = command(*last, "--saved", "--register", "plan.yaml")
     assert (code, err) == (0, "")
     made = plans.read(tmp_path / "plan.yaml")
     assert sorted({cell.split("/")[1].split("-")[1] for cell in made.cells}) == ["bitfit", "id3", "lora"]
@@ -109,7 +109,7 @@ def test_variants_of_a_method_are_rows_of_their_own_by_their_label(
     assert (name_of_cell(cell), cell.method.target) == ("lora_8", compose.cell_from(BASE).method.target)
     code, _, err = command("run", *BASE, "method=lora", "label=a/b")
     assert code == 2
-    assert err.startswith("label=a/b: must be at most 32 letters, digits and '_'")
+    assert err.startswith("label=a/b: must be null or at most 32 letters, digits and '_'")
     assert not (tmp_path / "outputs").exists()
 
 

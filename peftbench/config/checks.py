@@ -44,7 +44,7 @@ def top(keys: Mapping[str, Any], to_come: Collection[Path] = ()) -> Iterator[str
         yield f"study={shown(show(keys['study']))}: must be letters, digits, '.', '_' and '-' (it names a folder)"
     label = keys.get("label")
     if label is not None and not (type(label) in (int, str) and LABEL.fullmatch(str(label))):
-        yield f"label={shown(show(label))}: must be at most 32 letters, digits and '_' (it names rows and folders), or null"
+        yield f"label={shown(show(label))}: must be null or at most 32 letters, digits and '_' (it names folders)"
     for key, words in WORDS.items():
         if isinstance(keys.get(key), str) and keys[key] not in words:
             yield f"{key}={shown(show(keys[key]))}: must be one of {', '.join(words)}"
