@@ -127,7 +127,7 @@ muscle() {
     peftbench flips life life --old-row bitfit --new-row lora --outputs "$outputs"
     for study in life_muscle life_muscle_mixed life_muscle_itself; do
         work "$study"
-        peftbench flips life "$study" --old-row bitfit --outputs "$outputs"
+        peftbench flips life "$study" --old-row bitfit --without life --without-row lora --outputs "$outputs"
     done
 }
 

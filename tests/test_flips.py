@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from studies import TASKS
 
 from peftbench.record import Headline, read_record, write_record
-from peftbench.report import flips, page, records, versions
+from peftbench.report import fewer_flips, flips, page, records, versions
 from peftbench.report.flips import Answers
 
 Write = Callable[..., Path]
@@ -119,6 +119,37 @@ def test_studies_are_joined_by_row_and_seed_beside_the_floor(
     assert section["rows"][1]["rows"][:2] == [["0", LABEL, "3/3", "0/3"], ["1", OTHER, "3/3", "0/3"]]
     assert section["rows"][1]["rows"][-1] == ["7", OTHER, "0/3", "1/3"]
     assert page.embedded(section)[1:-1] in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_what_an_update_saves_is_counted_on_the_same_rows_and_seeds(
+    write_run: Write, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in range(3):
+        moved(predict(write_run("bitfit", "mrpc", seed, 0.5), [1] * 10 + [0] * 10), "before")
+        moved(predict(write_run("lora", "mrpc", seed, 0.5), [0] * (3 + seed) + [1] * (17 - seed)), "new")
+        # the same flips less the first one, of every seed
+        predict(write_run("lora", "mrpc", seed, 0.5), [1] + [0] * (2 + seed) + [1] * (17 - seed))
+    update = ("flips", "before", "made", "--old-row", "bitfit")
+    code, out, err = command(*update, "--without", "new")
+    assert (code, err) == (0, "")
+    line = next(line for line in out.splitlines() if "instead of" in line)
+    assert line.startswith("mrpc acc, bitfit → lora instead of lora: NFR -5.0 [-15.0, +0.0], -25% of 20.0; ")
+    pairs = [versions.paired("before", study, tmp_path / "outputs", "bitfit")[0] for study in ("made", "new")]
+    [saving] = fewer_flips.between(*pairs)
+    alone = flips.between(pairs[0])[0].figures["NFR"]
+    assert saving.by["NFR"].high - saving.by["NFR"].low < alone.high - alone.low, "what both share cancels"
+    [nothing] = fewer_flips.between(pairs[0], pairs[0])
+    assert {(figure.value, figure.low, figure.high) for figure in nothing.by.values()} == {(0, 0, 0)}
+
+    for words, line in (
+        ((*update, "--without-row", "lora"), "--without-row lora: of which study?"),
+        ((*update, "--without", "new", "--csv"), "--without new: is for people"),
+        ((*update, "--without", "absent"), "study absent"),
+    ):
+        code, out, err = command(*words)
+        assert (code, out) == (2, ""), words
+        assert line in err
 
 
 def test_two_runs_have_the_floor_of_their_siblings(write_run: Write, command: Command) -> None:

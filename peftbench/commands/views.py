@@ -80,10 +80,16 @@ def flips(arguments: Sequence[str]) -> int:
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
     parser.add_argument("--old-row", help="a row of the old study's table; default: every row that both have")
     parser.add_argument("--new-row", help="a row of the new study's table")
+    parser.add_argument("--without", help="a run or study without the update's objective: how many flips that saves")
+    parser.add_argument("--without-row", help="a row of its table")
     parser.add_argument("--csv", action="store_true", help="one line per figure, for a program")
     options = parser.parse_args(arguments)
+    if options.without is None and options.without_row:
+        raise ConfigError(f"--without-row {shown(options.without_row)}: of which study? --without says it")
+    if options.without is not None and options.csv:
+        raise ConfigError(f"--without {shown(options.without)}: is for people; leave --csv out")
     from peftbench.commands import screen
-    from peftbench.report import flips, versions
+    from peftbench.report import fewer_flips, flips, versions
 
     pairs, notes = versions.paired(
         options.old, options.new, expanded(options.outputs), options.old_row, options.new_row
@@ -91,8 +97,13 @@ def flips(arguments: Sequence[str]) -> int:
     compared = flips.between(pairs)
     if options.csv:
         print(flips.csv(compared), end="")
-    else:
-        screen.flips(compared, notes)
+        return 0
+    if options.without is not None:
+        others, _ = versions.paired(
+            options.old, options.without, expanded(options.outputs), options.old_row, options.without_row
+        )
+        notes = [*fewer_flips.lines(fewer_flips.between(pairs, others)), *notes]
+    screen.flips(compared, notes)
     return 0
 
 

@@ -158,14 +158,20 @@ def between(pairs: Sequence[tuple[Version, Version]]) -> list[Flips]:
     """
     compared, draws = [], []
     for old, new in pairs:
-        one, drawn = _of_task(old, new)
+        one, drawn = of_task(old, new)
         compared.append(one)
         draws.append(drawn)
     return [*compared, *_overall(compared, draws)]
 
 
-def _of_task(old: Version, new: Version) -> tuple[Flips, dict[str, np.ndarray]]:
-    """Flips on one task, and the draws of each measure that its intervals are of, (RESAMPLES,)."""
+def of_task(old: Version, new: Version) -> tuple[Flips, dict[str, np.ndarray]]:
+    """Flips on one task, and the draws of each measure that its intervals are of, (RESAMPLES,).
+
+    The draws are the same rows and pairs for whatever has as many of both.
+
+    Raises:
+        DataError: predictions cannot be read, or are of other rows.
+    """
     before = {seed: answers(*run) for seed, run in old.runs.items()}
     after = {seed: answers(*run) for seed, run in new.runs.items()}
     _check_same_rows([*old.runs.values(), *new.runs.values()], [*before.values(), *after.values()])
