@@ -158,7 +158,8 @@ def row_of(paper: Paper, record: Record) -> Row | None:
 
 def _fits(run: Sequence[str], record: Record) -> bool:
     given = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in run)}
-    if given.pop("method") != record.cell.method:
+    label = record.config.get("label")
+    if given.pop("method") != (record.cell.method.removesuffix(f"_{label}") if label else record.cell.method):
         return False
     config = record.config
     if config["budget"].get("entries") != _entries(given.pop("budget", "none")):

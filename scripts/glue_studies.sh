@@ -6,16 +6,18 @@
 # All of them are one study, glue_small, so that no cell is run twice. What the first two are to show is registered before
 # any cell runs. Start it again to go on, or once for each core, side by side: what is done is skipped.
 set -euo pipefail
+trap 'exit 130' INT
+trap 'exit 143' TERM
 glue=$1 outputs=$2
 shift 2
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # Of 16 rows: with as many steps of 32 rows MRPC's scores are the same, and with half of them BitFit and ID3 learn nothing
 declare -A steps=([mrpc]=400 [rte]=400 [stsb]=600 [cola]=1000)
 
-# Both rates are searched: the head's at 0.1 and 1 times 5e-3, at the best of 1, 3 and 10 times each method's own.
+# Both rates are searched: the head's at 0.1 and 1 times 5e-3, at the best of 0.3, 1, 3 and 10 times each method's own.
 cell=(study=glue_small model=minilm_l6 data=folder "data.path=$glue" tracker=none progress=false
     protocol.precision=fp32  # fast on every processor, bf16 on few
-    protocol.batch_size=16 protocol.head_lr=5e-3 select=lr 'select.factors=[1,3,10]' 'select.head_factors=[0.1,1]')
+    protocol.batch_size=16 protocol.head_lr=5e-3 select=lr 'select.factors=[0.3,1,3,10]' 'select.head_factors=[0.1,1]')
 
 # The study in a folder keeps these cells: FOLDER TASKS SEEDS WORD...
 keep() {
@@ -37,9 +39,13 @@ small_claims=('full > lora' 'lora > bitfit' 'id3 > bitfit' 'id3 > random_masking
     'adalora > lora' 'spafit > bitfit' 'bitfit > head')
 
 contradictions() {
-    local of=("$1" mrpc,stsb,cola 0,1,2,3,4,5,6,7,8,9)
-    keep "${of[@]}" method=id3,d3,fish,pafi,largest,random_masking,lora budget.like=bitfit
-    keep "${of[@]}" method=random_masking,lora budget=9216,294912 # LoRA of rank 1 and 32
+    local rank of=("$1" mrpc,stsb,cola 0,1,2,3,4,5,6,7,8,9)
+    keep "${of[@]}" method=id3,d3,fish,pafi,largest,random_masking budget.like=bitfit
+    # LoRA of three ranks at one scale of 2, and as many random entries
+    for rank in 1 2 32; do
+        keep "${of[@]}" method=lora "method.rank=$rank" "method.alpha=$((2 * rank))" "label=r$rank"
+        keep "${of[@]}" method=random_masking "budget=$((9216 * rank))"
+    done
     keep "${of[@]}" method=bitfit 'method.kinds=[value]' label=value
     keep "${of[@]}" method=bitfit 'method.kinds=[query,intermediate]' label=query_intermediate
     keep "${of[@]}" method=spafit
@@ -49,7 +55,7 @@ contradictions() {
 }
 contradictions_claims=('id3 > d3' 'id3 > fish' 'largest > pafi' 'pafi > random_masking like-bitfit'
     'largest > random_masking like-bitfit' 'bitfit_value > bitfit_query_intermediate' 'spafit > spafit_even'
-    'random_masking 9216 = lora 9216' 'random_masking like-bitfit = lora like-bitfit' 'random_masking 294912 = lora 294912')
+    'random_masking 9216 = lora_r1' 'random_masking 18432 = lora_r2' 'random_masking 294912 = lora_r32')
 
 # Words that name a smaller backbone; it is made once, from MRPC's sentences, by whoever comes first.
 smaller() {
@@ -73,22 +79,32 @@ field() {
 register() {
     local claim claims=() list="$outputs/$1.list" all="$1_claims[@]"
     [ ! -e "$outputs/$1.plan.yaml" ] || return 0
+    if compgen -G "$outputs/glue_small/*/seed*/result.json" > /dev/null; then
+        echo "$1: glue_small has results already, and a plan comes before them" >&2 && exit 2
+    fi
+    rm -rf "${list:?}" # what an end in the middle left
     for claim in "${!all}"; do claims+=(--claim "$claim"); done
     "$1" "$list"
-    peftbench plan "${cell[@]}" "outputs=$list" task=mrpc seed=0 method=spafit "protocol.max_steps=${steps[mrpc]}" \
-        "protocol.evaluate_every=$((steps[mrpc] / 2))" --saved --register "$outputs/$1.plan.yaml" "${claims[@]}" > /dev/null
+    peftbench plan study=glue_small "outputs=$list" --saved --register "$outputs/$1.plan.yaml" "${claims[@]}" > /dev/null
 }
 
+[ $# -gt 0 ] || set -- small contradictions field
+for study in "$@"; do
+    [[ " small contradictions field " == *" $study "* ]] || { echo "$study: no study; small contradictions field" >&2 && exit 2; }
+done
 mkdir -p "$outputs"
 (
     flock 9
     register small
     register contradictions
 ) 9> "$outputs/plans.lock"
-for study in "${@:-small contradictions field}"; do
-    for one in $study; do
-        "$one" "$outputs"
-        peftbench work glue_small --outputs "$outputs" --wait || echo "$one: not all was made" >&2
-    done
+for study in "$@"; do
+    "$study" "$outputs"
+    code=0
+    peftbench work glue_small --outputs "$outputs" --wait || code=$?
+    [ "$code" -ne 76 ] || exit 76 # peftbench stop
+    [ "$code" -eq 0 ] || echo "$study: not all was made" >&2
 done
-for study in small contradictions; do peftbench compare glue_small --plan "$outputs/$study.plan.yaml" --outputs "$outputs"; done
+for study in "$@"; do
+    [ ! -e "$outputs/$study.plan.yaml" ] || peftbench compare glue_small --plan "$outputs/$study.plan.yaml" --outputs "$outputs"
+done

@@ -134,13 +134,21 @@ def test_what_an_update_saves_is_counted_on_the_same_rows_and_seeds(
     code, out, err = command(*update, "--without", "new")
     assert (code, err) == (0, "")
     line = next(line for line in out.splitlines() if "instead of" in line)
-    assert line.startswith("mrpc acc, bitfit → lora instead of lora: NFR -5.0 [-15.0, +0.0], -25% of 20.0; ")
+    assert line.startswith("mrpc acc, bitfit → lora instead of lora (3 pairs): NFR -5.0 [-15.0, +0.0], -25% of 20.0; ")
     pairs = [versions.paired("before", study, tmp_path / "outputs", "bitfit")[0] for study in ("made", "new")]
-    [saving] = fewer_flips.between(*pairs)
+    [saving], notes = fewer_flips.between(*pairs)
+    assert (saving.pairs, notes) == (3, [])
     alone = flips.between(pairs[0])[0].figures["NFR"]
     assert saving.by["NFR"].high - saving.by["NFR"].low < alone.high - alone.low, "what both share cancels"
-    [nothing] = fewer_flips.between(pairs[0], pairs[0])
+    [nothing], _ = fewer_flips.between(pairs[0], pairs[0])
     assert {(figure.value, figure.low, figure.high) for figure in nothing.by.values()} == {(0, 0, 0)}
+
+    # two runs stand for their seeds: the older one's is the same in both
+    each = (("before", 0), ("made", 1), ("new", 2))
+    [old, new, other] = (next((tmp_path / "outputs" / study).glob(f"*/seed{seed}")) for study, seed in each)
+    code, out, err = command("flips", str(old), str(new), "--without", str(other))
+    assert (code, err) == (0, "")
+    assert "instead of lora (1 pair): NFR -10.0" in out, "3 flips, not 5, of 20 rows"
 
     for words, line in (
         ((*update, "--without-row", "lora"), "--without-row lora: of which study?"),

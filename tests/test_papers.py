@@ -32,6 +32,10 @@ def test_a_paper_stands_beside_ours_in_its_own_metric(finished: Path) -> None:
     ours = 100 * (0.87 * 9815 + 0.88 * 9832) / (9815 + 9832)
     assert entry.difference == pytest.approx(ours - 87.5)
     assert line.average.published == 87.2
+    labelled = dataclasses.replace(
+        record, cell=dataclasses.replace(cell, method="lora_mine"), config={**config, "label": "mine"}
+    )
+    assert table.build(Study("s", [labelled], [Path()]), paper).lines[0].entries["mnli acc m"].published == 87.5
     rank4 = dataclasses.replace(record, config={**config, "method": {**config["method"], "rank": 4}})
     assert table.build(Study("s", [rank4], [Path()]), paper).lines[0].entries["mnli acc m"].published is None
 

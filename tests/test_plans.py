@@ -81,6 +81,9 @@ def test_a_plan_may_have_the_cells_of_several_command_lines(
     assert "id3: no row of study p" in command(*last, "--register", "plan.yaml")[2]
     assert command(*last, "--saved")[2].startswith("--claim id3 > bitfit: is for --register")
     assert command(*shared, "method=lora", "--saved")[2].startswith("--saved: is for --register")
+    kept = ["plan", "study=p", "--saved", "--register", "kept.yaml", "--claim", "id3 > bitfit"]
+    assert command(*kept)[0] == 0
+    assert len(plans.read(tmp_path / "kept.yaml").cells) == 4, "those that are kept, and no other"
     code, _, err = command(*last, "--saved", "--register", "plan.yaml")
     assert (code, err) == (0, "")
     made = plans.read(tmp_path / "plan.yaml")
@@ -105,11 +108,14 @@ def test_variants_of_a_method_are_rows_of_their_own_by_their_label(
         "sst2-lora_r2-bert_tiny",
         "sst2-lora_r4-bert_tiny",
     }
-    cell = compose.cell_from([*BASE, "method=lora", "label=8"])
-    assert (name_of_cell(cell), cell.method.target) == ("lora_8", compose.cell_from(BASE).method.target)
-    code, _, err = command("run", *BASE, "method=lora", "label=a/b")
-    assert code == 2
-    assert err.startswith("label=a/b: must be null or at most 32 letters, digits and '_'")
+    for method, label, line in (
+        ("lora", "a/b", "label=a/b: must be null or a letter and at most 31 letters, digits and '_'"),
+        ("lora", "4_9", "label=49: must be null or a letter"),  # Hydra reads a number
+        ("id3", "lora", "label=lora: id3_lora is a method of its own"),
+    ):
+        code, _, err = command("run", *BASE, "budget=500", f"method={method}", f"label={label}")
+        assert code == 2
+        assert err.startswith(line)
     assert not (tmp_path / "outputs").exists()
 
 

@@ -23,7 +23,8 @@ usage: peftbench COMMAND [...]
 train:
   run [OVERRIDES]         run one cell, or a sweep with -m (a Hydra application: --help, --cfg job and -m work)
   plan [OVERRIDES]        list what a sweep would run and estimate the time; --save keeps the list for workers,
-                          --register FILE writes down the cells and every --claim "a > b" for compare --plan
+                          --register FILE writes down the cells (--saved: those kept before, too) and every
+                          --claim "a > b" for compare --plan
   count [OVERRIDES]       count the entries that would train, without weights; several cells give a table; --json
   count --paper PAPER     compare every trainable count stated in a paper with ours
   list [GROUP]            list the available models, tasks, methods, data sources, protocols, ...; without GROUP
@@ -56,7 +57,7 @@ after a run:
   predict RUN FILE.tsv    predict labels for new rows
   export RUN --to DIR     write the adapter of LoRA, or of a peft type, in PEFT's format
   flips OLD NEW           count the rows that an update gets wrong or right, compared with another seed alone;
-                          runs or studies
+                          runs or studies; --without OTHER: how many flips that saves beside OTHER
   score RUN task=WORD     score the run on another task with the same labels: a row of its study's table
   forgetting STUDY|RUN    measure what the backbone lost: similarity of sentences, or with --text masked tokens;
                           table --show forgetting

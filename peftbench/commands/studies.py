@@ -75,7 +75,7 @@ def _registered(options: Namespace, lines: Sequence[list[str]], rerun: str, list
     if options.saved:
         lines = sweep.with_kept(lines)
     survey = sweep.survey(lines, rerun, listed)
-    cells = [cell.folder for cell in survey.cells]
+    cells = list(dict.fromkeys(cell.folder for cell in survey.cells))
     kinds = sweep.kinds(survey.cells, listed)
     plan = plans.made(path, survey.outputs, survey.study, cells, kinds, options.claim, margin)
     with kept_if_used(path.parent, lambda _: writable_file(path, "--register").parent):

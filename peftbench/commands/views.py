@@ -102,7 +102,8 @@ def flips(arguments: Sequence[str]) -> int:
         others, _ = versions.paired(
             options.old, options.without, expanded(options.outputs), options.old_row, options.without_row
         )
-        notes = [*fewer_flips.lines(fewer_flips.between(pairs, others)), *notes]
+        savings, alone = fewer_flips.between(pairs, others)
+        notes = [*fewer_flips.lines(savings), *alone, *notes]
     screen.flips(compared, notes)
     return 0
 

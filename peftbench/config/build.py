@@ -203,6 +203,8 @@ def _parts(raw: Mapping[str, Any], choices: Mapping[str, str]) -> tuple[dict[str
         scope["layers"] = possible("scope", checks.layers, scope.get("layers"), model.depth)
     label = raw.get("label")
     name = choices["method"] if label is None else f"{choices['method']}_{label}"
+    if label is not None and name in words("method"):
+        problems.append(f"label={shown(show(label))}: {name} is a method of its own; another label")
     method = MethodSpec.from_keys(name, raw["method"])
     arguments = possible("method", spelled_out, method.target, method.arguments)
     if like := raw["budget"].get("like"):

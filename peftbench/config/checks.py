@@ -18,7 +18,7 @@ TOP = {"seed": int, "study": str, "outputs": str, "cache": str, "predict_test": 
 TOP |= {"cells_per_gpu": int, "init_head": str}
 LEAST = {"seed": 0, "cells_per_gpu": 1}
 OF_THE_RUNNER = ("rerun", "cells_per_gpu")  # say how cells are run, not what a cell is
-LABEL = re.compile(r"\w{1,32}", re.ASCII)
+LABEL = re.compile(r"[A-Za-z]\w{0,31}", re.ASCII)
 WORDS = {"rerun": ("unfinished", "failed", "all"), "init_head": ("new", "kept")}
 
 
@@ -43,8 +43,8 @@ def top(keys: Mapping[str, Any], to_come: Collection[Path] = ()) -> Iterator[str
     if isinstance(keys.get("study"), str) and not STUDY.fullmatch(keys["study"]):
         yield f"study={shown(show(keys['study']))}: must be letters, digits, '.', '_' and '-' (it names a folder)"
     label = keys.get("label")
-    if label is not None and not (type(label) in (int, str) and LABEL.fullmatch(str(label))):
-        yield f"label={shown(show(label))}: must be null or at most 32 letters, digits and '_' (it names folders)"
+    if label is not None and not (isinstance(label, str) and LABEL.fullmatch(label)):
+        yield f"label={shown(show(label))}: must be null or a letter and at most 31 letters, digits and '_'"
     for key, words in WORDS.items():
         if isinstance(keys.get(key), str) and keys[key] not in words:
             yield f"{key}={shown(show(keys[key]))}: must be one of {', '.join(words)}"

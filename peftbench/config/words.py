@@ -49,7 +49,8 @@ GROUPS = (*PARTS, "experiment")
 OPTUNA = "hydra/sweeper=optuna"  # the word for a search of any keys
 LISTED = (*GROUPS, "paper", "make", "merge", "port", "edit", "sequence", "learner")  # what `peftbench list` knows
 CHOICE = re.compile(rf"(?:{'|'.join(GROUPS)})=\w+", re.ASCII)  # of a word
-TOP = "seed|study|outputs|cache|init_from|predict_test|checkpoint_every|rerun|cells_per_gpu|progress"  # in no group
+# Keys of no group
+TOP = "seed|label|study|outputs|cache|init_from|predict_test|checkpoint_every|rerun|cells_per_gpu|progress"
 VALUE = re.compile(rf"(?:(?:{'|'.join(PARTS)})\.[\w.]+|{TOP})=.*", re.ASCII | re.DOTALL)
 MOST_CHOICES = 64  # configurations kept, of about 0.5 MiB each
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from peftbench.ground.errors import ConfigError
+from peftbench.ground.quantity import quantity
 from peftbench.report import bootstrap, flips
 from peftbench.report.flips import Figure
 from peftbench.report.versions import Version
@@ -39,37 +40,50 @@ class Saving:
         return self.by["NFR"].value / self.base if self.base else None
 
 
-def between(updates: Sequence[tuple[Version, Version]], others: Sequence[tuple[Version, Version]]) -> list[Saving]:
-    """Every update beside every other of the same older version, on the seeds that all have.
+Pair = tuple[Version, Version]  # an older version and an update of it
 
-    Args:
-        updates: older version and update; others: older version and what the update is compared with.
+
+def between(updates: Sequence[Pair], others: Sequence[Pair]) -> tuple[list[Saving], list[str]]:
+    """Every update beside every other of the same older version, on the older one's seeds that both have; and a line
+    for each that has no counterpart.
 
     Raises:
-        ConfigError: nothing can be compared.
+        ConfigError: none has one.
         DataError: predictions cannot be read, or are of other rows.
     """
-    savings = [
-        _of((old, new), without, seeds)
-        for old, new in updates
-        for before, without in others
-        if (before.column, before.name) == (old.column, old.name)
-        and (seeds := tuple(seed for seed in new.seeds if seed in without.seeds))
-    ]
+    savings, notes = [], []
+    for update in updates:
+        beside = [other for other in others if _shared(update, other)]
+        savings += [_of(update, other, _shared(update, other)) for other in beside]
+        if not beside:
+            notes.append(f"{update[1].column}, {update[1].name}: left out, --without has no such row with its seeds")
     if not savings:
-        raise ConfigError("--without: no task and seeds in common with the update")
-    return savings
+        raise ConfigError(notes)
+    return savings, notes
 
 
-def _of(update: tuple[Version, Version], without: Version, seeds: tuple[int, ...]) -> Saving:
+def _shared(update: Pair, other: Pair) -> list[int]:
+    """Seeds of the older version in both pairs; none where it is not the same version."""
+    (old, _), (same, _) = update, other
+    if (old.column, old.name) != (same.column, same.name):
+        return []
+    return [seed for seed in old.seeds if seed in same.seeds]
+
+
+def _of(update: Pair, other: Pair, shared: Sequence[int]) -> Saving:
     """The draws of both are of the same rows and seeds, in one order: their differences are paired."""
-    old, new, other = (replace(version, seeds=seeds) for version in (*update, without))
-    (one, drawn), (base, drawn_base) = flips.of_task(old, new), flips.of_task(old, other)
+    (one, drawn), (base, drawn_base) = (flips.of_task(*_on(pair, shared)) for pair in (update, other))
     by = {
         name: Figure(figure.value - base.figures[name].value, *bootstrap.interval(drawn[name] - drawn_base[name]))
         for name, figure in one.figures.items()
     }
-    return Saving(one.column, one.old, one.new, base.new, len(seeds), by, base.figures["NFR"].value)
+    return Saving(one.column, one.old, one.new, base.new, len(shared), by, base.figures["NFR"].value)
+
+
+def _on(pair: Pair, shared: Sequence[int]) -> list[Version]:
+    """Both versions with those seeds alone which the older one has in `shared`."""
+    places = [pair[0].seeds.index(seed) for seed in shared]
+    return [replace(version, seeds=tuple(version.seeds[i] for i in places)) for version in pair]
 
 
 def lines(savings: Sequence[Saving]) -> list[str]:
@@ -82,7 +96,8 @@ def _line(saving: Saving) -> str:
     parts = [_difference(name, saving.by[name]) for name in measures]
     if saving.share is not None:
         parts[0] += f", {100 * saving.share:+.0f}% of {100 * saving.base:.1f}"
-    return f"{saving.column}, {saving.old} → {saving.new} instead of {saving.without}: {'; '.join(parts)}"
+    versions = f"{saving.old} → {saving.new} instead of {saving.without}"
+    return f"{saving.column}, {versions} ({quantity(saving.pairs, 'pair')}): {'; '.join(parts)}"
 
 
 def _difference(name: str, figure: Figure) -> str:

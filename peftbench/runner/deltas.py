@@ -137,8 +137,10 @@ def start_of(init_from: str | None, task: Task, known: Collection[str]) -> Delta
 
 
 def goes_on(attachment: Attachment, start: Delta) -> bool:
-    """Whether this delta is trained further where this is attached, instead of merged."""
-    return start.facts.attachment == attachment
+    """Whether this delta is trained further where this is attached, instead of merged; what the method is called does
+    not count."""
+    own, its = (replace(one, method=replace(one.method, name="")) for one in (attachment, start.facts.attachment))
+    return own == its
 
 
 def reload(run: Path, known: Collection[str] = (), task: str | None = None) -> tuple[Model, Tuner, Method]:

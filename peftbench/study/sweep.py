@@ -130,10 +130,13 @@ def listed(outputs: Path, study: str) -> dict[Path, str]:
 
 
 def with_kept(lines: Sequence[list[str]]) -> list[list[str]]:
-    """The overrides of these cells and of all others that their study keeps."""
+    """The overrides of these cells and of all others that their study keeps; where they say no more than which study
+    it is, of these others alone."""
     outputs, study = study_of(lines[0])
-    typed = {index.key(line) for line in lines}
-    return [*lines, *(cell.overrides for key, cell in index.read(outputs / study).items() if key not in typed)]
+    kept = index.read(outputs / study)
+    own = [line for line in lines if not kept or not all(word.startswith(("study=", "outputs=")) for word in line)]
+    typed = {index.key(line) for line in own}
+    return [*own, *(cell.overrides for key, cell in kept.items() if key not in typed)]
 
 
 def prepare(lines: Sequence[list[str]], rerun: str = "unfinished", to_come: Mapping[Path, str] | None = None) -> Sweep:
@@ -204,10 +207,15 @@ def list_again(outputs: Path, study: str, lines: Mapping[str, list[str]]) -> Non
 def _survey(lines: Sequence[list[str]], rerun: str, states: CellStates, to_come: Mapping[Path, str]) -> Sweep:
     """Cells that the study knows by the same words are not composed again."""
     outputs, study = states.outputs, states.study
-    # Somebody's own yaml files may have changed since: their cells are composed anew.
-    known = {} if any(word.startswith(compose.SEARCHPATH) for word in lines[0]) else index.read(outputs / study)
     current = done.once_each(done.still_starts_from)
-    known = {name: cell for name, cell in known.items() if cell.reads is not None and current(cell.reads)}
+    known = {
+        name: cell
+        for name, cell in index.read(outputs / study).items()
+        # Somebody's own yaml files may have changed since: their cells are composed anew.
+        if not any(word.startswith(compose.SEARCHPATH) for word in cell.overrides)
+        and cell.reads is not None
+        and current(cell.reads)
+    }
     by_key = {index.key(words): words for words in lines}
     new = _compose({name: words for name, words in by_key.items() if name not in known}, to_come)
     planned = [known.get(name) or new[name] for name in by_key]
