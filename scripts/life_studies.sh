@@ -7,6 +7,8 @@
 # side: what is done is skipped, and what somebody makes is left to him. A study that fails does not end the others.
 # PRECISION=fp32 where the processor has no fast products in bf16.
 set -euo pipefail
+trap 'exit 130' INT
+trap 'exit 143' TERM
 glue=$1 outputs=$2
 shift 2
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -26,7 +28,12 @@ plan() {
 }
 
 # Be a worker of a study until all of it is made; what failed is missing from the tables.
-work() { peftbench work "$1" --outputs "$outputs" --wait || echo "$1: not all was made" >&2; }
+work() {
+    local code=0
+    peftbench work "$1" --outputs "$outputs" --wait || code=$?
+    [ "$code" -ne 76 ] || exit 76 # peftbench stop
+    [ "$code" -eq 0 ] || echo "$1: not all was made" >&2
+}
 
 show() { peftbench table "$1" --outputs "$outputs" "${@:2}"; }
 
@@ -38,7 +45,11 @@ runs() {
 }
 
 # The folder of a row's runs, but for the seed: TASK METHOD
-row() { dirname "$(ls -d "$outputs/life/$1-$2"-minilm_l6-*/seed0)"; }
+row() {
+    local all=("$outputs/life/$1-$2"-minilm_l6-*/seed0)
+    [ ${#all[@]} -eq 1 ] && [ -d "${all[0]}" ] || { echo "$1 $2: not one row of runs: ${all[*]}" >&2 && return 1; }
+    dirname "${all[0]}"
+}
 
 # A command that others may be at, too: again, until nothing is left to them.
 persist() {
@@ -53,8 +64,9 @@ persist() {
 
 merge() {
     local method all=cola,mrpc,rte,sst2,stsb
+    local grid='merge.grid=[0.2,0.4,0.7,1,1.4,2,3]' # published: 0.1 to 1 for sums, 0.8 to 3 for TIES and PCB
     runs "$all" full lora bitfit id3
-    for method in full lora; do
+    for method in full lora bitfit id3; do
         # at this temperature every task has a fifth of the steps, as many as its own runs
         plan "$method" $((5 * steps)) study=life task=joint "task.tasks=[$all]" task.temperature=100
     done
@@ -62,8 +74,8 @@ merge() {
     for method in full lora bitfit id3; do
         local of=(from=life "method=$method" "tasks=[$all]" seed=0,1,2 study=life_merge merge.refit_rows=500 "${here[@]}")
         peftbench merge "${of[@]}" merge=average --save
-        peftbench merge "${of[@]}" merge.choose_rows=128 'merge.grid=[0.2,0.4,0.7,1,1.5]' merge=task_arithmetic --save
-        peftbench merge "${of[@]}" merge.choose_rows=128 'merge.grid=[0.2,0.4,0.7,1,1.5]' \
+        peftbench merge "${of[@]}" merge.choose_rows=128 "$grid" merge=task_arithmetic --save
+        peftbench merge "${of[@]}" merge.choose_rows=128 "$grid" \
             merge=ties,pcb merge.keep=held_out 'merge.keeps=[0.1,0.2,0.5,1]' --save
         # RegMean merges matrices, and BitFit's runs changed none
         [ "$method" = bitfit ] || peftbench merge "${of[@]}" merge=regmean merge.rows=256 --save
@@ -89,10 +101,11 @@ port() {
     local distance method on=(model=minilm_l6 task=sst2 data=folder "data.path=$glue" "$precision")
     runs sst2 full lora bitfit
     runs stsb full
+    method=$(row stsb full) # by itself: a list would go on without it
     declare -A make=(
         [near]="make=mlm make.steps=30 ${on[*]}"
         [far]="make=mlm make.steps=200 ${on[*]}"
-        [merged]="make=merged make.run=$(row stsb full)/seed0"
+        [merged]="make=merged make.run=$method/seed0"
     )
     for distance in near far merged; do
         local onto=() study=life_port_$distance
@@ -117,13 +130,17 @@ flips() {
 }
 
 muscle() {
-    local study old new
-    runs mrpc bitfit lora
-    old=$(row mrpc bitfit)/seed\${seed} new=$(row mrpc lora)/seed\${seed}
-    local update=(task=mrpc objective=muscle "init_from=\"$new\"")
-    plan lora 200 study=life_muscle "${update[@]}" "objective.old=\"$old\"" objective.teacher=student_wrong,old_right,old,none
-    plan lora 200 study=life_muscle_mixed "${update[@]}" "objective.old=\"$old\"" objective.mix=0.5
-    plan lora 200 study=life_muscle_itself "${update[@]}" "objective.old=\"$new\""
+    local task study old new
+    runs mrpc,sst2 bitfit lora
+    for task in mrpc sst2; do
+        old=$(row "$task" bitfit)
+        new=$(row "$task" lora)
+        old+=/seed\${seed} new+=/seed\${seed}
+        local update=("task=$task" objective=muscle "init_from=\"$new\"")
+        plan lora 200 study=life_muscle "${update[@]}" "objective.old=\"$old\"" objective.teacher=student_wrong,old_right,old,none
+        plan lora 200 study=life_muscle_mixed "${update[@]}" "objective.old=\"$old\"" objective.mix=0.5
+        plan lora 200 study=life_muscle_itself "${update[@]}" "objective.old=\"$new\""
+    done
     peftbench flips life life --old-row bitfit --new-row lora --outputs "$outputs"
     for study in life_muscle life_muscle_mixed life_muscle_itself; do
         work "$study"
@@ -132,12 +149,12 @@ muscle() {
 }
 
 sequence() {
-    local of=(sequence.cap=300 data.limit=600 study=life_sequence "$precision" "${here[@]}")
+    local of=(sequence.cap=1500 study=life_sequence seed=0,1,2 "$precision" "${here[@]}") trained=(learner.epochs=4 learner.batch_size=16)
     peftbench sequence learner=simplecil order=0,1,2 "${of[@]}" --save
-    peftbench sequence learner=finetune learner.lr=0.01 learner.epochs=10 order=0,1,2 "${of[@]}" --save
-    peftbench sequence learner=aper,mos,oracle learner.lr=0.05 learner.epochs=10 order=0,1,2 "${of[@]}" --save
+    peftbench sequence learner=finetune learner.lr=0.1 order=0,1,2 "${trained[@]}" "${of[@]}" --save
+    peftbench sequence learner=aper,mos,oracle learner.lr=1 order=0,1,2 "${trained[@]}" "${of[@]}" --save
     # all tasks at once: their order is none
-    peftbench sequence learner=joint learner.lr=0.01 learner.epochs=10 order=0 seed=0,1,2 "${of[@]}" --save
+    peftbench sequence learner=joint learner.lr=0.1 order=0 "${trained[@]}" "${of[@]}" --save
     work life_sequence
     show life_sequence --show sequences
 }

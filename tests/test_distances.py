@@ -74,7 +74,7 @@ def test_a_merge_is_shown_as_a_share_of_its_tasks_own_runs(
     write_run: Write, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    own = {("mrpc", 0): 0.8, ("mrpc", 1): 0.5, ("rte", 0): 0.4, ("rte", 1): 0.5, ("cola", 0): 0.0, ("cola", 1): 0.5}
+    own = {("mrpc", 0): 0.8, ("mrpc", 1): 0.5, ("rte", 0): 0.4, ("rte", 1): 0.5, ("cola", 0): 0.0, ("cola", 1): 0.25}
 
     def row(name: str, scores: dict[str, tuple[float, ...]], keys: dict[str, Any], *parents: str, **facts: Any) -> None:
         for task, by_seed in scores.items():
@@ -91,6 +91,11 @@ def test_a_merge_is_shown_as_a_share_of_its_tasks_own_runs(
     norms = {**MERGED, "scale": 0.5}
     row("ties of lora, kept head", {"mrpc": (0.4, 0.5), "rte": (0.3, 0.5)}, {"merge": "ties"}, "mrpc", "rte", **norms)
     row("ties of lora, kept head", dict.fromkeys(every, (0.2, 0.25)), {"merge": "ties"}, *every, **norms)
+    refitted = {"head": "refitted"}
+    row("own run of lora, refitted head", dict.fromkeys(every, (0.4, 0.5)), {"ceiling": True, **refitted})
+    row(
+        "ties of lora, refitted head", dict.fromkeys(every, (0.2, 0.25)), {"merge": "ties", **refitted}, *every, **norms
+    )
     write_run("lora", "mrpc", 0, 0.5)
     code, out, err = command("table", "made", "--show", "merges", "--format", "csv")
     assert (code, err) == (0, "")
@@ -103,12 +108,15 @@ def test_a_merge_is_shown_as_a_share_of_its_tasks_own_runs(
     assert means[pair, "ties of lora, kept head", "scale"] == 0.5
     assert means[pair, "joint training of lora", "of own runs"] == pytest.approx(((0.5 + 1) / 2 + 0.8) / 2)
     assert means[three, "own run of lora", "of own runs"] == 1
-    # CoLA's own run of seed 0 scored nothing, of which there is no share
+    # CoLA's own run of seed 0 scored nothing, of which there is no share; and so none of seed 1 is in the mean
     assert means[three, "ties of lora, kept head", "of own runs"] == pytest.approx(((0.25 + 0.5) / 2 + 0.5) / 2)
+    assert means[three, "ties of lora, refitted head", "of own runs"] == pytest.approx(
+        ((0.2 + 0.2) / 0.4 / 2 + 0.5) / 2
+    )
     assert means[three, "ties of lora, kept head", "tasks"] == 3
     assert {one["runs"] for one in rows} == {"2"}
     shown = command("table", "made", "--show", "merges", "--format", "md").out
-    assert "no share of an own run that scored above 0: cola of lora" in shown
+    assert "no share for cola of lora: not every seed has an own run with more than one answer" in shown
 
 
 def test_a_study_without_merges_is_one_line(

@@ -14,7 +14,7 @@ from peftbench.lifecycle.sequence import words as sequence_words
 def said(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     """The commands that all studies give, in their order, where everything is there already."""
     here = tmp_path_factory.mktemp("life")
-    for row in ("mrpc-bitfit", "mrpc-lora", "stsb-full"):
+    for row in ("mrpc-bitfit", "mrpc-lora", "sst2-bitfit", "sst2-lora", "stsb-full"):
         for seed in range(3):
             (here / "outputs" / "life" / f"{row}-minilm_l6-0a1b2c3d" / f"seed{seed}").mkdir(parents=True)
     return commands_of("life_studies.sh", here)

@@ -11,6 +11,7 @@ import numpy as np
 
 from peftbench.config.spec import TaskSpec
 from peftbench.ground.errors import DataError, shown
+from peftbench.ground.seeds import stream
 
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", re.ASCII)
 LARGEST = float(np.finfo(np.float32).max)
@@ -44,6 +45,14 @@ class Split:
     def first(self, most: int) -> "Split":
         """The first rows, at most so many."""
         return self.rows(np.arange(min(most, len(self))), self.name)
+
+    def some(self, most: int | None) -> "Split":
+        """At most so many rows, in their order, by a draw of their number alone: files may be sorted by where rows come
+        from, as STS-B's and CoLA's are. None: all."""
+        if most is None or most >= len(self):
+            return self
+        drawn = np.random.default_rng(stream(0, "some rows")).permutation(len(self))[:most]
+        return self.rows(np.sort(drawn), self.name)
 
     def without_labels(self) -> "Split":
         """The same rows without what is known of them."""

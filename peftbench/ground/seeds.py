@@ -16,6 +16,7 @@ STREAMS = (
     "mask",
     "merge",
     "sequence",
+    "some rows",
     "edit",
 )
 

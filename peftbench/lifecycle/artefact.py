@@ -246,6 +246,7 @@ def fingerprint(recipe: Recipe, where: Where) -> str:
     source = {"source": data.source, "revision": data.revision, "limit": data.limit}
     decides = {
         "by": recipe.by,
+        "rows": 2,  # of train that refit, choose or probe are drawn; before version 0.5 they were the first
         "keys": dict(recipe.keys),
         "parents": [one.record.fingerprint for one in recipe.parents],
         "task": asdict(where.task),

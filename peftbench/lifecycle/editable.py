@@ -91,11 +91,11 @@ class EditableRun(FoldedRun):
 
     def probe_rows(self, edit: Edit) -> Split:
         """The rows of train that the probe is fitted on."""
-        return self._rows["train"].first(edit.probe_rows)
+        return self._rows["train"].some(edit.probe_rows)
 
     def choice_rows(self, edit: Edit) -> Split:
         """The held-out rows of train, on which strength and bias are chosen."""
-        return self._rows["held_out"].first(edit.choice_rows)
+        return self._rows["held_out"].some(edit.choice_rows)
 
     def behaviour(self, edit: Edit) -> Behaviour:
         """What the edit is to make rarer.

@@ -189,7 +189,7 @@ def bounds(group: Group, job: Job, where: Mapping[str, Where], screen: Screen) -
 
     keys = {"refit_rows": job.way.refit_rows}
     codes = [_each(group, job, where, screen, FLOOR, {**keys, "floor": True}, untouched, ())]
-    codes.append(_each(group, job, where, screen, CEILING, {"ceiling": True}, own, ()))
+    codes.append(_each(group, job, where, screen, CEILING, {**keys, "ceiling": True}, own, ()))
     if group.joint is not None:
         recipe = Recipe("merge", f"{JOINT} of {group.joint.trained_by}", {}, [group.joint], job.words)
         made = functools.partial(scored, group.joint, known=group.known)
@@ -208,14 +208,14 @@ def _each(
     parents: Sequence[Parent],
 ) -> int:
     """An artefact for every task and kind of head."""
-    kinds: tuple[Head, ...] = ("kept",) if name == CEILING else HEADS[job.way.heads]
     codes = [0]
     for task, own in zip(group.tasks, group.parents, strict=True):
-        for head in kinds:
+        kinds = ("kept", *HEADS[job.way.heads]) if name == CEILING else HEADS[job.way.heads]
+        for head in dict.fromkeys(kinds):  # the run itself is always there
             method = own.trained_by
             recipe = Recipe(
                 "merge",
-                f"{name} of {method}, {head} head" if name != CEILING else f"{name} of {method}",
+                f"{name} of {method}" if (name, head) == (CEILING, "kept") else f"{name} of {method}, {head} head",
                 {key: value for key, value in keys.items() if key != "heads"} | {"head": head},
                 [own, *(one for one in parents if one is not own)],
                 job.words,

@@ -52,8 +52,8 @@ class TaskModel:
         return dict(read_rows(Rows(self.parent.data, task, self.parent.protocol.held_out, tested=False)))
 
     def tokens(self, split: str, most: int | None = None) -> Tokens:
-        """The first rows of a split, tokenised."""
-        return self.tokenized(self.rows[split] if most is None else self.rows[split].first(most))
+        """Rows of a split, at most so many, tokenised."""
+        return self.tokenized(self.rows[split].some(most))
 
     def tokenized(self, rows: Split) -> Tokens:
         """Token ids of rows, as the run would read them."""
@@ -172,20 +172,24 @@ class FoldedModel(TaskModel):
 
     @torch.no_grad()
     def input_products(self, tokens: Tokens, names: Collection[str]) -> dict[str, torch.Tensor]:
-        """X'X of the inputs of linear maps, (in, in), by the names of their weights; padding is left out."""
+        """X'X of the inputs of linear maps, (in, in), by the names of their weights: a mean over tokens without padding, so
+        that tasks with long rows weigh no more than others, as in the authors' code."""
         products: dict[str, torch.Tensor] = {}
+        self._tokens = dict.fromkeys(names, 0)
         hooks = []
         for path, module in self.model.module.named_modules():
             name = f"{path}.weight"
             if isinstance(module, nn.Linear) and name in names:
                 products[name] = torch.zeros(module.in_features, module.in_features, dtype=torch.float64)
-                hooks.append(module.register_forward_pre_hook(functools.partial(self._add_product, products[name])))
+                hooks.append(
+                    module.register_forward_pre_hook(functools.partial(self._add_product, name, products[name]))
+                )
         for batch in self._batches(tokens, self.parent.protocol.eval_batch_size):
             self._mask = batch.inputs["attention_mask"].bool()
             self._forward.logits(batch)
         for hook in hooks:
             hook.remove()
-        return products
+        return {name: total / self._tokens[name] for name, total in products.items()}
 
     @torch.no_grad()
     def token_means(self, tokens: Tokens, modules: Sequence[str] = ()) -> torch.Tensor:
@@ -217,12 +221,13 @@ class FoldedModel(TaskModel):
         every = torch.cat([torch.stack(places, 1) for places in means])
         return every[torch.argsort(torch.cat(order))]
 
-    def _add_product(self, total: torch.Tensor, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def _add_product(self, name: str, total: torch.Tensor, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         x = inputs[0]
         if x.shape[:-1] == self._mask.shape:
             x = x[self._mask]
         x = x.double().reshape(-1, x.shape[-1])
         total += (x.T @ x).cpu()
+        self._tokens[name] += len(x)
 
 
 def backbone_of(model: Model) -> dict[str, torch.Tensor]:

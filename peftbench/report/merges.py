@@ -1,7 +1,7 @@
 """A study's merges, each as one backbone for all its tasks: means over tasks, beside those of what bounds it."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import mean
 
@@ -17,13 +17,16 @@ MEASURES = (
     Measure("tasks", decimals=0, counted=True),
     Measure("score", times=100),
     Measure("of own runs", times=100),
+    Measure("collapsed", decimals=0, counted=True),
     Measure("longest : shortest", decimals=2),
     Measure("scale", decimals=2),
     Measure("keep", decimals=2),
 )
+LEAST = 0.05  # of an own run's score: shares of less are of noise
 NOTES = (
-    "score: headline metric, mean over the tasks; of own runs: score as a share of that of the task's own run, mean "
-    "over the tasks; both in percent",
+    "score: headline metric, mean over the tasks; of own runs: score as a share of that of the task's own run with a "
+    "kept or refitted head likewise, mean over the tasks; both in percent",
+    "collapsed: how many of these scores, in a mean seed, are of one answer to all rows",
     "longest : shortest: lengths of the changes that were merged; keep: the share of entries kept, where it was chosen",
 )
 
@@ -53,16 +56,18 @@ class Whole:
         """What other seeds of the same have, too."""
         return self.tasks, self.first.cell.method, tuple(sorted(one.fingerprint for one in self.scored.values()))
 
-    def shares(self, ceilings: Sequence[Record]) -> dict[str, float | None]:
-        """By task the share of its own run's score; None: there is no such run, or it scored nothing."""
-        own = {task: _own_score(record, ceilings) for task, record in self.scored.items()}
-        return {task: _score(self.scored[task]) / one if one > 0 else None for task, one in own.items()}
+    def shares(self, ceilings: "Ceilings") -> dict[str, float]:
+        """By task the share of its own run's score, where that can be measured."""
+        owns = {task: ceilings.score(record) for task, record in self.scored.items()}
+        return {task: _score(self.scored[task]) / own for task, own in owns.items() if own is not None}
 
-    def values(self, ceilings: Sequence[Record]) -> dict[str, float]:
+    def values(self, ceilings: "Ceilings") -> dict[str, float]:
         """The measures; only tasks with a share are in their mean."""
         values = {"tasks": float(len(self.scored)), "score": mean(map(_score, self.scored.values()))}
-        if shares := [share for share in self.shares(ceilings).values() if share is not None]:
-            values["of own runs"] = mean(shares)
+        if shares := self.shares(ceilings):
+            values["of own runs"] = mean(shares.values())
+        if collapsed := sum(record.metrics is not None and record.metrics.collapsed for record in self.scored.values()):
+            values["collapsed"] = float(collapsed)
         seen = read_of(self.first)
         if isinstance(seen, Merged):
             values |= {"scale": seen.scale} | ({} if seen.keep is None else {"keep": seen.keep})
@@ -80,7 +85,7 @@ def sheet(study: Study) -> Sheet:
     wholes = _wholes(study)
     if not wholes:
         raise ConfigError(f"study {study.name}: holds no merge; peftbench merge makes one")
-    ceilings = [record for whole in wholes for record in whole.scored.values() if _made(record).keys.get("ceiling")]
+    ceilings = Ceilings(record for whole in wholes for record in whole.scored.values())
     lines: dict[tuple[str, str, tuple[str, ...]], list[Whole]] = {}
     for whole in sorted(wholes, key=lambda whole: whole.line):
         lines.setdefault(whole.line, []).append(whole)
@@ -92,10 +97,14 @@ def sheet(study: Study) -> Sheet:
         values = [whole.values(ceilings) for whole in of_seeds]
         measured = {one.name: [seen[one.name] for seen in values if one.name in seen] for one in MEASURES}
         cells.append(Measured(Place(tasks, name, []), measured, len(of_seeds)))
-    shares = [(_key(whole.scored[task]), share) for whole in wholes for task, share in whole.shares(ceilings).items()]
-    without = sorted({f"{task} of {method}" for (task, method, _), share in shares if share is None})
-    left_out = [f"no share of an own run that scored above 0: {', '.join(without)}"] if without else []
-    return axes.sheet(f"{study.name}: merges, mean ± sd over seeds", MEASURES, cells, [*NOTES, *left_out])
+    of_them = {_key(record)[:2] for whole in wholes for record in whole.scored.values()}
+    without = sorted(f"{task} of {method}" for task, method in of_them - ceilings.measured)
+    left_out = [
+        f"no share for {', '.join(without)}: not every seed has an own run with more than one answer and a score of "
+        f"{100 * LEAST:g} or more"
+    ]
+    notes = [*NOTES, *(left_out if without else [])]
+    return axes.sheet(f"{study.name}: merges, mean ± sd over seeds", MEASURES, cells, notes)
 
 
 def _wholes(study: Study) -> list[Whole]:
@@ -126,12 +135,38 @@ def _key(record: Record) -> tuple[str, str, int]:
     return record.cell.task, method, record.cell.seed
 
 
-def _own_score(record: Record, ceilings: Sequence[Record]) -> float:
-    """What the own run of a record's task scored; 0: it is not known."""
-    alike = [one for one in ceilings if _key(one) == _key(record)]
-    of_it = [one for one in alike if one.hashes.parents.items() <= record.hashes.parents.items()]
-    found = of_it or alike  # joint training has none of them among its parents
-    return _score(found[0]) if len(found) == 1 else 0.0
+class Ceilings:
+    """The tasks' own runs, of which merges are shares.
+
+    Attributes:
+        measured: tasks and methods whose own runs of all seeds can be divided by.
+    """
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        """Args:
+        records: all of a study's merges.
+        """
+        self._every = [record for record in records if _made(record).keys.get("ceiling")]
+        known = {_key(record)[:2] for record in self._every}
+        poor = {_key(one)[:2] for one in self._every if _head(one) == "kept" and not _measurable(one)}
+        self.measured = known - poor
+
+    def score(self, record: Record) -> float | None:
+        """That of the own run of a record's task with such a head, with the kept one where there is no other; None: it
+        is not known, or cannot be divided by."""
+        alike = [one for one in self._every if _key(one) == _key(record)]
+        alike = [one for one in alike if _head(one) == _head(record)] or alike
+        of_it = [one for one in alike if one.hashes.parents.items() <= record.hashes.parents.items()]
+        chosen = of_it or alike  # joint training has none of them among its parents
+        return _score(chosen[0]) if len(chosen) == 1 and _key(record)[:2] in self.measured else None
+
+
+def _head(record: Record) -> str:
+    return str(_made(record).keys.get("head", "kept"))
+
+
+def _measurable(record: Record) -> bool:
+    return _score(record) >= LEAST and not (record.metrics is not None and record.metrics.collapsed)
 
 
 def _score(record: Record) -> float:

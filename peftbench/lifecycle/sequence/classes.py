@@ -67,14 +67,7 @@ def ordered(tasks: Sequence[str], order: int) -> tuple[str, ...]:
 
 def capped(rows: Mapping[str, Split], cap: int | None) -> Mapping[str, Split]:
     """The same with so many rows of each training split ("train_rte") at most, the same for every seed."""
-    return {name: _some(split, cap) if name.startswith("train_") else split for name, split in rows.items()}
-
-
-def _some(split: Split, cap: int | None) -> Split:
-    if cap is None or len(split) <= cap:
-        return split
-    kept = np.random.default_rng(stream(0, "sequence")).permutation(len(split))[:cap]
-    return split.rows(np.sort(kept), split.name)
+    return {name: split.some(cap) if name.startswith("train_") else split for name, split in rows.items()}
 
 
 def stages_of(
