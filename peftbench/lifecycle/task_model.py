@@ -172,8 +172,10 @@ class FoldedModel(TaskModel):
 
     @torch.no_grad()
     def input_products(self, tokens: Tokens, names: Collection[str]) -> dict[str, torch.Tensor]:
-        """X'X of the inputs of linear maps, (in, in), by the names of their weights: a mean over tokens without padding, so
-        that tasks with long rows weigh no more than others, as in the authors' code."""
+        """X'X of the inputs of linear maps, (in, in), by the names of their weights: means over tokens, no padding.
+
+        So tasks with long rows weigh no more than others, as in the authors' code.
+        """
         products: dict[str, torch.Tensor] = {}
         self._tokens = dict.fromkeys(names, 0)
         hooks = []
