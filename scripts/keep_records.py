@@ -9,10 +9,14 @@ Paths of the machine are left out of the copy, and its digests are made anew.
 
 import argparse
 import dataclasses
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from peftbench.record import SEARCH_SUFFIX, Record, find_records, read_record, record_status, write_record
+
+ABSOLUTE = re.compile(r"(?<![\w.~/:-])/(?:[^/\s'\",]+/)*([^/\s'\",]+)")
 
 
 def main() -> None:
@@ -27,27 +31,36 @@ def main() -> None:
             if record_status(path) != "done":
                 continue
             target = asked.to / path.parent.relative_to(asked.outputs)
-            write_record(without_paths(read_record(path)), target)
-            if name == asked.study:
+            write_record(without_paths(read_record(path), asked.outputs), target)
+            for file in path.parent.glob("predictions/dev*.tsv") if name == asked.study else ():
                 (target / "predictions").mkdir(exist_ok=True)
-                shutil.copyfile(path.parent / "predictions" / "dev.tsv", target / "predictions" / "dev.tsv")
+                shutil.copyfile(file, target / "predictions" / file.name)
 
 
-def without_paths(record: Record) -> Record:
+def without_paths(record: Record, outputs: Path) -> Record:
     """The record with the paths of its machine replaced by what the documentation calls them."""
-    data = {**record.config["data"], "path": "GLUE"}
-    model = {**record.config["model"], "weights": _last(record.config["model"]["weights"] or "")}
-    config = {**record.config, "data": data, "model": model, "outputs": "outputs", "cache": "~/.cache/peftbench"}
-    words = [word for word in record.overrides if not word.startswith(("outputs=", "cache="))]
-    words = ["data.path=GLUE" if word.startswith("data.path=") else word for word in words]
-    weights = "model.weights="
-    words = [weights + _last(word.removeprefix(weights)) if word.startswith(weights) else word for word in words]
-    return dataclasses.replace(record, config=config, overrides=words)
+    places = {str(outputs): "outputs", str(outputs.resolve()): "outputs", record.config["cache"]: "~/.cache/peftbench"}
+    if path := record.config["data"]["path"]:
+        places[path] = "GLUE"
+    longest_first = sorted(places.items(), key=lambda place: -len(place[0]))
 
+    def cleaned(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: cleaned(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(cleaned(item) for item in value)
+        if not isinstance(value, str):
+            return value
+        for place, name in longest_first:
+            value = value.replace(place, name)
+        return ABSOLUTE.sub(r"\1", value)  # of any other folder its own name
 
-def _last(place: str) -> str:
-    """Of a folder of weights its own name; a name on the hub stays."""
-    return Path(place).name if Path(place).is_absolute() else place
+    made = record.made
+    if made is not None:
+        made = dataclasses.replace(made, keys=cleaned(made.keys), facts=cleaned(made.facts))
+    return dataclasses.replace(
+        record, config=cleaned(record.config), overrides=cleaned(record.overrides), made=made, row=cleaned(record.row)
+    )
 
 
 if __name__ == "__main__":
