@@ -108,6 +108,9 @@ def test_studies_are_joined_by_row_and_seed_beside_the_floor(
             assert low < high
     code, out, err = command("flips", "before", "made")
     assert "seed to seed of lora" in out
+    above = [line for line in out.splitlines() if "above seed to seed" in line]
+    floor = (1 + 2 + 1) / 6 / 12  # of the older version, the larger one
+    assert [f"{100 * (2 / 12 - floor):.1f} [" in line for line in above] == [True] * 3, "both tasks and their mean"
     assert "16.7 [" in out
     assert command("flips", "before", "made")[1] == out, "intervals are the same each time"
 
@@ -158,6 +161,18 @@ def test_what_an_update_saves_is_counted_on_the_same_rows_and_seeds(
         code, out, err = command(*words)
         assert (code, out) == (2, ""), words
         assert line in err
+
+
+def test_a_version_that_gives_one_answer_is_named(
+    write_run: Write, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed in range(2):
+        moved(predict(write_run("lora", "mrpc", seed, 0.5), [1, 0] * 10 if seed else [1] * 20), "before")
+        predict(write_run("lora", "mrpc", seed, 0.5), [1] * 20)
+    code, out, err = command("flips", "before", "made")
+    assert (code, err) == (0, "")
+    assert "mrpc acc, lora: 1 of 2 runs give every row one answer" in out
 
 
 def test_two_runs_have_the_floor_of_their_siblings(write_run: Write, command: Command) -> None:

@@ -95,6 +95,7 @@ def flips(arguments: Sequence[str]) -> int:
         options.old, options.new, expanded(options.outputs), options.old_row, options.new_row
     )
     compared = flips.between(pairs)
+    notes += flips.constant(pairs)
     if options.csv:
         print(flips.csv(compared), end="")
         return 0

@@ -12,7 +12,7 @@ Measures as in MUSCLE (arXiv 2407.09435, section 3): over N rows with an old mod
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from csv import writer as csv_writer
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 
@@ -21,10 +21,12 @@ import numpy as np
 from peftbench.ground import escape
 from peftbench.ground.errors import DataError, shown
 from peftbench.ground.predictions import path_of, read
+from peftbench.ground.quantity import quantity
 from peftbench.record import Record
 from peftbench.report import bootstrap, predictions
 from peftbench.report.versions import Version
 
+EXCESS = "NFR above seed to seed"
 RESAMPLES = 1000
 CHUNK = 50  # resamples at a time: QQP's 40,430 rows take 8 MB each 50
 MEASURES = ("accuracy", "change", "NFR", "PFR", "NFR_mc", "NFI", "trust", "loss", "gain")
@@ -41,6 +43,7 @@ class Figure:
         low, high: its 95% interval, of rows and pairs drawn together.
         old_floor, new_floor: the same between different seeds of the old row, and of the new one: what flips when
             nothing but the seed changes. None where there is one seed.
+        excess: of NFR, value minus the larger of the two floors, with its 95% interval, rows drawn for all alike.
     """
 
     value: float
@@ -48,6 +51,7 @@ class Figure:
     high: float
     old_floor: float | None = None
     new_floor: float | None = None
+    excess: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,9 @@ def grid(compared: Sequence[Flips]) -> list[list[str]]:
         scores = " → ".join("–" if score is None else f"{score:.1f}" for score in one.scores)
         figures = [_shown(name, one.figures.get(name)) for name in names]
         rows.append([one.column, f"{one.old} → {one.new}", str(one.pairs), scores, *figures])
+        if (nfr := one.figures["NFR"].excess) is not None:
+            texts = [_interval("NFR", *nfr) if name == "NFR" else "" for name in names]
+            rows.append(["", "above seed to seed", "", "", *texts])
         for version, side in ((one.old, "old_floor"), (one.new, "new_floor")):
             floors = {
                 name: value for name, figure in one.figures.items() if (value := getattr(figure, side)) is not None
@@ -131,7 +138,11 @@ def grid(compared: Sequence[Flips]) -> list[list[str]]:
 def _shown(name: str, figure: Figure | None) -> str:
     if figure is None:
         return "–"
-    return f"{_number(name, figure.value)} [{_number(name, figure.low)}, {_number(name, figure.high)}]"
+    return _interval(name, figure.value, figure.low, figure.high)
+
+
+def _interval(name: str, value: float, low: float, high: float) -> str:
+    return f"{_number(name, value)} [{_number(name, low)}, {_number(name, high)}]"
 
 
 def _number(name: str, value: float) -> str:
@@ -146,7 +157,8 @@ def csv(compared: Sequence[Flips]) -> str:
     for one in compared:
         for name, figure in one.figures.items():
             words = [escape.csv(word) for word in (one.column, one.old, one.new)]
-            writer.writerow([*words, one.pairs, name, *asdict(figure).values()])
+            floors = [figure.old_floor, figure.new_floor]
+            writer.writerow([*words, one.pairs, name, figure.value, figure.low, figure.high, *floors])
     return out.getvalue()
 
 
@@ -179,12 +191,34 @@ def of_task(old: Version, new: Version) -> tuple[Flips, dict[str, np.ndarray]]:
     parts = np.stack([per_row(before[i], after[j]) for i, j in seeds])
     drawn = _draws(parts)
     floors = [_floor(version) for version in (before, after)]
+    means = {name: float(np.mean(values)) for name, values in measures(parts.mean(axis=2, dtype=np.float64)).items()}
+    sides = {name: [floor[name][0] if floor else None for floor in floors] for name in means}
     figures = {
-        name: Figure(float(np.mean(values)), *bootstrap.interval(drawn[name]), *(floor.get(name) for floor in floors))
-        for name, values in measures(parts.mean(axis=2, dtype=np.float64)).items()
+        name: Figure(mean, *bootstrap.interval(drawn[name]), sides[name][0], sides[name][1])
+        for name, mean in means.items()
     }
+    if known := [floor["NFR"] for floor in floors if floor]:
+        mean, of_mean = max(known, key=lambda floor: floor[0])
+        drawn[EXCESS] = drawn["NFR"] - of_mean
+        excess = (means["NFR"] - mean, *bootstrap.interval(drawn[EXCESS]))
+        figures["NFR"] = replace(figures["NFR"], excess=excess)
     flipped = _flipped(parts, before[seeds[0][0]].truth)
     return Flips(old.column, old.name, new.name, len(seeds), _scores(old, new), figures, flipped), drawn
+
+
+def constant(pairs: Sequence[tuple[Version, Version]]) -> list[str]:
+    """A line for every version with runs that give all rows one answer: its flips, and its floor, are of a constant.
+
+    Raises:
+        DataError: predictions cannot be read.
+    """
+    lines = []
+    for version in {id(one.runs): one for pair in pairs for one in pair}.values():
+        same = sum(len(set(answers(*run).said.tolist())) == 1 for run in version.runs.values())
+        if same:
+            runs = quantity(len(version.runs), "run")
+            lines.append(f"{version.column}, {version.name}: {same} of {runs} give every row one answer")
+    return lines
 
 
 def answers(folder: Path, record: Record) -> Answers:
@@ -269,28 +303,35 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
 def _draws(parts: np.ndarray) -> dict[str, np.ndarray]:
     """Every measure of RESAMPLES draws of pairs and rows with replacement, both at once, (RESAMPLES,).
 
+    The draws of rows are the same for any number of pairs.
+
     Args:
         parts: (pairs, parts, rows).
     """
-    random = np.random.default_rng(0)
+    random, random_pairs = np.random.default_rng(0), np.random.default_rng(1)
     pairs, _, rows = parts.shape
     flat = parts.reshape(-1, rows)
     drawn: dict[str, list[np.ndarray]] = {}
     for _ in range(RESAMPLES // CHUNK):
         weights = np.stack([np.bincount(random.integers(rows, size=rows), minlength=rows) for _ in range(CHUNK)])
         means = (flat @ weights.T.astype(np.float32)).astype(np.float64).reshape(pairs, -1, CHUNK) / rows
-        chosen = random.integers(pairs, size=(CHUNK, pairs))
+        chosen = random_pairs.integers(pairs, size=(CHUNK, pairs))
         for name, values in measures(means.transpose(2, 0, 1)).items():
             drawn.setdefault(name, []).append(np.take_along_axis(values, chosen, axis=1).mean(axis=1))
     return {name: np.concatenate(values) for name, values in drawn.items()}
 
 
-def _floor(version: Mapping[int, Answers]) -> dict[str, float]:
-    """The mean of every measure from one seed to another of the same version; empty where there is one seed."""
-    means = [per_row(one, other).mean(axis=1, dtype=np.float64) for one, other in permutations(version.values(), 2)]
-    if not means:
+Floor = tuple[float, np.ndarray]  # a mean, and its draws (RESAMPLES,)
+
+
+def _floor(version: Mapping[int, Answers]) -> dict[str, Floor]:
+    """Every measure from one seed to another of the same version; empty where there is one seed."""
+    parts = [per_row(one, other) for one, other in permutations(version.values(), 2)]
+    if not parts:
         return {}
-    return {name: float(np.mean(values)) for name, values in measures(np.stack(means)).items()}
+    means = measures(np.stack(parts).mean(axis=2, dtype=np.float64))
+    drawn = _draws(np.stack(parts))
+    return {name: (float(np.mean(values)), drawn[name]) for name, values in means.items()}
 
 
 def _flipped(parts: np.ndarray, truth: np.ndarray) -> list[Flipped]:
@@ -310,7 +351,11 @@ def _overall(compared: Sequence[Flips], draws: Sequence[Mapping[str, np.ndarray]
             every = [compared[i].figures[name] for i in places]
             interval = bootstrap.interval(np.mean([draws[i][name] for i in places], axis=0))
             floors = [_mean([getattr(one, side) for one in every]) for side in ("old_floor", "new_floor")]
-            figures[name] = Figure(float(np.mean([one.value for one in every])), *interval, *floors)
+            figures[name] = Figure(float(np.mean([one.value for one in every])), *interval, floors[0], floors[1])
+        if all(EXCESS in draws[i] for i in places):
+            mean = float(np.mean([one.excess[0] for i in places if (one := compared[i].figures["NFR"]).excess]))
+            excess = (mean, *bootstrap.interval(np.mean([draws[i][EXCESS] for i in places], axis=0)))
+            figures["NFR"] = replace(figures["NFR"], excess=excess)
         before, after = (_mean([compared[i].scores[side] for i in places]) for side in (0, 1))
         pairs = sum(compared[i].pairs for i in places)
         yield Flips(f"mean of {len(places)}", old, new, pairs, (before, after), figures, [])
