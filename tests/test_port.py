@@ -170,7 +170,10 @@ def test_rows_lie_between_floor_and_run_are_found_again_and_go_stale(
     out = port(command, here, *words)
     records = made(outputs / "p")
     names = {f"{what} of lora, {head} head" for what in ("newer backbone", "port") for head in ("kept", "refitted")}
+    names.add("old run of lora")
     assert set(records) == names
+    old = read_record(next((outputs / "s").glob("*-lora-*/seed0/result.json")))
+    assert records["old run of lora"][1].headline == old.headline, "it is the run, on its own backbone"
     assert out.count("the newer backbone has moved by") == 1
     floor = records["newer backbone of lora, kept head"]
     assert floor[1].hashes.delta is None
@@ -208,7 +211,9 @@ def test_a_newer_backbone_that_changes_makes_it_anew(here: Path, command: Comman
     save_file({name: one * 1.1 for name, one in weights.items()}, newer / WEIGHTS_FILE, metadata={"format": "pt"})
     code, out, _ = command(*ask)
     assert code == 0
-    assert "already there" not in out
+    there = [line for line in out.splitlines() if line.startswith("already there")]
+    assert len(there) == 1
+    assert "old run of bitfit" in there[0], "on its own backbone, which has not changed"
 
 
 def test_a_scale_moves_the_scores_along_the_change_and_is_chosen_on_held_out_rows(here: Path, command: Command) -> None:
@@ -219,7 +224,7 @@ def test_a_scale_moves_the_scores_along_the_change_and_is_chosen_on_held_out_row
         f"{what} of lora, {head} head"
         for what in ("newer backbone", "port", "port x0.5", "scaled port")
         for head in ("kept", "refitted")
-    }
+    } | {"old run of lora"}
     half, scaled = (records[f"{what} of lora, kept head"][1] for what in ("port x0.5", "scaled port"))
     assert half.hashes.delta is None
     assert half.made is not None
@@ -305,7 +310,7 @@ def test_training_goes_on_from_the_ported_delta_and_its_head(method: str, here: 
         assert not torch.allclose(new.tensors["head.classifier.weight"], first.tensors["head.classifier.weight"])
     assert out.count("no run anew with 2 steps on the newer backbone: peftbench run ") == 1
     again = port(command, here, f"method={method}", f"study={study}", "port.steps=0,2")
-    assert again.count("already there: ") == len(records) == 6
+    assert again.count("already there: ") == len(records) == 7
 
 
 def test_runs_trained_anew_are_named_and_then_found(here: Path, command: Command) -> None:

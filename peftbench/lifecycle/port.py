@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,11 +12,13 @@ from peftbench.lifecycle import held_out
 from peftbench.lifecycle.artefact import Recipe, Result, Where, folder_of, settle
 from peftbench.lifecycle.held_out import HELD_OUT, Scaled, Setting
 from peftbench.lifecycle.patch import Patch
+from peftbench.lifecycle.score import scored as scored_run
 from peftbench.lifecycle.task_model import HEADS, Head, TaskModel
 from peftbench.record import Counts
 from peftbench.runner.delta import HEAD, Delta
 from peftbench.study.cell import Screen
 
+OLD = "old run"  # on its own backbone
 FLOOR = "newer backbone"  # under the run's head, without what it learned
 
 
@@ -86,10 +89,18 @@ class Settled:
 
 
 def port(job: Job, settled: Settled) -> int:
-    """Make what is not there: the newer backbone under the run's head, and with its delta; the worst exit code."""
-    return max(
-        code for head in HEADS[job.keys.heads] for code in (_floor(job, head, settled), _port(job, head, settled))
-    )
+    """Make what is not there: the run as it was, the newer backbone under its head, and with its delta; the worst exit
+    code."""
+    codes = [_old(job, settled)]
+    for head in HEADS[job.keys.heads]:
+        codes += [_floor(job, head, settled), _port(job, head, settled)]
+    return max(codes)
+
+
+def _old(job: Job, settled: Settled) -> int:
+    run = job.patch.run
+    recipe = Recipe("port", f"{OLD} of {job.method}", {"old": True}, [run], job.words)
+    return settled.settle(recipe, job.where, partial(scored_run, run, job.where, known=job.patch.known))
 
 
 def _floor(job: Job, head: Head, settled: Settled) -> int:

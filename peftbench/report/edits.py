@@ -127,6 +127,7 @@ def _change(record: Record, before: float | None) -> float | None:
 
 PERCENT = 100.0
 MEASURES = (
+    Measure("can show", decimals=0, counted=True),
     Measure("rate before", times=PERCENT),
     Measure("rate", times=PERCENT),
     Measure("cured", times=PERCENT),
@@ -142,6 +143,7 @@ def measures(edited: Edited) -> dict[str, float | None]:
     seen = edited.seen
     known = seen.score is not None and seen.score_before is not None
     return {
+        "can show": float(seen.prone),
         "rate before": seen.rate_before,
         "rate": seen.rate,
         "cured": seen.cured,
@@ -153,6 +155,7 @@ def measures(edited: Edited) -> dict[str, float | None]:
 
 
 NOTES = (
+    "can show: how many rows can show the behaviour, the same ones in every seed",
     "rate: share of the rows that can show the behaviour and do; cured: share of those that showed it and do not now",
     "others moved: share of the rows that did not show it whose answer changed; others' score: change of the headline "
     "metric on them, in points",
