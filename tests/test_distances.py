@@ -88,7 +88,7 @@ def test_a_merge_is_shown_as_a_share_of_its_tasks_own_runs(
     every = {task: (own[task, 0], own[task, 1]) for task in ("mrpc", "rte", "cola")}
     row("own run of lora", every, {"ceiling": True})
     row("joint training of lora", {"mrpc": (0.4, 0.4), "rte": (0.4, 0.4)}, {}, "joint")
-    norms = {**MERGED, "scale": 0.5}
+    norms = {**MERGED, "scale": 0.5, "tried": {"0.5, keep 0.2": {"mrpc": 0.5}, "1, keep 0.2": {"mrpc": 0.5}}}
     row("ties of lora, kept head", {"mrpc": (0.4, 0.5), "rte": (0.3, 0.5)}, {"merge": "ties"}, "mrpc", "rte", **norms)
     row("ties of lora, kept head", dict.fromkeys(every, (0.2, 0.25)), {"merge": "ties"}, *every, **norms)
     refitted = {"head": "refitted"}
@@ -115,7 +115,9 @@ def test_a_merge_is_shown_as_a_share_of_its_tasks_own_runs(
     )
     assert means[three, "ties of lora, kept head", "tasks"] == 3
     assert {one["runs"] for one in rows} == {"2"}
+    assert means[three, "ties of lora, kept head", "tried"] == 2
     shown = command("table", "made", "--show", "merges", "--format", "md").out
+    assert "the largest or smallest one tried: ties of lora, kept head (smallest in 2 of 2 seeds), ties of" in shown
     assert "no share for cola of lora: not every seed has an own run with more than one answer" in shown
 
 

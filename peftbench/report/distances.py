@@ -1,6 +1,6 @@
 """How far what artefacts are made of lies apart: lengths and cosines of changes, and how far a backbone has moved."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from statistics import mean
 
@@ -23,6 +23,7 @@ class Merged:
 
     Attributes:
         keep: the share of entries that was chosen, where one was.
+        tried: every setting ("0.5", "0.5, keep 0.2"), where one was chosen.
     """
 
     norms: By
@@ -30,6 +31,15 @@ class Merged:
     sign_agreement: By
     scale: Number
     keep: Number | None = None
+    tried: dict[str, By] = field(default_factory=dict)
+
+    @property
+    def edge(self) -> str | None:
+        """Where no scale beyond the chosen one was tried: the largest, or the smallest."""
+        scales = sorted({float(setting.partition(",")[0]) for setting in self.tried})
+        if len(scales) < 2 or self.scale not in (scales[0], scales[-1]):
+            return None
+        return "largest" if self.scale == scales[-1] else "smallest"
 
 
 @dataclass(frozen=True)

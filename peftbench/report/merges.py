@@ -1,11 +1,12 @@
 """A study's merges, each as one backbone for all its tasks: means over tasks, beside those of what bounds it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
 from peftbench.ground.errors import ConfigError
+from peftbench.ground.quantity import quantity
 from peftbench.record import Made, Record
 from peftbench.report import axes
 from peftbench.report.axes import Measure, Measured, Place
@@ -21,6 +22,7 @@ MEASURES = (
     Measure("longest : shortest", decimals=2),
     Measure("scale", decimals=2),
     Measure("keep", decimals=2),
+    Measure("tried", decimals=0, counted=True),
 )
 LEAST = 0.05  # of an own run's score: shares of less are of noise
 NOTES = (
@@ -28,6 +30,7 @@ NOTES = (
     "kept or refitted head likewise, mean over the tasks; both in percent",
     "collapsed: how many of these scores, in a mean seed, are of one answer to all rows",
     "longest : shortest: lengths of the changes that were merged; keep: the share of entries kept, where it was chosen",
+    "tried: how many scales, or scales and shares, one was chosen from",
 )
 
 
@@ -71,6 +74,7 @@ class Whole:
         seen = read_of(self.first)
         if isinstance(seen, Merged):
             values |= {"scale": seen.scale} | ({} if seen.keep is None else {"keep": seen.keep})
+            values |= {"tried": float(len(seen.tried))} if seen.tried else {}
             if (shortest := min(seen.norms.values(), default=0.0)) > 0:
                 values["longest : shortest"] = max(seen.norms.values()) / shortest
         return values
@@ -103,8 +107,19 @@ def sheet(study: Study) -> Sheet:
         f"no share for {', '.join(without)}: not every seed has an own run with more than one answer and a score of "
         f"{100 * LEAST:g} or more"
     ]
-    notes = [*NOTES, *(left_out if without else [])]
+    notes = [*NOTES, *(left_out if without else []), *_at_edges(lines.values())]
     return axes.sheet(f"{study.name}: merges, mean ± sd over seeds", MEASURES, cells, notes)
+
+
+def _at_edges(rows: Iterable[Sequence[Whole]]) -> list[str]:
+    """A line for all merges that might be better at a scale which was not tried."""
+    edges = [
+        f"{of_seeds[0].first.cell.method} ({edge} in {len(at)} of {quantity(len(of_seeds), 'seed')})"
+        for of_seeds in rows
+        for edge in ("largest", "smallest")
+        if (at := [one for one in of_seeds if isinstance(seen := read_of(one.first), Merged) and seen.edge == edge])
+    ]
+    return [f"the scale chosen is the largest or smallest one tried: {', '.join(edges)}"] if edges else []
 
 
 def _wholes(study: Study) -> list[Whole]:
