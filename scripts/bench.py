@@ -249,7 +249,7 @@ def large(asked: argparse.Namespace) -> str:
 
     file = asked.kept or Path("bench_large.json")
     limits = argparse.Namespace(
-        model="bert_large_cased", rows=16, steps=3, rounds=1, limit_gib=12.0, limit_s=1800.0, figures=file
+        model="bert_large_cased", rows=16, steps=3, rounds=asked.rounds, limit_gib=12.0, limit_s=1800.0, figures=file
     )
     for method, run in bench_methods.go_on(limits, bench_methods.methods()):
         print(method, json.dumps(run), file=sys.stderr, flush=True)

@@ -16,8 +16,10 @@ import time
 from typing import Any
 
 import bench_selective  # type: ignore[import-not-found]
+import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
 import torch
 from datasets import Dataset
+from peers.hf_trainer import QUERY_AND_VALUE  # type: ignore[import-not-found]
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
 
@@ -70,8 +72,9 @@ def theirs(shape: str, method: str, steps: int) -> dict[str, float]:
         AutoConfig.for_model(spec.model_type, **spec.config, num_labels=2)
     )
     if method == "lora":
-        targets = ["query", "value"]
-        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, target_modules=targets))
+        targets = QUERY_AND_VALUE.get(spec.model_type, ["query", "value"])
+        config = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=targets)
+        model = get_peft_model(model, config)
     elif method == "bitfit":
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.endswith("bias") or name.startswith("classifier"))

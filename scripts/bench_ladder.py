@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
 import torch
 from bench_pruned import stepper  # type: ignore[import-not-found]
 from bench_selective import BATCH, alternating, trainer_of  # type: ignore[import-not-found]

@@ -43,7 +43,7 @@ def measure(method: str, model: str, steps: int, rows: int = 32) -> Run:
     """One method in this process: counts, milliseconds of a step (median, the first ones apart), MiB, bytes.
 
     Returns:
-        That, or {"error": a line} where the backbone cannot have the method.
+        That, or {"refused": a line} where the backbone cannot have the method.
     """
     import torch
     from bench_selective import trainer_of  # type: ignore[import-not-found]
@@ -63,7 +63,7 @@ def measure(method: str, model: str, steps: int, rows: int = 32) -> Run:
             words.append("budget.like=bitfit")
             trainer = trainer_of(*words, total=total)
     except ConfigError as error:
-        return {"error": error.every[0]}
+        return {"refused": error.every[0]}
     times, at_most = [], 0
     for step in range(total):
         at_most = max(at_most, sum(p.numel() for p in trainer.tuner.trainables().values()))
@@ -131,10 +131,12 @@ def go_on(options: argparse.Namespace, chosen: Sequence[str]) -> Iterator[tuple[
     measurements = read(options.figures) if options.figures.exists() else {"settings": settings, "runs": {}}
     if measurements["settings"] != settings:
         raise SystemExit(f"{options.figures}: measured with {measurements['settings']}; give --figures another file")
+    for runs in measurements["runs"].values():
+        runs[:] = [run for run in runs if "error" not in run]  # a timeout or too little memory: tried again
     for round_ in range(options.rounds):
         for method in chosen:
             runs = measurements["runs"].setdefault(method, [])
-            if len(runs) > round_ or (runs and "error" in runs[0]):
+            if len(runs) > round_ or any({"refused", "error"} & run.keys() for run in runs):
                 continue
             runs.append(in_process(method, options))
             measurements["runs"] = dict(sorted(measurements["runs"].items()))
@@ -152,7 +154,7 @@ def medians(measurements: Mapping[str, Any]) -> dict[str, Run]:
     """One row for every method that ran, fastest first: what does not change, medians, ratios to LoRA's."""
     rows: dict[str, Run] = {}
     for method, runs in measurements["runs"].items():
-        if runs and "error" not in runs[0]:
+        if runs := [run for run in runs if not {"refused", "error"} & run.keys()]:
             middle = {key: statistics.median(run[key] for run in runs) for key in ("step_ms", "peak_mb")}
             rows[method] = {**runs[0], **middle, "rounds": len(runs)}
     if REFERENCE in rows:
@@ -180,8 +182,8 @@ def table(measurements: Mapping[str, Any]) -> str:
             f"| {row['step_ms']:,.0f} | {shares[0]} | {row['peak_mb']:,.0f} | {shares[1]} "
             f"| {'yes' if row['merges'] else 'no'} |"
         )
-    refused = {method: runs[0] for method, runs in measurements["runs"].items() if "error" in runs[0]}
-    errors = [f"- `{method}`: {run['error']}" for method, run in refused.items()]
+    without = {method: runs[-1] for method, runs in measurements["runs"].items() if runs and method not in rows}
+    errors = [f"- `{method}`: {run.get('refused') or run['error']}" for method, run in without.items()]
     return "\n".join([*lines, *(["", "Not on this backbone:", "", *errors] if errors else [])])
 
 

@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Callable
 
+import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
 import torch
 from bench_selective import BATCH, alternating, trainer_of  # type: ignore[import-not-found]
 

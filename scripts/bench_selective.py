@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 

@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
 import torch
 from bench_selective import trainer_of  # type: ignore[import-not-found]
 from torch import nn

@@ -7,6 +7,8 @@
 # say whether the method's code works, not what LiST is worth.
 # Start it again to go on, or a second time beside itself: finished cells are skipped, running ones are locked.
 set -uo pipefail
+trap 'exit 130' INT
+trap 'exit 143' TERM
 glue=$1 text=$2 outputs=$3
 shift 3
 
@@ -14,8 +16,10 @@ shift 3
 with_head() {
     (
         flock 9
-        [ -s "$outputs/mlm.words" ] || peftbench backbone make=mlm "make.text=$text" make.steps=1000 model=minilm_l6 \
-            protocol.max_length=64 --to "$outputs/mlm" > "$outputs/mlm.words"
+        [ -s "$outputs/mlm.words" ] && exit
+        rm -rf "${outputs:?}/mlm" # what an end in the middle left
+        peftbench backbone make=mlm "make.text=$text" make.steps=1000 model=minilm_l6 protocol.max_length=64 \
+            --to "$outputs/mlm" > "$outputs/mlm.words"
     ) 9> "$outputs/mlm.lock"
     cat "$outputs/mlm.words"
 }

@@ -5,6 +5,8 @@
 #
 # Start it again to go on, or a second time beside itself: finished cells are skipped, running ones are locked.
 set -uo pipefail
+trap 'exit 130' INT
+trap 'exit 143' TERM
 glue=$1 outputs=$2
 shift 2
 

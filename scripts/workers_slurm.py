@@ -39,7 +39,8 @@ def main() -> None:
     line = [sys.executable, "-m", "peftbench", "work", asked.study, "--outputs", str(outputs), "--wait"]
     with executor.batch():
         jobs = [executor.submit(work, line) for _ in range(asked.workers)]
-    print(f"{jobs[0].job_id.partition('_')[0]}: {len(jobs)} workers; peftbench status {asked.study} --watch")
+    watch = f"peftbench status {asked.study} --outputs {asked.outputs} --watch"
+    print(f"{jobs[0].job_id.partition('_')[0]}: {len(jobs)} workers; {watch}")
 
 
 def work(line: list[str]) -> None:

@@ -27,7 +27,7 @@ def test_a_stopped_round_goes_on_and_methods_take_turns(
         if len(made) == 3:
             raise KeyboardInterrupt
         if method == "vera":
-            return {"error": "no linear map"}
+            return {"refused": "no linear map"}
         cost = {"lora": 100.0, "bitfit": 50.0}[method] + 10 * len(made)
         entries = {"at_most": 20, "kept": 10, "stored_bytes": 4000, "merges": True}
         return {**entries, "step_ms": cost, "peak_mb": 2 * cost}
@@ -51,6 +51,19 @@ def test_a_stopped_round_goes_on_and_methods_take_turns(
     assert (tmp_path / "all.png").stat().st_size > 5_000
     with pytest.raises(SystemExit, match="measured with"):
         bench.main([*words, "--steps", "7"])
+
+
+def test_what_took_too_long_is_tried_again(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    good = {"at_most": 20, "kept": 10, "stored_bytes": 4000, "merges": True, "step_ms": 100.0, "peak_mb": 200.0}
+    ends = iter([good, {"error": "takes more than 5 s"}, good])
+    monkeypatch.setattr(bench, "in_process", lambda method, options: next(ends))
+    (tmp_path / "page.md").write_text(f"{bench.BEGIN}\n{bench.END}\n")
+    words = ["--methods", "lora", "--figures", str(tmp_path / "found.json"), "--page", str(tmp_path / "page.md")]
+    words += ["--png", str(tmp_path / "all.png"), "--rounds", "2"]
+    bench.main(words)
+    assert "medians of 1 rounds" in (tmp_path / "page.md").read_text(), "a round that failed is in no median"
+    bench.main(words)
+    assert "medians of 2 rounds" in (tmp_path / "page.md").read_text()
 
 
 def test_one_run_counts_and_measures(bench: Any) -> None:
