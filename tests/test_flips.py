@@ -16,6 +16,7 @@ from studies import TASKS
 
 from peftbench.record import Headline, read_record, write_record
 from peftbench.report import fewer_flips, flips, page, records, versions
+from peftbench.report.figures.flips import updates
 from peftbench.report.flips import Answers
 
 Write = Callable[..., Path]
@@ -113,6 +114,15 @@ def test_studies_are_joined_by_row_and_seed_beside_the_floor(
     assert [f"{100 * (2 / 12 - floor):.1f} [" in line for line in above] == [True] * 3, "both tasks and their mean"
     assert "16.7 [" in out
     assert command("flips", "before", "made")[1] == out, "intervals are the same each time"
+
+    assert command("flips", "before", "made", "--to", "drawn")[0] == 0
+    assert {path.name for path in Path("drawn").iterdir()} == {"flips.png", "flips.svg", "flips.pdf"}
+    figure = updates(flips.between(versions.paired("before", "made", tmp_path / "outputs")[0]))
+    assert [panel.title for panel in figure.panels] == [
+        name for name in ("cola acc", "mrpc acc", "mean of 2") for _ in range(2)
+    ]
+    [line] = figure.panels[0].series
+    assert (line.name, line.x[0]) == ("lora → lora", pytest.approx(100 * 2 / 12))
 
     code, out, err = command("report", "made", "--old", "before", "--to", "page.html")
     assert code == 0, err

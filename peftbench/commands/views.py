@@ -83,6 +83,7 @@ def flips(arguments: Sequence[str]) -> int:
     parser.add_argument("--without", help="a run or study without the update's objective: how many flips that saves")
     parser.add_argument("--without-row", help="a row of its table")
     parser.add_argument("--csv", action="store_true", help="one line per figure, for a program")
+    parser.add_argument("--to", metavar="DIR", help="folder for a figure of it, as PNG, SVG and PDF")
     options = parser.parse_args(arguments)
     if options.without is None and options.without_row:
         raise ConfigError(f"--without-row {shown(options.without_row)}: of which study? --without says it")
@@ -106,6 +107,12 @@ def flips(arguments: Sequence[str]) -> int:
         savings, alone = fewer_flips.between(pairs, others)
         notes = [*fewer_flips.lines(savings), *alone, *notes]
     screen.flips(compared, notes)
+    if options.to is not None:
+        from peftbench.report import plots
+        from peftbench.report.figures.flips import updates
+
+        for path in plots.save(updates(compared), {}, writable(Path(options.to))):
+            print(path)
     return 0
 
 

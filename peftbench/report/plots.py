@@ -26,14 +26,23 @@ def save_all(study: Study, folder: Path) -> Iterator[Path]:
     """Draw every figure that the study has the records for; gives the paths written."""
     material = Material(study)
     for figure in figures(material):
-        drawing = draw(figure, material.methods)
-        for form, metadata in FORMATS.items():
-            path = folder / f"{figure.word}.{form}"
-            with matplotlib.rc_context({"svg.hashsalt": figure.word}):  # the same numbers are the same file
-                drawing.savefig(path, dpi=150, metadata=metadata)
-            drawing.set_layout_engine("none")  # it stays where it is: to lay it out takes longer than to draw it
-            yield path
-        plt.close(drawing)
+        yield from save(figure, material.methods, folder)
+
+
+def save(figure: Figure, methods: Methods, folder: Path) -> Iterator[Path]:
+    """Draw one figure; gives the paths written.
+
+    Args:
+        methods: of every row of the table.
+    """
+    drawing = draw(figure, methods)
+    for form, metadata in FORMATS.items():
+        path = folder / f"{figure.word}.{form}"
+        with matplotlib.rc_context({"svg.hashsalt": figure.word}):  # the same numbers are the same file
+            drawing.savefig(path, dpi=150, metadata=metadata)
+        drawing.set_layout_engine("none")  # it stays where it is: to lay it out takes longer than to draw it
+        yield path
+    plt.close(drawing)
 
 
 def draw(figure: Figure, methods: Methods) -> Drawing:
