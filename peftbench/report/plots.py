@@ -1,7 +1,7 @@
 """A study's figures as files (matplotlib): PNG, SVG and PDF, readable in print and for colour-blind readers."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +16,7 @@ from peftbench.report.figures.every import figures
 from peftbench.report.figures.parts import Figure, Front, Material, Panel, style_of
 from peftbench.report.records import Study
 
+LEGEND_LINE = 0.17  # inches
 LINES = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}
 FORMATS: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
@@ -58,6 +59,9 @@ def draw(figure: Figure, methods: Methods) -> Drawing:
     height = 0.8 + 0.28 * most if figure.kind == "rows" else 4.6 if alone else 3.4
     width = 3.2 if figure.kind == "map" else 7.0 if alone else 4.6
     size = (width * across, max(2.4, height) * math.ceil(number / across))
+    if figure.kind in ("points", "lines"):
+        labels = {one.name for panel in figure.panels for one in panel.series}
+        size = (size[0], size[1] + LEGEND_LINE * math.ceil(len(labels) / _columns(size[0], labels)))
     drawing, axes = plt.subplots(math.ceil(number / across), across, figsize=size, squeeze=False, layout="constrained")
     every = list(axes.flat)
     for axis in every[number:]:
@@ -153,7 +157,12 @@ def _legend(drawing: Drawing, axes: Sequence[Axes], width: float) -> None:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
     if handles:
-        columns = max(1, int(width * 11 / (6 + max(len(label) for label in handles))))
+        columns = _columns(width, handles)
         drawing.legend(
             [*handles.values()], [*handles], loc="outside lower center", ncols=columns, fontsize=8, frameon=False
         )
+
+
+def _columns(width: float, labels: Collection[str]) -> int:
+    """Columns of a legend that a drawing has room for, so many inches wide."""
+    return max(1, int(width / (0.55 + 0.062 * max(map(len, labels), default=0))))

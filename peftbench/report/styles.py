@@ -37,7 +37,8 @@ class Style:
 
     Attributes:
         colour: as #RRGGBB; marker: matplotlib's sign.
-        filled: false for methods that have no place in `METHODS`, whose looks are drawn from their name.
+        filled: false for methods that have no place in `METHODS`, whose looks are drawn from their name, and for what
+            was made of a method's runs.
         dash: of lines; another budget or protocol of the same method has another.
     """
 
@@ -63,6 +64,11 @@ def style(method: str, variant: str = "") -> Style:
         place = METHODS.index(method)
         dash = DASHES[(place // len(COLOURS) + more) % len(DASHES)]
         return Style(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], True, dash)
+    what, of, whose = method.partition(" of ")
+    if of and (made_from := whose.partition(",")[0].split()[0]) in METHODS:  # made of its runs: its colour, open
+        made = what + whose.removeprefix(made_from)
+        colour = COLOURS[METHODS.index(made_from) % len(COLOURS)]
+        return Style(colour, MARKERS[_drawn(made, len(MARKERS))], False, DASHES[_drawn(made + variant, len(DASHES))])
     tint, marker = divmod(_drawn(method, len(TINTS) * len(MARKERS)), len(MARKERS))
     return Style(TINTS[tint], MARKERS[marker], False, DASHES[(tint + more) % len(DASHES)])
 

@@ -26,7 +26,9 @@ def artefacts(material: Material) -> Iterator[Figure]:
     names = dict(zip(material.rows["record"], material.rows["name"], strict=True))
     for by in dict.fromkeys(record.made.by for record in material.records if record.made):
         made = {place: record for place, record in enumerate(material.records) if record.made and record.made.by == by}
-        parents = {runs[parent] for record in made.values() for parent in record.hashes.parents if parent in runs}
+        # a run trained anew is a row of the command's own already
+        others = [record for record in made.values() if not (record.made and record.made.keys.get("ceiling"))]
+        parents = {runs[parent] for record in others for parent in record.hashes.parents if parent in runs}
         shown = {names[place] for place in {*parents, *made} if place in names}
         panels = []
         for column in material.columns:
@@ -46,7 +48,8 @@ def steps(material: Material) -> Iterator[Figure]:
             trained = _trained(material.records[int(same["record"].iloc[0])])
             if trained is not None:
                 points.setdefault(name.removesuffix(f", {trained} steps"), {})[float(trained)] = name
-        series = [_line(material, column, name, line) for name, line in points.items() if len(line) > 1]
+        gains = any(len(line) > 1 for line in points.values())
+        series = [_line(material, column, name, line) for name, line in points.items()] if gains else []
         if series:
             panels.append(Panel(column, "optimizer steps", SCORE, column, series=series))
     if panels:
