@@ -108,7 +108,7 @@ def test_two_workers_make_a_line_once_when_the_last_cell_is_done(here: Path, com
     assert not [line for line in lines if "already there" in line]
     made = [str(path.relative_to(here)) for path in find_records(here / "outputs" / "s") if read_record(path).made]
     assert sorted(line for line in lines if line.endswith(RECORD_FILE)) == sorted(made)
-    assert len(made) == 20, "of two seeds"
+    assert len(made) == 24, "of two seeds"
     assert [one.state for one in lines_of(here / "outputs", "s")] == ["done"]
 
 
@@ -213,7 +213,7 @@ def test_a_line_that_fails_is_named_and_does_not_stop_the_others(here: Path, tra
     assert err.count("failed: merge from=s method=lora") == err.count("s: no finished run of lora on rte") == failing
     shown = command("status", "s").out
     assert shown.count("failed: merge from=s method=lora") == shown.count("  s: no finished run of lora") == failing
-    assert len(results(study)) == 14, "of two merges and what they are compared with"
+    assert len(results(study)) == 16, "of two merges and what they are compared with"
 
 
 def test_a_line_that_failed_on_two_hosts_is_left_alone_until_it_is_saved_again(

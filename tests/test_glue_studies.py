@@ -22,11 +22,11 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> list[list[str]]:
     return commands_of("glue_studies.sh", tmp_path_factory.mktemp("glue"))
 
 
-def cells_of(lines: list[list[str]], task: str) -> list[Cell]:
-    """The cells of seeds 0 and 1 on a task."""
+def cells_of(lines: list[list[str]], task: str, seeds: tuple[int, ...] = (0, 1)) -> list[Cell]:
+    """The cells of some seeds on a task."""
     own = [[word for word in words if not word.startswith("seed=")] for words in lines if f"task={task}" in words]
     swept = [words for line in own for words in recipes.swept(line)]
-    return [compose.cell_from([*words, f"seed={seed}"]) for words, seed in product(swept, (0, 1))]
+    return [compose.cell_from([*words, f"seed={seed}"]) for words, seed in product(swept, seeds)]
 
 
 def listed(said: list[list[str]], end: str) -> list[list[str]]:
@@ -54,10 +54,10 @@ def test_all_cells_share_one_protocol_but_for_the_rates(said: list[list[str]]) -
     lines = listed(said, "/outputs")
     assert {word for words in lines for word in words if word.startswith("study=")} == {"study=glue_small"}
     for task in ("mrpc", "stsb", "cola", "rte"):
-        cells = cells_of(lines, task)
+        cells = cells_of(lines, task, seeds=(0,))
         protocols = {(replace(cell.protocol, lr=1.0, head_lr=None), cell.select.factors) for cell in cells}
         assert len(protocols) == 1, task
-        assert len({cell.folder for cell in cells}) > 15
+        assert len({cell.folder for cell in cells}) >= 9
 
 
 def test_what_is_compared_has_as_many_entries(said: list[list[str]]) -> None:
@@ -65,7 +65,7 @@ def test_what_is_compared_has_as_many_entries(said: list[list[str]]) -> None:
         name_of_cell(cell): cell
         for words in listed(said, "/outputs")
         if any(word.startswith(("label=r", "budget=", "method.strata", "method=spafit")) for word in words)
-        for cell in cells_of([words], "mrpc")
+        for cell in cells_of([words], "mrpc", seeds=(0,))
     }
     entries = {name: count_cell(budgets.resolve(cell)).backbone for name, cell in cells.items()}
     for rank in (1, 2, 32):

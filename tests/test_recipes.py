@@ -75,7 +75,8 @@ def test_slurm_signals_no_later_than_a_worker_leaves(tmp_path: Path) -> None:
     line = [sys.executable, SCRIPTS / "workers_slurm.py", "pilot", "--outputs", tmp_path / "outputs", "--workers", "3"]
     variables = {**os.environ, "PATH": f"{slurm}:{os.environ['PATH']}"}
     done = subprocess.run(list(map(str, line)), capture_output=True, text=True, env=variables, timeout=120)
-    assert done.stdout == "7: 3 workers; peftbench status pilot --watch\n", done.stderr
+    watch = f"peftbench status pilot --outputs {tmp_path / 'outputs'} --watch"
+    assert done.stdout == f"7: 3 workers; {watch}\n", done.stderr
     job = (tmp_path / "job.sh").read_text()
     assert f"#SBATCH --signal=USR2@{MARGIN:.0f}\n" in job
     assert "#SBATCH --array=0-2%3\n" in job
