@@ -166,6 +166,7 @@ def test_what_an_update_saves_is_counted_on_the_same_rows_and_seeds(
     for words, line in (
         ((*update, "--without-row", "lora"), "--without-row lora: of which study?"),
         ((*update, "--without", "new", "--csv"), "--without new: is for people"),
+        ((*update, "--to", "drawn", "--csv"), "--to drawn: is for people"),
         ((*update, "--without", "absent"), "study absent"),
     ):
         code, out, err = command(*words)

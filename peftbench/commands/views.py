@@ -87,8 +87,9 @@ def flips(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     if options.without is None and options.without_row:
         raise ConfigError(f"--without-row {shown(options.without_row)}: of which study? --without says it")
-    if options.without is not None and options.csv:
-        raise ConfigError(f"--without {shown(options.without)}: is for people; leave --csv out")
+    if options.csv and (other := options.without or options.to) is not None:
+        word = "--without" if options.without is not None else "--to"
+        raise ConfigError(f"{word} {shown(other)}: is for people; leave --csv out")
     from peftbench.commands import screen
     from peftbench.report import fewer_flips, flips, versions
 

@@ -28,7 +28,7 @@ LEAST = 0.05  # of an own run's score: shares of less are of noise
 NOTES = (
     "score: headline metric, mean over the tasks; of own runs: score as a share of that of the task's own run with a "
     "kept or refitted head likewise, mean over the tasks; both in percent",
-    "collapsed: how many of these scores, in a mean seed, are of one answer to all rows",
+    "collapsed: how many of these scores are of one answer to all rows, mean over the seeds that have any",
     "longest : shortest: lengths of the changes that were merged; keep: the share of entries kept, where it was chosen",
     "tried: how many scales, or scales and shares, one was chosen from",
 )
