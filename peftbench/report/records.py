@@ -219,8 +219,17 @@ def tasks_alone(columns: Iterable[str]) -> list[str]:
 def differences(one: Record, other: Record) -> dict[str, tuple[Any, Any]]:
     """Settings in which two records differ, an artefact's own among them, by dotted key: the value of each."""
     first, second = _settings(one), _settings(other)
-    keys = [key for key in {**first, **second} if not any(key == u or key.startswith(f"{u}.") for u in UNRELATED)]
+    keys = [key for key in {**first, **second} if _is_related(key)]
     return {key: (first.get(key), second.get(key)) for key in sorted(keys) if first.get(key) != second.get(key)}
+
+
+def settings_text(record: Record) -> str:
+    """The settings that `differences` compares, as one text: it sorts two ways of making a row alike on every task."""
+    return json.dumps(sorted((key, json.dumps(value)) for key, value in _settings(record).items() if _is_related(key)))
+
+
+def _is_related(key: str) -> bool:
+    return not any(key == other or key.startswith(f"{other}.") for other in UNRELATED)
 
 
 def _settings(record: Record) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from peftbench.papers import Paper
 from peftbench.record import Record, changed_parents
 from peftbench.report import rates
 from peftbench.report.columns import Column, read
-from peftbench.report.records import Study, differences, frame, other_inputs, tasks_alone
+from peftbench.report.records import Study, differences, frame, other_inputs, settings_text, tasks_alone
 from peftbench.report.verdict import Contest, contenders
 
 Statistic = Literal["mean", "median"]
@@ -138,8 +138,10 @@ def apart(study: Study) -> tuple[pd.DataFrame, list[str]]:
     rows["made_of"] += [f" {times}" if times else "" for times in again]
     for (_, _), same in rows.groupby(["name", "column"], sort=False):
         order = list(dict.fromkeys(same["made_of"]))
-        order.sort(key=lambda made_of: -int((same["made_of"] == made_of).sum()))
-        main = records[int(same[same["made_of"] == order[0]]["record"].iloc[0])]
+        of_it = {made_of: same[same["made_of"] == made_of]["record"] for made_of in order}
+        # of equally many runs the same settings come first on every task, so that a row does not mix them
+        order.sort(key=lambda made_of: (-len(of_it[made_of]), settings_text(records[int(of_it[made_of].iloc[0])])))
+        main = records[int(of_it[order[0]].iloc[0])]
         said: list[str] = []
         for other in order[1:]:
             places = same[same["made_of"] == other]
