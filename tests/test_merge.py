@@ -18,6 +18,7 @@ from peftbench.data.tokens import Tokens
 from peftbench.ground.files import RECORD_FILE
 from peftbench.lifecycle import merge, task_model, vectors
 from peftbench.lifecycle.parents import parent
+from peftbench.lifecycle.runs import by_seed
 from peftbench.record import Record, find_records, read_record, write_record
 from peftbench.runner.run import run
 
@@ -207,11 +208,27 @@ def test_merges_of_other_settings_are_rows_of_their_own(outputs: Path, command: 
     assert code == 0
     rows = [line for line in table.splitlines() if line.startswith("| ties of pafi 200, kept head")]
     assert len(rows) == 3, "one for each share of entries kept"
+    assert not any("–" in row.split("|")[4:7] for row in rows), "the same share on both tasks"
     shown = command("table", "kept", "--outputs", str(outputs), "--show", "merges", "--format", "md").out
     lines = [line for line in shown.splitlines() if "| ties of pafi 200, kept head" in line]
     assert [line.count("(merge.keep=") for line in lines] == [0, 1, 1]
     assert re.search(r"^\| rte, sst2 \| own run of pafi 200 \| 2 \| [\d.]+ \| 100\.0 \|", shown, re.MULTILINE)
     assert len(re.findall(r"^†2?: merge\.keep=[\d.]+ \(not [\d.]+\)", table, re.MULTILINE)) == 2
+
+
+def test_what_decides_nothing_makes_no_other_merge(outputs: Path, command: Command) -> None:
+    """The order of tasks, rows that refit no head, and what would be tried where nothing is chosen."""
+    words = ["method=lora", "merge.heads=kept", "study=once"]
+    merged(command, outputs, *words, "merge=average", "tasks=[rte,sst2]")
+    for idle in ("tasks=[sst2,rte]", "merge.refit_rows=7", "merge.grid=[0.5]", "merge.choose_rows=7"):
+        out = merged(command, outputs, *words, "merge=average", idle)
+        assert out.count("already there") == 6, f"{idle}: two merges, their floors and their ceilings"
+    chosen = [*words, "merge=ties", "merge.choose_rows=16"]
+    merged(command, outputs, *chosen, "merge.grid=[0.5,1.0]")
+    assert merged(command, outputs, *chosen, "merge.grid=[1.0,0.5]").count("already there") == 6
+    assert merged(command, outputs, *chosen, "merge.grid=[0.5,1.0,2.0]").count("already there") == 4
+    both = (by_seed(outputs, "s", "lora", None, tasks, []) for tasks in (["rte", "sst2"], ["sst2", "rte"]))
+    assert next(both) == next(both), "with more than two tasks, parents have an order"
 
 
 def test_share_and_scale_are_chosen_together_on_the_same_held_out_rows(outputs: Path, command: Command) -> None:

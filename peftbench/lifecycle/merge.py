@@ -187,9 +187,8 @@ def bounds(group: Group, job: Job, where: Mapping[str, Where], screen: Screen) -
         taus = group.vectors("touched")
         return group.models[task].own, {}, int((taus.rows[group.tasks.index(task)] != 0).sum())
 
-    keys = {"refit_rows": job.way.refit_rows}
-    codes = [_each(group, job, where, screen, FLOOR, {**keys, "floor": True}, untouched, ())]
-    codes.append(_each(group, job, where, screen, CEILING, {**keys, "ceiling": True}, own, ()))
+    codes = [_each(group, job, where, screen, FLOOR, {"floor": True}, untouched, ())]
+    codes.append(_each(group, job, where, screen, CEILING, {"ceiling": True}, own, ()))
     if group.joint is not None:
         recipe = Recipe("merge", f"{JOINT} of {group.joint.trained_by}", {}, [group.joint], job.words)
         made = functools.partial(scored, group.joint, known=group.known)
@@ -213,10 +212,11 @@ def _each(
         kinds = ("kept", *HEADS[job.way.heads]) if name == CEILING else HEADS[job.way.heads]
         for head in dict.fromkeys(kinds):  # the run itself is always there
             method = own.trained_by
+            refit = {"refit_rows": job.way.refit_rows} if head == "refitted" else {}
             recipe = Recipe(
                 "merge",
                 f"{name} of {method}" if (name, head) == (CEILING, "kept") else f"{name} of {method}, {head} head",
-                {key: value for key, value in keys.items() if key != "heads"} | {"head": head},
+                {**keys, **refit, "head": head},
                 [own, *(one for one in parents if one is not own)],
                 job.words,
             )

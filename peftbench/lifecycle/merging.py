@@ -62,7 +62,10 @@ class Merge(Scaled):
     @property
     def keys(self) -> dict[str, Any]:
         """What of it decides the merged backbone."""
-        return asdict(self)
+        idle = {"heads", "refit_rows"}
+        idle |= set() if self.scale == HELD_OUT else {"grid"}
+        idle |= {"choose_rows"} if self.is_given else set()
+        return {key: one for key, one in {**asdict(self), "grid": sorted(self.grid)}.items() if key not in idle}
 
     @property
     def is_given(self) -> bool:
@@ -92,7 +95,8 @@ class Sparsified(Merge):
     @property
     def keys(self) -> dict[str, Any]:
         """See `Merge`; the shares that are tried decide nothing where one is given."""
-        return {key: one for key, one in super().keys.items() if key != "keeps" or self.keep == HELD_OUT}
+        keys = {**super().keys, "keeps": sorted(self.keeps)}
+        return {key: one for key, one in keys.items() if key != "keeps" or self.keep == HELD_OUT}
 
     @property
     def is_given(self) -> bool:

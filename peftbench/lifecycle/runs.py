@@ -21,7 +21,7 @@ def by_seed(
 
     Args:
         budget: where the method was run with several.
-        tasks: those that are wanted, in this order; none: all that the study has.
+        tasks: those that are wanted; none: all that the study has. The runs of a seed are in the order of their names.
         seeds: likewise.
 
     Raises:
@@ -33,7 +33,7 @@ def by_seed(
     if method not in methods:
         raise ConfigError(f"method={method}: no finished run in study {study}; {near(method, methods)}")
     runs = [run for run in runs if run[1].cell.method == method and budget in (None, run[1].cell.budget)]
-    wanted = list(tasks) or sorted({record.cell.task for _, record in runs})
+    wanted = sorted(tasks or {record.cell.task for _, record in runs})
     places: dict[tuple[int, str], Path] = {}
     for folder, record in runs:
         if record.cell.task not in wanted:
