@@ -12,7 +12,8 @@ trap 'exit 143' TERM
 glue=$1 outputs=$2
 shift 2
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-steps=400 # of 16 rows, for every task and method
+steps=400 # of 16 rows
+declare -A more=([cola]=2000) # with fewer, CoLA is at its larger class whatever the method
 # Rates of backbone and head with which so few steps leave MRPC's larger class
 declare -A rate=([full]=1e-4 [lora]=1.5e-3 [bitfit]=3e-3 [id3]=6e-3) head=([full]=1e-3 [lora]=3e-3 [bitfit]=5e-3 [id3]=5e-3)
 precision="protocol.precision=${PRECISION:-bf16}"
@@ -39,8 +40,10 @@ show() { peftbench table "$1" --outputs "$outputs" "${@:2}"; }
 
 # The runs that the others use: TASKS METHOD...
 runs() {
-    local method
-    for method in "${@:2}"; do plan "$method" "$steps" study=life "task=$1"; done
+    local method task
+    for method in "${@:2}"; do
+        for task in ${1//,/ }; do plan "$method" "${more[$task]:-$steps}" study=life "task=$task"; done
+    done
     work life
 }
 
@@ -67,7 +70,7 @@ merge() {
     local grid='merge.grid=[0.2,0.4,0.7,1,1.4,2,3]' # published: 0.1 to 1 for sums, 0.8 to 3 for TIES and PCB
     runs "$all" full lora bitfit id3
     for method in full lora bitfit id3; do
-        # at this temperature every task has a fifth of the steps, as many as its own runs
+        # at this temperature every task has a fifth of the steps: as many as its own runs, CoLA fewer
         plan "$method" $((5 * steps)) study=life task=joint "task.tasks=[$all]" task.temperature=100
     done
     work life
