@@ -273,6 +273,44 @@ def loaded(*asked: str) -> stages.Stages:
     return stages.Stages(job, read_rows(job.rows))
 
 
+@pytest.mark.parametrize(
+    ("learner", "more", "passes"),
+    [
+        # tasks that are scored, with all that scores them, and what their training rows are read with for prototypes
+        ("simplecil", [], 2 + 2),
+        ("aper", [], 2 * (2 + 2)),
+        ("oracle", [], 2),
+        ("mos", [], 4 + 3),
+        ("finetune", [], 3),
+        ("finetune", ["learner.trains=adapters"], 3),
+    ],
+)
+def test_features_of_what_has_not_changed_are_computed_once(
+    learner: str, more: list[str], passes: int, tmp_path: Path
+) -> None:
+    run = loaded(*words(learner, *more))
+    _, answers = run.run(Checkpoints(tmp_path, {}, None), lambda *_: None)
+    assert run.encoder.passes == passes
+    for place, task in enumerate(["rte", "sst2"]):
+        anew = run.learner.answer(replace(run.dev(task)), place)  # the same rows, of which nothing is known
+        np.testing.assert_array_equal(anew.scores, answers[task].scores)
+    assert run.encoder.passes > passes
+
+
+def test_adamw_is_a_choice(tmp_path: Path) -> None:
+    one_step = ["learner.trains=adapters", "learner.epochs=1", "learner.batch_size=16", "sequence.cap=16"]
+    run = loaded(
+        *words("finetune", *one_step, "learner.optimizer=adamw", "learner.lr=1e-3", "learner.weight_decay=0.0")
+    )
+    after: list[torch.Tensor] = []
+    run.run(
+        Checkpoints(tmp_path, {}, None),
+        lambda *_: after.append(run.learner.state_dict()["weights"]["0.up.bias"].clone()),
+    )
+    # from zero, the first step of AdamW has the length of the rate in every entry, whatever the gradient
+    torch.testing.assert_close(after[0].abs(), torch.full((SIZE,), 1e-3), rtol=1e-2, atol=0)
+
+
 def test_a_stage_moves_no_row_of_the_head_but_its_own_and_the_first_is_not_aligned(tmp_path: Path) -> None:
     run = loaded(*words("finetune", "learner.trains=adapters", "learner.weight_decay=0.1"))
     assert isinstance(run.learner, Finetune)

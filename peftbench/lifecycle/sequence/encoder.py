@@ -1,5 +1,6 @@
 """phi(x): rows to features of an encoder, without a head of its own, with or without adapters beside its layers."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -43,14 +44,20 @@ class Encoder:
     Attributes:
         adapters: those beside its layers; None: the learner has none.
         size: d, features of a row.
+        passes: how often the features of a split were computed.
     """
 
-    def __init__(self, model: Model, forward: Forward, adapters: SideAdapters | None, eval_batch_size: int) -> None:
+    def __init__(
+        self, model: Model, forward: Forward, adapters: SideAdapters | None, eval_batch_size: int, frozen: bool
+    ) -> None:
         """Args:
         model: read by `Pooled`.
         forward: the same as it runs.
         eval_batch_size: rows at a time where nothing is trained.
+        frozen: whether the model itself stays as it is, so that the same adapters give the same features.
         """
+        self.passes = 0
+        self._frozen, self._known = frozen, dict[tuple[int, str], tuple[Tokens, torch.Tensor]]()
         self.model, self.adapters, self.size = model, adapters, int(model.module.config.hidden_size)  # type: ignore[union-attr, arg-type]
         self._forward, self._eval_batch_size = forward, eval_batch_size
 
@@ -70,11 +77,32 @@ class Encoder:
         with self.adapters.using(adapters):
             return self._forward.logits(batch)
 
-    @torch.no_grad()
     def features(self, tokens: Tokens, adapters: Adapters | None = None) -> torch.Tensor:
-        """Features (rows, d) fp32 of a split on the CPU, without dropout."""
+        """Features (rows, d) fp32 of a split on the CPU, without dropout.
+
+        They are computed once for the same rows and adapters, where neither model nor adapters change in between: tasks
+        are scored after every stage, and most adapters are those of stages before.
+        """
+        if not self._frozen or (self.adapters is not None and self.adapters.before_layer is not None):
+            return self._pass(tokens, adapters)
+        key = id(tokens), _sha256(adapters)
+        if key not in self._known:
+            self._known[key] = tokens, self._pass(tokens, adapters)  # with the rows, so that no others get their id
+        return self._known[key][1].clone()
+
+    @torch.no_grad()
+    def _pass(self, tokens: Tokens, adapters: Adapters | None) -> torch.Tensor:
+        self.passes += 1
         self.model.module.eval()
         out = torch.empty(len(tokens), self.size)
         for rows in evaluation_order(tokens.lengths, self._eval_batch_size):
             out[torch.from_numpy(rows)] = self(self.batch(tokens, rows), adapters).float().cpu()
         return out
+
+
+def _sha256(adapters: Adapters | None) -> str:
+    sha256 = hashlib.sha256()
+    for name, tensor in sorted((adapters or {}).items()):
+        sha256.update(name.encode())
+        sha256.update(tensor.detach().cpu().contiguous().numpy().data)
+    return sha256.hexdigest()

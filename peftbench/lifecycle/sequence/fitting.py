@@ -1,5 +1,6 @@
-"""Training of one stage by SGD: the head of its classes, and adapters or a whole backbone."""
+"""Training of one stage: the head of its classes, and adapters or a whole backbone."""
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,10 @@ from peftbench.lifecycle.sequence.side_adapters import Adapters
 from peftbench.training import randomness
 
 MOMENTUM = 0.9  # of SGD, everywhere in MOS's code
+_OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "sgd": functools.partial(torch.optim.SGD, momentum=MOMENTUM),
+    "adamw": torch.optim.AdamW,
+}
 
 
 def cosine_share(epoch: int, epochs: int) -> float:
@@ -113,7 +118,7 @@ class Fitting:
             parameter.requires_grad_()
         peaks = [keys.lr, keys.lr * keys.head_lr_factor]
         groups = [{"params": [*trained.values()], "lr": peaks[0]}, {"params": [weight, bias], "lr": peaks[1]}]
-        optimizer = torch.optim.SGD(groups, momentum=MOMENTUM, weight_decay=keys.weight_decay)
+        optimizer = _OPTIMIZERS[keys.optimizer](groups, weight_decay=keys.weight_decay)
         randomness.begin(encoder.model, self.seed)
         encoder.model.module.train()
         for epoch in range(keys.epochs):

@@ -39,6 +39,7 @@ class TrainedKeys(Featured):
 
     epochs: Count
     batch_size: Count
+    optimizer: Literal["sgd", "adamw"]
     lr: Positive
     head_lr_factor: Positive
     weight_decay: NotNegative

@@ -168,7 +168,8 @@ def encoder_of(job: Job) -> Encoder:
     beside = None if isinstance(keys, SimpleCilKeys) or whole else SideAdapters(model, keys.scale, keys.dropout)
     precision = cell.protocol.precision
     compute_precision(model, precision, [weight for _, weight in model.backbone()] if whole else [])
-    return Encoder(model, Forward(model, precision, process_state().device), beside, cell.protocol.eval_batch_size)
+    forward = Forward(model, precision, process_state().device)
+    return Encoder(model, forward, beside, cell.protocol.eval_batch_size, frozen=not whole)
 
 
 def learner_of(job: Job, encoder: Encoder, classes: Classes) -> Learner:
