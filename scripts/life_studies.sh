@@ -155,12 +155,14 @@ muscle() {
 }
 
 sequence() {
-    local of=(sequence.cap=1500 study=life_sequence seed=0,1,2 "$precision" "${here[@]}") trained=(learner.epochs=4 learner.batch_size=16)
+    local of=(sequence.cap=1000 study=life_sequence seed=0,1,2 "$precision" "${here[@]}")
+    local trained=(learner.epochs=3 learner.batch_size=16 learner.optimizer=adamw)
+    local whole=("${trained[@]}" learner.lr=1e-4 learner.head_lr_factor=10) # as full fine-tuning above
     peftbench sequence learner=simplecil order=0,1,2 "${of[@]}" --save
-    peftbench sequence learner=finetune learner.lr=0.1 order=0,1,2 "${trained[@]}" "${of[@]}" --save
-    peftbench sequence learner=aper,mos,oracle learner.lr=1 order=0,1,2 "${trained[@]}" "${of[@]}" --save
+    peftbench sequence learner=finetune order=0,1,2 "${whole[@]}" "${of[@]}" --save
+    peftbench sequence learner=aper,mos,oracle learner.lr=2e-3 learner.head_lr_factor=1 order=0,1,2 "${trained[@]}" "${of[@]}" --save
     # all tasks at once: their order is none
-    peftbench sequence learner=joint learner.lr=0.1 order=0 "${trained[@]}" "${of[@]}" --save
+    peftbench sequence learner=joint order=0 "${whole[@]}" "${of[@]}" --save
     work life_sequence
     show life_sequence --show sequences
 }
