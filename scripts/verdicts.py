@@ -154,7 +154,7 @@ def shows(random: np.random.Generator, task: Task, seeds: int, tests: int, size:
     paired = study(random, task, seeds, size)
     if paired.estimate is None:
         raise RuntimeError("a simulated study without noise")
-    return paired.mean > 0 and paired.p(tests) < ALPHA / tests, paired.estimate.visible(tests)
+    return paired.mean > 0 and paired.p() < ALPHA / tests, paired.estimate.visible(tests)
 
 
 def rate(values: list[bool]) -> str:

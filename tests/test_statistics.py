@@ -183,16 +183,28 @@ def test_the_fronts_interval_is_that_of_the_best_mean_when_seeds_are_drawn_again
     assert (front.low, front.high) == ([70.0, 73.0, 73.0], [74.0, 74.0, 74.0])
 
 
-def test_signs_are_flipped_only_where_that_can_reach_the_level() -> None:
-    few, many = (Paired(np.random.default_rng(2).normal(1, 1, seeds)) for seeds in (5, 12))
-    assert (few.flips(), many.flips()) == (False, True)
-    assert not Paired(np.random.default_rng(2).normal(1, 1, 1000)).flips(), "the t-test is right for so many"
-    assert not Paired(many.differences, np.zeros((12, 10))).flips(), "the rows have no part in flipped signs"
-    assert not Paired(np.random.default_rng(2).normal(1, 1, 10)).flips(tests=28)
+@pytest.mark.parametrize("seeds", [2, 5, 9, 13, 40])
+def test_p_interval_and_equality_are_of_one_test(seeds: int) -> None:
+    """Whatever the number of seeds: at the limit of its interval a difference has p = 5%, and equality likewise."""
+    differences = np.random.default_rng(seeds).exponential(2, seeds)
+    low = Paired(differences).estimate.interval().low  # type: ignore[union-attr]
+    assert Paired(differences - low).p() == pytest.approx(0.05, rel=1e-4)
+    (item,) = verdict.judge({("a", "b", "c"): Paired(differences - low + 0.01)}, "1 task")
+    assert (item.word, item.test) == ("ahead", "paired t-test over seeds alone")
+    shifted = Paired(differences - differences.mean() + 0.5)
+    margin = shifted.estimate.interval(0.9).high  # type: ignore[union-attr]
+    assert shifted.p_of_equality(margin) == pytest.approx(0.05, rel=1e-4)
+    assert "a t-test takes these differences for normal" in comparison.how([item], "")
+
+
+def test_signs_are_flipped_where_all_seeds_differ_alike() -> None:
     same = Paired(np.full(4, 3.0))
     assert same.estimate is None
-    assert same.p() == pytest.approx(2 / 2**4)
-    assert verdict.judge({("a", "b", "c"): same}, "1 task")[0].word == "not decided"
+    assert (same.p(), same.p_of_equality(4.0), same.p_of_distance(2.0)) == (2 / 2**4,) * 3
+    (item,) = verdict.judge({("a", "b", "c"): same}, "1 task")
+    assert (item.word, item.test) == ("not decided", "flipped signs over seeds alone")
+    assert verdict.judge({("a", "b", "c"): Paired(np.full(6, 3.0))}, "1 task")[0].word == "ahead"
+    assert Paired(np.full(6, 1e-14)).p() == 1.0, "scores that are equal but for their last bit"
     assert verdict.judge({("a", "b", "c"): Paired(np.array([9.0]))}, "1 task")[0].word == "not decided"
     assert statistics.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
 

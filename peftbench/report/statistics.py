@@ -23,8 +23,8 @@ ALPHA = 0.05
 POWER = 0.8
 MARGIN = 1.0  # points within which two methods count as equal
 MOST_SEEDS = 1000
-ARRANGEMENTS = 9999  # of signs that are tried
 LEAST_P = 1e-30
+LAST_BITS = 1e-9  # points by which equal scores may differ
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Paired:
     @cached_property
     def of_seeds(self) -> float:
         """Variance of the mean that the seeds bring in, with what the rows do to each of them by itself."""
-        flat = self.seeds < 2 or np.ptp(self.differences) < 1e-9  # equal scores may differ in their last bit
+        flat = self.seeds < 2 or np.ptp(self.differences) < LAST_BITS
         return 0.0 if flat else float(self.differences.var(ddof=1)) / self.seeds
 
     @cached_property
@@ -144,31 +144,31 @@ class Paired:
         known = self.of_seeds + self.of_rows > 0
         return Estimate(self.mean, self.of_seeds, self.seeds - 1, self.of_rows) if known else None
 
-    def flips(self, tests: int = 1) -> bool:
-        """Whether signs are flipped instead of a t-test: there is no estimate; or the rows are not known, all 2^seeds
-        arrangements can be tried, and the smallest p is a tenth of the level in a family of so many tests. With more
-        seeds than that the t-test needs no normal differences either."""
-        if self.estimate is None or self.resampled is not None:
-            return self.estimate is None
-        return 2 / 2**self.seeds * tests <= ALPHA / 10 and 2**self.seeds <= ARRANGEMENTS
-
-    def p(self, tests: int = 1) -> float:
+    def p(self) -> float:
         """Two-sided p of "no difference", before any correction; 1 for a single seed."""
-        if self.seeds < 2:
-            return 1.0
-        return flip_p(self.differences) if self.estimate is None or self.flips(tests) else self.estimate.p()
+        if self.estimate is not None:
+            return self.estimate.p()
+        return self._p_of_signs() if abs(self.mean) > LAST_BITS else 1.0
+
+    def _p_of_signs(self) -> float:
+        """Two-sided p of differences that are all alike: two arrangements of all their signs are as far out."""
+        return min(1.0, 2 / 2**self.seeds)
 
     def p_of_equality(self, margin: float) -> float:
         """p of "they differ by `margin` points or more", before any correction; 1 for a single seed."""
         if self.estimate is not None:
             return self.estimate.p_of_equality(margin)
-        return min(1.0, 2 / 2**self.seeds) if abs(self.mean) < margin else 1.0
+        return self._p_of_signs() if abs(self.mean) < margin else 1.0
 
     def p_of_distance(self, margin: float) -> float:
         """Two-sided p of "they differ by `margin` points or less", before any correction; 1 for a single seed."""
         if self.estimate is not None:
             return self.estimate.p_of_distance(margin)
-        return min(1.0, 2 / 2**self.seeds) if abs(self.mean) > margin else 1.0
+        return self._p_of_signs() if abs(self.mean) > margin else 1.0
+
+    def p_of_side(self, margin: float) -> float:
+        """p of what a claim of equality is tested against, on the side of the margin where the mean lies."""
+        return self.p_of_equality(margin) if abs(self.mean) < margin else self.p_of_distance(margin)
 
     def seeds_needed(self, tests: int = 1) -> int | None:
         """Seeds at which a difference of this size shows in four of five repetitions.
@@ -185,22 +185,6 @@ class Paired:
         if not shows(MOST_SEEDS):
             return None
         return bisect.bisect_left(range(2, MOST_SEEDS), True, key=shows) + 2
-
-
-def flip_p(differences: np.ndarray) -> float:
-    """Two-sided p of a paired permutation test (scipy): how often flipped signs give as large a mean.
-
-    With n seeds it cannot fall below 2 / 2^n.
-    """
-    result = stats.permutation_test(
-        (differences, np.zeros(len(differences))),
-        lambda x, y, axis: np.mean(x - y, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=ARRANGEMENTS,
-        rng=np.random.default_rng(0),
-    )
-    return float(result.pvalue)
 
 
 def smallest_shown(of_seeds: float, freedom: float, of_rows: float = 0.0, tests: float = 1) -> float:
