@@ -147,9 +147,51 @@ def test_the_seeds_needed_are_those_of_a_power_analysis() -> None:
         solved = TTestPower().solve_power(effect_size=abs(paired.mean) / spread, alpha=0.05 / tests, power=0.8)
         assert paired.seeds_needed(tests) == pytest.approx(np.ceil(solved), abs=1)
     rows = np.random.default_rng(9).normal(0, 5, (1, 2000))
-    assert Paired(differences, np.repeat(rows, 6, axis=0)).seeds_needed() is None, "on these rows no seeds would do"
+    assert Paired(differences, np.repeat(rows, 6, axis=0)).seeds_needed() == np.inf, "on these rows no seeds would do"
     assert Paired(np.array([1.0, -1.0])).seeds_needed() is None
     assert Paired(np.full(3, 2.0)).seeds_needed() is None
+
+
+@pytest.mark.parametrize("tests", [1, 3])
+def test_the_seeds_for_equality_show_it_of_equal_methods_in_four_of_five_repetitions(tests: int) -> None:
+    """Drawn: equal methods with so many seeds, on rows that all of them share, and how often they count as equal."""
+    random, differences = np.random.default_rng(12), np.random.default_rng(8).normal(0.3, 1, 6)
+    rows = random.normal(0, 0.2, (1, 2000))
+    paired = Paired(differences, np.repeat(rows, 6, axis=0))
+    needed = paired.seeds_for_equality(1.0, tests)
+    assert needed is not None
+    spread = statistics.unbiased(paired.of_seeds, 5) * 6
+
+    def power(seeds: float) -> float:
+        means = random.normal(0, (spread / seeds + paired.of_rows) ** 0.5, 20_000)
+        of_seeds = spread / seeds * random.chisquare(seeds - 1, 20_000) / (seeds - 1)
+        half = np.sqrt(
+            stats.t.ppf(0.05 / tests, seeds - 1) ** 2 * of_seeds + stats.norm.ppf(0.05 / tests) ** 2 * paired.of_rows
+        )
+        return float(np.mean(abs(means) + half < 1))
+
+    assert power(needed - 1) - 0.01 < 0.8 < power(needed) + 0.01
+    assert power(needed - 2) < 0.8 < power(needed + 1)
+    assert paired.seeds_for_equality(0.01) == np.inf, "on these rows no seeds would do"
+    assert Paired(differences).seeds_for_equality(0.01) == statistics.MOST_SEEDS + 1
+    assert Paired(np.full(3, 2.0)).seeds_for_equality(1.0) is None
+
+
+def test_what_is_not_decided_says_what_a_difference_and_a_tie_would_take() -> None:
+    differences, rows = np.array([1.0, -2.0, 2.5, 0.0, -1.0]), np.random.default_rng(9).normal(0, 1, (1, 2000))
+
+    def said(paired: Paired, margin: float = 1.0) -> str:
+        (item,) = verdict.judge({("a", "b", "c"): paired}, "1 task", margin)
+        return comparison.sentence(item, paired)
+
+    alone = Paired(differences)
+    needed = alone.seeds_for_equality(1.0)
+    assert "; more than 1000 seeds would show a difference of this size; " in said(alone)
+    assert said(alone).endswith(f"; about {needed} seeds would show equality within 1 point if the two are equal")
+    shared = said(Paired(differences, np.repeat(rows, 5, axis=0)))
+    assert "; no number of seeds on these rows would show a difference of this size; " in shared
+    assert shared.endswith("; no number of seeds on these rows would show equality within 1 point if the two are equal")
+    assert "equality" not in said(alone, margin=20.0), "this design has seeds enough"
 
 
 def test_seeds_and_rows_drawn_anew_give_the_interval_of_either_alone_and_of_both() -> None:

@@ -1,12 +1,13 @@
 """Two methods of a study in words: on every task, then over all of them."""
 
+import math
 from collections.abc import Sequence
 
 from peftbench.ground.errors import ConfigError
 from peftbench.report import aggregates, columns, over_tasks, verdict
 from peftbench.report.over_tasks import OverTasks
 from peftbench.report.records import Study, tasks_alone
-from peftbench.report.statistics import MARGIN, Estimate, Interval, Paired
+from peftbench.report.statistics import MARGIN, MOST_SEEDS, Estimate, Interval, Paired
 from peftbench.report.table import apart, row_named
 from peftbench.report.verdict import Verdict, Word
 
@@ -91,7 +92,7 @@ def sentence(item: Verdict, paired: Paired) -> str:
     text = f"{item.column}: {word}{size}{intervals(item)}, {p}, {better(item)}"
     if item.word != "not decided":
         return text
-    return f"{text}; {_what_it_takes(item, paired.seeds_needed(item.tests))}"
+    return f"{text}; {_what_it_takes(item, paired)}"
 
 
 def intervals(item: Verdict) -> str:
@@ -105,12 +106,26 @@ def better(item: Verdict) -> str:
     return f"better in {item.better} of {item.seeds} {item.unit}"
 
 
-def _what_it_takes(item: Verdict, needed: int | None) -> str:
+def _what_it_takes(item: Verdict, paired: Paired) -> str:
     if item.visible is None:
         return f"the difference is the same in all {item.seeds} {item.unit}, too few to show that this is no accident"
     shows = f"this design shows about {item.visible:.1f} points or more"
-    more = f"; about {needed} {item.unit} would show a difference of this size"
-    return shows if needed is None or needed <= item.seeds else shows + more
+    larger = would(item, paired.seeds_needed(item.tests), "a difference of this size")
+    return f"{shows}{larger}{for_equality(item, paired)}"
+
+
+def for_equality(item: Verdict, paired: Paired) -> str:
+    """How many seeds it would take to show equality within the margin, as words that go on after others."""
+    goal = f"equality within {points(item.margin)} if the two are equal"
+    return would(item, paired.seeds_for_equality(item.margin, item.tests), goal)
+
+
+def would(item: Verdict, needed: float | None, goal: str) -> str:
+    """How many seeds would show something; nothing where that is not known, or this design has them already."""
+    if needed is None or needed <= item.seeds:
+        return ""
+    many = f"more than {MOST_SEEDS} {item.unit}" if needed > MOST_SEEDS else f"about {needed} {item.unit}"
+    return f"; {f'no number of {item.unit} on these rows' if needed == math.inf else many} would show {goal}"
 
 
 def over_all(together: OverTasks, tasks: int, margin: float) -> list[str]:

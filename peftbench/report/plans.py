@@ -194,7 +194,8 @@ def _unequal(item: Verdict, both: Paired, p: float) -> str:
     text = f"{item.column}: {word}{size}, {p_of}, {comparison.better(item)}"
     if p < ALPHA or both.estimate is None:
         return text
-    return f"{text}; these runs show equality within {both.estimate.equal_within(item.tests):.1f} points"
+    within = f"these runs show equality within {both.estimate.equal_within(item.tests):.1f} points"
+    return f"{text}; {within}{comparison.for_equality(item, both)}"
 
 
 def _planned(study: Study, plan: Plan) -> tuple[Study, list[str], list[str]]:

@@ -11,7 +11,7 @@ sum (Hillis 2007) lets three seeds be wrong too often: scripts/verdicts.py.
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -170,21 +170,37 @@ class Paired:
         """p of what a claim of equality is tested against, on the side of the margin where the mean lies."""
         return self.p_of_equality(margin) if abs(self.mean) < margin else self.p_of_distance(margin)
 
-    def seeds_needed(self, tests: int = 1) -> int | None:
-        """Seeds at which a difference of this size shows in four of five repetitions.
+    def seeds_needed(self, tests: int = 1) -> float | None:
+        """Seeds at which a difference of this size shows in four of five repetitions, as `_least` counts them; None: it
+        cannot be said."""
 
-        None: it cannot be said, or no number of seeds would show it on these rows.
+        def shows(of_seeds: float, freedom: float) -> bool:
+            return abs(self.mean) >= smallest_shown(of_seeds, freedom, self.of_rows, tests)
+
+        return self._least(shows) if self.mean else None
+
+    def seeds_for_equality(self, margin: float, tests: int = 1) -> float | None:
+        """The same for equality within `margin`, where the methods are truly equal."""
+
+        def shows(of_seeds: float, freedom: float) -> bool:
+            return power_of_equality(of_seeds, freedom, self.of_rows, margin, tests) >= POWER
+
+        return self._least(shows)
+
+    def _least(self, shows: Callable[[float, float], bool]) -> float | None:
+        """The least number of seeds that show something; above `MOST_SEEDS` where these do not, infinity where the
+        rows' part of the error alone is too large; None where there is no noise to go by.
+
+        Args:
+            shows: whether so large a variance from seeds with so many degrees of freedom does.
         """
-        if self.estimate is None or self.mean == 0:
+        if self.estimate is None:
             return None
+        if not shows(0.0, MOST_SEEDS):
+            return math.inf
         spread = unbiased(self.of_seeds, self.seeds - 1) * self.seeds
-
-        def shows(seeds: int) -> bool:
-            return abs(self.mean) >= smallest_shown(spread / seeds, seeds - 1, self.of_rows, tests)
-
-        if not shows(MOST_SEEDS):
-            return None
-        return bisect.bisect_left(range(2, MOST_SEEDS), True, key=shows) + 2
+        tried = range(2, MOST_SEEDS + 1)
+        return tried.start + bisect.bisect_left(tried, True, key=lambda seeds: shows(spread / seeds, seeds - 1))
 
 
 def smallest_shown(of_seeds: float, freedom: float, of_rows: float = 0.0, tests: float = 1) -> float:
@@ -195,7 +211,25 @@ def smallest_shown(of_seeds: float, freedom: float, of_rows: float = 0.0, tests:
         tests: in the family of which it is one; half as many where they are one-sided.
     """
     whole = of_seeds + of_rows
-    return math.sqrt(whole) * detectable(freedom, ALPHA / tests, of_seeds / whole)
+    return math.sqrt(whole) * detectable(freedom, ALPHA / tests, of_seeds / whole) if whole else 0.0
+
+
+def power_of_equality(of_seeds: float, freedom: float, of_rows: float, margin: float, tests: float = 1) -> float:
+    """How often a design shows that equal methods differ by less than `margin`: the power of two one-sided tests.
+
+    Args:
+        of_seeds, freedom, of_rows, tests: as of `smallest_shown`.
+    """
+    estimated = of_seeds * estimated_over_true(freedom)
+    tail = ALPHA / tests
+    half = np.sqrt(special.stdtrit(freedom, tail) ** 2 * estimated + special.ndtri(tail) ** 2 * of_rows)
+    within = (margin - half) / max(math.sqrt(of_seeds + of_rows), LAST_BITS)
+    return float(np.maximum(0.0, 2 * special.ndtr(within) - 1).mean())
+
+
+def estimated_over_true(freedom: float) -> np.ndarray:
+    """1000 equally likely values of an estimated variance over the true one (1000,)."""
+    return np.asarray(stats.chi2.ppf((np.arange(1000) + 0.5) / 1000, freedom) / freedom)
 
 
 def unbiased(variance: float, freedom: float) -> float:
@@ -222,7 +256,7 @@ def detectable(degrees: float, alpha: float, share: float = 1.0) -> float:
 
 @lru_cache(maxsize=100_000)
 def _detectable(degrees: float, alpha: float, share: float) -> float:
-    variances = stats.chi2.ppf((np.arange(1000) + 0.5) / 1000, degrees) / degrees  # estimated over true
+    variances = estimated_over_true(degrees)
     of_seeds, of_rows = special.stdtrit(degrees, alpha / 2) ** 2, special.ndtri(alpha / 2) ** 2
     needed = np.sqrt(of_seeds * share * variances + of_rows * (1 - share))
     return float(
