@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.power import TTestPower
-from statsmodels.stats.proportion import proportion_confint
 from studies import TASKS, full_study, made_study
 from support import call, start
 
@@ -353,32 +352,3 @@ def test_every_pair_of_a_column_is_one_family() -> None:
     assert [item.word for item in items] == ["ahead"] * 3
     assert all(isinstance(item.visible, float) for item in items)
     assert Estimate(1.0, 0.25, 10).visible(3) > Estimate(1.0, 0.25, 10).visible()
-
-
-def test_equal_methods_are_seldom_told_apart_and_a_visible_difference_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few of the simulated studies of scripts/verdicts.py, whose whole table is in docs/numbers.md."""
-    monkeypatch.syspath_prepend(str(STUDY.parents[1] / "scripts"))
-    import verdicts
-
-    wrong = verdicts.false_positives(tasks=1, seeds=3, repeats=80)["ahead or behind on any task"]
-    assert proportion_confint(sum(wrong), 80, alpha=0.02, method="beta")[0] < 0.05
-    size, seen, _ = verdicts.power(verdicts.TASKS[0], seeds=8, tests=1, repeats=40)
-    assert proportion_confint(sum(seen), 40, alpha=0.02, method="beta")[1] > 0.8
-    assert 1 < size < 10
-
-
-def test_means_over_tasks_and_the_marks_hold_in_a_few_simulated_studies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Likewise: wrong in at most 5%, and a difference that shows in four of five repetitions is shown."""
-    monkeypatch.syspath_prepend(str(STUDY.parents[1] / "scripts"))
-    import verdicts
-
-    wrong = verdicts.false_positives(tasks=2, seeds=5, repeats=8)
-    for name in (verdicts.THESE, verdicts.ALL):
-        assert proportion_confint(sum(wrong[name]), 8, alpha=0.02, method="beta")[0] < 0.05, name
-    for name, (size, seen) in verdicts.power_of_means(2, seeds=5, repeats=8).items():
-        assert proportion_confint(sum(seen), 8, alpha=0.02, method="beta")[1] > 0.8, name
-        assert size > 0
-    outside, _ = verdicts.unmarked(methods=4, seeds=5, ahead=0.0, repeats=20)
-    assert proportion_confint(sum(outside), 20, alpha=0.02, method="beta")[0] < 0.05
-    outside, unsigned = verdicts.unmarked(methods=4, seeds=5, ahead=20.0, repeats=5)
-    assert sum(outside) == sum(unsigned) == 0, "far ahead, it is always marked"

@@ -78,20 +78,22 @@ def _random_tasks(pairs: Mapping[str, Paired]) -> tuple[Estimate | None, float |
         of_tasks = float(means.var(ddof=1))
         return Estimate(float(means.mean()), of_tasks / len(means), len(means) - 1), math.sqrt(of_tasks)
 
-    def fit(ratio: float) -> tuple[float, float, float]:
-        """Deviance (a constant left out), mean, and the variance of one seed."""
-        weights = seeds / (1 + seeds * ratio)
-        mean = float(np.average(means, weights=weights))
-        squares = within + float((weights * (means - mean) ** 2).sum())
-        freedom = seeds.sum() - 1
-        deviance = freedom * math.log(squares) + float(np.log1p(seeds * ratio).sum()) + math.log(weights.sum())
+    freedom = int(seeds.sum()) - 1
+
+    def fit(ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Deviance (a constant left out), mean, and the variance of one seed, for every ratio (ratios,)."""
+        scaled = seeds * ratios[:, None]
+        weights = seeds / (1 + scaled)
+        mean = (weights * means).sum(axis=1) / weights.sum(axis=1)
+        squares = within + (weights * (means - mean[:, None]) ** 2).sum(axis=1)
+        deviance = freedom * np.log(squares) + np.log1p(scaled).sum(axis=1) + np.log(weights.sum(axis=1))
         return deviance, mean, squares / freedom
 
-    best = int(np.argmin([fit(ratio)[0] for ratio in RATIOS]))
+    best = int(np.argmin(fit(RATIOS)[0]))
     near = np.log(RATIOS[[max(0, best - 1), min(len(RATIOS) - 1, best + 1)]])
-    found = optimize.minimize_scalar(lambda log: fit(math.exp(log))[0], bounds=near, method="bounded")
-    ratio = 0.0 if fit(0.0)[0] <= found.fun else math.exp(found.x)
-    _, mean, of_one_seed = fit(ratio)
+    found = optimize.minimize_scalar(lambda log: fit(np.exp([log]))[0][0], bounds=near, method="bounded")
+    ratio = 0.0 if fit(np.zeros(1))[0][0] <= found.fun else math.exp(found.x)
+    _, mean, of_one_seed = (float(values[0]) for values in fit(np.array([ratio])))
     error2 = of_one_seed / float((seeds / (1 + seeds * ratio)).sum())
     return Estimate(mean, error2, len(pairs) - 1), math.sqrt(ratio * of_one_seed)
 
