@@ -85,6 +85,8 @@ def errors(random: np.random.Generator, tasks: int, seeds: int, repeats: int) ->
             together, fixed, _ = combined(study)
             counts[f"depends on the task | {WRONG}"] += bool((together.interaction or 0.0) < ALPHA)
             counts[f"{THESE} | {WRONG}"] += fixed.p() < ALPHA
+            if (drawn := together.drawn) is not None:
+                counts[f"{THESE}: {OUTSIDE} | 5"] += not drawn.low <= 0 <= drawn.high
     if tasks > 1:
         for study in of_tasks(random, by_accuracy(TASKS[:tasks]), seeds, random.normal(0, SPREAD, (repeats, tasks))):
             counts[f"{ALL} | {WRONG}"] += combined(study)[2].p() < ALPHA

@@ -206,6 +206,16 @@ def test_seeds_and_rows_drawn_anew_give_the_interval_of_either_alone_and_of_both
     assert high - low == pytest.approx(expected, rel=0.05)
 
 
+def test_tasks_are_drawn_anew_each_by_itself() -> None:
+    """The variance of a mean over tasks is that of their means over the tasks' number, also where they are alike."""
+    random = np.random.default_rng(13)
+    task = random.normal(0, 1, (8, 1)) + random.normal(0, 1, (1, 4000))
+    widths = [float(np.ptp(bootstrap.crossed(*[task] * number))) for number in (1, 4)]
+    assert widths[1] == pytest.approx(widths[0] / 2, rel=0.1)
+    low, high = bootstrap.crossed(task, task + 10)
+    assert (low + high) / 2 == pytest.approx(task.mean() + 5, abs=0.1)
+
+
 def test_a_verdict_has_the_crossed_interval_from_three_seeds_on_where_rows_are_known() -> None:
     random = np.random.default_rng(11)
     values, rows = random.normal(2, 1, 4), random.normal(2, 1, (4, 500))

@@ -12,7 +12,8 @@ import numpy as np
 from scipy import optimize
 from statsmodels.stats.oneway import anova_generic
 
-from peftbench.report.statistics import Estimate, Paired
+from peftbench.report import bootstrap
+from peftbench.report.statistics import Estimate, Interval, Paired
 
 RATIOS = np.geomspace(1e-4, 1e8, 121)  # of the variance between tasks over that between seeds
 
@@ -23,6 +24,8 @@ class OverTasks:
 
     Attributes:
         fixed: over these tasks.
+        drawn: the crossed bootstrap's interval of the same, seeds and rows of every task drawn anew; None where a task
+            has no predictions or less than three seeds.
         random: over all tasks like these: a mixed model with a random part for each task; t with tasks less one
             degrees of freedom, and no smaller an error than that of `fixed`. None: there is no noise at all.
         between: standard deviation of the true difference between tasks, as the model estimates it; 0: the fit is
@@ -32,6 +35,7 @@ class OverTasks:
     """
 
     fixed: Estimate | None
+    drawn: Interval | None
     random: Estimate | None
     between: float | None
     interaction: float | None
@@ -48,7 +52,7 @@ def combine(pairs: Mapping[str, Paired]) -> OverTasks | None:
     if random and fixed:  # the model does not know of the rows, which all seeds of a task share
         random = replace(random, of_seeds=max(random.error, fixed.error) ** 2)
     interaction = _interaction(known) if len(known) == len(estimates) else None
-    return OverTasks(fixed, random, between, interaction)
+    return OverTasks(fixed, _drawn(pairs, fixed), random, between, interaction)
 
 
 def _fixed_tasks(pairs: Mapping[str, Paired], known: list[Estimate]) -> Estimate | None:
@@ -60,6 +64,13 @@ def _fixed_tasks(pairs: Mapping[str, Paired], known: list[Estimate]) -> Estimate
     squares = float((of_seeds**2 / [one.freedom for one in known]).sum())
     freedom = float(of_seeds.sum()) ** 2 / squares if squares else known[0].freedom
     return Estimate(mean, float(of_seeds.sum()) / len(pairs) ** 2, freedom, float(of_rows.sum()) / len(pairs) ** 2)
+
+
+def _drawn(pairs: Mapping[str, Paired], fixed: Estimate | None) -> Interval | None:
+    resampled = [one.resampled for one in pairs.values() if one.resampled is not None and one.seeds > 2]
+    if fixed is None or len(resampled) < len(pairs):
+        return None
+    return Interval(fixed.mean, *bootstrap.crossed(*resampled))
 
 
 def _random_tasks(pairs: Mapping[str, Paired]) -> tuple[Estimate | None, float | None]:
