@@ -1,6 +1,7 @@
 """A comparison over several tasks: whether it depends on the task, and its mean in two readings."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from scipy import stats
 from statsmodels.regression.mixed_linear_model import MixedLM
 from studies import made_study
 
-from peftbench.report import comparison, over_tasks, verdict
+from peftbench.report import bootstrap, comparison, over_tasks, verdict
+from peftbench.report.columns import Column, by_task
 from peftbench.report.statistics import Paired
 
 
@@ -99,6 +101,23 @@ def test_whether_the_difference_depends_on_the_task_is_brown_and_forsythes_test(
     assert together.interaction == pytest.approx(stats.f.sf(ratio, above, below))
 
 
+def test_the_mean_of_these_tasks_has_the_interval_of_seeds_and_rows_drawn_anew() -> None:
+    random = np.random.default_rng(6)
+    tasks = {name: Paired(random.normal(2, 1, 4), random.normal(2, 1, (4, 300))) for name in "abc"}
+    together = over_tasks.combine(tasks)
+    assert together is not None
+    assert together.drawn is not None
+    rows = [one.resampled for one in tasks.values() if one.resampled is not None]
+    assert (together.drawn.low, together.drawn.high) == bootstrap.crossed(*rows)
+    fixed, random_tasks = comparison.over_all(together, 3, 1.0)[1:]
+    assert f"; seeds and rows drawn anew: {together.drawn.low:+.1f} to {together.drawn.high:+.1f})" in fixed
+    assert "drawn anew" not in random_tasks
+    for other in (Paired(random.normal(2, 1, 4)), Paired(random.normal(2, 1, 2), random.normal(2, 1, (2, 300)))):
+        without = over_tasks.combine({**tasks, "d": other})
+        assert without is not None
+        assert (without.fixed is not None, without.drawn) == (True, None)
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_singular_fit_is_said_and_warns_nobody() -> None:
     base = np.array([1.0, 2.0, 3.0, 2.0])
@@ -123,7 +142,7 @@ def test_a_task_with_a_single_seed_is_counted_nowhere_and_named(write_run: Calla
     write_run("lora", "cola", 0, 0.8)
     write_run("bitfit", "cola", 0, 0.7)
     lines = comparison.lines(made_study(tmp_path), "lora", "bitfit")
-    assert "left out over tasks, a single pair of runs: cola acc" in lines
+    assert "left out over tasks, fewer than two pairs of runs: cola acc" in lines
     assert lines[-1].endswith(
         "5%, one test, so nothing is corrected; equality within 1 likewise, by two one-sided tests; a t-test takes "
         "these differences for normal"
@@ -134,3 +153,33 @@ def test_a_task_with_a_single_seed_is_counted_nowhere_and_named(write_run: Calla
     assert any(line.startswith("mean of these 2 tasks: ") for line in both)
     assert "corrected by Holm for 2 tasks; equality within 1 likewise" in both[-1]
     assert "not corrected: what is said over tasks" in both[-1]
+
+
+def test_both_dev_sets_of_mnli_are_one_task_of_a_mean(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    for seed in range(3):
+        for task in ("rte", "mnli", "mnli_mismatched"):
+            higher = {"rte": 0.02, "mnli": 0.04, "mnli_mismatched": 0.06}[task]
+            write_run("lora", task, seed, 0.7 + higher + 0.001 * seed)
+            write_run("bitfit", task, seed, 0.7 + 0.002 * (2 - seed))
+    lines = comparison.lines(made_study(tmp_path), "lora", "bitfit")
+    assert "ahead on mnli acc, mnli_mismatched acc, rte acc" in lines[0], "each has its own verdict"
+    (mean,) = (line for line in lines if line.startswith("mean of these "))
+    assert mean.startswith("mean of these 2 tasks: ahead: +3.4 points"), "half of 1.9 and half of 4.9, less 0.1"
+    assert "one task where it is about tasks: mnli acc and mnli_mismatched acc" in lines
+    assert any(line.startswith("probability") and "mean of these 2 tasks" in line for line in lines)
+
+
+def test_columns_of_one_task_become_their_mean_on_the_runs_that_all_have() -> None:
+    drawn = {seed: np.full(4, float(seed)) for seed in range(3)}
+    matched = Column("mnli acc m", {"a": {(s, 0): 80.0 + s for s in range(3)}, "b": {(0, 0): 1.0}}, {}, None)
+    other = {"a": {(s, 0): 70.0 + s for s in (1, 2)}, "c": {(0, 0): 1.0}}
+    mismatched = Column("mnli_mismatched acc mm", other, {"a": {(1, 0): drawn[1], (2, 0): drawn[2]}}, 9)
+    sample = Column("mnli acc m (sample)", {"a": {(0, 0): 5.0}}, {}, None)
+    rte = Column("rte acc", {"a": {(0, 0): 60.0}}, {}, None)
+    made = by_task([matched, rte, mismatched, sample])
+    assert [one.name for one in made] == ["mnli acc m and mnli_mismatched acc mm", "rte acc", "mnli acc m (sample)"]
+    assert made[0].scores == {"a": {(1, 0): 76.0, (2, 0): 77.0}}
+    assert (made[0].resampled, made[0].rows) == ({}, None), "the rows of one are not known"
+    known = replace(matched, resampled={"a": {(s, 0): 3 * drawn[s] for s in range(3)}}, rows=9)
+    both = by_task([known, mismatched])[0]
+    assert {run: list(values) for run, values in both.resampled["a"].items()} == {(1, 0): [2.0] * 4, (2, 0): [4.0] * 4}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 from studies import full_study, made_study
@@ -24,6 +25,7 @@ def test_every_pair_that_all_tasks_have_is_judged_in_its_mean(write_run: Callabl
     assert {(one.first, one.second): one.word for one in fixed} == {
         ("id3", "lora"): "tied", ("id3", "bitfit"): "ahead", ("lora", "bitfit"): "ahead"
     }  # fmt: skip
+    assert all(one.drawn is None for one in verdicts), "the predictions are made up"
     uncorrected = []
     for one in fixed:
         pairs = {column.name: paired for column in read if (paired := column.paired(one.first, one.second))}
@@ -34,3 +36,20 @@ def test_every_pair_that_all_tasks_have_is_judged_in_its_mean(write_run: Callabl
         uncorrected.append(together.fixed.p())
         assert (one.seeds, one.unit, one.tests, one.family) == (2, "tasks", 3, "3 pairs in the mean of these 2 tasks")
     assert [one.p for one in fixed] == pytest.approx(list(multipletests(uncorrected, method="holm")[1]))
+
+
+def test_the_mean_of_these_tasks_has_what_the_crossed_bootstrap_draws() -> None:
+    random = np.random.default_rng(0)
+
+    def column(name: str) -> columns.Column:
+        rows = {row: {(seed, 0): random.normal(80, 1, 200) for seed in range(3)} for row in "ab"}
+        means = {row: {run: float(values.mean()) for run, values in runs.items()} for row, runs in rows.items()}
+        return columns.Column(name, means, rows, 99)
+
+    read = [column("rte acc"), column("mrpc acc")]
+    fixed, over_all = overall.matrix(read)
+    together = over_tasks.combine({one.name: one.paired(fixed.first, fixed.second) for one in read})  # type: ignore
+    assert together is not None
+    assert fixed.drawn == together.drawn
+    assert fixed.drawn is not None
+    assert over_all.drawn is None

@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from forgery import Said
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot
@@ -152,3 +153,24 @@ def test_a_command_that_the_page_offers_runs_nothing_when_it_is_pasted(
     pasted = subprocess.run(["sh", "-c", line], cwd=tmp_path, env=where, capture_output=True, text=True)
     assert pasted.stdout.splitlines() == ["run", *TYPED]
     assert not (tmp_path / "f").exists()
+
+
+def test_ties_on_the_page_are_within_the_margin_that_is_given(
+    write_run: Callable[..., Path], command: Callable[..., Said], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_study(write_run)
+    monkeypatch.chdir(tmp_path)
+    words = {}
+    for margin in ([], ["--margin", "0.1"]):
+        assert command("report", "made", "--to", "page.html", *margin)[0] == 0
+        text = (tmp_path / "page.html").read_text(encoding="utf-8")
+        shown = "within 0.1 points," if margin else "within 1 point,"
+        assert f"= tied {shown} ? not decided" in text
+        data = page.content(made_study(tmp_path), margin=0.1 if margin else 1.0)
+        assert page.embedded(data["verdicts"]) in text
+        words[len(margin)] = {one["column"]: {pair["word"] for pair in one["pairs"]} for one in data["verdicts"]}
+    assert words[0].keys() == words[2].keys()
+    assert "tied" in words[0]["cola acc"] & words[0]["mean of these 2 tasks"]
+    assert "tied" not in words[2]["cola acc"] | words[2]["mean of these 2 tasks"]
+    code, _, err = command("report", "made", "--margin", "0")
+    assert (code, "--margin 0: points within which" in err) == (2, True)

@@ -53,7 +53,7 @@ def compare(arguments: Sequence[str]) -> int:
     parser.add_argument("first", nargs="?", help="a row of the study's table, e.g. id3")
     parser.add_argument("second", nargs="?", help="another")
     parser.add_argument("--plan", metavar="FILE", help="answer the claims of this registered plan, and nothing else")
-    parser.add_argument("--margin", type=number, help="points within which two methods count as equal; default: 1")
+    _add_margin(parser)
     options = parser.parse_intermixed_args(arguments)
     from peftbench.commands.tables import say
     from peftbench.report import comparison, plans, records
@@ -137,6 +137,7 @@ def report(arguments: Sequence[str]) -> int:
     parser.add_argument("--to", help="file to write; default: report.html in the study's folder")
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
     parser.add_argument("--data", metavar="DIR", help="where the rows lie; the page then shows scores on parts of them")
+    _add_margin(parser)
     parser.add_argument("--old", metavar="STUDY", help="an earlier study; the page then shows which rows flipped since")
     parser.add_argument(
         "--serve",
@@ -150,17 +151,22 @@ def report(arguments: Sequence[str]) -> int:
     if options.serve is not None and options.to:
         raise ConfigError(f"--to {shown(options.to)}: --serve writes no file; give one of the two")
     from peftbench import papers
-    from peftbench.report import few, flips, page, records, versions
+    from peftbench.report import comparison, few, flips, page, records, versions
+    from peftbench.report.statistics import MARGIN
     from peftbench.study.recorded import texts_of
 
     outputs = expanded(options.outputs)
     paper = papers.load(options.paper) if options.paper is not None else None
     texts = None if options.data is None else partial(texts_of, folder=options.data)
+    margin = MARGIN if options.margin is None else options.margin
+    comparison.check_margin(margin)
 
     def content(study: records.Study) -> dict[str, Any]:
+        if not study.records:  # of a page that is there before the first
+            return page.content(study, margin=margin)
         study = few.of_one_convention(study, options.shots)
         flipped = flips.between(versions.paired(options.old, options.study, outputs)[0]) if options.old else []
-        return page.content(study, paper, flipped, texts)
+        return page.content(study, paper, flipped, texts, margin)
 
     if options.serve is not None:
         _follow(outputs, options, content)
@@ -175,14 +181,13 @@ def report(arguments: Sequence[str]) -> int:
 
 def _follow(outputs: Path, options: Namespace, content: "Callable[[Study], dict[str, Any]]") -> None:
     """A page on this machine of what a study has so far."""
-    from peftbench.report import page, records, serve
+    from peftbench.report import records, serve
     from peftbench.study import status
 
     kept = serve.KeptRecords()
 
     def so_far() -> dict[str, Any]:
-        study = records.read_so_far(outputs, options.study, options.model, kept)
-        return content(study) if study.records else page.content(study)
+        return content(records.read_so_far(outputs, options.study, options.model, kept))
 
     def states() -> Iterable[tuple[str, int]]:
         return status.by_state(status.cells_of(outputs, options.study)).items()
@@ -246,6 +251,10 @@ def _study_parser(command: str) -> Parser:
     parser.add_argument("--outputs", default="outputs", help="where the records lie")
     parser.add_argument("--model", help="only this backbone, or all; needed where the study has several")
     return parser
+
+
+def _add_margin(parser: Parser) -> None:
+    parser.add_argument("--margin", type=number, help="points within which two methods count as equal; default: 1")
 
 
 def _add_shots(parser: Parser) -> None:

@@ -32,17 +32,19 @@ def whole(metric: str, predictions: np.ndarray, labels: np.ndarray) -> np.ndarra
     return METRICS[metric](np.ones((1, len(labels))), predictions, labels)[:, 0]
 
 
-def crossed(differences: np.ndarray) -> tuple[float, float]:
+def crossed(*tasks: np.ndarray) -> tuple[float, float]:
     """The 95% percentile interval of a mean over seeds when seeds and rows are drawn anew (Owen 2007, "The pigeonhole
-    bootstrap").
+    bootstrap"); of several tasks that of the mean of their means, each drawn by itself.
 
     Args:
-        differences: (seeds, resamples), the rows of each resample drawn anew.
+        tasks: the differences of each (seeds, resamples), the rows of each resample drawn anew.
     """
-    seeds, resamples = differences.shape
-    drawn = np.random.default_rng(1).integers(0, seeds, size=(seeds, resamples))
-    means = np.take_along_axis(differences, drawn, axis=0).mean(axis=0)
-    return interval(means)
+    random, means = np.random.default_rng(1), []
+    for differences in tasks:
+        drawn = random.integers(0, len(differences), size=differences.shape)
+        mean = np.take_along_axis(differences, drawn, axis=0).mean(axis=0)
+        means.append(random.permutation(mean))  # tasks of equally many rows had the same places drawn
+    return interval(np.mean(means, axis=0))
 
 
 def interval(drawn: np.ndarray) -> tuple[float, float]:

@@ -1,8 +1,9 @@
 """The columns of a study's table as numbers: scores by method and seed, and those scores on other dev rows."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pandas as pd
 from peftbench.ground.errors import DataError
 from peftbench.report import bootstrap, predictions
 from peftbench.report.predictions import Scored
-from peftbench.report.records import Study
+from peftbench.report.records import Study, task_of, tasks_alone
 from peftbench.report.statistics import Paired
 
 KEYS = ("name", "seed", "split", "score", "record")  # of a run, in the frame of a table
@@ -65,6 +66,32 @@ def _means(runs: Sequence[Run]) -> np.ndarray:
     if len(set(splits)) == 1:
         return np.eye(len(runs))
     return np.stack([(splits == split) / (splits == split).sum() for split in dict.fromkeys(splits)])
+
+
+def by_task(columns: Sequence[Column]) -> list[Column]:
+    """The columns over which a mean is taken, one for each task.
+
+    Several of one task become their mean, on the runs that all of them have: these learn the same rows of train with
+    the same seeds, so they are no tasks of their own.
+    """
+    names = tasks_alone(column.name for column in columns)
+    of_task: dict[str, list[Column]] = defaultdict(list)
+    for column in columns:
+        if column.name in names:
+            of_task[task_of(column.name)].append(column)
+    return [same[0] if len(same) == 1 else _mean_of(same) for same in of_task.values()]
+
+
+def _mean_of(same: Sequence[Column]) -> Column:
+    def mean(parts: Sequence[Mapping[str, Mapping[Run, Any]]]) -> dict[str, dict[Run, Any]]:
+        rows = [row for row in parts[0] if all(row in part for part in parts)]
+        runs = {row: [run for run in parts[0][row] if all(run in part[row] for part in parts)] for row in rows}
+        return {row: {run: sum(part[row][run] for part in parts) / len(parts) for run in runs[row]} for row in rows}
+
+    scores, resampled = mean([one.scores for one in same]), mean([one.resampled for one in same])
+    known = [one.rows for one in same if one.rows is not None]
+    rows = max(known) if len(known) == len(same) else None
+    return Column(" and ".join(one.name for one in same), scores, resampled, rows)
 
 
 def read(study: Study, rows: pd.DataFrame, resamples: int = bootstrap.RESAMPLES) -> list[Column]:

@@ -1,12 +1,13 @@
 """Two methods of a study in words: on every task, then over all of them."""
 
+import math
 from collections.abc import Sequence
 
 from peftbench.ground.errors import ConfigError
 from peftbench.report import aggregates, columns, over_tasks, verdict
 from peftbench.report.over_tasks import OverTasks
-from peftbench.report.records import Study, tasks_alone
-from peftbench.report.statistics import MARGIN, Estimate, Interval, Paired
+from peftbench.report.records import Study
+from peftbench.report.statistics import MARGIN, MOST_SEEDS, Estimate, Interval, Paired
 from peftbench.report.table import apart, row_named
 from peftbench.report.verdict import Verdict, Word
 
@@ -38,16 +39,19 @@ def lines(study: Study, first: str, second: str, margin: float = MARGIN) -> list
         {column.name: column.rows or 0 for column in both},
     )
     said = [summary(verdicts, first, second), *(sentence(item, pairs[item.column]) for item in verdicts)]
-    alone = {column: pairs[column] for column in tasks_alone(pairs)}
-    noise = {column: paired for column, paired in alone.items() if paired.seeds > 1}
+    alone = columns.by_task([column for column in both if column.name in pairs])
+    tasks = {column.name: paired for column in alone if (paired := column.paired(first, second)) is not None}
+    noise = {task: paired for task, paired in tasks.items() if paired.seeds > 1}
     beside = f"; equality within {margin:g} likewise, by two one-sided tests"
     if (together := over_tasks.combine(noise)) is not None:
         said += over_all(together, len(noise), margin)
         beside += "; not corrected: what is said over tasks"
-    if len(alone) > 1 and (left := [column for column in alone if column not in noise]):
-        said.append(f"left out over tasks, a single pair of runs: {', '.join(left)}")
-    unit = "splits" if any(paired.unit == "splits" for paired in alone.values()) else "runs"
-    said.append(improvement([column for column in both if column.name in alone], first, second, unit))
+    if several := [column.name for column in alone if column.name not in pairs]:
+        said.append(f"one task where it is about tasks: {'; '.join(several)}")
+    if len(alone) > 1 and (left := [column.name for column in alone if column.name not in noise]):
+        said.append(f"left out over tasks, fewer than two pairs of runs: {', '.join(left)}")
+    unit = "splits" if any(paired.unit == "splits" for paired in tasks.values()) else "runs"
+    said.append(improvement([column for column in alone if column.name in tasks], first, second, unit))
     return [*said, how(verdicts, beside)]
 
 
@@ -91,13 +95,17 @@ def sentence(item: Verdict, paired: Paired) -> str:
     text = f"{item.column}: {word}{size}{intervals(item)}, {p}, {better(item)}"
     if item.word != "not decided":
         return text
-    return f"{text}; {_what_it_takes(item, paired.seeds_needed(item.tests))}"
+    return f"{text}; {_what_it_takes(item, paired)}"
 
 
 def intervals(item: Verdict) -> str:
     """The interval of the test and that of the bootstrap, as they follow a difference; nothing where none is known."""
-    drawn = f"; seeds and rows drawn anew: {_range(item.drawn)}" if item.drawn else ""
-    return f" (95% interval {_range(item.interval)}{drawn})" if item.interval else ""
+    return _intervals(item.interval, item.drawn) if item.interval else ""
+
+
+def _intervals(interval: Interval, drawn: Interval | None) -> str:
+    anew = f"; seeds and rows drawn anew: {_range(drawn)}" if drawn else ""
+    return f" (95% interval {_range(interval)}{anew})"
 
 
 def better(item: Verdict) -> str:
@@ -105,12 +113,26 @@ def better(item: Verdict) -> str:
     return f"better in {item.better} of {item.seeds} {item.unit}"
 
 
-def _what_it_takes(item: Verdict, needed: int | None) -> str:
+def _what_it_takes(item: Verdict, paired: Paired) -> str:
     if item.visible is None:
         return f"the difference is the same in all {item.seeds} {item.unit}, too few to show that this is no accident"
     shows = f"this design shows about {item.visible:.1f} points or more"
-    more = f"; about {needed} {item.unit} would show a difference of this size"
-    return shows if needed is None or needed <= item.seeds else shows + more
+    larger = would(item, paired.seeds_needed(item.tests), "a difference of this size")
+    return f"{shows}{larger}{for_equality(item, paired)}"
+
+
+def for_equality(item: Verdict, paired: Paired) -> str:
+    """How many seeds it would take to show equality within the margin, as words that go on after others."""
+    goal = f"equality within {points(item.margin)} if the two are equal"
+    return would(item, paired.seeds_for_equality(item.margin, item.tests), goal)
+
+
+def would(item: Verdict, needed: float | None, goal: str) -> str:
+    """How many seeds would show something; nothing where that is not known, or this design has them already."""
+    if needed is None or needed <= item.seeds:
+        return ""
+    many = f"more than {MOST_SEEDS} {item.unit}" if needed > MOST_SEEDS else f"about {needed} {item.unit}"
+    return f"; {f'no number of {item.unit} on these rows' if needed == math.inf else many} would show {goal}"
 
 
 def over_all(together: OverTasks, tasks: int, margin: float) -> list[str]:
@@ -120,7 +142,7 @@ def over_all(together: OverTasks, tasks: int, margin: float) -> list[str]:
         depends = "yes" if together.interaction < 0.05 else "not shown"
         said.append(f"does the difference depend on the task: {depends}, p {p_in_words(together.interaction)}")
     if together.fixed:
-        said.append(f"mean of these {tasks} tasks: {_mean(together.fixed, margin)}")
+        said.append(f"mean of these {tasks} tasks: {_mean(together.fixed, margin, together.drawn)}")
     if together.random:
         single = "; a singular fit: the tasks differ no more than their seeds" if together.between == 0 else ""
         said.append(f"mean over all tasks like these, {tasks} of them tried: {_mean(together.random, margin)}{single}")
@@ -140,10 +162,10 @@ def improvement(tasks: Sequence[columns.Column], first: str, second: str, unit: 
     return f"probability of improvement: {often} ({interval})"
 
 
-def _mean(estimate: Estimate, margin: float) -> str:
+def _mean(estimate: Estimate, margin: float, drawn: Interval | None = None) -> str:
     word = verdict.word_of(estimate.mean, estimate.p(), estimate.p_of_equality(margin))
     text = (
-        f"{in_words(word, margin)}: {estimate.mean:+.1f} points (95% interval {_range(estimate.interval())}), "
+        f"{in_words(word, margin)}: {estimate.mean:+.1f} points{_intervals(estimate.interval(), drawn)}, "
         f"p {p_in_words(estimate.p())}"
     )
     return f"{text}; this design shows about {estimate.visible():.1f} points or more" if word == "not decided" else text

@@ -12,7 +12,8 @@ import numpy as np
 from scipy import optimize
 from statsmodels.stats.oneway import anova_generic
 
-from peftbench.report.statistics import Estimate, Paired
+from peftbench.report import bootstrap
+from peftbench.report.statistics import Estimate, Interval, Paired
 
 RATIOS = np.geomspace(1e-4, 1e8, 121)  # of the variance between tasks over that between seeds
 
@@ -23,6 +24,8 @@ class OverTasks:
 
     Attributes:
         fixed: over these tasks.
+        drawn: the crossed bootstrap's interval of the same, seeds and rows of every task drawn anew; None where a task
+            has no predictions or less than three seeds.
         random: over all tasks like these: a mixed model with a random part for each task; t with tasks less one
             degrees of freedom, and no smaller an error than that of `fixed`. None: there is no noise at all.
         between: standard deviation of the true difference between tasks, as the model estimates it; 0: the fit is
@@ -32,6 +35,7 @@ class OverTasks:
     """
 
     fixed: Estimate | None
+    drawn: Interval | None
     random: Estimate | None
     between: float | None
     interaction: float | None
@@ -48,7 +52,7 @@ def combine(pairs: Mapping[str, Paired]) -> OverTasks | None:
     if random and fixed:  # the model does not know of the rows, which all seeds of a task share
         random = replace(random, of_seeds=max(random.error, fixed.error) ** 2)
     interaction = _interaction(known) if len(known) == len(estimates) else None
-    return OverTasks(fixed, random, between, interaction)
+    return OverTasks(fixed, _drawn(pairs, fixed), random, between, interaction)
 
 
 def _fixed_tasks(pairs: Mapping[str, Paired], known: list[Estimate]) -> Estimate | None:
@@ -60,6 +64,13 @@ def _fixed_tasks(pairs: Mapping[str, Paired], known: list[Estimate]) -> Estimate
     squares = float((of_seeds**2 / [one.freedom for one in known]).sum())
     freedom = float(of_seeds.sum()) ** 2 / squares if squares else known[0].freedom
     return Estimate(mean, float(of_seeds.sum()) / len(pairs) ** 2, freedom, float(of_rows.sum()) / len(pairs) ** 2)
+
+
+def _drawn(pairs: Mapping[str, Paired], fixed: Estimate | None) -> Interval | None:
+    resampled = [one.resampled for one in pairs.values() if one.resampled is not None and one.seeds > 2]
+    if fixed is None or len(resampled) < len(pairs):
+        return None
+    return Interval(fixed.mean, *bootstrap.crossed(*resampled))
 
 
 def _random_tasks(pairs: Mapping[str, Paired]) -> tuple[Estimate | None, float | None]:
@@ -78,20 +89,22 @@ def _random_tasks(pairs: Mapping[str, Paired]) -> tuple[Estimate | None, float |
         of_tasks = float(means.var(ddof=1))
         return Estimate(float(means.mean()), of_tasks / len(means), len(means) - 1), math.sqrt(of_tasks)
 
-    def fit(ratio: float) -> tuple[float, float, float]:
-        """Deviance (a constant left out), mean, and the variance of one seed."""
-        weights = seeds / (1 + seeds * ratio)
-        mean = float(np.average(means, weights=weights))
-        squares = within + float((weights * (means - mean) ** 2).sum())
-        freedom = seeds.sum() - 1
-        deviance = freedom * math.log(squares) + float(np.log1p(seeds * ratio).sum()) + math.log(weights.sum())
+    freedom = int(seeds.sum()) - 1
+
+    def fit(ratios: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Deviance (a constant left out), mean, and the variance of one seed, for every ratio (ratios,)."""
+        scaled = seeds * ratios[:, None]
+        weights = seeds / (1 + scaled)
+        mean = (weights * means).sum(axis=1) / weights.sum(axis=1)
+        squares = within + (weights * (means - mean[:, None]) ** 2).sum(axis=1)
+        deviance = freedom * np.log(squares) + np.log1p(scaled).sum(axis=1) + np.log(weights.sum(axis=1))
         return deviance, mean, squares / freedom
 
-    best = int(np.argmin([fit(ratio)[0] for ratio in RATIOS]))
+    best = int(np.argmin(fit(RATIOS)[0]))
     near = np.log(RATIOS[[max(0, best - 1), min(len(RATIOS) - 1, best + 1)]])
-    found = optimize.minimize_scalar(lambda log: fit(math.exp(log))[0], bounds=near, method="bounded")
-    ratio = 0.0 if fit(0.0)[0] <= found.fun else math.exp(found.x)
-    _, mean, of_one_seed = fit(ratio)
+    found = optimize.minimize_scalar(lambda log: fit(np.exp([log]))[0][0], bounds=near, method="bounded")
+    ratio = 0.0 if fit(np.zeros(1))[0][0] <= found.fun else math.exp(found.x)
+    _, mean, of_one_seed = (float(values[0]) for values in fit(np.array([ratio])))
     error2 = of_one_seed / float((seeds / (1 + seeds * ratio)).sum())
     return Estimate(mean, error2, len(pairs) - 1), math.sqrt(ratio * of_one_seed)
 

@@ -7,13 +7,13 @@ import numpy as np
 
 from peftbench.ground.quantity import quantity
 from peftbench.report import over_tasks
-from peftbench.report.columns import Column
-from peftbench.report.records import tasks_alone
-from peftbench.report.statistics import MARGIN, Estimate, Paired, holm
+from peftbench.report.columns import Column, by_task
+from peftbench.report.statistics import MARGIN, Estimate, Interval, Paired, holm
 from peftbench.report.verdict import Verdict, word_of
 
 Pair = tuple[str, str]
 Tasks = Mapping[str, Paired]
+Mean = tuple[Estimate, Interval | None, Tasks]  # the same with seeds and rows drawn anew; what it is of
 
 
 def matrix(columns: Sequence[Column], margin: float = MARGIN) -> list[Verdict]:
@@ -22,19 +22,18 @@ def matrix(columns: Sequence[Column], margin: float = MARGIN) -> list[Verdict]:
     Each reading is one family of tests. Below two tasks there is nothing to take a mean of. In a `Verdict` of these,
     tasks stand in the place of seeds.
     """
-    names = tasks_alone(column.name for column in columns)
-    alone = [column for column in columns if column.name in names]
+    alone = by_task(columns)
     if len(alone) < 2:
         return []
-    fixed: dict[Pair, tuple[Estimate, Tasks]] = {}
-    random: dict[Pair, tuple[Estimate, Tasks]] = {}
+    fixed: dict[Pair, Mean] = {}
+    random: dict[Pair, Mean] = {}
     for first, second in itertools.combinations(_in_order(alone), 2):
         tasks = {column.name: both for column in alone if (both := column.paired(first, second)) is not None}
         together = over_tasks.combine(tasks) if len(tasks) == len(alone) else None
         if together is not None and together.fixed is not None:
-            fixed[first, second] = together.fixed, tasks
+            fixed[first, second] = together.fixed, together.drawn, tasks
         if together is not None and together.random is not None:
-            random[first, second] = together.random, tasks
+            random[first, second] = together.random, None, tasks
     number = len(alone)
     return [
         *_judged(fixed, f"mean of these {number} tasks", "t-test of the tasks' mean, each with its own noise", margin),
@@ -49,18 +48,18 @@ def _in_order(columns: Sequence[Column]) -> list[str]:
     return sorted(means, key=lambda name: -means[name])
 
 
-def _judged(pairs: Mapping[Pair, tuple[Estimate, Tasks]], name: str, test: str, margin: float) -> list[Verdict]:
+def _judged(pairs: Mapping[Pair, Mean], name: str, test: str, margin: float) -> list[Verdict]:
     """One family."""
-    p_values = holm([estimate.p() for estimate, _ in pairs.values()])
-    p_of_equal = holm([estimate.p_of_equality(margin) for estimate, _ in pairs.values()])
+    p_values = holm([estimate.p() for estimate, *_ in pairs.values()])
+    p_of_equal = holm([estimate.p_of_equality(margin) for estimate, *_ in pairs.values()])
     family = f"{quantity(len(pairs), 'pair')} in the {name}"
     return [
         Verdict(
             first, second, name, len(tasks), "tasks", sum(task.mean > 0 for task in tasks.values()), None,
-            estimate.mean, estimate.interval(), None, p, p_of_equality, word_of(estimate.mean, p, p_of_equality),
+            estimate.mean, estimate.interval(), drawn, p, p_of_equality, word_of(estimate.mean, p, p_of_equality),
             margin, estimate.visible(len(pairs)), test, family, len(pairs),
         )
-        for ((first, second), (estimate, tasks)), p, p_of_equality in zip(
+        for ((first, second), (estimate, drawn, tasks)), p, p_of_equality in zip(
             pairs.items(), p_values, p_of_equal, strict=True
         )
     ]  # fmt: skip

@@ -21,6 +21,7 @@ from peftbench.report import (
     aggregates,
     calibration,
     columns,
+    comparison,
     consistency,
     cost,
     distances,
@@ -83,7 +84,7 @@ def html(shown: dict[str, Any], poll: float | None = None) -> str:
     parts = {
         "STYLE": texts["page.css"],
         "POLL": "" if poll is None else f"{1000 * poll:.0f}",
-        "MARGIN": f"{MARGIN:g} point" + ("" if MARGIN == 1 else "s"),
+        "MARGIN": comparison.points(shown["margin"]),
         "PLOTLY": get_plotlyjs(),
         "SCRIPT": "\n".join(texts[name] for name in SCRIPTS),
         "DATA": embedded(first),
@@ -104,6 +105,7 @@ def content(
     paper: Paper | None = None,
     flipped: Sequence[Flips] = (),
     texts_of: Callable[[Record, str], Texts] | None = None,
+    margin: float = MARGIN,
 ) -> dict[str, Any]:
     """Everything that the page shows, as JSON-like data.
 
@@ -112,6 +114,7 @@ def content(
         paper: whose figures stand beside ours.
         flipped: what changed since an older study.
         texts_of: the rows that a record was scored on, for the scores on parts of them (`subsets.sheet`).
+        margin: points within which two methods count as equal.
 
     Raises:
         DataError: the rows at hand are others.
@@ -126,6 +129,7 @@ def content(
     drawn = list(figures(material))
     return {
         "study": study.name,
+        "margin": margin,
         "table": {
             "title": table.title,
             "grid": render.grid(table),
@@ -137,7 +141,7 @@ def content(
         "rows": _rows(rows),
         "styles": _styles(rows, drawn),
         "notes": _notes(material),
-        "verdicts": _verdicts(study, rows),
+        "verdicts": _verdicts(study, rows, margin),
         "views": list(_views(study, texts_of)),
         "figures": [_figure(figure) for figure in drawn],
         "runs": [_run(record, names[place]) for place, (_, record) in enumerate(done)],
@@ -211,11 +215,11 @@ def _views(study: Study, texts_of: Callable[[Record, str], Texts] | None) -> Ite
             yield {"word": word, **shown, "bold": sorted(made.bold)}
 
 
-def _verdicts(study: Study, rows: pd.DataFrame) -> list[dict[str, Any]]:
+def _verdicts(study: Study, rows: pd.DataFrame, margin: float) -> list[dict[str, Any]]:
     """Of every column, and of the means over tasks, the rows, the best first, and the verdict on every pair of them."""
     read = columns.read(study, rows)
     families: dict[str, list[Verdict]] = {}
-    for item in [*matrix(read), *overall.matrix(read)]:
+    for item in [*matrix(read, margin), *overall.matrix(read, margin)]:
         families.setdefault(item.column, []).append(item)
     return [
         {

@@ -143,8 +143,8 @@ def answers(study: Study, plan: Plan) -> list[str]:
         number,
     )
     items = {(item.first, item.second, item.column): item for item in judged}
-    p_values = holm([_p(test, both, plan.margin, number) for test, both in pairs.items()], number)
-    corrected = dict(zip(pairs, p_values, strict=True))
+    p_values = [both.p() if test.sign == ">" else both.p_of_side(plan.margin) for test, both in pairs.items()]
+    corrected = dict(zip(pairs, holm(p_values, number), strict=True))
     so_far, why = (" so far", "cells are missing") if missing else ("", "no seed that both have in one protocol")
     said = [
         _answer(test, items[test.first, test.second, test.column], pairs[test], corrected[test], so_far)
@@ -166,18 +166,11 @@ def _paired(test: Test, every: Mapping[str, columns.Column], own: Study) -> Pair
     return every[test.column].paired(first, second) if test.column in every else None
 
 
-def _p(test: Test, both: Paired, margin: float, tests: int) -> float:
-    """p of what a claim is tested against, on the side of the margin where the mean lies."""
-    if test.sign == ">":
-        return both.p(tests)
-    return both.p_of_equality(margin) if abs(both.mean) < margin else both.p_of_distance(margin)
-
-
 def _answer(test: Test, item: Verdict, both: Paired, p: float, so_far: str) -> str:
     """A claim is confirmed or refuted by its own hypothesis alone.
 
     Args:
-        p: as of `_p`, corrected.
+        p: of what the claim is tested against, corrected.
         so_far: what follows the answer while cells are missing.
     """
     if test.sign == ">":
@@ -201,7 +194,8 @@ def _unequal(item: Verdict, both: Paired, p: float) -> str:
     text = f"{item.column}: {word}{size}, {p_of}, {comparison.better(item)}"
     if p < ALPHA or both.estimate is None:
         return text
-    return f"{text}; these runs show equality within {both.estimate.equal_within(item.tests):.1f} points"
+    within = f"these runs show equality within {both.estimate.equal_within(item.tests):.1f} points"
+    return f"{text}; {within}{comparison.for_equality(item, both)}"
 
 
 def _planned(study: Study, plan: Plan) -> tuple[Study, list[str], list[str]]:

@@ -216,6 +216,12 @@ def tasks_alone(columns: Iterable[str]) -> list[str]:
     return [column for column in columns if not is_mean(column)] or columns
 
 
+def task_of(column: str) -> str:
+    """The task whose rows of train the runs of a column learn: one for both dev sets of MNLI and for every metric."""
+    task = column.split(" ", 1)[0].removesuffix("_mismatched")
+    return f"{task} (sample)" if column.endswith(" (sample)") else task
+
+
 def differences(one: Record, other: Record) -> dict[str, tuple[Any, Any]]:
     """Settings in which two records differ, an artefact's own among them, by dotted key: the value of each."""
     first, second = _settings(one), _settings(other)

@@ -11,7 +11,7 @@ sum (Hillis 2007) lets three seeds be wrong too often: scripts/verdicts.py.
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -23,8 +23,8 @@ ALPHA = 0.05
 POWER = 0.8
 MARGIN = 1.0  # points within which two methods count as equal
 MOST_SEEDS = 1000
-ARRANGEMENTS = 9999  # of signs that are tried
 LEAST_P = 1e-30
+LAST_BITS = 1e-9  # points by which equal scores may differ
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Paired:
     @cached_property
     def of_seeds(self) -> float:
         """Variance of the mean that the seeds bring in, with what the rows do to each of them by itself."""
-        flat = self.seeds < 2 or np.ptp(self.differences) < 1e-9  # equal scores may differ in their last bit
+        flat = self.seeds < 2 or np.ptp(self.differences) < LAST_BITS
         return 0.0 if flat else float(self.differences.var(ddof=1)) / self.seeds
 
     @cached_property
@@ -144,63 +144,63 @@ class Paired:
         known = self.of_seeds + self.of_rows > 0
         return Estimate(self.mean, self.of_seeds, self.seeds - 1, self.of_rows) if known else None
 
-    def flips(self, tests: int = 1) -> bool:
-        """Whether signs are flipped instead of a t-test: there is no estimate; or the rows are not known, all 2^seeds
-        arrangements can be tried, and the smallest p is a tenth of the level in a family of so many tests. With more
-        seeds than that the t-test needs no normal differences either."""
-        if self.estimate is None or self.resampled is not None:
-            return self.estimate is None
-        return 2 / 2**self.seeds * tests <= ALPHA / 10 and 2**self.seeds <= ARRANGEMENTS
-
-    def p(self, tests: int = 1) -> float:
+    def p(self) -> float:
         """Two-sided p of "no difference", before any correction; 1 for a single seed."""
-        if self.seeds < 2:
-            return 1.0
-        return flip_p(self.differences) if self.estimate is None or self.flips(tests) else self.estimate.p()
+        if self.estimate is not None:
+            return self.estimate.p()
+        return self._p_of_signs() if abs(self.mean) > LAST_BITS else 1.0
+
+    def _p_of_signs(self) -> float:
+        """Two-sided p of differences that are all alike: two arrangements of all their signs are as far out."""
+        return min(1.0, 2 / 2**self.seeds)
 
     def p_of_equality(self, margin: float) -> float:
         """p of "they differ by `margin` points or more", before any correction; 1 for a single seed."""
         if self.estimate is not None:
             return self.estimate.p_of_equality(margin)
-        return min(1.0, 2 / 2**self.seeds) if abs(self.mean) < margin else 1.0
+        return self._p_of_signs() if abs(self.mean) < margin else 1.0
 
     def p_of_distance(self, margin: float) -> float:
         """Two-sided p of "they differ by `margin` points or less", before any correction; 1 for a single seed."""
         if self.estimate is not None:
             return self.estimate.p_of_distance(margin)
-        return min(1.0, 2 / 2**self.seeds) if abs(self.mean) > margin else 1.0
+        return self._p_of_signs() if abs(self.mean) > margin else 1.0
 
-    def seeds_needed(self, tests: int = 1) -> int | None:
-        """Seeds at which a difference of this size shows in four of five repetitions.
+    def p_of_side(self, margin: float) -> float:
+        """p of what a claim of equality is tested against, on the side of the margin where the mean lies."""
+        return self.p_of_equality(margin) if abs(self.mean) < margin else self.p_of_distance(margin)
 
-        None: it cannot be said, or no number of seeds would show it on these rows.
+    def seeds_needed(self, tests: int = 1) -> float | None:
+        """Seeds at which a difference of this size shows in four of five repetitions, as `_least` counts them; None: it
+        cannot be said."""
+
+        def shows(of_seeds: float, freedom: float) -> bool:
+            return abs(self.mean) >= smallest_shown(of_seeds, freedom, self.of_rows, tests)
+
+        return self._least(shows) if self.mean else None
+
+    def seeds_for_equality(self, margin: float, tests: int = 1) -> float | None:
+        """The same for equality within `margin`, where the methods are truly equal."""
+
+        def shows(of_seeds: float, freedom: float) -> bool:
+            return power_of_equality(of_seeds, freedom, self.of_rows, margin, tests) >= POWER
+
+        return self._least(shows)
+
+    def _least(self, shows: Callable[[float, float], bool]) -> float | None:
+        """The least number of seeds that show something; above `MOST_SEEDS` where these do not, infinity where the
+        rows' part of the error alone is too large; None where there is no noise to go by.
+
+        Args:
+            shows: whether so large a variance from seeds with so many degrees of freedom does.
         """
-        if self.estimate is None or self.mean == 0:
+        if self.estimate is None:
             return None
+        if not shows(0.0, MOST_SEEDS):
+            return math.inf
         spread = unbiased(self.of_seeds, self.seeds - 1) * self.seeds
-
-        def shows(seeds: int) -> bool:
-            return abs(self.mean) >= smallest_shown(spread / seeds, seeds - 1, self.of_rows, tests)
-
-        if not shows(MOST_SEEDS):
-            return None
-        return bisect.bisect_left(range(2, MOST_SEEDS), True, key=shows) + 2
-
-
-def flip_p(differences: np.ndarray) -> float:
-    """Two-sided p of a paired permutation test (scipy): how often flipped signs give as large a mean.
-
-    With n seeds it cannot fall below 2 / 2^n.
-    """
-    result = stats.permutation_test(
-        (differences, np.zeros(len(differences))),
-        lambda x, y, axis: np.mean(x - y, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=ARRANGEMENTS,
-        rng=np.random.default_rng(0),
-    )
-    return float(result.pvalue)
+        tried = range(2, MOST_SEEDS + 1)
+        return tried.start + bisect.bisect_left(tried, True, key=lambda seeds: shows(spread / seeds, seeds - 1))
 
 
 def smallest_shown(of_seeds: float, freedom: float, of_rows: float = 0.0, tests: float = 1) -> float:
@@ -211,7 +211,25 @@ def smallest_shown(of_seeds: float, freedom: float, of_rows: float = 0.0, tests:
         tests: in the family of which it is one; half as many where they are one-sided.
     """
     whole = of_seeds + of_rows
-    return math.sqrt(whole) * detectable(freedom, ALPHA / tests, of_seeds / whole)
+    return math.sqrt(whole) * detectable(freedom, ALPHA / tests, of_seeds / whole) if whole else 0.0
+
+
+def power_of_equality(of_seeds: float, freedom: float, of_rows: float, margin: float, tests: float = 1) -> float:
+    """How often a design shows that equal methods differ by less than `margin`: the power of two one-sided tests.
+
+    Args:
+        of_seeds, freedom, of_rows, tests: as of `smallest_shown`.
+    """
+    estimated = of_seeds * estimated_over_true(freedom)
+    tail = ALPHA / tests
+    half = np.sqrt(special.stdtrit(freedom, tail) ** 2 * estimated + special.ndtri(tail) ** 2 * of_rows)
+    within = (margin - half) / max(math.sqrt(of_seeds + of_rows), LAST_BITS)
+    return float(np.maximum(0.0, 2 * special.ndtr(within) - 1).mean())
+
+
+def estimated_over_true(freedom: float) -> np.ndarray:
+    """1000 equally likely values of an estimated variance over the true one (1000,)."""
+    return np.asarray(stats.chi2.ppf((np.arange(1000) + 0.5) / 1000, freedom) / freedom)
 
 
 def unbiased(variance: float, freedom: float) -> float:
@@ -238,7 +256,7 @@ def detectable(degrees: float, alpha: float, share: float = 1.0) -> float:
 
 @lru_cache(maxsize=100_000)
 def _detectable(degrees: float, alpha: float, share: float) -> float:
-    variances = stats.chi2.ppf((np.arange(1000) + 0.5) / 1000, degrees) / degrees  # estimated over true
+    variances = estimated_over_true(degrees)
     of_seeds, of_rows = special.stdtrit(degrees, alpha / 2) ** 2, special.ndtri(alpha / 2) ** 2
     needed = np.sqrt(of_seeds * share * variances + of_rows * (1 - share))
     return float(

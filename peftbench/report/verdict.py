@@ -80,7 +80,7 @@ def judge(
     """
     tested = [key for key, paired in pairs.items() if paired.seeds > 1]
     tests = max(len(tested), planned)
-    p_values = dict(zip(tested, holm([pairs[key].p(tests) for key in tested], tests), strict=True))
+    p_values = dict(zip(tested, holm([pairs[key].p() for key in tested], tests), strict=True))
     p_of_equal = dict(zip(tested, holm([pairs[key].p_of_equality(margin) for key in tested], tests), strict=True))
     verdicts = []
     for (first, second, column), paired in pairs.items():
@@ -96,7 +96,7 @@ def judge(
                 Interval(paired.mean, *drawn) if drawn else None,
                 p, p_of_equality, word_of(paired.mean, p, p_of_equality), margin,
                 estimate.visible(tests) if estimate else None,
-                test_of(paired, tests), family, tests,
+                test_of(paired), family, tests,
             )
         )  # fmt: skip
     return verdicts
@@ -109,13 +109,13 @@ def word_of(difference: float, p: float, p_of_equality: float) -> Word:
     return "tied" if p_of_equality < ALPHA else "not decided"
 
 
-def test_of(paired: Paired, tests: int) -> str:
-    """What p comes from, in words."""
+def test_of(paired: Paired) -> str:
+    """What p, the interval and equality come from, in words: signs where all differences are alike, else a t-test."""
     if paired.seeds < 2:
         return "no test"
-    what = "flipped signs" if paired.flips(tests) else "paired t-test"
-    rows = "alone" if paired.resampled is None or paired.flips(tests) else "and dev rows"
-    return f"{what} over {paired.unit} {rows}"
+    if paired.estimate is None:
+        return f"flipped signs over {paired.unit} alone"
+    return f"paired t-test over {paired.unit} {'alone' if paired.resampled is None else 'and dev rows'}"
 
 
 def matrix(columns: Sequence[Column], margin: float = MARGIN) -> list[Verdict]:
@@ -162,8 +162,8 @@ def contenders(column: Column) -> Contest:
     worse = {
         second if both.mean > 0 else first
         for (first, second), both in paired.items()
-        if both.mean and both.p(others) / 2 * others < ALPHA
+        if both.mean and both.p() / 2 * others < ALPHA
     }
-    tests = list(dict.fromkeys(test_of(both, others) for both in paired.values()))
+    tests = list(dict.fromkeys(test_of(both) for both in paired.values()))
     visible = [both.estimate.visible(others / 2) for both in paired.values() if both.estimate]
     return Contest(rows - worse, tests, float(np.median(visible)) if visible else None)
