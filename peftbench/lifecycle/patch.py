@@ -9,7 +9,7 @@ import torch
 
 from peftbench.backbone import low_rank
 from peftbench.backbone.model import Model, build, compute_precision, load_model
-from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, weights_folder
+from peftbench.backbone.weights import weights_folder
 from peftbench.config.spec import ModelSpec
 from peftbench.data.tokens import tokenizer_for
 from peftbench.ground.errors import ConfigError, DataError
@@ -35,16 +35,6 @@ class Moved:
     before: Mapping[str, torch.Tensor]
     now: Mapping[str, torch.Tensor]
     model: Model
-
-
-def weights_sha256(model: ModelSpec) -> str | None:
-    """Of the file of a backbone's weights; None: random ones.
-
-    Raises:
-        DataError: they cannot be had.
-    """
-    folder = weights_folder(model)
-    return None if folder is None else file_sha256(folder / WEIGHTS_FILE)
 
 
 def check_fit(old: ModelSpec, new: ModelSpec) -> None:
