@@ -380,6 +380,40 @@ def test_nothing_moved_changes_nothing(outputs: Path, rte: Path, command: Comman
         assert (folder / "predictions" / "dev.tsv").read_text() == (plain[0] / "predictions" / "dev.tsv").read_text()
 
 
+def test_a_task_that_a_seed_lacks_is_named_and_no_seeds_collateral_is_over_other_tasks(
+    outputs: Path, command: Command, tmp_path: Path
+) -> None:
+    here = Path(shutil.copytree(outputs / "s", tmp_path / "outputs" / "s")).parent
+    train(here, "task=rte", "seed=1")
+    train(here, "task=sst2", "model.config.num_hidden_layers=1", "protocol.max_steps=1")
+    rows = sorted((here / "s").glob("rte-lora-*/seed?"))
+    words = [*ASK, f"cache={tmp_path / 'cache'}", "study=k"]
+    code, out, err = command("edit", *map(str, rows), *words)
+    assert (code, err) == (0, ""), out
+    assert [line for line in out.splitlines() if "collateral without" in line] == [
+        "rte, seed 0: collateral without sst2, whose run is on another backbone",
+        *(
+            f"rte, seed 1: collateral without {task}, which has no finished run of this seed"
+            for task in ("sst2", "stsb")
+        ),
+    ]
+    train(here, "task=sst2")
+    train(here, "task=stsb", "seed=1")
+    assert command("edit", *map(str, rows), *words).code == 0
+    row = "surgery predicts:entailment 0.1 x2 of lora"
+    stsb = [read_record(path) for path in find_records(here / "k")]
+    changes = [
+        100 * ((one.headline.value or 0) - facts(one)["headline_before"])
+        for one in stsb
+        if (one.cell.task, one.cell.method) == ("stsb", row)
+    ]
+    sheet = edits.sheet(records.read_study(here, "k"))
+    (seen,) = (line for line in sheet.numbers if line[1:3] == [row, "collateral"])
+    assert seen[3] == pytest.approx(sum(changes) / 2)
+    assert "collateral is over stsb" in sheet.notes
+    assert f"left out of collateral, since not every seed has it: {row}: sst2" in sheet.notes
+
+
 def test_the_view_and_the_curves_are_made_of_what_was_recorded(outputs: Path, rte: Path, command: Command) -> None:
     edited(command, rte, "study=c", "collateral=[stsb]", "edit.strength=1.0,4.0", "edit.control=none,aligned")
     study = records.read_study(outputs, "c")

@@ -118,6 +118,8 @@ def edit(arguments: Sequence[str]) -> int:
     own = [] if options.searchpath is None else ["--searchpath", options.searchpath]
     known = known_classes(options.searchpath)
     jobs = [job for run in map(parent, runs) for job in ask(words, run, known, own)]
+    for line in dict.fromkeys(line for job in jobs for line in job.left_out):
+        paste(line)
     return max(edit(job, screen.Artefacts()) for job in jobs)
 
 

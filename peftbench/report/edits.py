@@ -1,7 +1,7 @@
 """Edits of finished runs: how often an answer is given before and after, and what else moved."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import mean
@@ -69,12 +69,14 @@ class Edited:
     Attributes:
         headline: change of the task's headline, in points.
         collateral: the same of every other task whose run was scored on the edit.
+        unshared: tasks that are left out of it, since another seed of the row lacks them.
     """
 
     keys: Keys
     seen: Seen
     headline: float | None
     collateral: dict[str, float]
+    unshared: tuple[str, ...] = ()
 
 
 @cache
@@ -91,8 +93,16 @@ def _read(kind: type, raw: object) -> object | None:
 
 
 def of_place(study: Study, place: Place) -> list[tuple[tuple[Path, Record], Edited]]:
-    """The edits among the runs of one cell of a study's table."""
-    return [(run, edited) for run in place.runs if (edited := _edited(run, study)) is not None]
+    """The edits among the runs of one cell of a study's table, their collateral on the tasks that all of them have: a
+    mean over seeds is of the same tasks in each."""
+    every = [(run, edited) for run in place.runs if (edited := _edited(run, study)) is not None]
+    shared = set.intersection(*(set(edited.collateral) for _, edited in every)) if every else set()
+    return [(run, _on_tasks(edited, shared)) for run, edited in every]
+
+
+def _on_tasks(edited: Edited, shared: Collection[str]) -> Edited:
+    collateral = {task: change for task, change in edited.collateral.items() if task in shared}
+    return replace(edited, collateral=collateral, unshared=tuple(sorted(edited.collateral.keys() - shared)))
 
 
 def _edited(run: tuple[Path, Record], study: Study) -> Edited | None:
@@ -169,16 +179,19 @@ def sheet(study: Study) -> Sheet:
     Raises:
         ConfigError: there is none.
     """
-    cells, tasks = [], dict[str, None]()
+    cells, shared, left_out = [], dict[str, None](), dict[str, None]()
     for place in axes.places(study):
         edits = [edited for _, edited in of_place(study, place)]
         if not edits:
             continue
-        tasks |= dict.fromkeys(task for edited in edits for task in edited.collateral)
+        shared |= dict.fromkeys(task for edited in edits for task in edited.collateral)
+        if some := sorted({task for edited in edits for task in edited.unshared}):
+            left_out[f"{place.row}: {', '.join(some)}"] = None
         every = [measures(edited) for edited in edits]
         values = {one.name: [value for seen in every if (value := seen[one.name]) is not None] for one in MEASURES}
         cells.append(Measured(place, values, len(edits)))
     if not cells:
         raise ConfigError(f"study {study.name}: holds no edit; peftbench edit makes one")
-    notes = [*NOTES, *([f"collateral is over {', '.join(sorted(tasks))}"] if tasks else [])]
+    notes = [*NOTES, *([f"collateral is over {', '.join(sorted(shared))}"] if shared else [])]
+    notes += [f"left out of collateral, since not every seed has it: {one}" for one in left_out]
     return axes.sheet(f"{study.name}: edits, in percent, mean ± sd over runs", MEASURES, cells, notes)
