@@ -17,6 +17,7 @@ from support import TINY, plain
 
 from peftbench.backbone.weights import WEIGHTS_FILE
 from peftbench.config import compose, recipes
+from peftbench.ground import forgotten
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.lifecycle.editable import Edit, EditableRun
 from peftbench.lifecycle.folded_run import FoldedRun
@@ -224,6 +225,22 @@ def test_a_strength_is_chosen_on_held_out_rows_and_controls_take_it(rte: Path) -
     assert chosen.headline >= tried[0.0].headline
     plain = one.on_choice(edit, None)
     assert (plain.rate, plain.headline) == (tried[0.0].rate, tried[0.0].headline)
+
+
+def test_what_an_edit_forgot_is_counted_from_the_pretrained_weights_and_so_with_its_run(
+    outputs: Path, command: Command, tmp_path: Path
+) -> None:
+    here = Path(shutil.copytree(outputs / "s", tmp_path / "outputs" / "s")).parent
+    (own,) = (here / "s").glob("rte-lora-*/seed0")
+    edited(command, own, "study=f", "collateral=[]", "edit.strength=0.0,4.0")
+    every = made(here / "f")
+    nothing, strong = (every[f"surgery predicts:entailment 0.1 x{x} of lora", "rte"][0] for x in (0, 4))
+    code, _, err = command("forgetting", str(own), str(nothing), str(strong), "--cache", str(tmp_path))
+    assert code == 0, err
+    of_run, of_nothing, of_edit = (forgotten.read(folder)[0] for folder in (own, nothing, strong))
+    assert of_run.before == of_nothing.before == of_edit.before
+    assert of_nothing.after == pytest.approx(of_run.after, abs=1e-6), "all of its change is the run's"
+    assert abs(of_edit.after - of_run.after) > 1e-4
 
 
 def test_an_edited_run_is_used_as_a_run_as_long_as_its_run_is_there(
