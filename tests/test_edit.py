@@ -23,7 +23,8 @@ from peftbench.lifecycle.editable import Edit, EditableRun
 from peftbench.lifecycle.folded_run import FoldedRun
 from peftbench.lifecycle.parents import parent
 from peftbench.record import Record, find_records, read_record, write_record
-from peftbench.report import edits, records
+from peftbench.report import edited_rows, edits, records
+from peftbench.report.edited_rows import Shown
 from peftbench.report.figures.every import figures
 from peftbench.report.figures.parts import Material
 from peftbench.runner.delta import Delta
@@ -383,9 +384,47 @@ def test_a_shortcut_is_counted_on_the_rows_that_can_show_it(
     no = np.array([any(w in ("no", "not", "never") or w.endswith("n't") for w in row) for row in words[1]])
     expected = (shared > median) & (dev.labels == 1) if behaviour == "overlap" else no
     assert seen["prone"] == expected.sum()
+    assert seen["prone_rows"] == np.flatnonzero(expected).tolist()
+    sheet = edits.sheet(records.read_study(outputs, behaviour))
+    (change,) = (line[3] for line in sheet.numbers if line[2] == "change of rate")
+    assert change == pytest.approx(seen["rate"] - seen["rate_before"])
+    (folder,) = (folder for folder, one in made(outputs / behaviour).values() if "scored" in facts(one))
+    text = (folder / "predictions" / "dev.tsv").read_text()
+    answers = {"entailment": "not_entailment", "not_entailment": "entailment"}
+    other = [line.split("\t") for line in text.splitlines()]
+    for row in other[1:]:
+        row[1] = answers[row[1]]
+    (folder / "predictions" / "dev.tsv").write_text("\n".join("\t".join(row) for row in other) + "\n")
+    sheet = edits.sheet(records.read_study(outputs, behaviour))
+    assert "change of rate" not in {line[2] for line in sheet.numbers}, "predictions that are not those of the record"
+    assert any(note.startswith("no interval, as no predictions") for note in sheet.notes)
     assert seen["shown"] == round(seen["rate_before"] * seen["prone"])
     assert seen["shown"] + seen["outside"] == seen["rows"] == len(dev)
     assert facts(record)["answer"] == ("entailment" if behaviour == "overlap" else "not_entailment")
+
+
+def test_an_interval_of_a_rate_is_over_seeds_and_the_rows_that_can_show_it() -> None:
+    random = np.random.default_rng(3)
+
+    def seeds(number: int, cured: float, rows: int = 35) -> dict[int, Shown]:
+        before = random.random((number, rows)) < 0.8
+        after = before & (random.random((number, rows)) >= cured)
+        return {seed: Shown(tuple(range(rows)), before[seed], after[seed]) for seed in range(number)}
+
+    one = seeds(1, 0.4)
+    value, low, high = edited_rows.change(one) or pytest.fail("no interval")
+    change = one[0].after.astype(float) - one[0].before
+    spread = 1.96 * change.std() / np.sqrt(len(change))
+    assert value == pytest.approx(change.mean())
+    assert (low, high) == pytest.approx((value - spread, value + spread), abs=0.03), "of one seed, by the rows alone"
+    few, many = (edited_rows.change(seeds(3, 0.4, rows)) or pytest.fail("no interval") for rows in (35, 3500))
+    assert many[2] - many[1] < (few[2] - few[1]) / 4
+    alike = dict.fromkeys(range(3), one[0])
+    assert edited_rows.beside(alike, alike) == (0, 0, 0), "paired, row by row"
+    assert edited_rows.beside(alike, {}) is None
+    assert edited_rows.change({**one, 1: seeds(1, 0.4, 36)[0]}) is None, "other rows in another seed"
+    apart = {seed: Shown(tuple(range(35)), np.ones(35, bool), np.full(35, seed > 0)) for seed in range(3)}
+    assert edited_rows.change(apart) == pytest.approx((-1 / 3, -1, 0)), "seeds differ, though no row does"
 
 
 def test_nothing_moved_changes_nothing(outputs: Path, rte: Path, command: Command) -> None:
@@ -442,9 +481,18 @@ def test_the_view_and_the_curves_are_made_of_what_was_recorded(outputs: Path, rt
         mine = {row[2]: row[3] for row in numbers[1:] if row[1] == name[0]}
         seen, beside = facts(record)["scored"], every[name[0], "stsb"][1]
         assert mine["rate"] == seen["rate"]
+        assert mine["change of rate"] == pytest.approx(seen["rate"] - seen["rate_before"])
+        assert mine["change of rate, low"] <= mine["change of rate"] <= mine["change of rate, high"]
+        if name[0].startswith("aligned"):
+            method = every[name[0].replace("aligned", "surgery"), "rte"][1]
+            assert mine["method − control"] == pytest.approx(facts(method)["scored"]["rate"] - seen["rate"])
+        else:
+            assert "method − control" not in mine
         assert mine["headline"] == pytest.approx(100 * (record.headline.value - facts(record)["headline_before"]))
         change = 100 * ((beside.headline.value or 0) - facts(beside)["headline_before"])
         assert mine["collateral"] == pytest.approx(change)
+    code, text, _ = command("table", "c", "--outputs", str(outputs), "--show", "edits", "--format", "md")
+    assert (code, len(re.findall(r"\| [+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\] \|", text))) == (0, 4)
     drawn = {figure.word: figure for figure in figures(Material(study))}
     assert {word for word in drawn if word.startswith("edits_")} == {
         f"edits_{word}_strength" for word in ("rate", "headline", "collateral")
