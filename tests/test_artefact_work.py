@@ -25,7 +25,7 @@ from peftbench.ground.files import RECORD_FILE
 from peftbench.lifecycle import saved_lines
 from peftbench.record import MEASURED, find_records, read_record
 from peftbench.runner.run import run
-from peftbench.study import lock
+from peftbench.study import lock, work
 from peftbench.study.lock import Lock
 from peftbench.study.queue import MOST_TRIES
 from peftbench.study.work import MOST_REFUSED
@@ -154,11 +154,36 @@ def test_an_artefact_that_somebody_else_makes_is_left_and_its_line_stays_open(
         left = command("work", "s")
     assert (left.code, left.err) == (1, "")
     assert left.out.splitlines()[-1] == "2 lines of artefacts: 1 done, 1 open"
-    assert left.out.count("is running it") == MOST_TRIES
+    assert left.out.count("is running it") == 1, "there is nothing to wait for without --wait"
     subprocess.run([sys.executable, "-c", DYING, str(made.parent)], check=False)
     assert command("work", "s").code == 0
     assert made.exists()
     assert not list(study.rglob(f"{lock.FILE}*")), "nothing is left of who died with it"
+
+
+def test_a_worker_that_waits_comes_back_to_a_line_of_which_another_makes_a_part(
+    here: Path, trained: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = shutil.copytree(trained, here / "outputs") / "s"
+    command("merge", *MERGE)
+    command("merge", *MERGE, "--save")
+    made = artefacts(study)["rte", "ties of lora, kept head"]
+    made.unlink()
+    other, waited = Lock(made.parent).take(), list[float]()
+
+    def sleep(seconds: float) -> None:
+        if seconds == work.FOR_OTHERS:  # libraries wait, too
+            waited.append(seconds)
+            if len(waited) == MOST_TRIES + 1:
+                other.release()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work.time, "sleep", sleep)
+        said = command("work", "s", "--wait")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.splitlines()[-1] == "2 lines of artefacts: 2 done"
+    assert len(waited) == said.out.count("is running it") == MOST_TRIES + 1, "one look for every wait"
+    assert made.exists()
 
 
 def test_a_run_that_learned_something_else_opens_its_artefacts_anew(

@@ -17,12 +17,14 @@ from support import TINY, plain
 
 from peftbench.backbone.weights import WEIGHTS_FILE
 from peftbench.config import compose, recipes
+from peftbench.ground import forgotten
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.lifecycle.editable import Edit, EditableRun
 from peftbench.lifecycle.folded_run import FoldedRun
 from peftbench.lifecycle.parents import parent
 from peftbench.record import Record, find_records, read_record, write_record
-from peftbench.report import edits, records
+from peftbench.report import edited_rows, edits, records
+from peftbench.report.edited_rows import Shown
 from peftbench.report.figures.every import figures
 from peftbench.report.figures.parts import Material
 from peftbench.runner.delta import Delta
@@ -226,6 +228,22 @@ def test_a_strength_is_chosen_on_held_out_rows_and_controls_take_it(rte: Path) -
     assert (plain.rate, plain.headline) == (tried[0.0].rate, tried[0.0].headline)
 
 
+def test_what_an_edit_forgot_is_counted_from_the_pretrained_weights_and_so_with_its_run(
+    outputs: Path, command: Command, tmp_path: Path
+) -> None:
+    here = Path(shutil.copytree(outputs / "s", tmp_path / "outputs" / "s")).parent
+    (own,) = (here / "s").glob("rte-lora-*/seed0")
+    edited(command, own, "study=f", "collateral=[]", "edit.strength=0.0,4.0")
+    every = made(here / "f")
+    nothing, strong = (every[f"surgery predicts:entailment 0.1 x{x} of lora", "rte"][0] for x in (0, 4))
+    code, _, err = command("forgetting", str(own), str(nothing), str(strong), "--cache", str(tmp_path))
+    assert code == 0, err
+    of_run, of_nothing, of_edit = (forgotten.read(folder)[0] for folder in (own, nothing, strong))
+    assert of_run.before == of_nothing.before == of_edit.before
+    assert of_nothing.after == pytest.approx(of_run.after, abs=1e-6), "all of its change is the run's"
+    assert abs(of_edit.after - of_run.after) > 1e-4
+
+
 def test_an_edited_run_is_used_as_a_run_as_long_as_its_run_is_there(
     outputs: Path, rte: Path, command: Command, tmp_path: Path
 ) -> None:
@@ -366,9 +384,47 @@ def test_a_shortcut_is_counted_on_the_rows_that_can_show_it(
     no = np.array([any(w in ("no", "not", "never") or w.endswith("n't") for w in row) for row in words[1]])
     expected = (shared > median) & (dev.labels == 1) if behaviour == "overlap" else no
     assert seen["prone"] == expected.sum()
+    assert seen["prone_rows"] == np.flatnonzero(expected).tolist()
+    sheet = edits.sheet(records.read_study(outputs, behaviour))
+    (change,) = (line[3] for line in sheet.numbers if line[2] == "change of rate")
+    assert change == pytest.approx(seen["rate"] - seen["rate_before"])
+    (folder,) = (folder for folder, one in made(outputs / behaviour).values() if "scored" in facts(one))
+    text = (folder / "predictions" / "dev.tsv").read_text()
+    answers = {"entailment": "not_entailment", "not_entailment": "entailment"}
+    other = [line.split("\t") for line in text.splitlines()]
+    for row in other[1:]:
+        row[1] = answers[row[1]]
+    (folder / "predictions" / "dev.tsv").write_text("\n".join("\t".join(row) for row in other) + "\n")
+    sheet = edits.sheet(records.read_study(outputs, behaviour))
+    assert "change of rate" not in {line[2] for line in sheet.numbers}, "predictions that are not those of the record"
+    assert any(note.startswith("no interval, as no predictions") for note in sheet.notes)
     assert seen["shown"] == round(seen["rate_before"] * seen["prone"])
     assert seen["shown"] + seen["outside"] == seen["rows"] == len(dev)
     assert facts(record)["answer"] == ("entailment" if behaviour == "overlap" else "not_entailment")
+
+
+def test_an_interval_of_a_rate_is_over_seeds_and_the_rows_that_can_show_it() -> None:
+    random = np.random.default_rng(3)
+
+    def seeds(number: int, cured: float, rows: int = 35) -> dict[int, Shown]:
+        before = random.random((number, rows)) < 0.8
+        after = before & (random.random((number, rows)) >= cured)
+        return {seed: Shown(tuple(range(rows)), before[seed], after[seed]) for seed in range(number)}
+
+    one = seeds(1, 0.4)
+    value, low, high = edited_rows.change(one) or pytest.fail("no interval")
+    change = one[0].after.astype(float) - one[0].before
+    spread = 1.96 * change.std() / np.sqrt(len(change))
+    assert value == pytest.approx(change.mean())
+    assert (low, high) == pytest.approx((value - spread, value + spread), abs=0.03), "of one seed, by the rows alone"
+    few, many = (edited_rows.change(seeds(3, 0.4, rows)) or pytest.fail("no interval") for rows in (35, 3500))
+    assert many[2] - many[1] < (few[2] - few[1]) / 4
+    alike = dict.fromkeys(range(3), one[0])
+    assert edited_rows.beside(alike, alike) == (0, 0, 0), "paired, row by row"
+    assert edited_rows.beside(alike, {}) is None
+    assert edited_rows.change({**one, 1: seeds(1, 0.4, 36)[0]}) is None, "other rows in another seed"
+    apart = {seed: Shown(tuple(range(35)), np.ones(35, bool), np.full(35, seed > 0)) for seed in range(3)}
+    assert edited_rows.change(apart) == pytest.approx((-1 / 3, -1, 0)), "seeds differ, though no row does"
 
 
 def test_nothing_moved_changes_nothing(outputs: Path, rte: Path, command: Command) -> None:
@@ -378,6 +434,40 @@ def test_nothing_moved_changes_nothing(outputs: Path, rte: Path, command: Comman
     for folder, record in made(outputs / "z").values():
         assert record.headline == plain[1].headline
         assert (folder / "predictions" / "dev.tsv").read_text() == (plain[0] / "predictions" / "dev.tsv").read_text()
+
+
+def test_a_task_that_a_seed_lacks_is_named_and_no_seeds_collateral_is_over_other_tasks(
+    outputs: Path, command: Command, tmp_path: Path
+) -> None:
+    here = Path(shutil.copytree(outputs / "s", tmp_path / "outputs" / "s")).parent
+    train(here, "task=rte", "seed=1")
+    train(here, "task=sst2", "model.config.num_hidden_layers=1", "protocol.max_steps=1")
+    rows = sorted((here / "s").glob("rte-lora-*/seed?"))
+    words = [*ASK, f"cache={tmp_path / 'cache'}", "study=k"]
+    code, out, err = command("edit", *map(str, rows), *words)
+    assert (code, err) == (0, ""), out
+    assert [line for line in out.splitlines() if "collateral without" in line] == [
+        "rte, seed 0: collateral without sst2, whose run is on another backbone",
+        *(
+            f"rte, seed 1: collateral without {task}, which has no finished run of this seed"
+            for task in ("sst2", "stsb")
+        ),
+    ]
+    train(here, "task=sst2")
+    train(here, "task=stsb", "seed=1")
+    assert command("edit", *map(str, rows), *words).code == 0
+    row = "surgery predicts:entailment 0.1 x2 of lora"
+    stsb = [read_record(path) for path in find_records(here / "k")]
+    changes = [
+        100 * ((one.headline.value or 0) - facts(one)["headline_before"])
+        for one in stsb
+        if (one.cell.task, one.cell.method) == ("stsb", row)
+    ]
+    sheet = edits.sheet(records.read_study(here, "k"))
+    (seen,) = (line for line in sheet.numbers if line[1:3] == [row, "collateral"])
+    assert seen[3] == pytest.approx(sum(changes) / 2)
+    assert "collateral is over stsb" in sheet.notes
+    assert f"left out of collateral, since not every seed has it: {row}: sst2" in sheet.notes
 
 
 def test_the_view_and_the_curves_are_made_of_what_was_recorded(outputs: Path, rte: Path, command: Command) -> None:
@@ -391,9 +481,18 @@ def test_the_view_and_the_curves_are_made_of_what_was_recorded(outputs: Path, rt
         mine = {row[2]: row[3] for row in numbers[1:] if row[1] == name[0]}
         seen, beside = facts(record)["scored"], every[name[0], "stsb"][1]
         assert mine["rate"] == seen["rate"]
+        assert mine["change of rate"] == pytest.approx(seen["rate"] - seen["rate_before"])
+        assert mine["change of rate, low"] <= mine["change of rate"] <= mine["change of rate, high"]
+        if name[0].startswith("aligned"):
+            method = every[name[0].replace("aligned", "surgery"), "rte"][1]
+            assert mine["method − control"] == pytest.approx(facts(method)["scored"]["rate"] - seen["rate"])
+        else:
+            assert "method − control" not in mine
         assert mine["headline"] == pytest.approx(100 * (record.headline.value - facts(record)["headline_before"]))
         change = 100 * ((beside.headline.value or 0) - facts(beside)["headline_before"])
         assert mine["collateral"] == pytest.approx(change)
+    code, text, _ = command("table", "c", "--outputs", str(outputs), "--show", "edits", "--format", "md")
+    assert (code, len(re.findall(r"\| [+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\] \|", text))) == (0, 4)
     drawn = {figure.word: figure for figure in figures(Material(study))}
     assert {word for word in drawn if word.startswith("edits_")} == {
         f"edits_{word}_strength" for word in ("rate", "headline", "collateral")

@@ -1,6 +1,7 @@
 """`peftbench forgetting`: what a run's backbone lost, by two probes, and the column that shows it."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,12 +12,17 @@ from forgery import Said
 from prompted import masked_checkpoint
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
+from studies import learn_otherwise
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
 from peftbench.config import compose
 from peftbench.data import sources
+from peftbench.data.split import make_split
 from peftbench.ground import forgotten
 from peftbench.ground.errors import DataError
+from peftbench.ground.forgotten import Forgetting
+from peftbench.lifecycle.forgetting import Measuring, Probe
+from peftbench.lifecycle.parents import parent
 from peftbench.runner.run import Outcome
 
 Run = Callable[..., Outcome]
@@ -101,6 +107,34 @@ def test_the_loss_of_masked_tokens_is_by_the_head_of_the_weights(
         assert kept[name].after != kept[name].before
     code, out, _ = command("forgetting", str(runs["bitfit"]), "--cache", str(tmp_path))
     assert {one.probe for one in forgotten.read(runs["bitfit"])} == {"similarity", "masked_lm"}, out
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A finished run of this test's own."""
+    return Path(shutil.copytree(finished, tmp_path / "outputs" / "s" / finished.parent.name / "seed0"))
+
+
+def measuring(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], object]) -> Measuring:
+    """A probe of no rows, during which something happens."""
+    monkeypatch.setattr(Probe, "measure", lambda *_: (meanwhile(), 0.5)[1])
+    return Measuring(Probe("similarity", make_split("dev", (("a",), ("b",)), None)), "")
+
+
+def test_what_another_probe_measures_meanwhile_is_kept(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, before = parent(copied), {path.name for path in copied.iterdir()}
+    other = Forgetting("masked_lm", "0" * 64, run.delta, 1.0, 2.0)
+    one, _ = measuring(monkeypatch, lambda: forgotten.keep(copied, [other])).measured(run)
+    assert forgotten.read(copied) == [other, one]
+    assert {path.name for path in copied.iterdir()} == before | {forgotten.FILE}
+
+
+def test_a_run_that_is_run_again_meanwhile_keeps_no_figure_of_what_it_was(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DataError, match="was run again while it was measured; the same command goes on"):
+        measuring(monkeypatch, lambda: learn_otherwise(copied)).measured(parent(copied))
+    assert forgotten.read(copied) == []
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification
 from peftbench.backbone.model import load_model
 from peftbench.config import compose
 from peftbench.data.tokens import Tokens
+from peftbench.ground.errors import DataError
 from peftbench.ground.files import RECORD_FILE
 from peftbench.lifecycle import merge, task_model, vectors
 from peftbench.lifecycle.parents import parent
@@ -122,6 +123,18 @@ def test_every_way_merges_and_leaves_what_no_run_changed(
     for weights in scored:
         assert all(torch.equal(weights[name], group.before[name]) for name in group.before if name not in touched)
     assert not any(torch.equal(scored[-1][name], group.before[name]) for name in touched if ".dense." in name)
+
+
+def test_a_backbone_whose_weights_are_others_now_is_no_start_of_a_change(outputs: Path) -> None:
+    runs = [parent(folder) for folder in sorted((outputs / "s").glob("*-lora-*/seed0"))]
+    other = [
+        dataclasses.replace(
+            one, record=dataclasses.replace(one.record, hashes=dataclasses.replace(one.record.hashes, weights="0" * 64))
+        )
+        for one in runs
+    ]
+    with pytest.raises(DataError, match="its backbone has other weights now"):
+        _ = merge.Group(other, str(outputs.parent / "cache")).before
 
 
 @pytest.mark.parametrize("method", CHANGES)

@@ -18,6 +18,7 @@ from peftbench.backbone.model import load_model
 from peftbench.backbone.weights import WEIGHTS_FILE
 from peftbench.commands import artefacts
 from peftbench.config import compose
+from peftbench.ground.errors import DataError
 from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.lifecycle.parents import parent
 from peftbench.lifecycle.patch import Patch
@@ -27,6 +28,7 @@ from peftbench.runner.delta import Delta
 from peftbench.runner.deltas import model_spec, reload
 from peftbench.runner.porting import ported, put_draws
 from peftbench.runner.run import run
+from peftbench.study.lock import Elsewhere, Lock
 
 Command = Callable[..., Said]
 CELL = ["data=sample", "data.limit=48", "tracker=none", "progress=false", "protocol.max_length=24", "task=sst2"]
@@ -216,6 +218,23 @@ def test_a_newer_backbone_that_changes_makes_it_anew(here: Path, command: Comman
     assert "old run of bitfit" in there[0], "on its own backbone, which has not changed"
 
 
+def test_a_newer_backbone_that_changes_between_two_parts_is_refused(here: Path, tmp_path: Path) -> None:
+    newer = shutil.copytree(here / "newer", tmp_path / "newer")
+    words = [word.replace(str(here / "old"), str(newer)) for word in model(here, "old")]
+    patch = Patch(parent(own_run(here, "bitfit")), compose.cell_from(words).model, str(here / "cache"))
+    assert patch.plain().model.weights_sha256 == patch.patched().model.weights_sha256
+    save_file(
+        {name: one * 1.1 for name, one in load_file(newer / WEIGHTS_FILE).items()},
+        newer / WEIGHTS_FILE,
+        metadata={"format": "pt"},
+    )
+    for part in (patch.plain, patch.patched):
+        with pytest.raises(DataError, match="its weights changed while a port was made; the same command goes on"):
+            part()
+    patch.forget()
+    assert patch.plain().model.weights_sha256 == load_model(patch.model, 2, 0)[0].weights_sha256
+
+
 def test_a_scale_moves_the_scores_along_the_change_and_is_chosen_on_held_out_rows(here: Path, command: Command) -> None:
     words = ("method=lora", "study=scaled", "port.scale=0.5,1,held_out", "port.grid=[30,0.5]", "port.refit_rows=8")
     out = port(command, here, *words, "port.choose_rows=8")
@@ -338,6 +357,12 @@ def test_runs_trained_anew_are_named_and_then_found(here: Path, command: Command
     assert one is not None
     assert one.facts["residual"]["in_changes"] > 0.1
     assert out.count("length of the change trained anew: ") == 1
+    folder, _ = records["anew of lora, 1 steps"]
+    (folder / RECORD_FILE).unlink()
+    with Lock(folder):
+        code, out, err = command("port", "from=s", *model(here, "same"), *place(here), *words)
+    assert (code, err) == (Elsewhere.exit_code, ""), "a worker tries that line again"
+    assert out.count("is running it") == 1
 
 
 def test_what_cannot_be_ported_is_one_line_before_anything_is_made(

@@ -10,7 +10,7 @@ from support import start
 
 from peftbench.lifecycle import saved_lines
 from peftbench.lifecycle.saved_lines import End, Line
-from peftbench.record import Record, find_records, read_record, write_record
+from peftbench.record import Made, Record, find_records, read_record, write_record
 from peftbench.study import index
 from peftbench.study.agreement import TOLERANCE, agreement
 from peftbench.study.index import Planned
@@ -32,6 +32,21 @@ def test_a_record_is_run_again_bit_for_bit_and_a_forged_score_is_found(
     assert out.splitlines()[0] == f"differs: {path.parent}"
     assert out.splitlines()[1].startswith("  headline.value: 0.99 -> ")
     assert out.splitlines()[-1] == "1 record run again: 1 different"
+
+
+def test_artefacts_are_left_out_and_counted(finished_study: Path, command: Callable[..., Said]) -> None:
+    (path,) = find_records(finished_study)
+    port = replace(read_record(path), overrides=["port", "from=s"], made=Made("port", {}, {}))
+    for number in (1, 2):
+        write_record(port, finished_study / f"port-{number}" / "seed0")
+    said = command("verify", "s", "--outputs", str(finished_study.parent), "--sample", "1")
+    assert (said.code, said.out.splitlines()[-1]) == (
+        0,
+        "1 record run again: 1 bit for bit the same; 2 artefacts left out",
+    ), said.err
+    code, out, _ = command("verify", str(finished_study / "port-1" / "seed0"))
+    assert code == 2
+    assert "made by peftbench port; only runs are run again" in out
 
 
 @pytest.mark.parametrize(

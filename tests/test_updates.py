@@ -8,16 +8,19 @@ from typing import Any
 
 import pytest
 from forgery import Said
-from support import TINY, updating
+from studies import learn_otherwise
+from support import TINY, tokens_of, updating
 
-from peftbench.config.parents import parents_of_update
+from peftbench.config.parents import check_unchanged, parents_of_update
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError, DataError
-from peftbench.ground.files import RECORD_FILE
+from peftbench.ground.files import DELTA_FILE, RECORD_FILE
 from peftbench.record import Record, read_record, write_record
 from peftbench.report import records, table
 from peftbench.runner import objectives
-from peftbench.runner.run import Outcome
+from peftbench.runner.delta import Delta, LearnedOn
+from peftbench.runner.run import Outcome, objective_of, run
+from peftbench.training.evaluation import Evaluator
 
 Run = Callable[..., Outcome]
 Command = Callable[..., Said]
@@ -157,7 +160,7 @@ def test_a_parent_that_learns_something_else_meanwhile_is_refused(
     cell = tiny("method=lora", *updating(other, finished))
     rewritten(other, hashes=hashes(delta="0" * 64))
     with pytest.raises(DataError, match=r"objective.old=.*other: was run again since"):
-        objectives.check(parents_of_update(cell), cell.protocol.max_length)
+        check_unchanged(parents_of_update(cell))
     rewritten(
         other,
         hashes=read_record(older / RECORD_FILE).hashes,
@@ -165,3 +168,42 @@ def test_a_parent_that_learns_something_else_meanwhile_is_refused(
     )
     with pytest.raises(ConfigError, match=r"protocol.max_length=24: the backbone of objective.old has 16 positions"):
         objectives.check(parents_of_update(cell), cell.protocol.max_length)
+
+
+def test_a_teacher_that_is_run_again_before_it_answers_is_not_recorded_as_the_one_before(
+    tiny: Callable[..., Cell], finished: Path, older: Path, tmp_path: Path
+) -> None:
+    newer = shutil.copytree(finished, tmp_path / "s" / "cell" / "seed0")
+    cell, again = tiny("method=lora", *updating(older, newer)), []
+
+    def between_batches() -> None:
+        if not again:  # the older run answers; the newer one is read after that
+            again.append(learn_otherwise(newer))
+
+    with pytest.raises(DataError, match=r"init_from=.*seed0: was run again since; the same command goes on"):
+        objective_of(cell, tokens_of(cell)["train"], between_batches)
+    assert again
+
+
+def test_a_start_that_is_run_again_before_it_is_read_is_refused(
+    tiny: Callable[..., Cell], finished: Path, tmp_path: Path
+) -> None:
+    start = shutil.copytree(finished, tmp_path / "s" / "cell" / "seed0")
+    words = ["method=lora", f"init_from={start}"]
+    cell = tiny(*words)
+    learn_otherwise(start)
+    with pytest.raises(DataError, match=r"init_from=.*seed0: was run again since"):
+        run(cell, {}, words)
+
+
+def test_a_newer_run_on_other_weights_is_refused_before_a_teacher_answers(
+    run_tiny: Run, finished: Path, older: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = shutil.copytree(finished, tmp_path / "s" / "cell" / "seed0")
+    delta = Delta.load(elsewhere / DELTA_FILE)
+    facts = dataclasses.replace(delta.facts, model=LearnedOn(delta.facts.model.name, "0" * 64))
+    sha256 = Delta(delta.tensors, facts).save(elsewhere / DELTA_FILE)
+    rewritten(elsewhere, hashes=hashes(delta=sha256, weights="0" * 64))
+    monkeypatch.setattr(Evaluator, "predict", lambda *_: pytest.fail("a teacher answered"))
+    with pytest.raises(DataError, match=r"learned on bert_tiny \(other weights\)"):
+        run_tiny("method=lora", *updating(older, elsewhere))

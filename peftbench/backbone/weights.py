@@ -59,6 +59,16 @@ def file_sha256(path: Path) -> str:
     return _sha256(path, stamp(path))
 
 
+def weights_sha256(spec: ModelSpec) -> str | None:
+    """Of the file of a backbone's weights; None: random ones.
+
+    Raises:
+        DataError: they cannot be had.
+    """
+    folder = weights_folder(spec)
+    return None if folder is None else file_sha256(folder / WEIGHTS_FILE)
+
+
 def beside(weights: str) -> str | None:
     """SHA-256 of the configuration and the tokenizer's files beside weights in a folder; None: `weights` is a word, and
     what it names stays.

@@ -62,6 +62,8 @@ class Artefacts:
         self._known: set[Line] = set()
         self._left: list[Line] = []
         self._tries: Counter[Line] = Counter()
+        self._aside: list[Line] = []  # not before this worker has waited: another runner makes a part of them
+        self._elsewhere: set[Line] = set()  # those whose last try found another runner
         self._whole: dict[str, object] = {}  # studies whose cells had all ended, and their lists then
         self._ended: set[str] = set()  # runs, by their folders
         self._running: set[str] = set()  # studies of which a cell was running at the last look
@@ -70,7 +72,10 @@ class Artefacts:
         self._read_list()
 
     def take(self) -> Callable[[], int] | None:
-        """See `work.Source`. What another worker makes, or waits for runs, stays for a later look."""
+        """See `work.Source`. What another worker makes, or waits for runs, stays for a later look.
+
+        After a None the worker waits, or leaves; so what was aside may be tried at the next look.
+        """
         self._read_list()
         look = functools.cache(self._look)  # one serves all lines
         waiting: list[Line] = []
@@ -91,6 +96,8 @@ class Artefacts:
                     raise Unwritable(f"{claimed.path.parent}: cannot be written ({claimed.refused})")
         finally:
             self._left += waiting
+        self._left += self._aside
+        self._aside.clear()
         return None
 
     def let_go(self) -> None:
@@ -100,32 +107,46 @@ class Artefacts:
             self._claimed = None
 
     def waits(self) -> bool:
-        """See `work.Source`: another worker has a line, or a cell that a line may be made of."""
+        """See `work.Source`: another worker has a line, a part of one, or a cell that a line may be made of."""
         folders = (saved_lines.folder_of(self._study, line) for line in self._left)
-        return any(line.source in self._running for line in self._left) or any(
+        return any(line in self._elsewhere or line.source in self._running for line in self._left) or any(
             lock.alive(folder / lock.FILE) for folder in folders
         )
 
     def _make(self, line: Line, claimed: Lock) -> int:
-        """Make a line's artefacts; those that another runner is making, or that cannot be written now, are left for
-        another try.
+        """Make a line's artefacts; those that cannot be written now are left for another try, and those of which
+        another runner is making one are left aside, which is no try.
 
         Raises:
-            Elsewhere: this process was paused and lost the line.
+            Elsewhere: another runner trains what the line needs, or took it while this process was paused.
             OSError: something could not be written.
         """
-        ended = False
+        ended = busy = False
         try:
             code, end = self._tried(line)
-            if code != Elsewhere.exit_code:
+            busy = code == Elsewhere.exit_code
+            if not busy:
                 saved_lines.write_end(self._study, line, end, claimed.check)
                 lock.forget_deaths(claimed.path.parent)
                 ended = True
             return code
+        except Elsewhere:
+            busy = True
+            raise
         finally:
             claimed.release()
-            if not ended and self._tries[line] < MOST_TRIES:
-                self._left.append(line)
+            if not ended:
+                self._leave(line, busy)
+
+    def _leave(self, line: Line, busy: bool) -> None:
+        """Leave a line for another try; busy: aside, since another runner makes a part of it, which is no try."""
+        if busy:
+            self._tries[line] -= 1
+            self._elsewhere.add(line)
+            self._aside.append(line)
+        elif self._tries[line] < MOST_TRIES:
+            self._elsewhere.discard(line)
+            self._left.append(line)
 
     def _tried(self, line: Line) -> tuple[int, End]:
         """A line's exit code and how it ended. What is wrong is named, and the next line is none the worse for it."""

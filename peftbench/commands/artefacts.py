@@ -86,16 +86,16 @@ def port(arguments: Sequence[str]) -> int:
     if options.save:
         return _save(options, lines(options.words))
     codes: list[int] = []
-    ceilings: list[str] = []
+    missing: list[str] = []  # runs trained anew that are not there
     jobs = ask(options.words, known_classes(options.searchpath), options.searchpath)
     for _, same_run in groupby(jobs, key=lambda job: id(job.patch)):
         settled = Settled(screen.Artefacts())
         for job in same_run:
             codes.append(port(job, settled))
             codes += port_training.go_on(job, settled) if codes[-1] == 0 else []
-            ceilings += port_training.ceilings(job, settled)
+            codes += port_training.ceilings(job, settled, missing.append)
         job.patch.forget()
-    for line in dict.fromkeys(ceilings):
+    for line in dict.fromkeys(missing):
         print(line)
     return max(codes)
 
@@ -118,6 +118,8 @@ def edit(arguments: Sequence[str]) -> int:
     own = [] if options.searchpath is None else ["--searchpath", options.searchpath]
     known = known_classes(options.searchpath)
     jobs = [job for run in map(parent, runs) for job in ask(words, run, known, own)]
+    for line in dict.fromkeys(line for job in jobs for line in job.left_out):
+        paste(line)
     return max(edit(job, screen.Artefacts()) for job in jobs)
 
 

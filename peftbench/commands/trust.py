@@ -27,7 +27,8 @@ def verify(arguments: Sequence[str]) -> int:
     if options.searchpath is not None:
         known_classes(options.searchpath)  # refused once, not for every record
     place = expanded(options.what)
-    paths = verify.records_of(place if place.exists() else expanded(options.outputs) / options.what, options.sample)
+    where = place if place.exists() else expanded(options.outputs) / options.what
+    paths, artefacts = verify.records_of(where, options.sample)
     compared, refused = [], 0
     for path in paths:
         with tempfile.TemporaryDirectory() as scratch:
@@ -43,7 +44,8 @@ def verify(arguments: Sequence[str]) -> int:
         paste(f"{agreement.verdict}: {path.parent}")
         for line in [*agreement.made, *agreement.causes][:MOST_LINES] if agreement.made else []:
             paste(f"  {line}")
-    paste(f"{quantity(len(paths), 'record')} run again: {verify.counted(compared) or 'none'}")
+    left_out = f"; {quantity(artefacts, 'artefact')} left out" if artefacts else ""
+    paste(f"{quantity(len(paths), 'record')} run again: {verify.counted(compared) or 'none'}{left_out}")
     return 1 if any(one.verdict == "differs" for one in compared) else refused
 
 

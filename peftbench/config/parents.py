@@ -1,6 +1,6 @@
 """The runs that an update is made of, as their records tell: what does not fit is refused before any cost."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,20 @@ def parents(cell: Cell) -> dict[str, tuple[Path, str]]:
 def parents_of_update(cell: Cell) -> dict[str, tuple[Path, str]]:
     """The runs that an update is made of, as `parents` gives them; none where the cell is no update."""
     return parents(cell) if cell.objective.updates else {}
+
+
+def check_unchanged(runs: Mapping[str, tuple[Path, str]]) -> None:
+    """See that runs are still those that a cell was composed with.
+
+    Args:
+        runs: see `parents`.
+
+    Raises:
+        DataError: one has learned something else since.
+    """
+    for key, (folder, sha256) in runs.items():
+        if read_record(folder / RECORD_FILE).hashes.delta != sha256:
+            raise DataError(f"{key}={folder}: was run again since; the same command goes on with what it learned now")
 
 
 def row_of(cell: Cell) -> str | None:

@@ -162,7 +162,8 @@ def effect(behaviour: Behaviour, rows: Split, before: np.ndarray, after: np.ndar
         metric: the task's plain headline.
 
     Returns:
-        rows and prone: how many there are, and how many can show it. rate_before, rate: shares of these. shown: how
+        rows and prone: how many there are, and how many can show it; prone_rows: the numbers of these, None where they
+        are all. rate_before, rate: shares of these. shown: how
         many rows showed it before; cured: the share of them that do not any more. outside: all other rows; moved: the
         share of them with another answer; score_before, score: the metric on them (None where there is none).
     """
@@ -177,6 +178,7 @@ def effect(behaviour: Behaviour, rows: Split, before: np.ndarray, after: np.ndar
     return {
         "rows": len(rows),
         "prone": int(prone.sum()),
+        "prone_rows": None if prone.all() else np.flatnonzero(prone).tolist(),
         "rate_before": rate(behaviour, rows, before),
         "rate": rate(behaviour, rows, after),
         "shown": int(inside.sum()),

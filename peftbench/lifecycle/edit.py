@@ -59,12 +59,14 @@ class Job:
         where: it is scored and kept.
         edits: what is done to it.
         others: runs on other tasks that are scored on the same edits, each with where.
+        left_out: a line for each other task that has no such run.
     """
 
     run: EditableRun
     where: Where
     edits: Sequence[Asked]
     others: Sequence[tuple[FoldedRun, Where]]
+    left_out: Sequence[str] = ()
 
     @property
     def method(self) -> str:

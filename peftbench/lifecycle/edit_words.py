@@ -125,26 +125,29 @@ def _job(
     for read, _ in edits:
         check_prone(read.edit.word, one.behaviour(read.edit), scored)
     one.forget()
-    others = [(FoldedRun(other, cache, known), where_of(place, other, PLACE)) for other in _others(run, beside)]
-    return Job(one, where, [Asked(read.edit, read.word, line) for read, line in edits], others)
+    beside_it, left_out = _others(run, beside)
+    others = [(FoldedRun(other, cache, known), where_of(place, other, PLACE)) for other in beside_it]
+    return Job(one, where, [Asked(read.edit, read.word, line) for read, line in edits], others, left_out)
 
 
-def _others(run: Parent, wanted: tuple[str, ...] | None) -> list[Parent]:
-    """Finished runs on other tasks, of the same study, method, budget, seed and backbone.
+def _others(run: Parent, wanted: tuple[str, ...] | None) -> tuple[list[Parent], list[str]]:
+    """Finished runs on other tasks, of the same study, method, budget, seed and backbone; and a line for each task of
+    that study and method which has none of them.
 
     Raises:
         ConfigError: a wanted one is not there, or there are two for one task.
         DataError: a record cannot be read.
     """
     if wanted == () or run.record.made is not None:
-        return []
-    cell, by_task = run.record.cell, dict[str, Parent]()
-    of_row = {"method": cell.method, "budget": cell.budget, "seed": str(cell.seed)}
-    for other in matching(run.outputs, cell.study, **of_row):
+        return [], []
+    cell, by_task, left_out = run.record.cell, dict[str, Parent](), dict[str, str]()
+    for other in matching(run.outputs, cell.study, method=cell.method, budget=cell.budget):
         task = other.record.cell.task
         if task == cell.task or (wanted is not None and task not in wanted):
             continue
-        if not (other.is_plain and _same_backbone(run, other)):
+        if (why := _unlike(run, other)) is not None:
+            if other.record.cell.seed == cell.seed or task not in left_out:
+                left_out[task] = why
             continue
         if task in by_task:
             both = f"{by_task[task].folder.parent.name} and {other.folder.parent.name}"
@@ -153,7 +156,17 @@ def _others(run: Parent, wanted: tuple[str, ...] | None) -> list[Parent]:
     if missing := [task for task in wanted or () if task not in by_task]:
         row = f"{cell.method}, seed {cell.seed}, on its backbone"
         raise ConfigError(f"{BESIDE}: no finished run of {shown(missing[0])} in study {cell.study} with {row}")
-    return list(by_task.values())
+    of = f"{cell.task}, seed {cell.seed}: collateral without"
+    return list(by_task.values()), [f"{of} {task}, {why}" for task, why in left_out.items() if task not in by_task]
+
+
+def _unlike(run: Parent, other: Parent) -> str | None:
+    """Why a run of the same row is not scored on an edit; None: it is."""
+    if other.record.cell.seed != run.record.cell.seed:
+        return "which has no finished run of this seed"
+    if not other.is_plain:
+        return "whose run had few labels or a prompt"
+    return None if _same_backbone(run, other) else "whose run is on another backbone"
 
 
 def _same_backbone(one: Parent, other: Parent) -> bool:

@@ -30,10 +30,11 @@ from peftbench.ground.files import DELTA_FILE, RECORD_FILE, cache_folder, expand
 from peftbench.ground.forgotten import Forgetting, ProbeKind
 from peftbench.ground.machine import process_state
 from peftbench.lifecycle.parents import Parent, parent
-from peftbench.record import find_records, record_status
+from peftbench.record import find_records, read_record, record_status
 from peftbench.runner import texts
 from peftbench.runner.deltas import reload
 from peftbench.runner.masked import has_head
+from peftbench.study import index
 from peftbench.training.forward import Forward
 from peftbench.training.masked import MaskedLoss, Vocabulary
 from peftbench.training.metrics import score
@@ -141,17 +142,15 @@ class Measuring:
         """What a run forgot by this probe, and whether that was known; what is measured is kept beside its record.
 
         Raises:
-            DataError: the run, its weights or what was kept cannot be read.
+            DataError: the run, its weights or what was kept cannot be read, or it was run again meanwhile.
         """
-        kept = forgotten.read(run.folder)
-        for one in kept:
+        for one in forgotten.read(run.folder):
             if (one.probe, one.rows, one.delta) == (self.probe.kind, self.probe.rows.sha256, run.delta):
                 return one, True
         model, _, _ = reload(run.folder, self._known)
         after = self.probe.measure(_encoder(model), model, run.model, self._cache)
         result = Forgetting(self.probe.kind, self.probe.rows.sha256, run.delta, self._weights(run), after)
-        own = [one for one in kept if one.delta == run.delta and one.probe != self.probe.kind]
-        forgotten.keep(run.folder, [*own, result])
+        _keep(run, result)
         return result, False
 
     def _weights(self, run: Parent) -> float:
@@ -160,6 +159,22 @@ class Measuring:
             model, _ = load_model(spec, 1, run.record.cell.seed)
             self._before[key] = self.probe.measure(_encoder(model), model, spec, self._cache)
         return self._before[key]
+
+
+def _keep(run: Parent, result: Forgetting) -> None:
+    """Keep a figure beside others of the same run, those included that were measured since this one was begun.
+
+    Raises:
+        DataError: the run has learned something else since.
+    """
+    with index.alone(run.folder):
+        try:
+            if read_record(run.folder / RECORD_FILE).hashes.delta != run.delta:
+                raise DataError(f"{run.folder}: was run again while it was measured; the same command goes on")
+            others = [one for one in forgotten.read(run.folder) if one.delta == run.delta and one.probe != result.probe]
+            forgotten.keep(run.folder, [*others, result])
+        finally:
+            (run.folder / index.LOCK).unlink(missing_ok=True)  # who waits for it looks again
 
 
 def _encoder(model: Model) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 
 from peftbench.backbone.model import load_model
 from peftbench.data.split import Split
-from peftbench.ground.errors import ConfigError
+from peftbench.ground.errors import ConfigError, DataError
 from peftbench.lifecycle import held_out
 from peftbench.lifecycle.artefact import Recipe, Result, Where, settle
 from peftbench.lifecycle.held_out import Setting
@@ -73,8 +73,16 @@ class Group:
 
     @functools.cached_property
     def before(self) -> dict[str, torch.Tensor]:
-        """The backbone's own weights, what they lack drawn from the runs' seed."""
-        return backbone_of(load_model(self.parents[0].model, 1, self.seed)[0])
+        """The backbone's own weights, what they lack drawn from the runs' seed.
+
+        Raises:
+            DataError: they are not those of the runs any more.
+        """
+        first = self.parents[0]
+        model, _ = load_model(first.model, 1, self.seed)
+        if model.weights_sha256 != first.record.hashes.weights:
+            raise DataError(f"{first.folder}: its backbone has other weights now; merges are of the runs' own")
+        return backbone_of(model)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019  # a group lives as long as its command
     def vectors(self, over: Literal["touched", "weights", "backbone"]) -> Vectors:

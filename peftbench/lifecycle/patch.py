@@ -9,7 +9,7 @@ import torch
 
 from peftbench.backbone import low_rank
 from peftbench.backbone.model import Model, build, compute_precision, load_model
-from peftbench.backbone.weights import WEIGHTS_FILE, file_sha256, weights_folder
+from peftbench.backbone.weights import weights_folder
 from peftbench.config.spec import ModelSpec
 from peftbench.data.tokens import tokenizer_for
 from peftbench.ground.errors import ConfigError, DataError
@@ -35,16 +35,6 @@ class Moved:
     before: Mapping[str, torch.Tensor]
     now: Mapping[str, torch.Tensor]
     model: Model
-
-
-def weights_sha256(model: ModelSpec) -> str | None:
-    """Of the file of a backbone's weights; None: random ones.
-
-    Raises:
-        DataError: they cannot be had.
-    """
-    folder = weights_folder(model)
-    return None if folder is None else file_sha256(folder / WEIGHTS_FILE)
 
 
 def check_fit(old: ModelSpec, new: ModelSpec) -> None:
@@ -109,6 +99,16 @@ class Patch:
         same = all(name in own and own[name].shape == weight.shape for name, weight in before.items())
         return minus(own, before) if same else None
 
+    def check_same(self, newer: Model) -> None:
+        """Refuse a model whose weights are not those of `moved`, which may be an hour old.
+
+        Raises:
+            DataError: the newer backbone's file has changed since.
+        """
+        if newer.weights_sha256 != self.moved.delta.facts.model.sha256:
+            what = f"model={self.model.name}: its weights changed while a port was made"
+            raise DataError(f"{what}; the same command goes on")
+
     def facts(self) -> dict[str, Any]:
         """How far the backbone has moved, and how the run's change lies to that."""
         gap = minus(self.moved.now, self.moved.before)
@@ -119,7 +119,11 @@ class Patch:
         return {**facts, "change": {"length": length(self.change), **cosines}}
 
     def patched(self) -> TaskModel:
-        """The newer backbone with the delta and the run's own head."""
+        """The newer backbone with the delta and the run's own head.
+
+        Raises:
+            DataError: as `check_same`; of `plain`, too.
+        """
         model = self._new()
         tuner = restore(self.moved.delta, model, known=self.known)
         return self._ready(model, tuner.trainables().values())
@@ -143,7 +147,9 @@ class Patch:
 
     def _new(self) -> Model:
         facts = self.moved.delta.facts
-        return load_model(self.model, facts.task.labels, facts.seed)[0]
+        model, _ = load_model(self.model, facts.task.labels, facts.seed)
+        self.check_same(model)
+        return model
 
     def _ready(self, model: Model, trained: Collection[torch.nn.Parameter]) -> TaskModel:
         compute_precision(model, self.run.protocol.precision, [*trained, *dict(model.head()).values()])

@@ -1,7 +1,7 @@
 """Training beside a port: on from the carried delta, and anew, as ordinary runs of the old run's own protocol."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -116,24 +116,28 @@ def _reloaded(job: Job, run: Parent) -> TaskModel:
     return TaskModel(run, model, job.patch.cache)
 
 
-def ceilings(job: Job, settled: Settled) -> Iterator[str]:
-    """Runs of the same method trained anew on the newer backbone, with as many steps and with all, as artefacts; a
-    line for each that is not there."""
+def ceilings(job: Job, settled: Settled, tell: Callable[[str], None]) -> Iterator[int]:
+    """Runs of the same method trained anew on the newer backbone, with as many steps and with all, as artefacts; exit
+    codes.
+
+    Args:
+        tell: told a line for each run that is not there.
+    """
     for steps in (job.keys.steps, None) if job.keys.steps else (None,):
         name = CEILING if steps is None else f"{CEILING} with {steps} steps"
         try:
             words = words_of(job, job.where.study, steps)
             run = _found(job, compose.cell_from(words))
         except BadInput as error:
-            yield f"no run {name} can be named: {error.every[0]}"
+            tell(f"no run {name} can be named: {error.every[0]}")
             continue
         if run is None:
-            yield f"no run {name} on the newer backbone: {escape.command(['run', *words])}"
+            tell(f"no run {name} on the newer backbone: {escape.command(['run', *words])}")
             continue
         after = "" if steps is None else f", {steps} steps"
         keys = {"steps": steps, "ceiling": True}
         recipe = Recipe("port", f"{CEILING} of {job.method}{after}", keys, [run, job.patch.run], job.words)
-        settled.settle(recipe, job.where, functools.partial(_anew, job, run))
+        yield settled.settle(recipe, job.where, functools.partial(_anew, job, run))
 
 
 def _found(job: Job, cell: Cell) -> Parent | None:
@@ -157,6 +161,7 @@ def _beside(job: Job, run: Parent) -> dict[str, Any]:
     if patch.change is None:
         return {}
     folded = FoldedModel(run, patch.cache, patch.known)
+    patch.check_same(folded.model)
     before = {**patch.moved.now, **{name: one.float() for name, one in folded.model.drawn.items()}}
     change = minus(folded.own, before)
     residual, model = minus(change, patch.change), patch.moved.model

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from peftbench.backbone.weights import weights_sha256
 from peftbench.config import compose, recipes
 from peftbench.config.spec import Cell, ModelSpec
 from peftbench.ground.errors import ConfigError, near, shown
@@ -11,7 +12,7 @@ from peftbench.ground.files import check_study, expanded
 from peftbench.lifecycle import artefact, port_training, saved_lines
 from peftbench.lifecycle.artefact import where_of
 from peftbench.lifecycle.parents import Parent, check_plain
-from peftbench.lifecycle.patch import Patch, check_fit, weights_sha256
+from peftbench.lifecycle.patch import Patch, check_fit
 from peftbench.lifecycle.port import Job, Port
 from peftbench.lifecycle.runs import matching
 

@@ -1,7 +1,7 @@
 """What a study says beside its scores: measures of every row of its table, task by task, mean and spread over runs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -17,6 +17,7 @@ from peftbench.report.sheet import Sheet
 from peftbench.report.table import apart
 
 Run = tuple[Path, Record]
+ENDS = ("", ", low", ", high")  # of an interval's three numbers, where each is a line of its own
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,24 @@ class Measured:
     Attributes:
         values: of each the value of every run that has one, or a single value of all runs together.
         runs: how many runs they are of.
+        spans: of measures that are a value of all runs with an interval, these three.
     """
 
     place: Place
     values: Mapping[str, Sequence[float]]
     runs: int
+    spans: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+
+    def has(self, measure: Measure) -> bool:
+        """Whether there is a value."""
+        return bool(self.values.get(measure.name) or self.spans.get(measure.name))
+
+    def text(self, measure: Measure) -> str:
+        """As a person reads it."""
+        if (span := self.spans.get(measure.name)) is None:
+            return measure.text(self.values.get(measure.name, ()))
+        value, low, high = (f"{measure.times * one:+.{measure.decimals}f}" for one in span)
+        return f"{value} [{low}, {high}]"
 
 
 def places(study: Study) -> list[Place]:
@@ -113,16 +127,18 @@ def stored(place: Place, unusable: list[str]) -> Iterator[tuple[Run, Scored]]:
 
 def sheet(title: str, measures: Sequence[Measure], cells: Sequence[Measured], notes: Sequence[str]) -> Sheet:
     """The view of some measures, those that no cell has left out: a line for every cell of the study's table."""
-    measures = [measure for measure in measures if any(one.values.get(measure.name, ()) for one in cells)]
+    measures = [measure for measure in measures if any(one.has(measure) for one in cells)]
     texts: list[list[str]] = []
     numbers: list[list[Any]] = [["task", "method", "measure", "mean", "sd", "runs"]]
     for one in cells:
         column, row, runs = one.place.column, one.place.row, one.runs
-        texts.append(
-            [column, row, *(measure.text(one.values.get(measure.name, ())) for measure in measures), str(runs)]
-        )
+        texts.append([column, row, *(one.text(measure) for measure in measures), str(runs)])
         given = {measure.name: values for measure in measures if (values := one.values.get(measure.name, ()))}
         numbers += [[column, row, name, *_numbers(values), runs] for name, values in given.items()]
+        ends = [
+            (f"{name}{end}", value) for name, span in one.spans.items() for end, value in zip(ENDS, span, strict=True)
+        ]
+        numbers += [[column, row, name, value, None, runs] for name, value in ends]
     head = ["task", "method", *(measure.name for measure in measures), "runs"]
     return Sheet(title, head, texts, list(notes), numbers, words=2)
 

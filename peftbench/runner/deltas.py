@@ -81,10 +81,19 @@ def check(delta: Delta, model: Model, known: Collection[str] = ()) -> None:
     Raises:
         DataError: see `restore`.
     """
-    if delta.facts.model != LearnedOn(model.name, model.weights_sha256):
-        raise DataError(f"the delta was learned on {delta.facts.model.name} (other weights), not on this {model.name}")
+    check_backbone(delta, LearnedOn(model.name, model.weights_sha256))
     _check_classes(delta.facts, known)
     _check_size(delta, model)
+
+
+def check_backbone(delta: Delta, here: LearnedOn) -> None:
+    """Refuse a delta of another backbone.
+
+    Raises:
+        DataError: it was learned on another one, or on other weights.
+    """
+    if delta.facts.model != here:
+        raise DataError(f"the delta was learned on {delta.facts.model.name} (other weights), not on this {here.name}")
 
 
 def _check_classes(facts: DeltaFacts, known: Collection[str]) -> None:

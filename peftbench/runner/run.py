@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from peftbench.backbone.model import Model
-from peftbench.backbone.weights import weights_folder
+from peftbench.backbone.weights import weights_folder, weights_sha256
 from peftbench.config.few_labels import PromptSpec
 from peftbench.config.fingerprint import digest
-from peftbench.config.parents import parents_of_update, row_of
+from peftbench.config.parents import check_unchanged, parents, parents_of_update, row_of
 from peftbench.config.spec import Cell, ModelSpec, Task, TrackerSpec
 from peftbench.config.validate import classes_of
 from peftbench.data.joint import joined
@@ -26,7 +26,7 @@ from peftbench.record import Record, Search, write_record
 from peftbench.runner import budgets, deltas, flops, objectives, provenance, readouts, selftrain
 from peftbench.runner.chosen import chosen
 from peftbench.runner.counts import count_resolved, count_trained, counted_again, entries
-from peftbench.runner.delta import Delta
+from peftbench.runner.delta import Delta, LearnedOn
 from peftbench.runner.energy import Meter
 from peftbench.runner.learner import Learner
 from peftbench.runner.recording import (
@@ -153,6 +153,9 @@ class Run:
         start = deltas.start_of(cell.init_from, cell.task, classes_of(cell.method))
         if len(cell.task.parts) > 1 and process_state().num_processes > 1:
             raise ConfigError("task=joint: one process trains; several are not supported")
+        if start is not None:
+            deltas.check_backbone(start, LearnedOn(cell.model.name, weights_sha256(cell.model)))
+        check_unchanged(parents(cell))  # once `start` is read: a run that changes later did not give it
         objectives.check(parents_of_update(cell), cell.protocol.max_length)
         return start
 
@@ -170,8 +173,8 @@ class Run:
         cell, work = self.cell, self.work
         model = learner.load()
         outputs = expanded(cell.outputs)
-        parents = {place(folder, outputs): sha256 for folder, sha256 in parents_of_update(cell).values()}
-        work.hashes = hashes_of(parents, rows, work.tokens, model, cell.model.weights)
+        taught_by = {place(folder, outputs): sha256 for folder, sha256 in parents_of_update(cell).values()}
+        work.hashes = hashes_of(taught_by, rows, work.tokens, model, cell.model.weights)
         work.drawn, work.attention = sorted(model.drawn), model.attention()
         before = entries(model)
         work.flops = flops.of_backbone(model, work.tokens)
@@ -273,12 +276,14 @@ def objective_of(cell: Cell, train: Tokens | None, check: Callable[[], None] = l
         check: called between batches of these; may raise to leave.
 
     Raises:
-        DataError: a teacher cannot be read.
+        DataError: a teacher cannot be read, or was run again since the cell was composed.
     """
     if not cell.objective.updates or train is None:
         return readouts.objective(cell.readout, cell.task)
     teaching = objectives.Teaching(train, cell.task, cell.protocol, classes_of(cell.method), check)
-    return objectives.muscle(cell.objective, Path(str(cell.init_from)), teaching)
+    objective = objectives.muscle(cell.objective, Path(str(cell.init_from)), teaching)
+    check_unchanged(parents_of_update(cell))  # after they were read: minutes lie between the first look and that
+    return objective
 
 
 def identity(cell: Sequence[Any], hashes: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,19 +14,29 @@ OWN = ["tracker=none", "progress=false", "study=verified"]  # what comes on top:
 FOREIGN = ("hydra.", "hydra/")  # prefixes of words that may name code or yaml of others
 
 
-def records_of(place: Path, sample: int) -> list[Path]:
-    """The records to verify: of a run's folder or record that one, of a study so many, the same each time.
+def records_of(place: Path, sample: int) -> tuple[list[Path], int]:
+    """The records to verify, and how many artefacts are left out: of a run's folder or record that one, of a study so
+    many, the same each time.
 
     Raises:
         ConfigError: there is none.
     """
     path = place / RECORD_FILE if place.is_dir() else place
     if path.is_file():
-        return [path]
-    paths = list(find_records(place))
-    if not paths:
+        return [path], 0
+    every = list(find_records(place))
+    if not every:
         raise ConfigError(f"{shown(place, 100)}: neither a record nor a study with records")
-    return paths if len(paths) <= sample else sorted(random.Random(0).sample(paths, sample))
+    paths = [path for path in every if not _is_artefact(path)]
+    chosen = paths if len(paths) <= sample else sorted(random.Random(0).sample(paths, sample))
+    return chosen, len(every) - len(paths)
+
+
+def _is_artefact(path: Path) -> bool:
+    try:
+        return read_record(path).made is not None
+    except DataError:  # is named when it is verified
+        return False
 
 
 def verify(path: Path, scratch: Path, searchpath: str | None = None) -> tuple[Agreement, Record]:
@@ -38,12 +48,15 @@ def verify(path: Path, scratch: Path, searchpath: str | None = None) -> tuple[Ag
         searchpath: the user's own yaml files, where the record was made with some.
 
     Raises:
-        ConfigError: the cell is not possible here, or would need yaml files or classes that only the record names.
+        ConfigError: it is an artefact's, or its cell is not possible here, or would need yaml files or classes that
+            only the record names.
         DataError: the record, its rows or weights cannot be read.
     """
     from peftbench.runner.run import run
 
     record = read_record(path)
+    if record.made is not None:
+        raise ConfigError(f"{path}: made by peftbench {record.made.by}; only runs are run again")
     words = [*words_of(record, path, searchpath), *OWN]
     plain = compose.plain(words, scratch)
     cell = compose.build_plain(plain)
