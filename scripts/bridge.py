@@ -214,7 +214,8 @@ def line(kind: str, tried: Mapping[str, Tried]) -> str:
     marks = ["works" if one.problem is None else "**no**" for one in tried.values()]
     start = "same" if bert.start < 1e-6 else f"{bert.start:.0e}"
     cells = [f"`{kind}`", *marks, "yes" if facts.merges else "no", f"{bert.stored:.1f}", start]
-    cells += [f"`{facts.dial}`" if facts.dial else "", f"`{facts.seed}`" if facts.seed else ""]
+    turned = facts.share[0] if facts.share else facts.dial
+    cells += [f"`{key}`" if key else "" for key in (turned, facts.seed)]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -73,13 +73,15 @@ class Peft:
         return int(arguments["config"]["num_virtual_tokens"]) if facts is not None and facts.is_prompt else 0
 
     def within(self, model: Model, scope: Scope, entries: int) -> "Peft":
-        """The same with the key of its size at the largest that keeps it within a budget.
+        """The same with the key of its size where it trains most within a budget.
 
         Raises:
             ConfigError: the type has no such key, or the budget is too small.
         """
         assert self.type is not None
         key = self._facts.dial
+        if self._facts.share is not None:
+            return self._share_within(model, scope, entries)
         if key is None:
             limited = "limit it with scope.layers or method.kinds"
             raise ConfigError(f"budget: {quantity(entries, 'entry')}; peft's {self.type} takes none; {limited}")
@@ -90,6 +92,20 @@ class Peft:
             f"peft's {self.type}",
             key,
             peft_types.fitting(self.type, self.config, self._sides(model, scope)),
+        )
+
+    def _share_within(self, model: Model, scope: Scope, entries: int) -> "Peft":
+        """The same of a type whose size is a share of entries: as many of its smallest parts as the budget holds."""
+        assert self.type is not None
+        kind, maps = self.type, self._targets(model, scope).values()
+        every = peft_types.parts(kind, (module.get_parameter("weight").shape for module in maps))
+        return dial.largest(
+            lambda number: replace(self, config={**self.config, **peft_types.of_parts(kind, number, every)}),
+            lambda method: dial.trained_entries(method, model, scope),
+            entries,
+            f"peft's {kind}",
+            "entries of a map",
+            range(1, every + 1),
         )
 
     def attach(self, model: Model, scope: Scope) -> ParameterTuner:
