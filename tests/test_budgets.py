@@ -98,6 +98,14 @@ def test_a_budget_like_another_method(tiny: Callable[..., Cell]) -> None:
     assert tiny("method=id3", "budget=500").budget.name == "500"
 
 
+def test_as_many_as_light_peft_is_what_its_budget_means(tiny: Callable[..., Cell]) -> None:
+    """Its budget is of what is left after pruning, under its own and under another method's name."""
+    most = kept_bounds(tiny("method=light_peft"))[1]
+    assert most < count_cell(tiny("method=light_peft")).backbone
+    assert kept_bounds(tiny("method=light_peft", "budget.like=light_peft"))[1] == most
+    assert count_cell(tiny("method=id3", "budget.like=light_peft")).backbone == most
+
+
 def test_what_another_method_means_is_hashed_and_not_its_word(tiny: Callable[..., Cell], tmp_path: Path) -> None:
     own = tmp_path / "conf" / "method" / "mine.yaml"
     own.parent.mkdir(parents=True)
