@@ -122,7 +122,7 @@ class Peft:
         self._check_decomposed(targets)
         if not next(model.module.parameters()).is_meta:
             return self._put_in(model, targets)
-        return self._counted(targets) if self._by_shape else self._without_values()._put_in(model, targets)
+        return self._counted(targets) if self._facts.by_shape else self._without_values()._put_in(model, targets)
 
     def _put_in(self, model: Model, targets: Mapping[str, nn.Module]) -> PeftTuner:
         """Attach to these modules."""
@@ -179,11 +179,6 @@ class Peft:
         start = self.config.get("init_lora_weights")
         return start if isinstance(start, str) else ""
 
-    @property
-    def _by_shape(self) -> bool:
-        """Whether it is counted on one map of every shape."""
-        return self._facts.by_shape or self._start.startswith("pissa_")  # of which peft reads a number
-
     def _without_values(self) -> "Peft":
         """The same where weights have no values to be decomposed: its factors are as large, wherever they start."""
         return replace(self, config={**self.config, "init_lora_weights": True}) if self._start in DECOMPOSED else self
@@ -194,7 +189,7 @@ class Peft:
         Raises:
             ConfigError: one has not.
         """
-        if not self._start.startswith(DECOMPOSED):
+        if self._start not in DECOMPOSED:
             return
         rank = self.config.get("r", 8)  # peft's default
         shortest = min(side for module in targets.values() for side in module.get_parameter("weight").shape)
