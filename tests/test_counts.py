@@ -143,6 +143,11 @@ def test_scope_limits_every_method() -> None:
     assert counted("minilm_l6", "method=full", "scope.layers=4-5").backbone == 2 * layer
     assert counted("minilm_l6", "method=lora", "scope.layers=[0]").backbone == 4 * 384 * 8
     assert counted("minilm_l6", "method=bitfit", "scope.layers=0-1", "scope.kinds=[query]").backbone == 2 * 384
+    on_value = ("scope.layers=[1,4]", "scope.kinds=[value]")
+    assert counted("minilm_l6", "method=adalora", *on_value).backbone == 2 * 12 * (2 * 384 + 1)
+    assert counted("minilm_l6", "method=hut", *on_value).backbone == 2 * (2 * 384 + 2 * 384)
+    on_output = ("scope.layers=[5]", "scope.kinds=[output]")
+    assert counted("minilm_l6", "method=linear_adapter", *on_output).backbone == 2 * 384 * 128
 
 
 SPAFIT = FACTS["spafit"]["values"]
