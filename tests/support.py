@@ -106,7 +106,7 @@ def updating(old: Path, new: Path) -> list[str]:
 def bridged() -> list[str]:
     """The words of methods that peft runs."""
     paths = sorted((compose.conf_dir() / "method").glob("[a-z0-9]*.yaml"))
-    return [path.stem for path in paths if "_peft" in path.read_text(encoding="utf-8")]
+    return [path.stem for path in paths if "[_peft" in path.read_text(encoding="utf-8")]
 
 
 def plain(name: str) -> str:

@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from peftbench.backbone.model import build
 from peftbench.config.fingerprint import digest
-from peftbench.config.spec import Cell
+from peftbench.config.spec import Cell, Scope
 from peftbench.ground.errors import ConfigError
-from peftbench.runner.counts import count_cell
+from peftbench.methods.dial import trained_entries, within
+from peftbench.methods.hut import HUT
+from peftbench.methods.strata import Strata, Stratum
+from peftbench.runner.counts import count_cell, kept_bounds
 
 BUDGETS = [
     (["method=id3"], "needs a budget"),
@@ -48,14 +52,15 @@ def test_impossible_numbers_are_refused_before_anything(tiny: Callable[..., Cell
         tiny("method=id3", override)
 
 
+GROWING = ["lora", "adalora", "bitfit", "houlsby", "pfeiffer", "linear_adapter", "hut", "lst", "spafit"]
+TWO_LAYERS = {"spafit": ["method.strata.frozen.last=-1", "method.strata.biases.last=0"]}
+
+
 @pytest.mark.parametrize("budget", [1100, 2300, 5000, 20_000])
-@pytest.mark.parametrize(
-    "method", ["lora", "adalora", "bitfit", "houlsby", "pfeiffer", "id3", "random_masking", "id3_lora", "spafit"]
-)
+@pytest.mark.parametrize("method", [*GROWING, "id3", "random_masking", "id3_lora"])
 def test_nobody_exceeds_a_budget(tiny: Callable[..., Cell], method: str, budget: int) -> None:
-    extra = ["method.strata.frozen.last=-1", "method.strata.biases.last=0"] if method == "spafit" else []
-    needs = {"spafit": 3072, "houlsby": 1540, "adalora": 4620}.get(method, 0)  # rank 1, width 1
-    cell = tiny(f"method={method}", f"budget={budget}", *extra)
+    needs = {"spafit": 3072, "houlsby": 1540, "adalora": 4620, "hut": 2048}.get(method, 0)  # rank 1, width 1
+    cell = tiny(f"method={method}", f"budget={budget}", *TWO_LAYERS.get(method, []))
     if budget < needs:
         with pytest.raises(ConfigError, match="needs at least"):
             count_cell(cell)
@@ -66,11 +71,39 @@ def test_nobody_exceeds_a_budget(tiny: Callable[..., Cell], method: str, budget:
         assert used == budget
 
 
+@pytest.mark.parametrize("method", [*GROWING, "gradual_unfreeze", "light_peft"])
+def test_a_budget_above_all_that_a_method_can_train_is_no_error(tiny: Callable[..., Cell], method: str) -> None:
+    """A budget is a maximum: more of it never trains less, and what a user has not typed is never refused."""
+    used = []
+    for budget in (400_000, 3_000_000):
+        cell = tiny(f"method={method}", f"budget={budget}", *TWO_LAYERS.get(method, []))
+        used.append(kept_bounds(cell)[1] if method == "light_peft" else count_cell(cell).backbone)
+        assert 0 < used[-1] <= budget
+    assert used[0] <= used[1]
+
+
+def test_ranks_that_maps_cannot_have_are_not_chosen(tiny: Callable[..., Cell]) -> None:
+    """HUT has at most as many as the shortest side of a map has places, alone and as the part of another method."""
+    model, most = build(tiny().model, 2, "meta"), 2 * 2 * (2 * 128 * 128 + 2 * 128)
+    alone, part = HUT(), Strata({"all": Stratum(None, {"hut": {"_target_": "peftbench.methods.hut.HUT"}})})
+    for method in (alone, part):
+        fitted = within(method, model, Scope(), 3_000_000)
+        assert (fitted.rank, trained_entries(fitted, model, Scope())) == (128, most)  # type: ignore[attr-defined]
+
+
 def test_a_budget_like_another_method(tiny: Callable[..., Cell]) -> None:
     bitfit = count_cell(tiny("method=bitfit")).backbone
     assert count_cell(tiny("method=id3", "budget.like=bitfit")).backbone == bitfit
     assert tiny("method=id3", "budget.like=bitfit").fingerprint != tiny("method=id3", "budget=5").fingerprint
     assert tiny("method=id3", "budget=500").budget.name == "500"
+
+
+def test_as_many_as_light_peft_is_what_its_budget_means(tiny: Callable[..., Cell]) -> None:
+    """Its budget is of what is left after pruning, under its own and under another method's name."""
+    most = kept_bounds(tiny("method=light_peft"))[1]
+    assert most < count_cell(tiny("method=light_peft")).backbone
+    assert kept_bounds(tiny("method=light_peft", "budget.like=light_peft"))[1] == most
+    assert count_cell(tiny("method=id3", "budget.like=light_peft")).backbone == most
 
 
 def test_what_another_method_means_is_hashed_and_not_its_word(tiny: Callable[..., Cell], tmp_path: Path) -> None:

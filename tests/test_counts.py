@@ -1,12 +1,15 @@
 """Trainable counts against the closed forms and exact values of tests/data/counts.yaml, without weights."""
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
+from forgery import Said
 
 from peftbench.cli import main
 from peftbench.config import compose
@@ -140,6 +143,11 @@ def test_scope_limits_every_method() -> None:
     assert counted("minilm_l6", "method=full", "scope.layers=4-5").backbone == 2 * layer
     assert counted("minilm_l6", "method=lora", "scope.layers=[0]").backbone == 4 * 384 * 8
     assert counted("minilm_l6", "method=bitfit", "scope.layers=0-1", "scope.kinds=[query]").backbone == 2 * 384
+    on_value = ("scope.layers=[1,4]", "scope.kinds=[value]")
+    assert counted("minilm_l6", "method=adalora", *on_value).backbone == 2 * 12 * (2 * 384 + 1)
+    assert counted("minilm_l6", "method=hut", *on_value).backbone == 2 * (2 * 384 + 2 * 384)
+    on_output = ("scope.layers=[5]", "scope.kinds=[output]")
+    assert counted("minilm_l6", "method=linear_adapter", *on_output).backbone == 2 * 384 * 128
 
 
 SPAFIT = FACTS["spafit"]["values"]
@@ -173,6 +181,23 @@ def test_count_command_prints_json(capsys: pytest.CaptureFixture[str], monkeypat
         "model": 333_581_314,
         "kept": 272_384,
     }
+
+
+def test_count_of_methods_by_a_pattern_says_what_trains_at_most_and_what_is_kept(command: Callable[..., Said]) -> None:
+    """As budgets.md has it; what is not in the table has its reason below."""
+    code, out, err = command("count", "method=glob([ad*,f*,id3,li*])", "model=bert_tiny", "budget.like=light_peft")
+    assert code == 0, err
+    head, rows = (
+        [[cell.strip() for cell in line.split(bar)[1:-1]] for line in out.splitlines() if bar in line] for bar in "┃│"
+    )
+    assert [" ".join(cells).strip() for cells in zip(*head, strict=True)][:3] == ["", "at most", "kept"]
+    counts = {row[0].removeprefix("method="): [int(cell.replace(",", "")) for cell in row[1:3]] for row in rows}
+    assert counts["light_peft"][0] > counts["light_peft"][1], "it prunes"
+    assert counts["adalora"][0] > counts["adalora"][1]
+    assert counts["id3"][0] == counts["id3"][1]
+    reasons = set(re.findall(r"^method=(\w+): ", out + err, re.MULTILINE))
+    assert "full" in reasons
+    assert {*counts, *reasons} == {w for w in compose.words("method") if re.match("ad|f|id3$|li", w)}
 
 
 def test_count_of_several_cells_is_a_table_with_reasons(

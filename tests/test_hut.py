@@ -17,6 +17,7 @@ from peftbench.methods.hut import HUT, HUTLinear, HUTTuner
 from peftbench.runner.counts import count_cell
 
 Tiny = Callable[..., Cell]
+BLOCKS = {1: ([0] * 10, [0] * 7), 3: ([0, 0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 0, 0, 1, 1, 2, 2])}  # of columns, of rows
 READINGS = [(1, "blocks"), (1, "sum"), (3, "blocks"), (3, "sum")]
 
 
@@ -44,8 +45,8 @@ def test_the_forward_is_the_formula(rank: int, reading: str, bias: bool) -> None
                 left[i, j] += layer.hut_A[i].sum().item()
                 right[i, j] += layer.hut_B[:, j].sum().item()
             else:
-                left[i, j] += layer.hut_A[i, j * rank // 10].item()
-                right[i, j] += layer.hut_B[i * rank // 7, j].item()
+                left[i, j] += layer.hut_A[i, BLOCKS[rank][0][j]].item()
+                right[i, j] += layer.hut_B[BLOCKS[rank][1][i], j].item()
     expected = (1 + layer.hut_scale) * (x @ (left * base.weight * right).T)
     if bias:
         assert layer.hut_shift is not None

@@ -230,12 +230,16 @@ def test_a_command_that_can_write_nothing_ends_in_one_line(here: Command, monkey
         ["score", "outputs/s/cell/seed0", "task=sst2"],
         ["edit", "outputs/s/cell/seed0", "edit.behaviour=overlap"],
         ["sequence", "learner=simplecil"],
+        ["forgetting", "s"],
+        ["backbone", "make=lowrank", "model=bert_tiny", "--to", "low"],
+        ["backbone", "make=mlm", "make.text=notes.txt", "model=bert_tiny", "--to", "low"],
+        ["backbone", "make=merged", "make.run=outputs/s/cell/seed0", "--to", "low"],
     ],
-    ids=lambda words: words[0],
+    ids=lambda words: " ".join(words[:2]),
 )
 def test_what_is_one_process_is_not_launched_as_two(tmp_path: Path, words: list[str]) -> None:
     launched = dict.fromkeys(LAUNCHED, "1") | {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
     refused = call(*words, cwd=tmp_path, **launched)
     line = f"{words[0]}: is one process, not 2; start it without torchrun or accelerate launch\n"
     assert (refused.returncode, refused.stdout, refused.stderr) == (2, "", line)
-    assert not (tmp_path / "outputs").exists()
+    assert list(tmp_path.iterdir()) == []

@@ -274,6 +274,16 @@ def test_a_run_goes_on_from_a_pruned_one(run_tiny: Run, tmp_path: Path) -> None:
     assert read_record(further / "result.json").budget["estimation"] == 0
 
 
+def test_in_bf16_masks_are_folded_into_the_same_rounded_weights_when_a_run_comes_back(
+    run_tiny: Run, tmp_path: Path
+) -> None:
+    """Training folds them into weights that are bf16 already; a restored backbone is rounded after it was pruned."""
+    words = [*THREE, "protocol.precision=bf16", *checkpoint("bert_base_cased", tmp_path / "encoder")]
+    run = done(run_tiny(*words))
+    again = done(run_tiny(*words, f"init_from={run}", "task.train=null", "task.test=[]", "seed=5"))
+    np.testing.assert_array_equal(written(again), written(run))
+
+
 def test_a_scope_limits_what_is_pruned(run_tiny: Run, tiny: Tiny) -> None:
     run = done(run_tiny(*THREE, "scope.layers=[1]", "protocol.keep_prefix=true"))
     assert {name.split(".")[3] for name in bits(Delta.load(run / DELTA_FILE).tensors, "kept")} == {"1"}

@@ -1,7 +1,6 @@
 """The bridge: any type of peft on this loop, counted, seeded, stored, resumed, merged and exported."""
 
 import json
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from support import assemble, bridged, losses, values
+from support import assemble, losses, values
 from torch.utils.cpp_extension import CUDA_HOME
 
 from peftbench.backbone.model import load_model
@@ -33,57 +32,6 @@ Make, Run = Callable[..., Cell], Callable[..., Outcome]
 
 def vera(*words: str) -> list[str]:
     return ["method=peft", "method.type=vera", "method.config.r=16", *words]
-
-
-COUNTS = {
-    "dora": L * (4 * D * 8 + 2 * D),
-    "pissa": L * 4 * D * 8,
-    "olora": L * 4 * D * 8,
-    "eva": L * 4 * D * 8,
-    "deft": L * 2 * 8 * 2 * D,
-    "frod": L * 2 * (D + D * D // 100),
-    "glora": L * 2 * (2 * 8 * 2 * D + 8 * (D + 1) + 2),
-    "lily": L * 2 * 32 * D + 2 * 2 * 32 * D + L * 2 * 32 * 2,
-    "osf": L * 2 * (D // 2 * 2 * D + D // 2),
-    "peanut": L * 2 * 32 * 2 * D,
-    "vera": L * 2 * (D + 256),
-    "fourierft": L * 2 * 1000,
-    "ia3": L * (2 * D + F),
-    "ln_tuning": L * 4 * D,
-    "beft": L * D,
-    "hra": L * 2 * D * 8,
-    "road": L * 2 * D,
-    "c3a": L * 2 * 128,
-    "waveft": L * 2 * 2592,
-    "shira": L * 2 * 32 * 2 * D,
-    "unilora": 256,
-    "boft": L * 2 * (D * 4 + D),
-    "prompt_tuning": 20 * D,
-    "p_tuning": 20 * D + 3 * (D * D + D),
-    "prefix_tuning": 20 * L * 2 * D,
-}
-
-
-def test_every_word_counts_without_weights() -> None:
-    for word in bridged():
-        words = [f"method={word}", *(["method.type=road"] if word == "peft" else [])]
-        backbone = count_cell(compose.cell_from(["model=bert_tiny", *words])).backbone
-        assert backbone == COUNTS.get(word, backbone), word
-        assert backbone > 0, word
-    assert set(COUNTS) <= set(bridged())
-
-
-def test_the_page_of_types_is_what_the_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some of its rows are made again; all of peft's types are on it, so that a new one cannot be missed."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import bridge
-
-    page = (ROOT / "docs" / "peft.md").read_text(encoding="utf-8")
-    for kind, tried in bridge.rows(("beft", "vera"), tmp_path):
-        for text in (bridge.line(kind, tried), *bridge.problems(kind, tried)):
-            assert text in page.splitlines()
-    named = set(re.findall(r"^(?:\| |- )`(\w+)`", page, re.MULTILINE))
-    assert named == {kind.value.lower() for kind in peft.PeftType} == {*peft_types.TYPES, *peft_types.REFUSED}
 
 
 def both_losses(ours: Cell, theirs: Cell, copied: Callable[[str], str], steps: int) -> np.ndarray:

@@ -59,6 +59,34 @@ def test_the_size_that_a_budget_finds_starts_at_the_backbone(tiny: Make, kind: s
         assert float((logits(model) - expected).abs().max()) < 1e-6
 
 
+@pytest.mark.parametrize("kind", DIALLED)
+def test_a_budget_above_all_that_a_type_can_train_is_no_error(tiny: Make, kind: str) -> None:
+    empty, used = build(tiny().model, 2, "meta"), []
+    for budget in (70_000, 140_000):  # every map twice as large as it is: 131,072
+        fitted = Peft(kind, NEEDS.get(kind, {})).within(empty, Scope(), budget)
+        used.append(trained_entries(fitted, empty, Scope()))
+    assert 0 < used[0] <= 70_000
+    assert used[0] <= used[1] <= 140_000
+
+
+@pytest.mark.parametrize(("kind", "beside"), [("supertuning", 0), ("frod", D)])
+def test_a_share_of_entries_is_inverted_to_the_last_one_that_a_budget_holds(tiny: Make, kind: str, beside: int) -> None:
+    """Of maps of two shapes, with `beside` more entries for each input: a part is an entry of the smaller ones."""
+    model = build(tiny().model, 2, "meta")
+    square, wide = (D * D, 512 * D if kind == "supertuning" else D * D)
+    part = L * (square + wide) // square  # query, and intermediate with four times the outputs
+    least, most = part + 2 * L * beside, L * (square + wide) - (2 * L * D if kind == "frod" else 0) + 2 * L * beside
+    method = Peft(kind, {}, ("query", "intermediate"))
+    with pytest.raises(ConfigError, match=f"needs at least {least}"):
+        method.within(model, Scope(), least - 1)
+    for budget in (least, 1234, 5000, 20_011, 10**9):
+        fitted = method.within(model, Scope(), budget)
+        used = trained_entries(fitted, model, Scope())
+        assert used == most < budget or budget - part < used <= budget
+    real = load_model(tiny().model, 2, 0)[0]
+    assert sum(p.numel() for p in fitted.attach(real, Scope()).trainables().values()) == used
+
+
 @pytest.mark.parametrize("kind", SEEDED)
 def test_what_ignores_torchs_generator_follows_the_runs_seed(tiny: Make, kind: str) -> None:
     """And the key that carries it is the one that matters: with another value equal entries compute something else."""

@@ -16,6 +16,7 @@ from forgery import Said
 from safetensors.torch import load_file
 from support import start, tokens_of
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from transformers import AutoModelForSequenceClassification
 
 from peftbench.backbone.low_rank import LowRankLinear, factored, put_in, rank_for
@@ -30,6 +31,7 @@ from peftbench.runner.backbone import make_low_rank, plan
 from peftbench.runner.counts import count_cell
 from peftbench.runner.deltas import reload
 from peftbench.runner.run import Outcome
+from peftbench.training import on_text
 from peftbench.training.distil import Distillation
 from peftbench.training.evaluation import Evaluator
 from peftbench.training.forward import Forward
@@ -153,12 +155,13 @@ ON_IT = [
     "id3 budget=50",
     SPAFIT,
 ]
-ON_IT += ["vera method.config.r=4", "lst method.init=random method.reduction=2"]
+ON_IT += ["houlsby", "gradual_unfreeze", "fish budget=50 method.batches=2"]
+ON_IT += ["vera method.config.r=4", "ia3", "lst method.init=random method.reduction=2"]
 
 
 @pytest.mark.parametrize("method", ON_IT)
 def test_methods_run_on_it_and_their_deltas_give_the_same_logits(svd: list[str], method: str, run_tiny: Run) -> None:
-    if method.startswith("vera"):
+    if method.startswith(("vera", "ia3")):
         pytest.importorskip("peft", reason="peft is an extra that is not installed")
     words = [*svd, *f"method={method}".split(), "protocol.lr=1e-2"]
     outcome = run_tiny(*words)
@@ -215,9 +218,9 @@ def test_adapters_follow_the_whole_map_and_what_needs_whole_maps_says_so(svd: li
         assert "low-rank" in err
 
 
-def distillation(source: list[str]) -> tuple[Cell, Model, Model, Distillation]:
+def distillation(source: list[str], *words: str) -> tuple[Cell, Model, Model, Distillation]:
     """Cell, student, teacher, and both together."""
-    recipe, rest = split_words([*source, *DISTIL])
+    recipe, rest = split_words([*source, *DISTIL, *words])
     cell, teacher = loaded(rest)
     student = copy.deepcopy(teacher)
     for name, rank in plan(cell.model, cell.scope, recipe).items():
@@ -239,6 +242,43 @@ def test_distillation_comes_closer_on_text_that_it_has_not_seen(source: list[str
     assert not any(module.training for module in teacher.module.modules())
     assert all(torch.equal(p, was[name]) and p.grad is None for name, p in teacher.module.named_parameters())
     assert all(torch.equal(student.module.get_parameter(name), p) for name, p in outside.items())
+
+
+def test_a_step_goes_down_both_losses_by_their_weights_and_the_rate_along_a_cosine(source: list[str]) -> None:
+    """The gradient that the optimizer sees at the first step, and its learning rate at every step."""
+    weights = ["make.distil_weight=0.3", "make.residual_weight=2", "make.residual_margin=0.01"]
+    cell, student, _, both = distillation(source, *weights, "make.steps=4", "make.lr=3e-3", "make.last_lr=1e-3")
+    tokens = tokens_of(cell, weights=weights_folder(cell.model))["train"]
+    trained = {name: p for name, p in student.module.named_parameters() if p.requires_grad}
+    rows = next(on_text.endless(tokens, cell.protocol, 0))
+    parts = []
+    for loss in (both.difference(Forward(student, "fp32", CPU).batch(tokens, rows)), both.residual()):
+        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        parts.append([torch.zeros_like(p) if g is None else g for p, g in zip(trained.values(), found, strict=True)])
+    assert all(any(gradient.any() for gradient in part) for part in parts)
+    seen: list[list[torch.Tensor]] = []
+    rates: list[float] = []
+
+    def watch(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        rates.extend({group["lr"] for group in optimizer.param_groups})
+        seen.append([p.grad.clone() for p in trained.values() if p.grad is not None])
+
+    hook = register_optimizer_step_pre_hook(watch)
+    both.run(tokens, 0)
+    hook.remove()
+    for gradient, distil, residual in zip(seen[0], *parts, strict=True):
+        torch.testing.assert_close(gradient, 0.3 * distil + 2 * residual)
+    half = 2e-3 * 0.5**0.5 / 2  # the cosine of an eighth of a turn
+    assert rates == pytest.approx([3e-3, 2e-3 + half, 2e-3, 2e-3 - half])  # 1e-3 would be the fifth
+
+
+def test_the_weight_of_the_residual_makes_other_bytes(source: list[str], tmp_path: Path) -> None:
+    words = [*DISTIL, "make.steps=2"]
+    made(source, tmp_path / "without", *words, "make.residual_weight=0")
+    made(source, tmp_path / "with", *words, "make.residual_weight=1")
+    with_it, without = (load_file(tmp_path / name / "model.safetensors") for name in ("with", "without"))
+    assert any(not torch.equal(with_it[name], tensor) for name, tensor in without.items() if ".layer." in name)
+    assert all(torch.equal(with_it[name], tensor) for name, tensor in without.items() if ".layer." not in name)
 
 
 def test_a_teacher_is_as_near_to_itself_as_can_be(source: list[str]) -> None:

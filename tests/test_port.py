@@ -42,9 +42,8 @@ METHODS = {  # by the word: other words of the run
     "adalora": ["method.rank=4", "method.target_rank=2"],
     "spafit": ["method.strata.frozen.last=-1"],
     "houlsby": [],
-    "light_peft": ["protocol.precision=fp32"],  # it folds its masks into weights before these are rounded
+    "light_peft": [],
 }
-
 
 VALUES = ("full", "bitfit", "pafi")  # their deltas hold final values of entries
 

@@ -245,7 +245,7 @@ def counts_of_all(common: str, counted: Mapping[str, "Counts | str"]) -> None:
         for name, one in counted.items()
         if not isinstance(one, str)
     ]
-    head = ("", "backbone", "kept", "head", "total", "share of the model")
+    head = ("", "at most", "kept", "head", "total", "share of the model")
     show(common, Grid(head, rows, ("",), ("share of the model", "head", "total", "kept")))
     for name, reason in counted.items():
         if isinstance(reason, str):

@@ -9,6 +9,7 @@ from peftbench.commands.parsing import Parser
 from peftbench.commands.paths import empty, kept_if_used
 from peftbench.config import compose, recipes, userfiles
 from peftbench.config.spec import Cell, ModelSpec
+from peftbench.ground import environment
 from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import DELTA_FILE, cache_folder
 from peftbench.ground.quantity import quantity
@@ -96,6 +97,7 @@ def backbone(arguments: Sequence[str]) -> int:
     parser.add_argument("--to", required=True, help="folder to write; it must be empty, or not there")
     add_searchpath(parser)
     options = parser.parse_intermixed_args(arguments)
+    environment.one_process("backbone")
     recipe, words = recipes.split_words(options.words)
     if isinstance(recipe, recipes.Merged):
         if words:

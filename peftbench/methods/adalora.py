@@ -13,7 +13,7 @@ from peftbench.config.bounds import Count, InnerShare, NotNegative, Positive, Sh
 from peftbench.config.spec import Kind, Scope
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.methods.base import Training, entries_by_place, narrowed, same_names
-from peftbench.methods.dial import trained_entries, turned
+from peftbench.methods.dial import turned
 from peftbench.methods.lora import LoRALinear, LoRATuner
 from peftbench.methods.maps import packed, unpacked, wrap
 
@@ -330,8 +330,7 @@ class AdaLoRA:
     def within(self, model: Model, scope: Scope, entries: int) -> "AdaLoRA":
         """See `Method`: the budget is what trains, so the initial rank is turned; the target stays."""
         free = replace(self, target_rank=None)
-        fitted = turned(free, "rank", entries, lambda one: trained_entries(one, model, scope))
-        return replace(fitted, target_rank=self.target_rank)
+        return replace(turned(free, "rank", model, scope, entries), target_rank=self.target_rank)
 
     def triplets_kept(self, maps: int) -> int:
         """b_T, over so many linear maps: at least one."""

@@ -159,8 +159,8 @@ class Tuner(Protocol):
 class Method(Protocol):
     """A recipe: a frozen dataclass whose fields are the keys of its yaml.
 
-    A budget turns the key that its `dial` names (rank, width); what it trains must grow linearly with it. What else it
-    may have stands in `config/members.py`, with what holds of a method that does not have it.
+    A budget turns the key that its `dial` names (rank, width); what it trains must grow with it. What else it may
+    have stands in `config/members.py`, with what holds of a method that does not have it.
     """
 
     def attach(self, model: Model, scope: Scope) -> Tuner:

@@ -36,35 +36,25 @@ def within(method: Method, model: Model, scope: Scope, entries: int) -> Method:
         raise ConfigError(
             f"budget: {quantity(entries, 'entry')}; {name} takes none; limit it with scope.layers or scope.kinds"
         )
-    return turned(method, dial, entries, lambda one: trained_entries(one, model, scope))
+    return turned(method, dial, model, scope, entries)
 
 
-def turned(method: Any, dial: str, entries: int, count: Callable[[Any], int]) -> Any:
-    """The method with its dial at the largest whole number that keeps it within the budget.
+def turned(method: Any, dial: str, model: Model, scope: Scope, entries: int) -> Any:
+    """The method with its dial at the largest whole number that is possible there and keeps it within the budget.
 
     Args:
         method: a frozen dataclass with a key of the dial's name.
         dial: the key.
-        entries: the budget.
-        count: how many entries a method of its class trains; linear in the dial.
+        model, scope, entries: see `within`.
 
     Raises:
-        ConfigError: the dial at 1 trains more than the budget.
+        ConfigError: see `largest`.
     """
-    first = count(replace(method, **{dial: 1}))
-    each = count(replace(method, **{dial: 2})) - first
-    if each == 0:
-        raise ConfigError(
-            f"budget: {quantity(entries, 'entry')}; nothing in {type(method).__name__} here has a {dial} to turn"
-        )
-    if first > entries:
-        raise ConfigError(
-            f"budget: {quantity(entries, 'entry')}; {type(method).__name__} here needs at least {first:,} ({dial} 1)"
-        )
-    value = 1 + (entries - first) // each
-    fitted = replace(method, **{dial: value})
-    assert count(fitted) == first + (value - 1) * each, f"{type(method).__name__} is not linear in {dial}"
-    return fitted
+
+    def count(one: Method) -> int:
+        return trained_entries(one, model, scope)
+
+    return largest(lambda value: replace(method, **{dial: value}), count, entries, type(method).__name__, dial)
 
 
 def largest(

@@ -298,6 +298,7 @@ class LightPEFT:
     dropout: Share = 0.05
     kinds: tuple[Prunable, ...] = PRUNABLE
     dial: ClassVar[str | None] = "rank"
+    budgets_kept: ClassVar[bool] = True
 
     def attach(self, model: Model, scope: Scope) -> LightPEFTTuner:
         """See `Method`.

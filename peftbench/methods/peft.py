@@ -73,13 +73,15 @@ class Peft:
         return int(arguments["config"]["num_virtual_tokens"]) if facts is not None and facts.is_prompt else 0
 
     def within(self, model: Model, scope: Scope, entries: int) -> "Peft":
-        """The same with the key of its size at the largest that keeps it within a budget.
+        """The same with the key of its size where it trains most within a budget.
 
         Raises:
             ConfigError: the type has no such key, or the budget is too small.
         """
         assert self.type is not None
         key = self._facts.dial
+        if self._facts.share is not None:
+            return self._share_within(model, scope, entries)
         if key is None:
             limited = "limit it with scope.layers or method.kinds"
             raise ConfigError(f"budget: {quantity(entries, 'entry')}; peft's {self.type} takes none; {limited}")
@@ -90,6 +92,20 @@ class Peft:
             f"peft's {self.type}",
             key,
             peft_types.fitting(self.type, self.config, self._sides(model, scope)),
+        )
+
+    def _share_within(self, model: Model, scope: Scope, entries: int) -> "Peft":
+        """The same of a type whose size is a share of entries: as many of its smallest parts as the budget holds."""
+        assert self.type is not None
+        kind, maps = self.type, self._targets(model, scope).values()
+        every = peft_types.parts(kind, (module.get_parameter("weight").shape for module in maps))
+        return dial.largest(
+            lambda number: replace(self, config={**self.config, **peft_types.of_parts(kind, number, every)}),
+            lambda method: dial.trained_entries(method, model, scope),
+            entries,
+            f"peft's {kind}",
+            "entries of a map",
+            range(1, every + 1),
         )
 
     def attach(self, model: Model, scope: Scope) -> ParameterTuner:
@@ -106,7 +122,7 @@ class Peft:
         self._check_decomposed(targets)
         if not next(model.module.parameters()).is_meta:
             return self._put_in(model, targets)
-        return self._counted(targets) if self._by_shape else self._without_values()._put_in(model, targets)
+        return self._counted(targets) if self._facts.by_shape else self._without_values()._put_in(model, targets)
 
     def _put_in(self, model: Model, targets: Mapping[str, nn.Module]) -> PeftTuner:
         """Attach to these modules."""
@@ -163,11 +179,6 @@ class Peft:
         start = self.config.get("init_lora_weights")
         return start if isinstance(start, str) else ""
 
-    @property
-    def _by_shape(self) -> bool:
-        """Whether it is counted on one map of every shape."""
-        return self._facts.by_shape or self._start.startswith("pissa_")  # of which peft reads a number
-
     def _without_values(self) -> "Peft":
         """The same where weights have no values to be decomposed: its factors are as large, wherever they start."""
         return replace(self, config={**self.config, "init_lora_weights": True}) if self._start in DECOMPOSED else self
@@ -178,7 +189,7 @@ class Peft:
         Raises:
             ConfigError: one has not.
         """
-        if not self._start.startswith(DECOMPOSED):
+        if self._start not in DECOMPOSED:
             return
         rank = self.config.get("r", 8)  # peft's default
         shortest = min(side for module in targets.values() for side in module.get_parameter("weight").shape)

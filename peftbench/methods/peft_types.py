@@ -35,7 +35,8 @@ class PeftType:
     Attributes:
         dial: the key of its configuration that a budget turns; more of it trains more entries.
         divides: the dial is the side of a block, or the rank of a base, and divides the sides of every map.
-        falls: more of the dial trains fewer entries.
+        falls: more of the dial, or of the share, trains fewer entries.
+        share: in the place of a dial, the key of a share of entries; and of which: "weight", or "square" of its inputs.
         seed: the key from which it draws whatever ignores torch's generator.
         on: what it is attached to: linear maps, their biases, norms; of prompts the embeddings, or keys and values.
         merges: whether peft can fold it into the weights.
@@ -47,6 +48,7 @@ class PeftType:
     dial: str | None = None
     divides: bool = False
     falls: bool = False
+    share: tuple[str, str] | None = None
     seed: str | None = None
     on: str = "linear map"
     merges: bool = True
@@ -60,6 +62,7 @@ class PeftType:
 
 
 TOKENS = "num_virtual_tokens"
+ROUNDING = 1e-12  # less than one entry of any map, and more than a share loses as a float
 TYPES = {
     "adalora": PeftType(),
     "adamss": PeftType(seed="random_seed", by_shape=True),
@@ -69,7 +72,7 @@ TYPES = {
     "deft": PeftType(dial="r"),
     "delora": PeftType(dial="r"),
     "fourierft": PeftType(dial="n_frequency", seed="random_loc_seed", by_shape=True),
-    "frod": PeftType(seed="projection_prng_key", by_shape=True),
+    "frod": PeftType(share=("sparse_rate", "square"), seed="projection_prng_key", by_shape=True),
     "glora": PeftType(dial="r"),
     "gralora": PeftType(dial="r"),
     "hira": PeftType(dial="r"),
@@ -92,7 +95,7 @@ TYPES = {
     "randlora": PeftType(dial="r", divides=True, falls=True, seed="projection_prng_key"),
     "road": PeftType(),
     "shira": PeftType(dial="r", seed="random_seed", by_shape=True),
-    "supertuning": PeftType(),
+    "supertuning": PeftType(share=("sparsity", "weight"), falls=True),
     "tinylora": PeftType(dial="u", seed="projection_seed"),
     "unilora": PeftType(dial="theta_d_length", seed="proj_seed"),
     "vblora": PeftType(dial="num_vectors"),
@@ -221,6 +224,25 @@ def fitting(kind: str, config: Mapping[str, Any], sides: Iterable[int]) -> Seque
         common = math.gcd(*sides)
         possible = [size for size in range(1, common + 1) if common % size == 0 and size in possible]
     return possible[::-1] if TYPES[kind].falls else possible
+
+
+def parts(kind: str, shapes: Iterable[tuple[int, ...]]) -> int:
+    """Into how many parts the share of a type can be cut so that a part is a whole number of entries of every map.
+
+    Args:
+        shapes: of the maps, (out, in).
+    """
+    facts = TYPES[kind].share
+    assert facts is not None
+    return math.gcd(*(into * (into if facts[1] == "square" else out) for out, into in shapes))
+
+
+def of_parts(kind: str, number: int, every: int) -> dict[str, float]:
+    """The key of a type's share, at so many parts of all; peft rounds what it makes of it down."""
+    facts = TYPES[kind].share
+    assert facts is not None
+    share = min(1.0, number / every + ROUNDING)
+    return {facts[0]: 1 - share if TYPES[kind].falls else share}
 
 
 def sizes(kind: str, config: Mapping[str, Any]) -> range:

@@ -33,6 +33,7 @@ class PrunableLinear(AdaptedLinear):
 
     Attributes:
         outputs, inputs: which rows and columns of the whole matrix are left; None: all.
+        folding: what the columns that are left are still to be multiplied by (in,); None: nothing.
         watch: told W x + b (..., out), the term before B (..., rank) and B in every forward pass of training.
     """
 
@@ -48,6 +49,7 @@ class PrunableLinear(AdaptedLinear):
         self.whole = (base.out_features, base.in_features)
         self.outputs: torch.Tensor | None = None
         self.inputs: torch.Tensor | None = None
+        self.folding: torch.Tensor | None = None
         self.watch: Watch | None = None
 
     def add_term(self, base: nn.Linear, rank: int, alpha: float, dropout: nn.Module) -> "PrunableLinear":
@@ -58,6 +60,8 @@ class PrunableLinear(AdaptedLinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) to (..., out)."""
+        if self.folding is not None:
+            self._fold_masks()
         if self.mask is not None:
             x = (x * _spread(self.mask, x.shape[-1] // len(self.mask))).to(x.dtype)
         plain = functional.linear(x, self.weight, self.bias)
@@ -82,10 +86,17 @@ class PrunableLinear(AdaptedLinear):
     def narrow_inputs(self, kept: torch.Tensor, scale: torch.Tensor | None) -> None:
         """Keep these columns (numbers) of weight and A, each times its scale; the mask goes."""
         self.inputs, self.in_features, self.mask = kept, len(kept), None
-        scale = torch.ones(len(kept), device=kept.device) if scale is None else scale
-        self.weight = _frozen((self.weight[:, kept].float() * scale).to(self.weight.dtype))
+        self.weight, self.folding = _frozen(self.weight[:, kept]), scale
         if self.lora_A is not None:
-            self.lora_A = nn.Parameter(self.lora_A[:, kept] * scale)
+            left = self.lora_A[:, kept]
+            self.lora_A = nn.Parameter(left if scale is None else left * scale)
+
+    @torch.no_grad()
+    def _fold_masks(self) -> None:
+        """As late as the first pass: a run that prunes has rounded its weights before, and a restored one must, too."""
+        assert self.folding is not None
+        self.weight.copy_(self.weight.float() * self.folding.to(self.weight.device))
+        self.folding = None
 
     @torch.no_grad()
     def keep_ranks(self, kept: torch.Tensor) -> None:
@@ -98,6 +109,8 @@ class PrunableLinear(AdaptedLinear):
 
     def widened(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Weight with its term and bias in the whole map's shape, in fp32: zeros where something was pruned."""
+        if self.folding is not None:
+            self._fold_masks()
         weight, bias = self.weight.detach().float(), None if self.bias is None else self.bias.detach().float()
         if self.lora_A is not None and self.lora_B is not None:
             weight = weight + self.scaling * (self.lora_B @ self.lora_A).detach()

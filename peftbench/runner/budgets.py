@@ -3,7 +3,9 @@
 from dataclasses import replace
 
 from peftbench.backbone.model import Model
+from peftbench.config.members import member
 from peftbench.config.spec import Attachment, Budget, Cell, Scope
+from peftbench.config.validate import method_class
 from peftbench.ground.errors import ConfigError
 from peftbench.runner import deltas, readouts
 
@@ -23,7 +25,8 @@ def resolve(cell: Cell) -> Cell:
 
 
 def _entries(budget: Budget, scope: Scope, model: Model, seed: int) -> int:
-    """A share of this backbone's entries, or as many as another method trains of them."""
+    """A share of this backbone's entries, or as many as another method trains of them, or keeps where budgets count
+    that."""
     if budget.fraction is not None:
         whole = sum(parameter.numel() for _, parameter in model.backbone())
         if (entries := round(budget.fraction * whole)) < 1:
@@ -34,7 +37,10 @@ def _entries(budget: Budget, scope: Scope, model: Model, seed: int) -> int:
         tuner = deltas.attach(Attachment(budget.like, scope, Budget()), model, seed)
     except ConfigError as error:
         raise ConfigError(f"budget.like={budget.like.name}: {error.problems[0]}") from None
-    entries = sum(parameter.numel() for parameter in tuner.trainables().values())
+    if member(method_class(budget.like.target), "budgets_kept"):
+        entries = tuner.kept_bounds()[1]
+    else:
+        entries = sum(parameter.numel() for parameter in tuner.trainables().values())
     if entries == 0:
         raise ConfigError(f"budget.like={budget.like.name}: it trains no backbone entry")
     return entries
