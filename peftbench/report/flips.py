@@ -27,6 +27,7 @@ from peftbench.report import bootstrap, predictions
 from peftbench.report.versions import Version
 
 EXCESS = "NFR above seed to seed"
+MEAN = "mean of "  # begins the column of a mean over tasks
 RESAMPLES = 1000
 CHUNK = 50  # resamples at a time: QQP's 40,430 rows take 8 MB each 50
 MEASURES = ("accuracy", "change", "NFR", "PFR", "NFR_mc", "NFI", "trust", "loss", "gain")
@@ -358,7 +359,7 @@ def _overall(compared: Sequence[Flips], draws: Sequence[Mapping[str, np.ndarray]
             figures["NFR"] = replace(figures["NFR"], excess=excess)
         before, after = (_mean([compared[i].scores[side] for i in places]) for side in (0, 1))
         pairs = sum(compared[i].pairs for i in places)
-        yield Flips(f"mean of {len(places)}", old, new, pairs, (before, after), figures, [])
+        yield Flips(f"{MEAN}{len(places)}", old, new, pairs, (before, after), figures, [])
 
 
 def _scores(old: Version, new: Version) -> tuple[float | None, float | None]:

@@ -37,6 +37,7 @@ from peftbench.report import (
     subsets,
 )
 from peftbench.report.figures.every import figures
+from peftbench.report.figures.flips import updates
 from peftbench.report.figures.parts import Figure, Material, Series, style_of
 from peftbench.report.flips import Flips
 from peftbench.report.records import Study, column_of, flat
@@ -123,7 +124,7 @@ def content(
     pairs = [_predictions(folder, record) for folder, record in done]
     table = build(study, paper)
     material = Material(study)
-    drawn = list(figures(material))
+    drawn = [*figures(material), *([updates(flipped)] if flipped else [])]
     return {
         "study": study.name,
         "table": {

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from peftbench.report.figures import edits, few, made, scores, together, training
+from peftbench.report.figures import edits, few, made, scores, sequences, together, training
 from peftbench.report.figures.parts import Figure, Material
 
 FIGURES: list[Callable[[Material], Iterator[Figure]]] = [
@@ -19,6 +19,8 @@ FIGURES: list[Callable[[Material], Iterator[Figure]]] = [
     made.artefacts,
     made.steps,
     edits.curves,
+    sequences.stages,
+    sequences.forgotten,
 ]
 
 

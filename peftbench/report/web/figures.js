@@ -29,9 +29,9 @@ function faded(colour, share) {
 
 // Every kind of figure: (panel, axes) -> Plotly's traces. Axes name the panel's place in the grid.
 const TRACES = {
-  points(panel, axes, roomy) {
+  points(panel, axes, roomy, dot) {
     const traces = front(panel.front, axes, panel.log);
-    if (roomy) traces.push(dots(panel, axes, { size: 4, opacity: 0.45 }));
+    if (roomy) traces.push(dots(panel, axes, dot, { size: 4, opacity: 0.45 }));
     for (const one of panel.series) traces.push({
       ...axes, x: one.x, y: one.y, mode: "markers", name: plain(one.name), hovertemplate: hover,
       text: one.notes.map(note => words(one.name, panel, note)), error_y: bars(one.y, one, look(one.name).colour),
@@ -61,8 +61,8 @@ const TRACES = {
     return traces;
   },
 
-  rows(panel, axes, roomy) {
-    const traces = roomy ? [dots(panel, axes, { size: 5, opacity: 0.5 }, true)] : [];
+  rows(panel, axes, roomy, dot) {
+    const traces = roomy ? [dots(panel, axes, dot, { size: 5, opacity: 0.5 }, true)] : [];
     for (const one of panel.series) traces.push({
       ...axes, x: one.x, y: [plain(one.name)], mode: "markers", name: plain(one.name), hovertemplate: hover,
       text: one.notes.map(note => words(one.name, panel, note)), error_x: bars(one.x, one, look(one.name).colour),
@@ -90,12 +90,12 @@ function bars(middle, one, color) {
   };
 }
 
-function dots(panel, axes, marker, named = false) {
+function dots(panel, axes, word, marker, named = false) {
   const every = panel.series.flatMap(one => one.dots.map(dot => [dot, one]));
   return {
     ...axes, x: every.map(([dot]) => dot[0]), y: every.map(([dot, one]) => (named ? plain(one.name) : dot[1])),
-    mode: "markers", name: "seeds", hovertemplate: hover,
-    text: every.map(([dot, one]) => `${plain(one.name)}, one seed<br>${dot[named ? 0 : 1].toFixed(2)}`),
+    mode: "markers", name: "dots", hovertemplate: hover,
+    text: every.map(([dot, one]) => `${plain(one.name)}, ${word}<br>${dot[named ? 0 : 1].toFixed(2)}`),
     marker: { ...marker, color: every.map(([, one]) => look(one.name).colour) },
   };
 }
@@ -167,7 +167,7 @@ function drawn(figure, width) {
     const inside = { xref: `x${mark} domain`, yref: `y${mark} domain`, showarrow: false };
     layout.annotations.push({ ...inside, x: 0.5, y: 1, yanchor: "bottom", text: plain(panel.title), font: { size: 12 } });
     if (panel.below) layout.annotations.push({ ...inside, x: 0, y: 0, xanchor: "left", yanchor: "bottom", text: plain(panel.below), font: { size: 10 } });
-    traces.push(...TRACES[figure.kind](panel, { xaxis: `x${mark}`, yaxis: `y${mark}` }, seeds <= MOST_DOTS));
+    traces.push(...TRACES[figure.kind](panel, { xaxis: `x${mark}`, yaxis: `y${mark}` }, seeds <= MOST_DOTS, figure.dot));
   });
   return { traces, layout };
 }
