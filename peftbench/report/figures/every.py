@@ -16,11 +16,11 @@ FIGURES: list[Callable[[Material], Iterator[Figure]]] = [
     training.rates,
     training.growth,
     training.chosen,
+    sequences.stages,
+    sequences.forgotten,
     made.artefacts,
     made.steps,
     edits.curves,
-    sequences.stages,
-    sequences.forgotten,
 ]
 
 
