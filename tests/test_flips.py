@@ -134,6 +134,7 @@ def test_studies_are_joined_by_row_and_seed_beside_the_floor(
     ]  # fmt: skip
     assert drawn["panels"][0]["series"][0]["rows"] == ["lora"], "it is hidden with its row"
     section = content["flips"]
+    assert any(note.startswith("NFR, PFR: rows that went from right to wrong") for note in section["notes"])
     assert [task["title"] for task in section["rows"]] == ["cola acc: lora → lora", "mrpc acc: lora → lora"]
     assert section["rows"][1]["rows"][:2] == [["0", LABEL, "3/3", "0/3"], ["1", OTHER, "3/3", "0/3"]]
     assert section["rows"][1]["rows"][-1] == ["7", OTHER, "0/3", "1/3"]

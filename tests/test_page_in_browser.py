@@ -68,10 +68,14 @@ PROBE = """(async () => {
   document.querySelector(`#view-table [aria-label$='Markdown']`).click();
   told.view = document.querySelector("#text textarea").value;
   get("text").close();
+  told.exported = [verdicts, everyPair, place.view, runs].map(one => one.text("Markdown"));
+  told.headless = ["table", "verdicts", "every-pair", "view-table", "runs"]
+    .map(id => document.querySelectorAll(`#${id} tbody tr > :first-child:not(th[scope=row])`).length);
   const lines = [...document.querySelectorAll("#runs tbody tr")];
   lines.find(line => line.cells[0].textContent === "bitfit").querySelector("button").click();
   told.open = get("run").textContent;
-  told.confusion = [...document.querySelectorAll(".confusion td")].map(cell => cell.textContent);
+  told.confusion = [...document.querySelectorAll(".confusion [scope=row], .confusion td")]
+    .map(cell => cell.textContent);
   told.unnamed = [...document.querySelectorAll("button, select, input, textarea, [role=img], [role=region]")]
     .filter(one => !(one.getAttribute("aria-label") || one.textContent || one.closest("label"))).length;
   told.unreachable = [...document.querySelectorAll("button, select, input, summary, .wide.tall")]
@@ -152,7 +156,7 @@ def check_keyboard(tab: Tab) -> None:
     assert tab.run("[get('text').open, document.activeElement.getAttribute('aria-label')]") == [
         False, "results as LaTeX"
     ]  # fmt: skip
-    tab.tab_to("at.closest('#runs td') && at.textContent === 'lora'")
+    tab.tab_to("at.closest('#runs tbody th') && at.textContent === 'lora'")
     tab.press("Enter")
     assert tab.run("get('run').hidden") is False
     tab.run("document.activeElement.blur()")
@@ -294,6 +298,13 @@ def check_probed(probed: dict[str, Any]) -> None:
     assert set(probed["numbers"]) == {"lora", "bitfit", "id3", EVIL, "front"}
     assert "| lora | 900 | 10 | **80.2 ± 0.2** |" in probed["Markdown"]
     assert "lora & 900 & 10 & \\textbf{80.2 $\\pm$ 0.2} &" in probed["LaTeX"]
+    matrix, pairs, numbers, runs = probed["exported"]
+    for text in (matrix, pairs):
+        assert "\nsigns: > the row is shown to be better than the column, &lt; worse, = tied within 1 point" in text
+        assert "p corrected by Holm for 3 pairs in mrpc acc, is below 5%" in text
+    assert "95% bootstrap interval of the mean over seeds" in numbers
+    assert "± rows: standard error" in runs
+    assert probed["headless"] == [0] * 5, "the first cell of a row names it"
     assert "bitfit, mrpc acc, seed" in probed["open"]
     assert probed["confusion"] == ["equivalent", "2", "4", "not_equivalent", "2", "4"]
     assert probed["unnamed"] == probed["unreachable"] == 0

@@ -136,6 +136,20 @@ def grid(compared: Sequence[Flips]) -> list[list[str]]:
     return rows
 
 
+def notes(compared: Sequence[Flips]) -> list[str]:
+    """What the grid's columns mean, of those that it has."""
+    names = {name for one in compared for name in one.figures}
+    regression = names.intersection(UNITS)
+    return [
+        "in percent of the dev rows [95% interval, rows and pairs of seeds drawn together]",
+        "seed to seed: what flips where nothing but the seed of one version changes",
+        "NFR, PFR: rows that went from right to wrong, and from wrong to right; change: of the accuracy, PFR - NFR",
+        "NFR_mc: wrong after, and not with the answer of before; NFI: NFR as a share of the new errors",
+        "trust: 1 - NFR / old accuracy",
+        *(["of numbers, NFR, PFR: rows whose error grew, shrank; loss, gain: by how much"] if regression else []),
+    ]
+
+
 def _shown(name: str, figure: Figure | None) -> str:
     if figure is None:
         return "–"

@@ -42,7 +42,6 @@ from peftbench.report.figures.parts import Figure, Material, Series, style_of
 from peftbench.report.flips import Flips
 from peftbench.report.records import Study, column_of, flat
 from peftbench.report.sheet import Sheet
-from peftbench.report.statistics import MARGIN
 from peftbench.report.styles import style
 from peftbench.report.subsets import Texts
 from peftbench.report.table import apart, build
@@ -84,7 +83,6 @@ def html(shown: dict[str, Any], poll: float | None = None) -> str:
     parts = {
         "STYLE": texts["page.css"],
         "POLL": "" if poll is None else f"{1000 * poll:.0f}",
-        "MARGIN": f"{MARGIN:g} point" + ("" if MARGIN == 1 else "s"),
         "PLOTLY": get_plotlyjs(),
         "SCRIPT": "\n".join(texts[name] for name in SCRIPTS),
         "DATA": embedded(first),
@@ -154,7 +152,11 @@ def content(
             if record.status != "done"
         ],
         "wrong": _most_wrong(done, names, pairs),
-        "flips": {"grid": flips.grid(flipped), "rows": [_flipped(one) for one in flipped if one.flipped]},
+        "flips": {
+            "grid": flips.grid(flipped),
+            "notes": flips.notes(flipped),
+            "rows": [_flipped(one) for one in flipped if one.flipped],
+        },
         "protocol": shared,
         "provenance": _provenance([record for _, record in done]),
     }
@@ -223,11 +225,20 @@ def _verdicts(study: Study, rows: pd.DataFrame) -> list[dict[str, Any]]:
             "column": column,
             "mean": column not in {one.name for one in read},
             "names": list(dict.fromkeys(name for item in items for name in (item.first, item.second))),
-            "family": items[0].family,
-            "tests": items[0].tests,
+            "notes": _legend(items[0]),
             "pairs": [_rounded(_pair(item)) for item in items],
         }
         for column, items in families.items()
+    ]
+
+
+def _legend(item: Verdict) -> list[str]:
+    """What the signs of a verdict's family mean, and what its p were corrected for."""
+    margin = f"{item.margin:g} point" + ("" if item.margin == 1 else "s")
+    tests = f"p corrected by Holm for {item.tests} {item.family}" if item.tests > 1 else "one test, not corrected"
+    return [
+        f"signs: > the row is shown to be better than the column, < worse, = tied within {margin}, ? not decided",
+        f"shown: {tests}, is below 5%; tied: so is that of differing by the margin or more",
     ]
 
 

@@ -242,7 +242,7 @@ class Place {
       : [...panel.series, ...(panel.front ? [{ ...panel.front, name: "front", notes: [] }] : [])].flatMap(one => one.x.map((x, at) => [
         panel.title, one.name, x.toPrecision(6), number(one.y[at], 2), number(one.low[at], 2), number(one.high[at], 2), one.notes[at] ?? "",
       ])));
-    this.view.show(`${figure.group}: ${figure.choice}`, EVERY_NUMBER, rows, { words: 2 });
+    this.view.show(`${figure.group}: ${figure.choice}`, EVERY_NUMBER, rows, { words: 2, notes: [figure.note] });
   }
 
   save(format) {
