@@ -13,7 +13,7 @@ from studies import full_study, made_study
 
 from peftbench.record import Made, read_record, write_record
 from peftbench.report import page
-from peftbench.report.styles import style
+from peftbench.report.styles import METHODS, style
 
 EVIL = "<img src=x onerror=\"document.title='run'\"></script><script>document.title='run'</script>"
 PROBE = """(async () => {
@@ -238,6 +238,39 @@ def test_few_labels_and_edits_are_drawn_and_hidden_with_their_rows(
     for hidden in (0, 2):
         tab.run(f"{parent}.click()")
         assert tab.run("hidden.size") == hidden, "a method's box is that of all its rows"
+    assert tab.errors() == []
+
+
+def test_forty_methods_are_found_and_hidden_and_stay_within_a_phone(
+    write_run: Callable[..., Path], tmp_path: Path, browser: Browser
+) -> None:
+    for at, method in enumerate(METHODS[:40]):
+        for seed in range(2):
+            write_run(method, "mrpc", seed, 0.6 + 0.005 * at + 0.001 * seed, entries=100 * (at + 1))
+    path = tmp_path / "page.html"
+    page.write(page.content(made_study(tmp_path)), path)
+    tab = browser.open(path.as_uri(), 390)
+    tab.run("(get('methods').open = true, places.forEach(place => place.draw()))")
+    lines = "[...document.querySelectorAll('#table tbody tr')].map(line => line.cells[0].textContent)"
+    assert sorted(tab.run(lines)) == sorted(METHODS[:40])
+    keys = "[...places.get('Score against cost').key.children].map(one => one.textContent.slice(2))"
+    assert sorted(tab.run(keys)) == sorted(METHODS[:40])
+    wide = "[...document.querySelectorAll('body *')].filter(one => !one.closest('.wide, svg, .spoken, .skip'))"
+    outside = f"{wide}.filter(one => one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML)"
+    assert tab.run("document.documentElement.scrollWidth") == 390
+    assert tab.run(outside) == [], "tables alone are wider, each in a box that scrolls"
+    tab.run("(get('search').value = 'id3', get('search').dispatchEvent(new Event('input')))")
+    found = [method for method in METHODS[:40] if "id3" in method]
+    listed = "[...get('legend').children].filter(one => !one.hidden).map(one => one.textContent.slice(1))"
+    assert sorted(tab.run(listed)) == sorted(found)
+    tab.run("get('show-found').click()")
+    assert sorted(tab.run(lines)) == sorted(found)
+    assert tab.run("get('shown-methods').textContent") == f"{len(found)} of 40 shown"
+    tab.run("get('show-none').click()")
+    assert tab.run(lines) == []
+    tab.run("get('show-all').click()")
+    tab.run("[...get('legend').children].find(one => one.textContent.endsWith('lora')).firstChild.click()")
+    assert len(tab.run(lines)) == 39
     assert tab.errors() == []
 
 
