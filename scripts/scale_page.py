@@ -2,9 +2,10 @@
 
     python scripts/scale_page.py [--methods 40] [--seeds 32] [--to page.html]
 
-One real run's record is made again for every method, eight tasks and every seed, with scores of its own. Prints
-seconds: `make` until the file is there; `open` from the browser's start of loading until tables, filters and the first
-figure are drawn (its own clock, the least of three); the file's MB.
+One real run's record is made again for every method, eight tasks and every seed, with scores of its own; there are no
+predictions, searches or artefacts among them, whose views and figures a real study pays for, too. Prints seconds:
+`make` until the file is there; `open` from the browser's start of loading until tables, filters and the first figure
+are drawn (its own clock, the least of three); the file's MB.
 """
 
 import argparse

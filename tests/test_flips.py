@@ -127,7 +127,14 @@ def test_studies_are_joined_by_row_and_seed_beside_the_floor(
     code, out, err = command("report", "made", "--old", "before", "--to", "page.html")
     assert code == 0, err
     pairs = versions.paired("before", "made", tmp_path / "outputs")[0]
-    section = page.content(records.read_study(tmp_path / "outputs", "made"), None, flips.between(pairs))["flips"]
+    content = page.content(records.read_study(tmp_path / "outputs", "made"), None, flips.between(pairs))
+    (drawn,) = [one for one in content["figures"] if one["word"] == "flips"]
+    assert [(panel["title"], panel["column"]) for panel in drawn["panels"][::2]] == [
+        ("cola acc", "cola acc"), ("mrpc acc", "mrpc acc"), ("mean of 2", None)
+    ]  # fmt: skip
+    assert drawn["panels"][0]["series"][0]["rows"] == ["lora"], "it is hidden with its row"
+    section = content["flips"]
+    assert any(note.startswith("NFR, PFR: rows that went from right to wrong") for note in section["notes"])
     assert [task["title"] for task in section["rows"]] == ["cola acc: lora → lora", "mrpc acc: lora → lora"]
     assert section["rows"][1]["rows"][:2] == [["0", LABEL, "3/3", "0/3"], ["1", OTHER, "3/3", "0/3"]]
     assert section["rows"][1]["rows"][-1] == ["7", OTHER, "0/3", "1/3"]

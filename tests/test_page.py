@@ -106,6 +106,9 @@ def test_every_method_has_looks_of_its_own_that_no_other_changes() -> None:
     assert not style("somebody_elses").filled
     assert style("id3", "like-bitfit").colour == style("id3").colour
     assert style("id3", "like-bitfit").dash != style("id3").dash
+    learners = [path.stem for path in Path("conf/learner").glob("[!_]*.yaml")]
+    assert len({looks(learner)[0] for learner in learners}) == len(learners), "they are always drawn together"
+    assert looks("mos, order 2") == looks("mos")
 
 
 def test_what_id3_and_adalora_chose_over_time_is_drawn_by_layer_and_kind(tmp_path: Path) -> None:

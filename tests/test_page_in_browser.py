@@ -13,7 +13,7 @@ from studies import full_study, made_study
 
 from peftbench.record import Made, read_record, write_record
 from peftbench.report import page
-from peftbench.report.styles import style
+from peftbench.report.styles import METHODS, style
 
 EVIL = "<img src=x onerror=\"document.title='run'\"></script><script>document.title='run'</script>"
 PROBE = """(async () => {
@@ -68,10 +68,14 @@ PROBE = """(async () => {
   document.querySelector(`#view-table [aria-label$='Markdown']`).click();
   told.view = document.querySelector("#text textarea").value;
   get("text").close();
+  told.exported = [verdicts, everyPair, place.view, runs].map(one => one.text("Markdown"));
+  told.headless = ["table", "verdicts", "every-pair", "view-table", "runs"]
+    .map(id => document.querySelectorAll(`#${id} tbody tr > :first-child:not(th[scope=row])`).length);
   const lines = [...document.querySelectorAll("#runs tbody tr")];
   lines.find(line => line.cells[0].textContent === "bitfit").querySelector("button").click();
   told.open = get("run").textContent;
-  told.confusion = [...document.querySelectorAll(".confusion td")].map(cell => cell.textContent);
+  told.confusion = [...document.querySelectorAll(".confusion [scope=row], .confusion td")]
+    .map(cell => cell.textContent);
   told.unnamed = [...document.querySelectorAll("button, select, input, textarea, [role=img], [role=region]")]
     .filter(one => !(one.getAttribute("aria-label") || one.textContent || one.closest("label"))).length;
   told.unreachable = [...document.querySelectorAll("button, select, input, summary, .wide.tall")]
@@ -152,7 +156,7 @@ def check_keyboard(tab: Tab) -> None:
     assert tab.run("[get('text').open, document.activeElement.getAttribute('aria-label')]") == [
         False, "results as LaTeX"
     ]  # fmt: skip
-    tab.tab_to("at.closest('#runs td') && at.textContent === 'lora'")
+    tab.tab_to("at.closest('#runs tbody th') && at.textContent === 'lora'")
     tab.press("Enter")
     assert tab.run("get('run').hidden") is False
     tab.run("document.activeElement.blur()")
@@ -237,6 +241,39 @@ def test_few_labels_and_edits_are_drawn_and_hidden_with_their_rows(
     assert tab.errors() == []
 
 
+def test_forty_methods_are_found_and_hidden_and_stay_within_a_phone(
+    write_run: Callable[..., Path], tmp_path: Path, browser: Browser
+) -> None:
+    for at, method in enumerate(METHODS[:40]):
+        for seed in range(2):
+            write_run(method, "mrpc", seed, 0.6 + 0.005 * at + 0.001 * seed, entries=100 * (at + 1))
+    path = tmp_path / "page.html"
+    page.write(page.content(made_study(tmp_path)), path)
+    tab = browser.open(path.as_uri(), 390)
+    tab.run("(get('methods').open = true, places.forEach(place => place.draw()))")
+    lines = "[...document.querySelectorAll('#table tbody tr')].map(line => line.cells[0].textContent)"
+    assert sorted(tab.run(lines)) == sorted(METHODS[:40])
+    keys = "[...places.get('Score against cost').key.children].map(one => one.textContent.slice(2))"
+    assert sorted(tab.run(keys)) == sorted(METHODS[:40])
+    wide = "[...document.querySelectorAll('body *')].filter(one => !one.closest('.wide, svg, .spoken, .skip'))"
+    outside = f"{wide}.filter(one => one.getBoundingClientRect().right > innerWidth + 1).map(one => one.outerHTML)"
+    assert tab.run("document.documentElement.scrollWidth") == 390
+    assert tab.run(outside) == [], "tables alone are wider, each in a box that scrolls"
+    tab.run("(get('search').value = 'id3', get('search').dispatchEvent(new Event('input')))")
+    found = [method for method in METHODS[:40] if "id3" in method]
+    listed = "[...get('legend').children].filter(one => !one.hidden).map(one => one.textContent.slice(1))"
+    assert sorted(tab.run(listed)) == sorted(found)
+    tab.run("get('show-found').click()")
+    assert sorted(tab.run(lines)) == sorted(found)
+    assert tab.run("get('shown-methods').textContent") == f"{len(found)} of 40 shown"
+    tab.run("get('show-none').click()")
+    assert tab.run(lines) == []
+    tab.run("get('show-all').click()")
+    tab.run("[...get('legend').children].find(one => one.textContent.endsWith('lora')).firstChild.click()")
+    assert len(tab.run(lines)) == 39
+    assert tab.errors() == []
+
+
 def test_a_method_looks_the_same_in_a_line_of_several_rows(write_run: Callable[..., Path], tmp_path: Path) -> None:
     few_labels_and_edits(write_run)
     content = page.content(made_study(tmp_path))
@@ -294,6 +331,13 @@ def check_probed(probed: dict[str, Any]) -> None:
     assert set(probed["numbers"]) == {"lora", "bitfit", "id3", EVIL, "front"}
     assert "| lora | 900 | 10 | **80.2 ± 0.2** |" in probed["Markdown"]
     assert "lora & 900 & 10 & \\textbf{80.2 $\\pm$ 0.2} &" in probed["LaTeX"]
+    matrix, pairs, numbers, runs = probed["exported"]
+    for text in (matrix, pairs):
+        assert "\nsigns: > the row is shown to be better than the column, &lt; worse, = tied within 1 point" in text
+        assert "p corrected by Holm for 3 pairs in mrpc acc, is below 5%" in text
+    assert "95% bootstrap interval of the mean over seeds" in numbers
+    assert "± rows: standard error" in runs
+    assert probed["headless"] == [0] * 5, "the first cell of a row names it"
     assert "bitfit, mrpc acc, seed" in probed["open"]
     assert probed["confusion"] == ["equivalent", "2", "4", "not_equivalent", "2", "4"]
     assert probed["unnamed"] == probed["unreachable"] == 0

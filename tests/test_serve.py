@@ -1,14 +1,17 @@
 """A live page: it follows the records, answers its own name alone, and does nothing but read."""
 
 import http.client
+import itertools
 import json
 import os
 import signal
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,11 +27,12 @@ Asked = tuple[int, dict[str, str], bytes]
 
 
 @contextmanager
-def serving(tmp_path: Path, port: int = 0) -> Iterator[serve.Server]:
-    """A live page of the study "made"."""
+def serving(tmp_path: Path, port: int = 0, before: Callable[[], None] = lambda: None) -> Iterator[serve.Server]:
+    """A live page of the study "made"; `before` is called before its content is made, each time."""
     read = serve.KeptRecords()
 
     def content() -> dict[str, Any]:
+        before()
         return page.content(read_so_far(tmp_path / "outputs", "made", read=read))
 
     def states() -> Iterable[tuple[str, int]]:
@@ -49,6 +53,7 @@ def serving(tmp_path: Path, port: int = 0) -> Iterator[serve.Server]:
 def server(write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[serve.Server]:
     """A live page of a study with one run, that looks at the records whenever it is asked."""
     monkeypatch.setattr(serve, "PAUSE", 0.0)
+    monkeypatch.setattr(serve, "SPARE", 0)
     write_run("lora", "mrpc", 0, 0.8)
     with serving(tmp_path) as server:
         yield server
@@ -82,10 +87,71 @@ def test_a_live_page_follows_the_records(server: serve.Server, write_run: Callab
     assert "study made: there is none under" in json.loads(ask(server, "/data.json")[2])["problem"]
 
 
+def test_a_page_that_is_being_made_keeps_nobody_else_waiting(
+    write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve, "PAUSE", 0.0)
+    monkeypatch.setattr(serve, "SPARE", 0)
+    begun, on = threading.Event(), threading.Event()
+    calls = itertools.count()
+
+    def before() -> None:
+        if next(calls):  # the first page is made before the server begins
+            begun.set()
+            assert on.wait(300)
+
+    write_run("lora", "mrpc", 0, 0.8)
+    with serving(tmp_path, before=before) as server, ThreadPoolExecutor(1) as other:
+        old = ask(server, "/data.json")
+        write_run("bitfit", "mrpc", 1, 0.7)
+        waiting = other.submit(runs, server)
+        try:
+            assert begun.wait(300)
+            assert ask(server, "/data.json")[2] == old[2]
+            assert ask(server, "/data.json", If_None_Match=old[1]["ETag"])[0] == 304
+        finally:
+            on.set()
+        assert sorted(waiting.result(300)) == [("bitfit", 1), ("lora", 0)]
+        assert next(calls) == 2, "one thread made it"
+
+
+def test_the_longer_a_page_takes_the_rarer_it_is_made(
+    write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, takes = [1000.0], [0.01]
+    monkeypatch.setattr(serve, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def before() -> None:
+        now[0] += takes[0]
+
+    write_run("lora", "mrpc", 0, 0.8)
+    with serving(tmp_path, before=before) as server:
+        takes[0] = 7.0
+        for seed, waits, seen in ((1, 1.0, 1), (2, 1.1, 3), (3, 69.0, 3), (4, 1.5, 5)):
+            write_run("lora", "mrpc", seed, 0.8)
+            now[0] += waits
+            assert len(runs(server)) == seen
+
+
+def test_what_has_not_changed_is_not_written_again(server: serve.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = []
+
+    def dumps(content: Any, **words: Any) -> str:
+        written.append(content)
+        return json.dumps(content, **words)
+
+    monkeypatch.setattr(serve, "json", SimpleNamespace(dumps=dumps))
+    _, headers, _ = ask(server, "/data.json")
+    for _ in range(3):
+        assert ask(server, "/data.json", If_None_Match=headers["ETag"])[0] == 304
+    assert len(written) == 1
+
+
 def test_a_page_is_there_before_the_first_record_and_outlives_its_server(
     write_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, browser: Browser
 ) -> None:
     monkeypatch.setattr(serve, "PAUSE", 0.02)
+    monkeypatch.setattr(serve, "SPARE", 0)
     monkeypatch.setattr(serve, "POLL", 0.02)
     planned = tmp_path / "outputs" / "made" / "mrpc-lora-0" / "seed0" / ".hydra"
     planned.mkdir(parents=True)

@@ -27,6 +27,7 @@ from peftbench.report import bootstrap, predictions
 from peftbench.report.versions import Version
 
 EXCESS = "NFR above seed to seed"
+MEAN = "mean of "  # begins the column of a mean over tasks
 RESAMPLES = 1000
 CHUNK = 50  # resamples at a time: QQP's 40,430 rows take 8 MB each 50
 MEASURES = ("accuracy", "change", "NFR", "PFR", "NFR_mc", "NFI", "trust", "loss", "gain")
@@ -133,6 +134,20 @@ def grid(compared: Sequence[Flips]) -> list[list[str]]:
                 texts = [_number(name, floors[name]) if name in floors else "–" for name in names]
                 rows.append(["", f"seed to seed of {version}", "", "", *texts])
     return rows
+
+
+def notes(compared: Sequence[Flips]) -> list[str]:
+    """What the grid's columns mean, of those that it has."""
+    names = {name for one in compared for name in one.figures}
+    regression = names.intersection(UNITS)
+    return [
+        "in percent of the dev rows [95% interval, rows and pairs of seeds drawn together]",
+        "seed to seed: what flips where nothing but the seed of one version changes",
+        "NFR, PFR: rows that went from right to wrong, and from wrong to right; change: of the accuracy, PFR - NFR",
+        "NFR_mc: wrong after, and not with the answer of before; NFI: NFR as a share of the new errors",
+        "trust: 1 - NFR / old accuracy",
+        *(["of numbers, NFR, PFR: rows whose error grew, shrank; loss, gain: by how much"] if regression else []),
+    ]
 
 
 def _shown(name: str, figure: Figure | None) -> str:
@@ -358,7 +373,7 @@ def _overall(compared: Sequence[Flips], draws: Sequence[Mapping[str, np.ndarray]
             figures["NFR"] = replace(figures["NFR"], excess=excess)
         before, after = (_mean([compared[i].scores[side] for i in places]) for side in (0, 1))
         pairs = sum(compared[i].pairs for i in places)
-        yield Flips(f"mean of {len(places)}", old, new, pairs, (before, after), figures, [])
+        yield Flips(f"{MEAN}{len(places)}", old, new, pairs, (before, after), figures, [])
 
 
 def _scores(old: Version, new: Version) -> tuple[float | None, float | None]:

@@ -38,6 +38,7 @@ from peftbench.report import (
     subsets,
 )
 from peftbench.report.figures.every import figures
+from peftbench.report.figures.flips import updates
 from peftbench.report.figures.parts import Figure, Material, Series, style_of
 from peftbench.report.flips import Flips
 from peftbench.report.records import Study, column_of, flat
@@ -84,7 +85,6 @@ def html(shown: dict[str, Any], poll: float | None = None) -> str:
     parts = {
         "STYLE": texts["page.css"],
         "POLL": "" if poll is None else f"{1000 * poll:.0f}",
-        "MARGIN": comparison.points(shown["margin"]),
         "PLOTLY": get_plotlyjs(),
         "SCRIPT": "\n".join(texts[name] for name in SCRIPTS),
         "DATA": embedded(first),
@@ -126,10 +126,9 @@ def content(
     pairs = [_predictions(folder, record) for folder, record in done]
     table = build(study, paper)
     material = Material(study)
-    drawn = list(figures(material))
+    drawn = [*figures(material), *([updates(flipped)] if flipped else [])]
     return {
         "study": study.name,
-        "margin": margin,
         "table": {
             "title": table.title,
             "grid": render.grid(table),
@@ -157,7 +156,11 @@ def content(
             if record.status != "done"
         ],
         "wrong": _most_wrong(done, names, pairs),
-        "flips": {"grid": flips.grid(flipped), "rows": [_flipped(one) for one in flipped if one.flipped]},
+        "flips": {
+            "grid": flips.grid(flipped),
+            "notes": flips.notes(flipped),
+            "rows": [_flipped(one) for one in flipped if one.flipped],
+        },
         "protocol": shared,
         "provenance": _provenance([record for _, record in done]),
     }
@@ -226,11 +229,20 @@ def _verdicts(study: Study, rows: pd.DataFrame, margin: float) -> list[dict[str,
             "column": column,
             "mean": column not in {one.name for one in read},
             "names": list(dict.fromkeys(name for item in items for name in (item.first, item.second))),
-            "family": items[0].family,
-            "tests": items[0].tests,
+            "notes": _legend(items[0]),
             "pairs": [_rounded(_pair(item)) for item in items],
         }
         for column, items in families.items()
+    ]
+
+
+def _legend(item: Verdict) -> list[str]:
+    """What the signs of a verdict's family mean, and what its p were corrected for."""
+    margin = comparison.points(item.margin)
+    tests = f"p corrected by Holm for {item.tests} {item.family}" if item.tests > 1 else "one test, not corrected"
+    return [
+        f"signs: > the row is shown to be better than the column, < worse, = tied within {margin}, ? not decided",
+        f"shown: {tests}, is below 5%; tied: so is that of differing by the margin or more",
     ]
 
 

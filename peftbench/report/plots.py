@@ -17,6 +17,7 @@ from peftbench.report.figures.parts import Figure, Front, Material, Panel, style
 from peftbench.report.records import Study
 
 LEGEND_LINE = 0.17  # inches
+MOST_MARKERS = 30  # on one line
 LINES = {"solid": "-", "dash": "--", "dashdot": "-.", "dot": ":"}
 FORMATS: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
@@ -111,10 +112,11 @@ def _lines(axis: Axes, panel: Panel, methods: Methods) -> None:
     for one in panel.series:
         look = style_of(one, methods)
         face = look.colour if look.filled else "none"
-        marker = look.marker if len(one.x) <= 30 else ""
+        every = math.ceil(len(one.x) / MOST_MARKERS)
         axis.plot(
-            one.x, one.y, label=one.name, color=look.colour, marker=marker, ms=4, mfc=face, ls=LINES[look.dash], lw=1.2
-        )
+            one.x, one.y, label=one.name, color=look.colour, marker=look.marker, markevery=every, ms=4, mfc=face,
+            ls=LINES[look.dash], lw=1.2
+        )  # fmt: skip
         if one.low:
             axis.fill_between(one.x, one.low, one.high, color=look.colour, alpha=0.12, lw=0)
         if one.dots:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +21,7 @@ PORTS = range(65536)
 PAUSE = 2.0  # seconds at least between two looks at the records
 POLL = 5.0  # seconds after which a page asks again
 NOTICE = 0.1  # seconds in which a server sees that it is to end
-SPARE = 10  # times as long as a count of the cells took, no other is made: with thousands of them it takes seconds
+SPARE = 10  # times as long as a look took, no other is taken: a page of thousands of runs takes seconds of the study's
 PATIENCE = 10.0  # seconds that a reader may take over a request
 HEADERS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-cache"}
 
@@ -44,8 +45,26 @@ class KeptRecords:
         return record
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What is given for an address, and the mark by which it is known again."""
+
+    kind: str
+    content: bytes
+    mark: str
+
+
+# Address -> kind and text of what is given there.
+GIVEN: dict[str, tuple[str, Callable[[Content], str]]] = {
+    "/": ("text/html; charset=utf-8", lambda content: page.html(content, POLL)),
+    "/data.json": ("application/json", lambda content: json.dumps(content, allow_nan=False)),
+}
+
+
 class Live:
     """The page's content, made again when the study's records have changed.
+
+    Whoever asks first after a pause takes a look, and waits for what it makes; others are given the last one meanwhile.
 
     Args:
         study: the study's folder.
@@ -60,39 +79,52 @@ class Live:
         self, study: Path, make: Callable[[], Content], count: Callable[[], Iterable[tuple[str, int]]]
     ) -> None:
         self._study, self._make, self._count = study, make, count
-        self._lock = threading.Lock()
-        self._cells: dict[str, int] = {}
-        self._next_count = 0.0
+        self._looking = threading.Lock()
+        began = time.monotonic()
         self._marks = self._looked_at()
         self._made = make()
-        self._content = self._counted()
-        self._until = time.monotonic() + PAUSE
+        self._shown: tuple[Content, dict[str, Answer]] = self._counted(), {}  # and by address what was given of it
+        self._until = _next_look(began)
 
-    def content(self) -> Content:
-        """What is there now; what was there last, and why, where that cannot be read."""
-        with self._lock:
-            if time.monotonic() >= self._until:
-                try:
-                    marks = self._looked_at()
-                    if marks != self._marks:
-                        self._made = self._make()
-                        self._marks = marks
-                    self._content = self._counted()
-                except BadInput as error:  # records are being moved or removed, or are of another backbone
-                    self._content = {**self._content, "problem": short_line(error.every[0], LONGEST_LINE)}
-                self._until = time.monotonic() + PAUSE
-            return self._content
+    def answer(self, address: str) -> Answer:
+        """What is given for one of `GIVEN`: what is there now, or was last, and why, where that cannot be read."""
+        if time.monotonic() >= self._until and self._looking.acquire(blocking=False):
+            try:
+                self._look()
+            finally:
+                self._looking.release()
+        content, answers = self._shown
+        if address not in answers:
+            kind, text = GIVEN[address]
+            data = text(content).encode()
+            answers[address] = Answer(kind, data, f'"{hashlib.sha256(data).hexdigest()}"')
+        return answers[address]
+
+    def _look(self) -> None:
+        began = time.monotonic()
+        try:
+            marks = self._looked_at()
+            if marks != self._marks:
+                self._made = self._make()
+                self._marks = marks
+            content = self._counted()
+        except BadInput as error:  # records are being moved or removed, or are of another backbone
+            content = {**self._shown[0], "problem": short_line(error.every[0], LONGEST_LINE)}
+        if content != self._shown[0]:
+            self._shown = content, {}
+        self._until = _next_look(began)
 
     def _counted(self) -> Content:
-        began = time.monotonic()
-        if began >= self._next_count:
-            self._cells = {state: number for state, number in self._count() if number}
-            now = time.monotonic()
-            self._next_count = now + SPARE * (now - began)
-        return {**self._made, "cells": self._cells}
+        return {**self._made, "cells": {state: number for state, number in self._count() if number}}
 
     def _looked_at(self) -> list[object]:
         return [stamp(path) for path in find_records(self._study)]
+
+
+def _next_look(began: float) -> float:
+    """When the records may be looked at again, after a look that ends now."""
+    now = time.monotonic()
+    return now + max(PAUSE, SPARE * (now - began))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -105,24 +137,20 @@ class Handler(BaseHTTPRequestHandler):
         """The page at /, its data at /data.json."""
         if self.headers.get("Host") not in self.server.names:  # a stranger's name for this machine
             self.send_error(HTTPStatus.FORBIDDEN)
-        elif self.path == "/":
-            self._give("text/html; charset=utf-8", page.html(self.server.live.content(), POLL))
-        elif self.path == "/data.json":
-            self._give("application/json", json.dumps(self.server.live.content(), allow_nan=False))
+        elif self.path in GIVEN:
+            self._give(self.server.live.answer(self.path))
         else:
             self.send_error(HTTPStatus.NOT_FOUND)
 
-    def _give(self, kind: str, text: str) -> None:
-        content = text.encode()
-        mark = f'"{hashlib.sha256(content).hexdigest()}"'
-        same = self.headers.get("If-None-Match") == mark
+    def _give(self, answer: Answer) -> None:
+        same = self.headers.get("If-None-Match") == answer.mark
         self.send_response(HTTPStatus.NOT_MODIFIED if same else HTTPStatus.OK)
-        for key, value in {**HEADERS, "Content-Type": kind, "ETag": mark}.items():
+        for key, value in {**HEADERS, "Content-Type": answer.kind, "ETag": answer.mark}.items():
             self.send_header(key, value)
-        self.send_header("Content-Length", "0" if same else str(len(content)))
+        self.send_header("Content-Length", "0" if same else str(len(answer.content)))
         self.end_headers()
         if not same:
-            self.wfile.write(content)
+            self.wfile.write(answer.content)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: a page that is left open would fill the terminal."""

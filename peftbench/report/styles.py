@@ -3,9 +3,11 @@
 import hashlib
 from dataclasses import dataclass
 
-# Seven of Okabe and Ito's colours, which colour-blind readers tell apart, readable on white and on black: their black
-# is grey here, their yellow left out. Eleven markers: 7 and 11 have no common factor, so 77 methods differ from each
-# other, and neighbours in the list differ in both.
+# Seven of Okabe and Ito's colours, which colour-blind readers tell apart: their black is grey here, their yellow left
+# out. On white, orange and sky blue have a contrast of 2.3:1, below the 3:1 of WCAG 1.4.11, the others 3.1 to 5.2; an
+# orange dark enough would be vermillion to deuteranopes. So no mark is told by its colour alone, but by its shape, too.
+# Eleven markers: 7 and 11 have no common factor, so 77 methods differ from each other, and neighbours in the list
+# differ in both.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#808080")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "p", "<", ">")
 PLOTLY = dict(
@@ -29,6 +31,7 @@ METHODS = (
     "spafit_4_19_ii", "spafit_9_14_i", "spafit_9_14_ii", "spafit_9_19_i", "spafit_9_19_ii",
     "prompt_tuning", "p_tuning", "prefix_tuning", "largest", "deft", "frod", "glora", "lily", "osf", "peanut", "eva",
 )  # fmt: skip
+LEARNERS = ("finetune", "simplecil", "aper", "mos", "joint", "oracle")  # of sequences: drawn alike in every order
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,8 @@ class Style:
 
     Attributes:
         colour: as #RRGGBB; marker: matplotlib's sign.
-        filled: false for methods that have no place in `METHODS`, whose looks are drawn from their name, and for what
-            was made of a method's runs.
+        filled: false for methods that have no place in `METHODS`, whose looks are drawn from their name, for learners
+            of sequences, and for what was made of a method's runs.
         dash: of lines; another budget or protocol of the same method has another.
     """
 
@@ -64,6 +67,9 @@ def style(method: str, variant: str = "") -> Style:
         place = METHODS.index(method)
         dash = DASHES[(place // len(COLOURS) + more) % len(DASHES)]
         return Style(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)], True, dash)
+    if (learner := method.partition(",")[0]) in LEARNERS:
+        place = LEARNERS.index(learner)
+        return Style(COLOURS[place], MARKERS[place], False, DASHES[more % len(DASHES)])
     what, of, whose = method.partition(" of ")
     if of and (made_from := whose.partition(",")[0].split()[0]) in METHODS:  # made of its runs: its colour, open
         made = what + whose.removeprefix(made_from)

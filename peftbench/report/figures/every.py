@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from peftbench.report.figures import edits, few, made, scores, together, training
+from peftbench.report.figures import edits, few, made, scores, sequences, together, training
 from peftbench.report.figures.parts import Figure, Material
 
 FIGURES: list[Callable[[Material], Iterator[Figure]]] = [
@@ -16,6 +16,8 @@ FIGURES: list[Callable[[Material], Iterator[Figure]]] = [
     training.rates,
     training.growth,
     training.chosen,
+    sequences.stages,
+    sequences.forgotten,
     made.artefacts,
     made.steps,
     edits.curves,

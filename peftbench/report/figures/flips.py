@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from peftbench.report.figures.parts import Figure, Panel, Series
-from peftbench.report.flips import Flips
+from peftbench.report.flips import MEAN, Flips
 
 MEASURES = {
     "NFR": "rows that it gets wrong and were right, %",
@@ -20,9 +20,10 @@ def updates(compared: Sequence[Flips]) -> Figure:
         classes = all("change" in one.figures for one in here)
         for measure in ("NFR", "change" if classes else "PFR"):
             series = [_line(one, measure) for one in here]
-            panels.append(Panel(column, MEASURES[measure], "", column, series=series))
+            task = None if column.startswith(MEAN) else column
+            panels.append(Panel(column, MEASURES[measure], "", task, series=series))
     note = "interval: 95%, rows and pairs of seeds drawn together; dots: the same from seed to seed of either version"
-    return Figure("flips", "Flips", "flips", "rows", panels, note)
+    return Figure("flips", "Flips", "flips", "rows", panels, note, dot="from seed to seed of one version")
 
 
 def _line(one: Flips, measure: str) -> Series:
@@ -30,4 +31,5 @@ def _line(one: Flips, measure: str) -> Series:
     value, low, high = (100 * number for number in (figure.value, figure.low, figure.high))
     floors = [] if measure == "change" else [figure.old_floor, figure.new_floor]  # its own are 0
     dots = [(100 * floor, 0.0) for floor in floors if floor is not None]
-    return Series(f"{one.old} → {one.new}", [value], [0.0], [low], [high], dots=dots, method=one.new.split()[0])
+    method = one.new if " of " in one.new else one.new.split()[0]
+    return Series(f"{one.old} → {one.new}", [value], [0.0], [low], [high], dots=dots, rows=(one.new,), method=method)

@@ -7,6 +7,7 @@ from peftbench.ground.quantity import quantity
 from peftbench.record import Made, Record
 from peftbench.report.figures.parts import Figure, Material, Panel, Series, bounds
 from peftbench.report.figures.scores import INTERVALS, SCORE, by_row
+from peftbench.report.figures.sequences import GROUP as SEQUENCES
 
 GROUP = "Made of finished runs"
 LONGEST_WORD = 40  # letters of a command in a file's name
@@ -15,6 +16,7 @@ COMMANDS = {
     "port": "ported",
     "edit": "edited",
     "score": "scored elsewhere",
+    "sequence": "after the last stage",
 }  # others by their own name
 
 
@@ -36,7 +38,8 @@ def artefacts(material: Material) -> Iterator[Figure]:
             panels += [by_row(column, column, SCORE, rows)] if rows else []
         if panels:
             word = re.sub(r"[^a-z0-9]+", "_", by.lower())[:LONGEST_WORD]  # a stranger's record may say anything
-            yield Figure(f"made_{word}", GROUP, COMMANDS.get(by, by), "rows", panels, INTERVALS)
+            group = SEQUENCES if by == "sequence" else GROUP  # which is made of no run
+            yield Figure(f"made_{word}", group, COMMANDS.get(by, by), "rows", panels, INTERVALS)
 
 
 def steps(material: Material) -> Iterator[Figure]:

@@ -100,6 +100,7 @@ class Figure:
         kind: points with intervals; lines with bands; rows of one series each, x being the value; maps.
         note: what the marks mean.
         row: the row of the table that a map is of.
+        dot: what one of the small dots is, as it says when it is looked at.
     """
 
     word: str
@@ -109,6 +110,7 @@ class Figure:
     panels: list[Panel]
     note: str
     row: str | None = None
+    dot: str = "one seed"
 
 
 @dataclass(frozen=True)

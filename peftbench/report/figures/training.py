@@ -21,12 +21,15 @@ RATES: list[tuple[Key, str, str]] = [
 
 
 def curves(material: Material) -> Iterator[Figure]:
-    """Dev score over training: mean over seeds, and the band from the lowest to the highest."""
+    """Dev score over training: mean over seeds, and the band from the lowest to the highest; of no artefact."""
     panels = []
     for column in material.columns:
         series = []
         for name, same in material.of(column):
-            scores = [_curve(material.records[int(place)]) for place in same["record"]]
+            records = [material.records[int(place)] for place in same["record"]]
+            if any(record.made for record in records):  # its evaluations are stages, or go on from a run's
+                continue
+            scores = [_curve(record) for record in records]
             steps = sorted(set.intersection(*(set(curve) for curve in scores)))
             if len(steps) < 2:  # looked at once, at the end
                 continue

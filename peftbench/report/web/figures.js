@@ -6,6 +6,8 @@ const GLYPHS = {
   pentagon: "⬟", "triangle-left": "◀", "triangle-right": "▶",
 };
 const MOST_BANDS = 12; // series; with more, bands hide each other
+const MAP_WORDS = 100; // pixels for the words below a map, which are long and stand at an angle
+const MOST_MARKERS = 30; // on one line
 const MOST_DOTS = 4000; // single seeds in one figure
 const EVERY_NUMBER = ["panel", "series", "x", "y", "from", "to", "in words"];
 
@@ -29,9 +31,9 @@ function faded(colour, share) {
 
 // Every kind of figure: (panel, axes) -> Plotly's traces. Axes name the panel's place in the grid.
 const TRACES = {
-  points(panel, axes, roomy) {
+  points(panel, axes, roomy, dot) {
     const traces = front(panel.front, axes, panel.log);
-    if (roomy) traces.push(dots(panel, axes, { size: 4, opacity: 0.45 }));
+    if (roomy) traces.push(dots(panel, axes, dot, { size: 4, opacity: 0.45 }));
     for (const one of panel.series) traces.push({
       ...axes, x: one.x, y: one.y, mode: "markers", name: plain(one.name), hovertemplate: hover,
       text: one.notes.map(note => words(one.name, panel, note)), error_y: bars(one.y, one, look(one.name).colour),
@@ -49,8 +51,8 @@ const TRACES = {
         fill: "toself", fillcolor: faded(colour, 0.13), line: { width: 0 }, hoverinfo: "skip", name: "band",
       });
       traces.push({
-        ...axes, x: one.x, y: one.y, mode: one.x.length > 30 ? "lines" : "lines+markers", name: plain(one.name),
-        line: { color: colour, dash, width: 1.5 }, marker: { symbol, size: 6 }, hovertemplate: hover,
+        ...axes, x: one.x, y: one.y, mode: "lines+markers", name: plain(one.name),
+        line: { color: colour, dash, width: 1.5 }, marker: { symbol, size: 6, maxdisplayed: MOST_MARKERS }, hovertemplate: hover,
         text: one.notes.map(note => words(one.name, panel, note)),
       });
       if (one.dots.length) traces.push({
@@ -61,8 +63,8 @@ const TRACES = {
     return traces;
   },
 
-  rows(panel, axes, roomy) {
-    const traces = roomy ? [dots(panel, axes, { size: 5, opacity: 0.5 }, true)] : [];
+  rows(panel, axes, roomy, dot) {
+    const traces = roomy ? [dots(panel, axes, dot, { size: 5, opacity: 0.5 }, true)] : [];
     for (const one of panel.series) traces.push({
       ...axes, x: one.x, y: [plain(one.name)], mode: "markers", name: plain(one.name), hovertemplate: hover,
       text: one.notes.map(note => words(one.name, panel, note)), error_x: bars(one.x, one, look(one.name).colour),
@@ -90,12 +92,12 @@ function bars(middle, one, color) {
   };
 }
 
-function dots(panel, axes, marker, named = false) {
+function dots(panel, axes, word, marker, named = false) {
   const every = panel.series.flatMap(one => one.dots.map(dot => [dot, one]));
   return {
     ...axes, x: every.map(([dot]) => dot[0]), y: every.map(([dot, one]) => (named ? plain(one.name) : dot[1])),
-    mode: "markers", name: "seeds", hovertemplate: hover,
-    text: every.map(([dot, one]) => `${plain(one.name)}, one seed<br>${dot[named ? 0 : 1].toFixed(2)}`),
+    mode: "markers", name: "dots", hovertemplate: hover,
+    text: every.map(([dot, one]) => `${plain(one.name)}, ${word}<br>${dot[named ? 0 : 1].toFixed(2)}`),
     marker: { ...marker, color: every.map(([, one]) => look(one.name).colour) },
   };
 }
@@ -127,6 +129,13 @@ function front(steps, axes, log) {
 
 const namesOf = figure => [...new Set(figure.panels.flatMap(panel => panel.series.map(one => one.name)))];
 
+// Where a log axis has ticks: few decades need those between them, or there may be no tick at all; many are too close.
+function logTicks(panel, narrow) {
+  const every = panel.series.flatMap(one => one.x).filter(x => x > 0);
+  const decades = Math.log10(Math.max(...every) / Math.min(...every));
+  return { dtick: decades < 1 ? "D2" : narrow && decades > 3 ? 2 : 1 };
+}
+
 // A grid of small plots, as many side by side as there is room for.
 function drawn(figure, width) {
   const count = figure.panels.length;
@@ -139,13 +148,13 @@ function drawn(figure, width) {
   const style = getComputedStyle(document.documentElement);
   const [text, line, back] = ["--text", "--line", "--back"].map(key => style.getPropertyValue(key).trim());
   const layout = {
-    paper_bgcolor: back, plot_bgcolor: back, font: { color: text, size: 11 }, height: each * down + 50, showlegend: false,
-    margin: { l: figure.kind === "rows" ? 10 : 45, r: 10, t: 40, b: 45 }, modebar: { bgcolor: "rgba(0,0,0,0)" }, hovermode: "closest",
+    paper_bgcolor: back, plot_bgcolor: back, font: { color: text, size: 11 }, height: each * down + (figure.kind === "map" ? MAP_WORDS + 5 : 50), showlegend: false,
+    margin: { l: figure.kind === "rows" ? 10 : 45, r: 10, t: 40, b: figure.kind === "map" ? MAP_WORDS : 45 }, modebar: { bgcolor: "rgba(0,0,0,0)" }, hovermode: "closest",
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", annotations: [],
     coloraxis: { colorscale: "Cividis", cmin: 0, colorbar: { title: { text: "%" }, thickness: 10 } },
   };
   const traces = [];
-  const gap = { x: figure.kind === "rows" ? 0.03 : 0.22 / across, y: (figure.kind === "map" ? 100 : 75) / layout.height }; // a map's words below are long
+  const gap = { x: figure.kind === "rows" ? 0.03 : 0.22 / across, y: (figure.kind === "map" ? MAP_WORDS + 30 : 75) / layout.height };
   const size = { x: (1 - gap.x * (across - 1)) / across, y: (1 - gap.y * (down - 1)) / down };
   figure.panels.forEach((panel, at) => {
     const [column, line_] = [at % across, Math.floor(at / across)];
@@ -157,7 +166,7 @@ function drawn(figure, width) {
     layout[`xaxis${mark}`] = {
       ...axis, domain: [low.x, low.x + size.x], anchor: `y${mark}`, type: figure.kind === "map" ? "category" : panel.log ? "log" : "linear",
       title: { text: plain(panel.x_label), font: { size: 11 }, standoff: 4 }, exponentformat: "power", ...(figure.kind === "rows" ? scores : {}),
-      ...(panel.ticks.length ? { tickvals: panel.ticks.map(([x]) => x), ticktext: panel.ticks.map(([, word]) => plain(word)) } : panel.log ? { dtick: across > 2 || width < 500 ? 2 : 1 } : {}), ...(figure.kind === "map" ? { tickangle: 40 } : {}),
+      ...(panel.ticks.length ? { tickvals: panel.ticks.map(([x]) => x), ticktext: panel.ticks.map(([, word]) => plain(word)) } : panel.log ? logTicks(panel, across > 2 || width < 500) : {}), ...(figure.kind === "map" ? { tickangle: 40 } : {}),
     };
     layout[`yaxis${mark}`] = {
       ...axis, domain: [Math.max(0, low.y), low.y + size.y], anchor: `x${mark}`, title: { text: plain(panel.y_label), font: { size: 11 }, standoff: 4 },
@@ -167,7 +176,7 @@ function drawn(figure, width) {
     const inside = { xref: `x${mark} domain`, yref: `y${mark} domain`, showarrow: false };
     layout.annotations.push({ ...inside, x: 0.5, y: 1, yanchor: "bottom", text: plain(panel.title), font: { size: 12 } });
     if (panel.below) layout.annotations.push({ ...inside, x: 0, y: 0, xanchor: "left", yanchor: "bottom", text: plain(panel.below), font: { size: 10 } });
-    traces.push(...TRACES[figure.kind](panel, { xaxis: `x${mark}`, yaxis: `y${mark}` }, seeds <= MOST_DOTS));
+    traces.push(...TRACES[figure.kind](panel, { xaxis: `x${mark}`, yaxis: `y${mark}` }, seeds <= MOST_DOTS, figure.dot));
   });
   return { traces, layout };
 }
@@ -233,7 +242,7 @@ class Place {
       : [...panel.series, ...(panel.front ? [{ ...panel.front, name: "front", notes: [] }] : [])].flatMap(one => one.x.map((x, at) => [
         panel.title, one.name, x.toPrecision(6), number(one.y[at], 2), number(one.low[at], 2), number(one.high[at], 2), one.notes[at] ?? "",
       ])));
-    this.view.show(`${figure.group}: ${figure.choice}`, EVERY_NUMBER, rows, { words: 2 });
+    this.view.show(`${figure.group}: ${figure.choice}`, EVERY_NUMBER, rows, { words: 2, notes: [figure.note] });
   }
 
   save(format) {

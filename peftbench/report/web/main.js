@@ -65,6 +65,9 @@ function drawFigures() {
 }
 
 const RUNS = ["method", "task", "seed", "score (%)", "± rows", "lr", "backbone", "training (s)", "MiB"];
+const RUNS_NOTES = ["± rows: standard error of the score over dev rows; backbone: its trainable entries; MiB: peak memory"];
+const WRONG_NOTES = ["row: its number in dev's file, from 0; wrong: runs that get it wrong of all runs, then of each method's"];
+const FLIP_NOTES = ["row: its number in dev's file, from 0; became wrong, became right: in how many pairs of runs"];
 
 function drawRuns() {
   const kept = data.runs.map((run, at) => at).filter(at => shown(data.runs[at].name) && onTask(data.runs[at].column));
@@ -72,7 +75,7 @@ function drawRuns() {
     run.name, run.column, String(run.seed), number(run.score, 2), number(run.error, 2), String(run.lr),
     number(run.backbone, 0), number(run.train_s, 1), number(run.peak_mb, 0),
   ]);
-  runs.show(quantity(kept.length, "run"), RUNS, lines, { keys: kept, words: 2 });
+  runs.show(quantity(kept.length, "run"), RUNS, lines, { keys: kept, words: 2, notes: RUNS_NOTES });
 }
 
 function open(at, line) {
@@ -90,7 +93,7 @@ function open(at, line) {
   if (more.confusion) {
     const table = element("table", null, { class: "confusion" });
     table.append(row(["label \\ prediction", ...more.confusion.labels], "th"));
-    more.confusion.labels.forEach((label, i) => table.append(row([label, ...more.confusion.counts[i].map(String)])));
+    more.confusion.labels.forEach((label, i) => table.append(row([element("th", label, { scope: "row" }), ...more.confusion.counts[i].map(String)])));
     all.append(part("confusion", table));
   }
   if (more.search) all.append(part("learning rates tried", pairs(more.search)));
@@ -105,13 +108,13 @@ function open(at, line) {
 
 // A table that is made when it is opened, which it stays when newer data come.
 const opened = new Set();
-function inside(place, title, name, head, rows) {
+function inside(place, title, name, head, rows, notes) {
   const part = element("details"), held = element("div"), key = `${place.id} ${name}`;
   part.append(element("summary", title), held);
   place.append(part);
   part.addEventListener("toggle", () => {
     part.open ? opened.add(key) : opened.delete(key);
-    if (part.open && !held.hasChildNodes()) new View(held, name).show(title, head, rows);
+    if (part.open && !held.hasChildNodes()) new View(held, name).show(title, head, rows, { notes, words: 2 });
   });
   part.open = opened.has(key);
 }
@@ -121,13 +124,14 @@ function drawRest() {
   for (const [column, rows] of Object.entries(data.wrong)) {
     const methods = Object.keys(rows[0]?.methods ?? {});
     const lines = rows.map(item => [String(item.row), item.label, `${item.wrong}/${item.of}`, ...methods.map(name => item.methods[name])]);
-    inside(get("wrong"), column, `most often wrong, ${column}`, ["row", "label", "wrong", ...methods], lines);
+    inside(get("wrong"), column, `most often wrong, ${column}`, ["row", "label", "wrong", ...methods], lines, WRONG_NOTES);
   }
   const [head, ...lines] = data.flips.grid;
   get("flips").hidden = !lines.length;
-  if (lines.length) new View(get("flip-figures"), "flips").show("flips", head, lines);
+  if (lines.length) new View(get("flip-figures"), "flips").show("flips", head, lines, { notes: data.flips.notes, words: 2 });
+  get("flip-notes").replaceChildren(...data.flips.notes.map(note => element("p", note)));
   for (const task of data.flips.rows) {
-    inside(get("flip-rows"), `${task.title}: ${quantity(task.all, "row")}`, task.title, ["row", "label", "became wrong", "became right"], task.rows);
+    inside(get("flip-rows"), `${task.title}: ${quantity(task.all, "row")}`, task.title, ["row", "label", "became wrong", "became right"], task.rows, FLIP_NOTES);
   }
   if (!data.failures.length) get("failures").append(element("p", "none", { class: "notes" }));
   for (const failure of data.failures) {

@@ -21,7 +21,8 @@ function button(text, act, attributes = {}) {
 
 function row(cells, tag = "td") {
   const made = element("tr");
-  made.append(...cells.map(cell => (cell instanceof Node ? cell : element(tag, cell))));
+  const attributes = tag === "th" ? { scope: "col" } : {};
+  made.append(...cells.map(cell => (cell instanceof Node ? cell : element(tag, cell, attributes))));
   return made;
 }
 
@@ -144,7 +145,8 @@ class View {
 
   line(line) {
     const made = row(line.cells.map((cell, at) => {
-      const shown = element("td", this.open && !at ? null : cell.text);
+      const text = this.open && !at ? null : cell.text;
+      const shown = at ? element("td", text) : element("th", text, { scope: "row" });
       if (cell.best) {
         shown.className = "best";
         shown.prepend(element("span", "best: ", { class: "spoken" })); // bold is for the eye alone

@@ -7,6 +7,10 @@ const PAIRS = [
   "first", "second", "the first is", "difference", "from", "to", "drawn from", "drawn to", "p", "p of differing by the margin",
   "shows from", "first better in", "dev rows", "test",
 ];
+const PAIR_NOTES = [
+  "from, to: 95% interval of the test; drawn from, drawn to: that of seeds and rows drawn anew",
+  "shows from: the difference from which on this design shows one in four of five repetitions",
+];
 const everyPair = new View(get("every-pair"), "every pair");
 const verdicts = new View(get("verdicts"), "who beats whom");
 
@@ -56,10 +60,10 @@ function drawVerdicts() {
     const pair = pairs.get(JSON.stringify([name, other]));
     return verdictCell(pair ?? pairs.get(JSON.stringify([other, name])), !pair);
   })]);
-  verdicts.show(`${one.column}: row less column, in points`, ["row", ...names], rows);
+  verdicts.show(`${one.column}: row less column, in points`, ["row", ...names], rows, one);
+  get("verdict-notes").replaceChildren(...one.notes.map(note => element("p", note)));
   const both = one.pairs.filter(pair => shown(pair.first) && shown(pair.second));
-  const corrected = one.tests > 1 ? `corrected for ${one.family}` : "one test, so nothing is corrected";
-  everyPair.show(`${one.column}: every pair, in points; ${corrected}`, PAIRS, both.map(everyPairOf), { words: 3 });
+  everyPair.show(`${one.column}: every pair, in points`, PAIRS, both.map(everyPairOf), { words: 3, notes: [...one.notes, ...PAIR_NOTES] });
 }
 
 task.addEventListener("change", drawVerdicts);
