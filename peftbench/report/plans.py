@@ -15,9 +15,9 @@ import yaml
 from peftbench.config.fingerprint import digest
 from peftbench.config.spec import Cell
 from peftbench.config.validate import parse
-from peftbench.ground import untrusted
+from peftbench.ground import registered, untrusted
 from peftbench.ground.errors import ConfigError, DataError, shown
-from peftbench.ground.files import RECORD_FILE, write_atomically
+from peftbench.ground.files import CHECKPOINT_FILE, METRICS_FILE, RECORD_FILE, write_atomically
 from peftbench.ground.quantity import quantity
 from peftbench.ground.version import __version__
 from peftbench.record import Record
@@ -30,6 +30,7 @@ from peftbench.report.verdict import Verdict, Word
 
 MOST_BYTES = 16 << 20
 MOST_NAMED = 5  # cells that a line names
+TRACES = (RECORD_FILE, CHECKPOINT_FILE, METRICS_FILE)  # of a cell that may have been scored
 ANSWERS: dict[Word, str] = {"ahead": "confirmed", "behind": "refuted", "tied": "not confirmed"}  # to "ONE > OTHER"
 HEAD = "# A registered plan: `peftbench compare STUDY --plan FILE` answers its claims; an edit shows in sha256.\n"
 
@@ -84,11 +85,12 @@ def made(
     """A plan that may be written to a file, now.
 
     Args:
+        outputs: where they will lie.
         cells: their folders.
         kinds: a cell of every folder that seeds share.
 
     Raises:
-        ConfigError: the file is there, a cell has a result already, or a claim cannot be tested on these cells.
+        ConfigError: the file is there, a cell has run or begun already, or a claim cannot be tested on these cells.
     """
     if exists(path):
         raise ConfigError(f"--register {shown(path)}: is there already, and a plan is never changed")
@@ -97,14 +99,24 @@ def made(
     comparison.check_margin(margin)
     for claim in claims:
         planned.parts(claim)
-    if run := [cell for cell in cells if (outputs / cell / RECORD_FILE).exists()]:
-        of_all = quantity(len(cells), "cell has a result", "cells have results")
-        late = f"{len(run)} of {of_all}, and a plan comes before them: {run[0]}"
+    if run := [cell for cell in cells if any((outputs / cell / name).exists() for name in TRACES)]:
+        late = f"{len(run)} of {quantity(len(cells), 'cell')} ran or began before, and a plan comes first: {run[0]}"
         raise ConfigError(f"--register {shown(path)}: {late}")
     tests = planned.tests(claims, cells, kinds, study)
     fingerprints = {shared: cell.fingerprint for shared, cell in kinds.items()}
     now = datetime.now(UTC).isoformat()
     return Plan(study, now, __version__, margin, list(cells), list(claims), tests, fingerprints)
+
+
+def register(path: Path, outputs: Path, plan: Plan) -> None:
+    """Write a plan to a file that is not there, and into the list that its study has of all its plans.
+
+    Raises:
+        ConfigError, DataError: that list cannot be written, or read.
+        OSError: the file cannot be written.
+    """
+    registered.add(outputs / plan.study, [registered.Registered(plan.sha256, plan.registered, len(plan.tests))])
+    write(path, plan)
 
 
 def write(path: Path, plan: Plan) -> None:
@@ -146,6 +158,7 @@ def answers(study: Study, plan: Plan) -> list[str]:
 
     Raises:
         ConfigError: the plan is of another study.
+        DataError: the study's list of plans cannot be read.
     """
     if plan.study != study.name:
         raise ConfigError(f"--plan: is of study {shown(plan.study)}, not of {study.name}")
@@ -173,7 +186,8 @@ def answers(study: Study, plan: Plan) -> list[str]:
         for test in plan.tests
     ]
     of = f"{quantity(len(plan.claims), 'claim')}, {quantity(number, 'test')}"
-    head = f"plan registered {plan.registered[:16]}, {of}"
+    listed = registered.in_words(plan.sha256, study.folders[0].parents[1])
+    head = f"plan registered {plan.registered[:16]}, {of}; {listed}"
     tested = [comparison.how(judged, "; a claim of equality by two one-sided tests")] if judged else []
     return [head, *gaps, *left_out, *differing, *alike.differing(own), *said, *tested]
 
@@ -230,9 +244,9 @@ def _planned(study: Study, plan: Plan) -> tuple[Study, list[str]]:
     done = {_cell(study.folders[i]): i for i, record in enumerate(study.records) if record.status == "done"}
     cells = set(plan.cells)
     others = {cell for cell in cells & done.keys() if not plan.is_of(cell, study.records[done[cell]])}
-    registered = datetime.fromisoformat(plan.registered).timestamp() - 1  # records know whole seconds
+    moment = datetime.fromisoformat(plan.registered).timestamp() - 1  # records know whole seconds
     early = {
-        cell for cell in (cells & done.keys()) - others if _started(study.records[done[cell]].time.started) < registered
+        cell for cell in (cells & done.keys()) - others if _started(study.records[done[cell]].time.started) < moment
     }
     kept = [i for cell, i in done.items() if cell in cells - early - others]
     added = done.keys() - cells
