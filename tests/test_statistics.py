@@ -1,6 +1,7 @@
 """What the tests, intervals and marks of a study say: right where the truth is known, and silent about noise."""
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,55 @@ def test_the_error_of_a_mean_holds_seeds_and_rows_and_counts_neither_twice() -> 
     assert alone.p() == pytest.approx(stats.ttest_1samp(alone.differences, 0).pvalue)
     solved = TTestPower().solve_power(nobs=5, alpha=0.05, power=0.8) * 5**0.5
     assert statistics.detectable(4, 0.05) == pytest.approx(solved, rel=1e-3)
+
+
+def test_the_noise_of_rows_is_that_of_the_seeds_whose_predictions_are_stored(tmp_path: Path) -> None:
+    """One absent file neither narrows the interval of a pair nor goes unsaid."""
+    for method in ("id3", "random_masking"):
+        (cell,) = (STUDY / "glue_small").glob(f"mrpc-{method}-*")
+        shutil.copytree(cell, tmp_path / "glue_small" / cell.name)
+
+    def width() -> tuple[float, str]:
+        study = records.read_study(tmp_path, "glue_small")
+        rows = table.apart(study)[0]
+        (mrpc,) = columns.read(study, rows)
+        both = mrpc.paired("id3 like-bitfit", "random_masking like-bitfit")
+        assert both is not None
+        assert both.estimate is not None
+        lines = comparison.lines(study, "id3", "random_masking")
+        return both.estimate.interval().high - both.mean, next(line for line in lines if line.startswith("mrpc"))
+
+    whole, line = width()
+    assert "noise of rows" not in line
+    files = sorted((tmp_path / "glue_small").glob("mrpc-id3-*/seed*/predictions/dev.tsv"))
+    files[2].unlink()
+    most, line = width()
+    assert line.count("; noise of rows from 3 of 4 seeds: no predictions of id3 like-bitfit seed 2") == 1
+    for file in (files[0], files[1]):
+        file.unlink()
+    alone, line = width()
+    of = ", ".join(f"id3 like-bitfit seed {seed}" for seed in range(3))
+    assert f"; noise of rows not known: no predictions of {of}" in line
+    assert alone < 0.97 * whole
+    assert most == pytest.approx(whole, rel=0.02)
+
+
+def test_splits_of_few_labels_keep_their_noise_of_rows_where_one_run_has_no_predictions() -> None:
+    runs = list(itertools.product((0, 1), (1, 2, 3)))  # (seed, split)
+    shared = np.random.default_rng(12).normal(0, 2, 4000)
+    known = {name: {run: np.float32(i) + (i == 1) * shared for run in runs} for i, name in enumerate("ab")}
+    of = {name: {run: 80.0 + seed for seed, run in enumerate(runs)} for name in "ab"}
+    del known["b"][0, 2]
+    both = Column("mrpc acc", of, known, 99).paired("b", "a")
+    assert both is not None
+    assert (both.seeds, both.unit, both.without) == (3, "splits", ("b split 2 seed 0",))
+    assert both.of_rows == pytest.approx(4, rel=0.1)
+    for run in runs:
+        if run[1] != 1:
+            known["b"].pop(run, None)
+    one = Column("mrpc acc", of, known, 99).paired("b", "a")
+    assert one is not None
+    assert one.resampled is None, "a single split tells nothing of what several have in common"
 
 
 @pytest.mark.parametrize(("degrees", "share"), [(2, 0.0), (2, 0.5), (4, 0.9), (7, 0.3)])

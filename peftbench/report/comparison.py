@@ -10,6 +10,8 @@ from peftbench.report.statistics import MARGIN, Estimate, Interval, Paired
 from peftbench.report.table import apart, row_named
 from peftbench.report.verdict import Verdict, Word
 
+MOST_NAMED = 4  # runs without predictions that a line names
+
 
 def lines(study: Study, first: str, second: str, margin: float = MARGIN) -> list[str]:
     """The verdicts in one sentence, every task with its numbers, the means over tasks, and what was tested how.
@@ -88,7 +90,7 @@ def sentence(item: Verdict, paired: Paired) -> str:
     size = f" by {abs(item.difference):.1f} points" if decided else f": {item.difference:+.1f} points"
     larger = f"p {p_in_words(item.p_of_equality)} for a larger difference"
     p = larger if item.word == "tied" else f"p {p_in_words(item.p)}"
-    text = f"{item.column}: {word}{size}{intervals(item)}, {p}, {better(item)}"
+    text = f"{item.column}: {word}{size}{intervals(item)}, {p}, {better(item)}{of_rows(paired)}"
     if item.word != "not decided":
         return text
     return f"{text}; {_what_it_takes(item, paired.seeds_needed(item.tests))}"
@@ -103,6 +105,16 @@ def intervals(item: Verdict) -> str:
 def better(item: Verdict) -> str:
     """In how many seeds the first is better."""
     return f"better in {item.better} of {item.seeds} {item.unit}"
+
+
+def of_rows(paired: Paired) -> str:
+    """Where the noise of rows comes from, where not every run of a pair has the predictions that others have."""
+    if not paired.without:
+        return ""
+    known = 0 if paired.resampled is None else len(paired.resampled)
+    noise = f"from {known} of {paired.seeds} {paired.unit}" if known else "not known"
+    more = f" and {len(paired.without) - MOST_NAMED} more" if len(paired.without) > MOST_NAMED else ""
+    return f"; noise of rows {noise}: no predictions of {', '.join(paired.without[:MOST_NAMED])}{more}"
 
 
 def _what_it_takes(item: Verdict, needed: int | None) -> str:

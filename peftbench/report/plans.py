@@ -232,7 +232,7 @@ def _unequal(item: Verdict, both: Paired, p: float) -> str:
     word = f"more than {comparison.points(item.margin)} apart: " if p < ALPHA else ""
     size = f"{item.difference:+.1f} points{comparison.intervals(item)}"
     p_of = f"p {comparison.p_in_words(p)} for a {side} difference"
-    text = f"{item.column}: {word}{size}, {p_of}, {comparison.better(item)}"
+    text = f"{item.column}: {word}{size}, {p_of}, {comparison.better(item)}{comparison.of_rows(both)}"
     if p < ALPHA or both.estimate is None:
         return text
     return f"{text}; these runs show equality within {both.estimate.equal_within(item.tests):.1f} points"

@@ -105,13 +105,15 @@ class Paired:
 
     Attributes:
         differences: of each seed (seeds,).
-        resampled: the same with the dev rows drawn anew (seeds, resamples); None: the predictions are not stored.
+        resampled: the same with the dev rows drawn anew (seeds with predictions, resamples); None: none are stored.
         unit: what each difference is of: seeds, or splits of few labels, which stand in the place of seeds.
+        without: the runs without predictions, in words, where others of the column have theirs.
     """
 
     differences: np.ndarray
     resampled: np.ndarray | None = None
     unit: str = "seeds"
+    without: tuple[str, ...] = ()
 
     @property
     def seeds(self) -> int:
@@ -132,11 +134,11 @@ class Paired:
     @cached_property
     def of_rows(self) -> float:
         """Variance that the rows bring in for all seeds alike: the covariance of two seeds' differences."""
-        if self.resampled is None or self.seeds < 2:
+        if self.resampled is None or (stored := len(self.resampled)) < 2:
             return 0.0
         of_sum = float(self.resampled.sum(axis=0).var(ddof=1))
         of_each = float(self.resampled.var(axis=1, ddof=1).sum())
-        return max(0.0, of_sum - of_each) / (self.seeds * (self.seeds - 1))
+        return max(0.0, of_sum - of_each) / (stored * (stored - 1))
 
     @cached_property
     def estimate(self) -> Estimate | None:

@@ -86,7 +86,8 @@ def judge(
     for (first, second, column), paired in pairs.items():
         p, p_of_equality = (known.get((first, second, column), 1.0) for known in (p_values, p_of_equal))
         estimate, resampled = paired.estimate, paired.resampled
-        drawn = bootstrap.crossed(resampled) if resampled is not None and paired.seeds > 2 else None
+        whole = resampled is not None and len(resampled) == paired.seeds > 2
+        drawn = bootstrap.crossed(resampled) if resampled is not None and whole else None
         verdicts.append(
             Verdict(
                 first, second, column, paired.seeds, paired.unit, int((paired.differences > 0).sum()),
