@@ -341,6 +341,30 @@ def test_a_methods_word_names_its_row_where_there_is_one_alone(write_run: Callab
         comparison.lines(made, "id3", "lora")
 
 
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_a_row_that_is_shown_to_be_worse_is_not_bold(
+    statistic: table.Statistic, write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """By all of its own seeds it is the first, on those that both have the other is ahead."""
+    noise = [0.0, 0.001, 0.003, 0.002]
+    for i, own in enumerate(noise):
+        write_run("a", "mrpc", i, 0.80 + own)
+        write_run("a", "mrpc", i + 4, 0.90 + own)
+        write_run("b", "mrpc", i, 0.82 + 2 * own)
+    made = made_study(tmp_path)
+    rows = table.apart(made)[0]
+    lines, _ = table.with_marks(
+        table.lines_of(made, rows, ["mrpc acc"], statistic), columns.read(made, rows, table.RESAMPLES)
+    )
+    entries = {line.name: line.entries["mrpc acc"] for line in lines}
+    assert (entries["a"].value or 0) > (entries["b"].value or 0)
+    assert not any(entry.best or entry.tied for entry in entries.values())
+    note = (
+        "mrpc acc: nothing is marked, as the highest, a, is shown to be worse than another on the seeds that both have"
+    )
+    assert note in table.build(made).notes
+
+
 def test_every_pair_of_a_column_is_one_family() -> None:
     made = column({"a": [90.0, 91.0, 90.5], "b": [80.0, 81.5, 80.0], "c": [70.0, 72.0, 71.0]})
     items = verdict.matrix([made])

@@ -142,11 +142,13 @@ class Contest:
         rows: those of at least two seeds that no other row is shown to be better than: the truly best one is among
             them with 95% probability (Hsu 1984, "Constrained simultaneous confidence intervals for multiple
             comparisons with the best"; each row is tested once against all others, one-sided, by Bonferroni).
+        worse: those that another row is shown to be better than, on the seeds that both have.
         tests: what was used.
         visible: the difference in points that a pair of rows shows in four of five repetitions (median of the pairs).
     """
 
     rows: set[str]
+    worse: set[str]
     tests: list[str]
     visible: float | None
 
@@ -167,4 +169,4 @@ def contenders(column: Column) -> Contest:
     }
     tests = list(dict.fromkeys(test_of(both, others) for both in paired.values()))
     visible = [both.estimate.visible(others / 2) for both in paired.values() if both.estimate]
-    return Contest(rows - worse, tests, float(np.median(visible)) if visible else None)
+    return Contest(rows - worse, worse, tests, float(np.median(visible)) if visible else None)
