@@ -215,22 +215,46 @@ def test_seeds_and_rows_drawn_anew_give_the_interval_of_either_alone_and_of_both
     assert high - low == pytest.approx(expected, rel=0.05)
 
 
-def test_a_verdict_has_the_crossed_interval_from_three_seeds_on_where_rows_are_known() -> None:
+def test_a_verdict_has_the_crossed_interval_from_six_seeds_on_where_rows_are_known() -> None:
     random = np.random.default_rng(11)
-    values, rows = random.normal(2, 1, 4), random.normal(2, 1, (4, 500))
+    values, rows = random.normal(2, 1, 6), random.normal(2, 1, (6, 500))
     (whole,) = verdict.judge({("a", "b", "c"): Paired(values, rows)}, "tasks", rows={"c": 99})
     assert whole.drawn is not None
     assert (whole.drawn.low, whole.drawn.high) == bootstrap.crossed(rows)
     assert (whole.drawn.mean, whole.rows) == (pytest.approx(values.mean()), 99)
-    for paired in (Paired(values), Paired(values[:2], rows[:2])):
+    for paired in (Paired(values), Paired(values[:5], rows[:5]), Paired(values, rows[:5])):
         assert verdict.judge({("a", "b", "c"): paired}, "tasks")[0].drawn is None
 
 
-def test_the_fronts_interval_is_that_of_the_best_mean_when_seeds_are_drawn_again() -> None:
-    """Of three seeds all three are the lowest, or the highest, in 1 of 27 draws: more than 2.5%."""
-    front = scores.front_of([(1, summary([70.0, 72.0, 74.0])), (2, summary([73.0])), (3, summary([60.0] * 3))])
-    assert (front.x, front.y) == ([1, 2, 3], [72.0, 73.0, 73.0])
-    assert (front.low, front.high) == ([70.0, 73.0, 73.0], [74.0, 74.0, 74.0])
+def test_the_fronts_interval_is_that_of_the_method_on_it() -> None:
+    """Not that of a maximum, which is too high: of eight equal methods the highest mean is above the true front."""
+    first, last = summary([70.0, 72.0, 74.0]), summary([73.0, 73.5])
+    front = scores.front_of([(3, summary([60.0] * 3)), (2, last), (1, first), (1, summary([50.0, 90.0]))])
+    assert (front.x, front.y) == ([1, 2, 3], [72.0, 73.25, 73.25])
+    assert (front.low, front.high) == ([first.low, last.low, last.low], [first.high, last.high, last.high])
+    random, holds = np.random.default_rng(5), 0
+    for _ in range(100):
+        drawn = scores.front_of([(1 + cost, summary(random.normal(80, 1, 5))) for cost in range(8)])
+        holds += drawn.low[-1] <= 80 <= drawn.high[-1]
+    assert holds > 50
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_interval_of_a_mean_holds_as_often_as_it_says(seeds: int) -> None:
+    every = np.random.default_rng(7).normal(50, 0.1, (1000, seeds))
+    holds = [one.low is not None and one.low <= 50 <= (one.high or 0) for one in map(summary, every)]
+    assert np.mean(holds) == pytest.approx(0.95, abs=0.025)
+
+
+def test_the_interval_of_a_mean_is_students_within_what_a_score_can_be() -> None:
+    known = stats.ttest_1samp([80.0, 82.0, 81.0], 0).confidence_interval()
+    assert statistics.of_mean([80.0, 82.0, 81.0]) == pytest.approx((known.low, known.high))
+    for unknown in ([80.0], [80.0, 80.0, 80.0]):
+        one = summary(unknown)
+        assert (one.low, one.high, one.words()) == (None, None, f"80.00, n={len(unknown)}")
+    assert statistics.of_mean([1.0, 99.0], records.limits_of_column("mrpc acc")) == (0, 100)
+    assert statistics.of_mean([1.0, 99.0], records.limits_of_column("qqp f1 (sample)")) == (0, 100)
+    assert statistics.of_mean([1.0, 99.0], records.limits_of_column("cola MCC")) == (-100, 100)
 
 
 def test_signs_are_flipped_only_where_that_can_reach_the_level() -> None:

@@ -141,12 +141,15 @@ def over_all(together: OverTasks, tasks: int, margin: float) -> list[str]:
 
 def improvement(tasks: Sequence[columns.Column], first: str, second: str, unit: str) -> str:
     """How often a run (or split of few labels) of the first scores above one of the second, whatever the seeds."""
-    figure = aggregates.improvement([(task.repeated(first), task.repeated(second)) for task in tasks])
+    sides = [(task.repeated(first), task.repeated(second)) for task in tasks]
+    figure = aggregates.improvement(sides)
     interval = f"no interval: below 3 {unit}, or all pairs of a task agree"
     if figure.low is not None and figure.high is not None:
         interval = (
             f"95% interval {100 * figure.low:.0f} to {100 * figure.high:.0f}, over {unit}; 50%: neither is better"
         )
+        if min(len(side) for both in sides for side in both) < aggregates.FEW_RUNS:
+            interval += f"; with so few {unit} it is too narrow, about 90% of them hold with 3"
     over = f", mean of these {len(tasks)} tasks" if len(tasks) > 1 else ""
     often = f"{first} scores above {second} in {100 * figure.value:.0f}% of pairs of {unit}{over}"
     return f"probability of improvement: {often} ({interval})"
