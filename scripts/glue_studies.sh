@@ -81,13 +81,11 @@ field() {
 register() {
     local claim claims=() list="$outputs/$1.list" all="$1_claims[@]"
     [ ! -e "$outputs/$1.plan.yaml" ] || return 0
-    if compgen -G "$outputs/glue_small/*/seed*/result.json" > /dev/null; then
-        echo "$1: glue_small has results already, and a plan comes before them" >&2 && exit 2
-    fi
     rm -rf "${list:?}" # what an end in the middle left
     for claim in "${!all}"; do claims+=(--claim "$claim"); done
     "$1" "$list"
-    peftbench plan study=glue_small "outputs=$list" --saved --register "$outputs/$1.plan.yaml" "${claims[@]}" > /dev/null
+    peftbench plan study=glue_small "outputs=$outputs" --saved-in "$list" --register "$outputs/$1.plan.yaml" \
+        "${claims[@]}" > /dev/null
 }
 
 [ $# -gt 0 ] || set -- small contradictions field

@@ -53,7 +53,7 @@ def test_a_port_is_drawn_over_the_steps_that_it_was_trained_on(write_run: Write,
     (series,) = figure.panels[0].series
     assert series.name == "port of lora, kept head"
     assert list(zip(series.x, [round(y, 1) for y in series.y], strict=True)) == [(0, 60.0), (50, 80.0), (200, 85.0)]
-    assert series.notes[1] == "80.00, 95% interval 80.00 to 80.00, n=3, after 50 steps"
+    assert series.notes[1] == "80.00, n=3, after 50 steps"
     (beside,) = made.artefacts(material)
     assert len(beside.panels[0].series) == 6, "every row, the runs' own among them"
 

@@ -42,7 +42,9 @@ def listed(said: list[list[str]], end: str) -> list[list[str]]:
 def test_what_is_registered_can_be_tested_on_every_task(said: list[list[str]], study: str) -> None:
     [registered] = [words for words in said if f"{study}.plan.yaml" in " ".join(words) and words[0] == "plan"]
     claims = [claim for before, claim in pairwise(registered) if before == "--claim"]
-    assert "--saved" in registered
+    [kept_in] = [place for before, place in pairwise(registered) if before == "--saved-in"]
+    assert kept_in.endswith(f"/outputs/{study}.list")
+    assert any(word.endswith("/outputs") and word.startswith("outputs=") for word in registered), "they will lie there"
     for task in TASKS[study]:
         cells = cells_of(listed(said, f"/{study}.list"), task)
         kinds = {cell.folder.rpartition("/")[0]: cell for cell in cells}

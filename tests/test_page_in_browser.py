@@ -319,7 +319,7 @@ def check_probed(probed: dict[str, Any]) -> None:
     assert "\\footnotesize bold: the best" in probed["LaTeX"]
     assert probed["panels"] == ["mrpc acc", "mean of 2 tasks"]
     assert "lora, mrpc acc" in probed["hover"]
-    assert "80.20, 95% interval 80.08 to 80.32, n=5, 900 trainable backbone entries" in probed["hover"]
+    assert "80.20, 95% interval 80.00 to 80.40, n=5, 900 trainable backbone entries" in probed["hover"]
     assert re.fullmatch(r"front: 70\.20, 95% interval 70\.\d\d to 70\.\d\d", probed["front"][0])
     assert probed["curve"] == [
         f"lora, mrpc acc<br>{words}"

@@ -4,14 +4,18 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from forgery import Said
 from scipy import stats
 from studies import made_study
 
 from peftbench.config import compose
+from peftbench.config.fingerprint import digest
+from peftbench.ground import registered
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.record import read_record, write_record
 from peftbench.report import plans
@@ -84,6 +88,21 @@ def test_a_plan_may_have_the_cells_of_several_command_lines(
     kept = ["plan", "study=p", "--saved", "--register", "kept.yaml", "--claim", "id3 > bitfit"]
     assert command(*kept)[0] == 0
     assert len(plans.read(tmp_path / "kept.yaml").cells) == 4, "those that are kept, and no other"
+    elsewhere = ["plan", "study=p", "outputs=real", "--saved-in", "outputs", "--register", "moved.yaml"]
+    assert command(*elsewhere[:4], "nowhere", *elsewhere[5:])[2].startswith(
+        "--saved-in nowhere: keeps no cell of study p"
+    )
+    assert command(*elsewhere[:5])[2].startswith("--saved-in outputs: is for --register")
+    begun = tmp_path / "real" / plans.read(tmp_path / "kept.yaml").cells[0]
+    begun.mkdir(parents=True)
+    for name in ("checkpoint.safetensors", "metrics.jsonl", "result.json"):
+        (begun / name).touch()
+        assert "1 of 4 cells ran or began before" in command(*elsewhere, "--claim", "id3 > bitfit")[2], name
+        (begun / name).unlink()
+    assert not (tmp_path / "real" / "p" / "plans.jsonl").exists(), "nothing is registered"
+    assert command(*elsewhere, "--claim", "id3 > bitfit")[::2] == (0, "")
+    assert plans.read(tmp_path / "moved.yaml").cells == plans.read(tmp_path / "kept.yaml").cells
+    assert [plan.tests for plan in registered.read(tmp_path / "real" / "p")] == [1]
     code, _, err = command(*last, "--saved", "--register", "plan.yaml")
     assert (code, err) == (0, "")
     made = plans.read(tmp_path / "plan.yaml")
@@ -116,7 +135,7 @@ def test_variants_of_a_method_are_rows_of_their_own_by_their_label(
         code, _, err = command("run", *BASE, "budget=500", f"method={method}", f"label={label}")
         assert code == 2
         assert err.startswith(line)
-    assert not (tmp_path / "outputs").exists()
+    assert {path.name for path in (tmp_path / "outputs").rglob("*")} == {"p", "plans.jsonl"}, "nothing has run"
 
 
 def test_a_claim_that_the_planned_cells_cannot_test_is_refused(
@@ -158,7 +177,7 @@ def test_a_plan_is_answered_from_its_own_cells_alone(write_run: Callable[..., Pa
     absent = "made/mrpc-lora-00000000/seed3"
     plans.write(path, plan([*cells, early, absent], "lora > bitfit", "lora = bitfit", "bitfit > lora"))
     said = plans.answers(made_study(tmp_path), plans.read(path))
-    assert said[0].endswith(", 3 claims, 3 tests")
+    assert said[0].endswith(", 3 claims, 3 tests; not in the study's own list, which has 0 plans")
     assert said[1].startswith("missing: 2 of 12 planned cells, so every answer is provisional: ")
     assert said[2] == f"left out: 1 cell that ran before the plan was registered: {early}"
     assert said[3].startswith("added: 2 cells that are not planned have no part in this: ")
@@ -168,10 +187,110 @@ def test_a_plan_is_answered_from_its_own_cells_alone(write_run: Callable[..., Pa
     assert said[6].startswith("refuted so far: bitfit > lora on mrpc acc: behind by 10.0 points")
     assert "corrected by Holm for 3 tests of this plan; " in said[7]
     assert len(said) == 8
-    with pytest.raises(ConfigError, match="5 of 5 cells have results"):
+    with pytest.raises(ConfigError, match="5 of 5 cells ran or began before, and a plan comes first: made/mrpc-lora-"):
         plans.made(tmp_path / "late.yaml", tmp_path / "outputs", "made", cells[:5], {}, ["lora > bitfit"], 1.0)
     with pytest.raises(ConfigError, match="is of study other"):
         plans.answers(made_study(tmp_path), dataclasses.replace(plans.read(path), study="other"))
+
+
+def changed(folder: Path, **parts: Any) -> None:
+    """Put other values into a record: of a dataclass or a mapping in it, those that are given."""
+    record = read_record(folder / "result.json")
+    new = {
+        key: value
+        if not isinstance(value, dict)
+        else before | value
+        if isinstance(before := getattr(record, key), dict)
+        else dataclasses.replace(before, **value)
+        for key, value in parts.items()
+    }
+    write_record(dataclasses.replace(record, **new), folder)
+
+
+@pytest.mark.parametrize(
+    "other", [{"cell": {"seed": 9}}, {"cell": {"study": "pilot"}}, {"fingerprint": "of another"}, {}]
+)
+def test_a_record_of_another_cell_in_a_planned_folder_answers_nothing(
+    other: dict[str, Any], write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    cells = cells_apart(write_run, "id3", [1.0, 0.9, 1.1, 1.2, 0.8])
+    outputs = tmp_path / "outputs"
+    whole = {cell.rpartition("/")[0]: read_record(outputs / cell / "result.json").fingerprint for cell in cells}
+    made = dataclasses.replace(plan(cells, "id3 > bitfit"), fingerprints=whole)
+    assert plans.answers(made_study(tmp_path), made)[1].startswith("confirmed: ")
+    if not other:  # of a plan with all digits the last ones count, too
+        other = {"fingerprint": whole[cells[0].rpartition("/")[0]][:15] + "x"}
+    changed(outputs / cells[0], **other)
+    said = plans.answers(made_study(tmp_path), made)
+    assert said[1] == f"missing: 1 of 10 planned cells, so every answer is provisional: {cells[0]}"
+    assert said[2].startswith(
+        "left out: 1 record is of another fingerprint, seed, split or study than the planned cell: "
+    )
+    assert said[3].startswith("confirmed so far: ")
+    assert "of 4 seeds" in said[3]
+    if "x" not in str(other):
+        earlier = plans.answers(made_study(tmp_path), dataclasses.replace(made, fingerprints={}))
+        assert earlier[1:3] == said[1:3], "of a plan of version 0.4 the digits of the folder count"
+
+
+def test_a_study_knows_every_plan_that_it_registered(write_run: Callable[..., Path], tmp_path: Path) -> None:
+    made = plan(cells_apart(write_run, "id3", NEAR), "id3 > bitfit", "id3 = bitfit")
+    other = dataclasses.replace(made, margin=2.0)
+
+    def head(of: Plan = made) -> str:
+        return plans.answers(made_study(tmp_path), of)[0]
+
+    plans.register(tmp_path / "plan.yaml", tmp_path / "outputs", made)
+    assert head(plans.read(tmp_path / "plan.yaml")).endswith("2 tests; the only plan of this study")
+    assert head(other).endswith("; not in the study's own list, which has 1 plan")
+    plans.register(tmp_path / "other.yaml", tmp_path / "outputs", other)
+    every = "; one of 2 plans of this study, 4 tests in all, each plan corrected by itself"
+    assert (head()[-len(every) :], head(other)[-len(every) :]) == (every, every)
+    registered.add(tmp_path / "outputs" / "made", registered.read(tmp_path / "outputs" / "made"))
+    assert head().endswith(every), "those that are there already are not added"
+    (tmp_path / "outputs" / "made" / "plans.jsonl").write_text('{"sha256": 1}')
+    with pytest.raises(DataError, match="not a list of registered plans"):
+        head()
+
+
+def test_a_plan_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    old = plan(["made/mrpc-id3-00000000/seed0"], "id3 > bitfit")
+    content = dataclasses.asdict(old)
+    del content["fingerprints"]
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump({**content, "sha256": digest(content)}))
+    assert plans.read(tmp_path / "plan.yaml") == old
+    new = dataclasses.replace(old, fingerprints={"made/mrpc-id3-00000000": "0" * 16})
+    plans.write(tmp_path / "new.yaml", new)
+    assert plans.read(tmp_path / "new.yaml") == new
+    text = (tmp_path / "new.yaml").read_text()
+    (tmp_path / "new.yaml").write_text(text.replace("0" * 16, "1" * 16))
+    with pytest.raises(DataError, match="was edited after it was registered"):
+        plans.read(tmp_path / "new.yaml")
+
+
+def test_planned_cells_that_were_made_otherwise_than_their_row_are_missing(
+    write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    cells = cells_apart(write_run, "id3", [1.0, 0.9, 1.1, 1.2, 0.8, 1.0])
+    of_id3 = [cell for cell in cells if "id3" in cell]
+    whole = plans.answers(made_study(tmp_path), plan(cells, "id3 > bitfit"))
+    assert len(whole) == 3, "nothing is missing, nothing differs"
+    for cell in of_id3[4:]:
+        changed(tmp_path / "outputs" / cell, hashes={"weights": "ab" * 32}, versions={"torch": "1.0"})
+    said = plans.answers(made_study(tmp_path), plan(cells, "id3 > bitfit"))
+    assert said[1].startswith("missing: 2 of 12 planned cells, so every answer is provisional: ")
+    assert said[2] == f"of these made otherwise than most of their row, or without a score: {', '.join(of_id3[4:])}"
+    assert said[3] == "†: other weights"
+    assert "not the same in all cells: weights of bert_tiny: none in 10 cells, abababababab in 2 cells" in said
+    assert any(line.startswith("not the same in all cells: torch: ") and "1.0 in 2 cells" in line for line in said)
+    assert said[-2].startswith("confirmed so far: id3 > bitfit on mrpc acc: ")
+    for cell in of_id3:  # a whole side of a claim with weights of its own stands in one row, and is named all the same
+        changed(
+            tmp_path / "outputs" / cell, hashes={"weights": "ab" * 32, "data": {"train": "0" * 64, "dev": "1" * 64}}
+        )
+    said = plans.answers(made_study(tmp_path), plan(cells, "id3 > bitfit"))
+    assert any(line.startswith("not the same in all cells: dev of mrpc: ") for line in said)
+    assert "not the same in all cells: weights of bert_tiny: none in 6 cells, abababababab in 6 cells" in said
 
 
 NEAR, AROUND = [0.4, 0.35, 0.45, 0.5, 0.3, 0.42, 0.38, 0.4], [0.4, -0.3, 0.7, -0.1, 0.5, 0.2, -0.1, 0.3]

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,27 @@ def test_a_stopped_run_ends_as_an_undisturbed_one(
     resumed = run_tiny(*overrides, f"outputs={tmp_path / 'broken'}")
     assert what_is_left(resumed) == what_is_left(whole)
     assert logged(resumed) == logged(whole)
+
+
+def test_the_record_of_a_resumed_run_says_when_it_was_first_started(
+    run_tiny: Run, signal_at: Signal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By that a plan knows whether it was registered first."""
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Later":
+            return cls(2101, 1, 1, tzinfo=tz)
+
+    for step in (2, 4):  # the second checkpoint hands on what the first one says
+        signal_at(step)
+        with pytest.raises(Stopped):
+            run_tiny("method=lora")
+        for module in ("runner.run", "training.checkpoint"):
+            monkeypatch.setattr(f"peftbench.{module}.datetime", Later)
+    signal_at(0)
+    assert run_tiny("method=lora").record.time.started < "2100"
+    assert run_tiny("method=lora", "seed=1").record.time.started.startswith("2101")
 
 
 def test_a_run_that_was_killed_goes_on_from_its_last_evaluation(

@@ -1,6 +1,7 @@
 """What the tests, intervals and marks of a study say: right where the truth is known, and silent about noise."""
 
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +116,55 @@ def test_the_error_of_a_mean_holds_seeds_and_rows_and_counts_neither_twice() -> 
     assert statistics.detectable(4, 0.05) == pytest.approx(solved, rel=1e-3)
 
 
+def test_the_noise_of_rows_is_that_of_the_seeds_whose_predictions_are_stored(tmp_path: Path) -> None:
+    """One absent file neither narrows the interval of a pair nor goes unsaid."""
+    for method in ("id3", "random_masking"):
+        (cell,) = (STUDY / "glue_small").glob(f"mrpc-{method}-*")
+        shutil.copytree(cell, tmp_path / "glue_small" / cell.name)
+
+    def width() -> tuple[float, str]:
+        study = records.read_study(tmp_path, "glue_small")
+        rows = table.apart(study)[0]
+        (mrpc,) = columns.read(study, rows)
+        both = mrpc.paired("id3 like-bitfit", "random_masking like-bitfit")
+        assert both is not None
+        assert both.estimate is not None
+        lines = comparison.lines(study, "id3", "random_masking")
+        return both.estimate.interval().high - both.mean, next(line for line in lines if line.startswith("mrpc"))
+
+    whole, line = width()
+    assert "noise of rows" not in line
+    files = sorted((tmp_path / "glue_small").glob("mrpc-id3-*/seed*/predictions/dev.tsv"))
+    files[2].unlink()
+    most, line = width()
+    assert line.count("; noise of rows from 3 of 4 seeds: no predictions of id3 like-bitfit seed 2") == 1
+    for file in (files[0], files[1]):
+        file.unlink()
+    alone, line = width()
+    of = ", ".join(f"id3 like-bitfit seed {seed}" for seed in range(3))
+    assert f"; noise of rows not known: no predictions of {of}" in line
+    assert alone < 0.97 * whole
+    assert most == pytest.approx(whole, rel=0.02)
+
+
+def test_splits_of_few_labels_keep_their_noise_of_rows_where_one_run_has_no_predictions() -> None:
+    runs = list(itertools.product((0, 1), (1, 2, 3)))  # (seed, split)
+    shared = np.random.default_rng(12).normal(0, 2, 4000)
+    known = {name: {run: np.float32(i) + (i == 1) * shared for run in runs} for i, name in enumerate("ab")}
+    of = {name: {run: 80.0 + seed for seed, run in enumerate(runs)} for name in "ab"}
+    del known["b"][0, 2]
+    both = Column("mrpc acc", of, known, 99).paired("b", "a")
+    assert both is not None
+    assert (both.seeds, both.unit, both.without) == (3, "splits", ("b split 2 seed 0",))
+    assert both.of_rows == pytest.approx(4, rel=0.1)
+    for run in runs:
+        if run[1] != 1:
+            known["b"].pop(run, None)
+    one = Column("mrpc acc", of, known, 99).paired("b", "a")
+    assert one is not None
+    assert one.resampled is None, "a single split tells nothing of what several have in common"
+
+
 @pytest.mark.parametrize(("degrees", "share"), [(2, 0.0), (2, 0.5), (4, 0.9), (7, 0.3)])
 def test_a_visible_difference_is_seen_in_four_of_five_repetitions(degrees: float, share: float) -> None:
     """Drawn: means about such a difference, their error in parts, and the limits of an `Estimate` with both."""
@@ -216,22 +266,46 @@ def test_tasks_are_drawn_anew_each_by_itself() -> None:
     assert (low + high) / 2 == pytest.approx(task.mean() + 5, abs=0.1)
 
 
-def test_a_verdict_has_the_crossed_interval_from_three_seeds_on_where_rows_are_known() -> None:
+def test_a_verdict_has_the_crossed_interval_from_six_seeds_on_where_rows_are_known() -> None:
     random = np.random.default_rng(11)
-    values, rows = random.normal(2, 1, 4), random.normal(2, 1, (4, 500))
+    values, rows = random.normal(2, 1, 6), random.normal(2, 1, (6, 500))
     (whole,) = verdict.judge({("a", "b", "c"): Paired(values, rows)}, "tasks", rows={"c": 99})
     assert whole.drawn is not None
     assert (whole.drawn.low, whole.drawn.high) == bootstrap.crossed(rows)
     assert (whole.drawn.mean, whole.rows) == (pytest.approx(values.mean()), 99)
-    for paired in (Paired(values), Paired(values[:2], rows[:2])):
+    for paired in (Paired(values), Paired(values[:5], rows[:5]), Paired(values, rows[:5])):
         assert verdict.judge({("a", "b", "c"): paired}, "tasks")[0].drawn is None
 
 
-def test_the_fronts_interval_is_that_of_the_best_mean_when_seeds_are_drawn_again() -> None:
-    """Of three seeds all three are the lowest, or the highest, in 1 of 27 draws: more than 2.5%."""
-    front = scores.front_of([(1, summary([70.0, 72.0, 74.0])), (2, summary([73.0])), (3, summary([60.0] * 3))])
-    assert (front.x, front.y) == ([1, 2, 3], [72.0, 73.0, 73.0])
-    assert (front.low, front.high) == ([70.0, 73.0, 73.0], [74.0, 74.0, 74.0])
+def test_the_fronts_interval_is_that_of_the_method_on_it() -> None:
+    """Not that of a maximum, which is too high: of eight equal methods the highest mean is above the true front."""
+    first, last = summary([70.0, 72.0, 74.0]), summary([73.0, 73.5])
+    front = scores.front_of([(3, summary([60.0] * 3)), (2, last), (1, first), (1, summary([50.0, 90.0]))])
+    assert (front.x, front.y) == ([1, 2, 3], [72.0, 73.25, 73.25])
+    assert (front.low, front.high) == ([first.low, last.low, last.low], [first.high, last.high, last.high])
+    random, holds = np.random.default_rng(5), 0
+    for _ in range(100):
+        drawn = scores.front_of([(1 + cost, summary(random.normal(80, 1, 5))) for cost in range(8)])
+        holds += drawn.low[-1] <= 80 <= drawn.high[-1]
+    assert holds > 50
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_interval_of_a_mean_holds_as_often_as_it_says(seeds: int) -> None:
+    every = np.random.default_rng(7).normal(50, 0.1, (1000, seeds))
+    holds = [one.low is not None and one.low <= 50 <= (one.high or 0) for one in map(summary, every)]
+    assert np.mean(holds) == pytest.approx(0.95, abs=0.025)
+
+
+def test_the_interval_of_a_mean_is_students_within_what_a_score_can_be() -> None:
+    known = stats.ttest_1samp([80.0, 82.0, 81.0], 0).confidence_interval()
+    assert statistics.of_mean([80.0, 82.0, 81.0]) == pytest.approx((known.low, known.high))
+    for unknown in ([80.0], [80.0, 80.0, 80.0]):
+        one = summary(unknown)
+        assert (one.low, one.high, one.words()) == (None, None, f"80.00, n={len(unknown)}")
+    assert statistics.of_mean([1.0, 99.0], records.limits_of_column("mrpc acc")) == (0, 100)
+    assert statistics.of_mean([1.0, 99.0], records.limits_of_column("qqp f1 (sample)")) == (0, 100)
+    assert statistics.of_mean([1.0, 99.0], records.limits_of_column("cola MCC")) == (-100, 100)
 
 
 @pytest.mark.parametrize("seeds", [2, 5, 9, 13, 40])
@@ -352,6 +426,30 @@ def test_a_methods_word_names_its_row_where_there_is_one_alone(write_run: Callab
     assert comparison.lines(made, "fish", "id3 50") == comparison.lines(made, "fish 50", "id3 50")
     with pytest.raises(ConfigError, match="id3: no row of study made; did you mean id3 50"):
         comparison.lines(made, "id3", "lora")
+
+
+@pytest.mark.parametrize("statistic", ["mean", "median"])
+def test_a_row_that_is_shown_to_be_worse_is_not_bold(
+    statistic: table.Statistic, write_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """By all of its own seeds it is the first, on those that both have the other is ahead."""
+    noise = [0.0, 0.001, 0.003, 0.002]
+    for i, own in enumerate(noise):
+        write_run("a", "mrpc", i, 0.80 + own)
+        write_run("a", "mrpc", i + 4, 0.90 + own)
+        write_run("b", "mrpc", i, 0.82 + 2 * own)
+    made = made_study(tmp_path)
+    rows = table.apart(made)[0]
+    lines, _ = table.with_marks(
+        table.lines_of(made, rows, ["mrpc acc"], statistic), columns.read(made, rows, table.RESAMPLES)
+    )
+    entries = {line.name: line.entries["mrpc acc"] for line in lines}
+    assert (entries["a"].value or 0) > (entries["b"].value or 0)
+    assert not any(entry.best or entry.tied for entry in entries.values())
+    note = (
+        "mrpc acc: nothing is marked, as the highest, a, is shown to be worse than another on the seeds that both have"
+    )
+    assert note in table.build(made).notes
 
 
 def test_every_pair_of_a_column_is_one_family() -> None:

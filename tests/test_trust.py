@@ -8,6 +8,8 @@ import pytest
 from forgery import Said
 from support import start
 
+from peftbench.ground import registered
+from peftbench.ground.registered import Registered
 from peftbench.lifecycle import saved_lines
 from peftbench.lifecycle.saved_lines import End, Line
 from peftbench.record import Made, Record, find_records, read_record, write_record
@@ -103,6 +105,8 @@ def test_studies_are_put_together_and_disagreement_is_refused_before_any_copy(
     b = machine(tmp_path / "b", record, CELL, other)
     (b / other / "metrics.jsonl").unlink()
     (b / other / "metrics.jsonl").symlink_to("/etc/hostname")
+    registered.add(a, [Registered("a" * 64, "2026-01-01", 3)])
+    registered.add(b, [Registered("a" * 64, "2026-01-01", 3), Registered("b" * 64, "2026-01-02", 1)])
     together = tmp_path / "outputs"
     said = command("collect", str(a), str(b), "--outputs", str(together))
     assert said == (0, "2 cells copied, 1 was there before and agrees\n", "")
@@ -110,6 +114,7 @@ def test_studies_are_put_together_and_disagreement_is_refused_before_any_copy(
     assert (together / "s" / CELL / "metrics.jsonl").read_text() == "a"
     assert not (together / "s" / other / "metrics.jsonl").exists(), "links are not followed"
     assert len(index.read(together / "s")) == 2
+    assert [plan.tests for plan in registered.read(together / "s")] == [3, 1]
     assert command("collect", str(a), str(b), "--outputs", str(together))[1].startswith("0 cells copied")
     third = CELL.replace("seed0", "seed2")
     forged = replace(record, headline=replace(record.headline, value=0.99))

@@ -23,8 +23,8 @@ usage: peftbench COMMAND [...]
 train:
   run [OVERRIDES]         run one cell, or a sweep with -m (a Hydra application: --help, --cfg job and -m work)
   plan [OVERRIDES]        list what a sweep would run and estimate the time; --save keeps the list for workers,
-                          --register FILE writes down the cells (--saved: those kept before, too) and every
-                          --claim "a > b" for compare --plan
+                          --register FILE writes down the cells (--saved, --saved-in DIR: those kept before,
+                          too) and every --claim "a > b" for compare --plan
   count [OVERRIDES]       count the entries that would train, without weights; several cells give a table; --json
   count --paper PAPER     compare every trainable count stated in a paper with ours
   list [GROUP]            list the available models, tasks, methods, data sources, protocols, ...; without GROUP

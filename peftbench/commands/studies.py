@@ -25,12 +25,15 @@ def plan(arguments: Sequence[str]) -> int:
 
     With `--save` the study keeps the list, for `peftbench work`. With `--register FILE` the cells are written down with
     the claims that they are to test, before anything runs; `peftbench compare STUDY --plan FILE` answers these. With
-    `--saved` the plan also has the cells that the study keeps already, of other command lines.
+    `--saved` the plan also has the cells that the study keeps already, of other command lines; with `--saved-in DIR`
+    those that a study of this name keeps under other outputs.
     """
     parser = Parser(prog="peftbench plan", allow_abbrev=False)
     parser.add_argument("--save", action="store_true")
     parser.add_argument("--register", metavar="FILE")
-    parser.add_argument("--saved", action="store_true")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--saved", action="store_true")
+    kept.add_argument("--saved-in", metavar="DIR")
     parser.add_argument("--claim", action="append", default=[], metavar="'ONE > OTHER'")
     parser.add_argument("--margin", type=number)
     options, words = parser.parse_known_args(list(arguments))
@@ -38,6 +41,7 @@ def plan(arguments: Sequence[str]) -> int:
         alone := [f"--claim {claim}" for claim in options.claim]
         or [f"--margin {margin:g}" for margin in [options.margin] if margin is not None]
         or ["--saved"] * options.saved
+        or [f"--saved-in {place}" for place in [options.saved_in] if place is not None]
     ):
         raise ConfigError(f"{shown(alone[0])}: is for --register FILE, which writes the plan")
     from peftbench.commands import screen, trials
@@ -72,8 +76,8 @@ def _registered(options: Namespace, lines: Sequence[list[str]], rerun: str, list
     from peftbench.study import sweep
 
     path, margin = expanded(options.register), 1.0 if options.margin is None else options.margin
-    if options.saved:
-        lines = sweep.with_kept(lines)
+    if options.saved or options.saved_in is not None:
+        lines = sweep.with_kept(lines, None if options.saved_in is None else expanded(options.saved_in))
     survey = sweep.survey(lines, rerun, listed)
     cells = list(dict.fromkeys(cell.folder for cell in survey.cells))
     kinds = sweep.kinds(survey.cells, listed)
@@ -81,7 +85,7 @@ def _registered(options: Namespace, lines: Sequence[list[str]], rerun: str, list
     with kept_if_used(path.parent, lambda _: writable_file(path, "--register").parent):
         if options.save:
             survey = sweep.prepare(lines, rerun, listed)
-        plans.write(path, plan)
+        plans.register(path, survey.outputs, plan)
     return survey
 
 

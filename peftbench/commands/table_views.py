@@ -36,7 +36,8 @@ def add_options(parser: Parser) -> None:
     parser.add_argument("--show", default=SCORES, metavar="WORD", help=f"one of: {', '.join(WORDS)}")
     parser.add_argument("--paper", help="a word of conf/paper, whose figures stand beside ours")
     parser.add_argument("--data", metavar="DIR", help="for subsets: where the rows lie, if not where the runs had them")
-    parser.add_argument("--constants", nargs="+", metavar="KEY=VALUE", help="for pscp: c_p, c_m, beta_p, beta_m")
+    of_pscp = "for pscp: c_p, c_f, c_m, beta_p, beta_f, beta_m"
+    parser.add_argument("--constants", nargs="+", metavar="KEY=VALUE", help=of_pscp)
 
 
 def check(options: Namespace) -> None:

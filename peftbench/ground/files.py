@@ -22,6 +22,7 @@ T = TypeVar("T")
 RECORD_FILE = "result.json"
 DELTA_FILE = "delta.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"
+METRICS_FILE = "metrics.jsonl"  # losses and scores, as training went
 END_FILE = "end.json"  # of a line of artefacts
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),

@@ -147,7 +147,10 @@ class BudgetFacts:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds by phase, and the moments of start and end (UTC, ISO 8601)."""
+    """Seconds by phase, and the moments of start and end (UTC, ISO 8601).
+
+    The start is the first one, also of a run that was stopped and went on from its checkpoint (from version 0.5 on).
+    """
 
     total_s: Amount
     train_s: Amount

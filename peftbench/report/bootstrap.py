@@ -1,9 +1,8 @@
 """Scores when dev rows and seeds are drawn anew: how far a score would move on other sentences and other seeds."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from scipy import stats
 
 RESAMPLES = 2000
 BLOCK = 2_000_000  # weights that are held at a time, 8 bytes each
@@ -127,15 +126,3 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] =
     "pearson": _pearson,
     "spearman": _spearman,
 }
-
-
-def of_mean(values: Sequence[float]) -> tuple[float, float] | tuple[None, None]:
-    """The 95% percentile interval of the mean of some seeds' scores (scipy); none below 3 values."""
-    if len(values) < 3:
-        return None, None
-    if np.ptp(values) == 0:
-        return values[0], values[0]
-    result = stats.bootstrap(
-        (values,), np.mean, confidence_level=LEVEL, method="percentile", rng=np.random.default_rng(0)
-    )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)

@@ -39,31 +39,41 @@ class Column:
         """The scores of a row of the table, one for each seed; with several splits of few labels one for each split,
         the mean over its seeds."""
         runs = self.scores[name]
-        return _means(list(runs)) @ np.array(list(runs.values()))
+        return _means(list(runs), len({split for _, split in runs}) > 1) @ np.array(list(runs.values()))
 
     def paired(self, first: str, second: str) -> Paired | None:
         """The differences of two rows of the table over the runs that both have; None where there is none.
 
-        One difference for each seed; with several splits of few labels one for each split, the mean over its seeds.
+        One difference for each seed; with several splits of few labels one for each split, the mean over its seeds. The
+        rows are drawn anew in those of which both have predictions, at least two.
         """
         one, other = self.scores.get(first, {}), self.scores.get(second, {})
         runs = sorted(one.keys() & other.keys())
         if not runs:
             return None
         drawn_one, drawn_other = self.resampled.get(first, {}), self.resampled.get(second, {})
-        stored = all(run in drawn_one and run in drawn_other for run in runs)
-        differences = np.array([one[run] - other[run] for run in runs])
-        resampled = np.stack([drawn_one[run] - drawn_other[run] for run in runs]) if stored else None
-        if len({split for _, split in runs}) == 1:
-            return Paired(differences, resampled)
-        mean_of = _means(runs)
-        return Paired(mean_of @ differences, None if resampled is None else mean_of @ resampled, "splits")
+        of_splits = len({split for _, split in runs}) > 1
+        differences = _means(runs, of_splits) @ np.array([one[run] - other[run] for run in runs])
+        resampled = None
+        if stored := [run for run in runs if run in drawn_one and run in drawn_other]:
+            drawn = np.stack([drawn_one[run] - drawn_other[run] for run in stored])
+            means = _means(stored, of_splits)
+            resampled = means @ drawn if len(means) > 1 or len(differences) == 1 else None
+        sides = {first: drawn_one, second: drawn_other}
+        lacking = [_in_words(name, run) for run in runs for name, drawn in sides.items() if run not in drawn]
+        without = () if self.rows is None else tuple(lacking)
+        return Paired(differences, resampled, "splits" if of_splits else "seeds", without)
 
 
-def _means(runs: Sequence[Run]) -> np.ndarray:
-    """(repetitions, runs): what averages over the seeds of each split; with a single split every seed stays."""
+def _in_words(name: str, run: Run) -> str:
+    seed, split = run
+    return f"{name} split {split} seed {seed}" if split else f"{name} seed {seed}"
+
+
+def _means(runs: Sequence[Run], of_splits: bool) -> np.ndarray:
+    """(repetitions, runs): what averages over the seeds of each split, or leaves every seed as it is."""
     splits = np.array([split for _, split in runs])
-    if len(set(splits)) == 1:
+    if not of_splits:
         return np.eye(len(runs))
     return np.stack([(splits == split) / (splits == split).sum() for split in dict.fromkeys(splits)])
 

@@ -11,6 +11,8 @@ from peftbench.report.statistics import MARGIN, MOST_SEEDS, Estimate, Interval, 
 from peftbench.report.table import apart, row_named
 from peftbench.report.verdict import Verdict, Word
 
+MOST_NAMED = 4  # runs without predictions that a line names
+
 
 def lines(study: Study, first: str, second: str, margin: float = MARGIN) -> list[str]:
     """The verdicts in one sentence, every task with its numbers, the means over tasks, and what was tested how.
@@ -92,7 +94,7 @@ def sentence(item: Verdict, paired: Paired) -> str:
     size = f" by {abs(item.difference):.1f} points" if decided else f": {item.difference:+.1f} points"
     larger = f"p {p_in_words(item.p_of_equality)} for a larger difference"
     p = larger if item.word == "tied" else f"p {p_in_words(item.p)}"
-    text = f"{item.column}: {word}{size}{intervals(item)}, {p}, {better(item)}"
+    text = f"{item.column}: {word}{size}{intervals(item)}, {p}, {better(item)}{of_rows(paired)}"
     if item.word != "not decided":
         return text
     return f"{text}; {_what_it_takes(item, paired)}"
@@ -111,6 +113,16 @@ def _intervals(interval: Interval, drawn: Interval | None) -> str:
 def better(item: Verdict) -> str:
     """In how many seeds the first is better."""
     return f"better in {item.better} of {item.seeds} {item.unit}"
+
+
+def of_rows(paired: Paired) -> str:
+    """Where the noise of rows comes from, where not every run of a pair has the predictions that others have."""
+    if not paired.without:
+        return ""
+    known = 0 if paired.resampled is None else len(paired.resampled)
+    noise = f"from {known} of {paired.seeds} {paired.unit}" if known else "not known"
+    more = f" and {len(paired.without) - MOST_NAMED} more" if len(paired.without) > MOST_NAMED else ""
+    return f"; noise of rows {noise}: no predictions of {', '.join(paired.without[:MOST_NAMED])}{more}"
 
 
 def _what_it_takes(item: Verdict, paired: Paired) -> str:
@@ -151,12 +163,15 @@ def over_all(together: OverTasks, tasks: int, margin: float) -> list[str]:
 
 def improvement(tasks: Sequence[columns.Column], first: str, second: str, unit: str) -> str:
     """How often a run (or split of few labels) of the first scores above one of the second, whatever the seeds."""
-    figure = aggregates.improvement([(task.repeated(first), task.repeated(second)) for task in tasks])
+    sides = [(task.repeated(first), task.repeated(second)) for task in tasks]
+    figure = aggregates.improvement(sides)
     interval = f"no interval: below 3 {unit}, or all pairs of a task agree"
     if figure.low is not None and figure.high is not None:
         interval = (
             f"95% interval {100 * figure.low:.0f} to {100 * figure.high:.0f}, over {unit}; 50%: neither is better"
         )
+        if min(len(side) for both in sides for side in both) < aggregates.FEW_RUNS:
+            interval += f"; with so few {unit} it is too narrow, about 90% of them hold with 3"
     over = f", mean of these {len(tasks)} tasks" if len(tasks) > 1 else ""
     often = f"{first} scores above {second} in {100 * figure.value:.0f}% of pairs of {unit}{over}"
     return f"probability of improvement: {often} ({interval})"

@@ -13,7 +13,7 @@ from peftbench.report.columns import read
 from peftbench.report.records import Study
 from peftbench.report.render import entry
 from peftbench.report.sheet import Sheet
-from peftbench.report.table import COLLAPSED, RESAMPLES, TIED, Entry, apart, lines_of, with_marks
+from peftbench.report.table import COLLAPSED, RESAMPLES, TIED, Entry, apart, lines_of, unmarked, with_marks
 from peftbench.report.verdict import Contest
 
 Convention = Literal["per_class", "total"]
@@ -77,6 +77,7 @@ def sheet(study: Study) -> Sheet:
             f"bold: the best of its row; {TIED}: no method is shown to be better there ({', '.join(tests)}; 5% for "
             "each method against all others of the row); shows from: points that show in four of five repetitions"
         )
+    notes += [note for one in held for note in one.notes]
     if rows["collapsed"].any():
         notes.append(COLLAPSED)
     rows_of = {str(name): tuple(dict.fromkeys(same["row"])) for name, same in rows.groupby("name", sort=False)}
@@ -102,6 +103,7 @@ class Held:
     Attributes:
         entries: by method, marked.
         tests: what was used; visible: points that show in four of five repetitions, None where there is no contest.
+        notes: why nothing is marked, where that is so.
     """
 
     column: str
@@ -109,6 +111,7 @@ class Held:
     entries: dict[str, Entry]
     tests: list[str]
     visible: float | None
+    notes: list[str]
 
     @property
     def best(self) -> str | None:
@@ -141,6 +144,7 @@ class Held:
 def _contest(study: Study, rows: pd.DataFrame) -> Held:
     column, shots = str(rows["column"].iloc[0]), str(rows["shots"].iloc[0])
     lines, contests = with_marks(lines_of(study, rows, [column]), read(study, rows, RESAMPLES))
-    contest = contests.get(column, Contest(set(), [], None))
+    contest = contests.get(column, Contest(set(), set(), [], None))
     entries = {line.name: line.entries[column] for line in lines}
-    return Held(column, shots, entries, contest.tests, contest.visible)
+    notes = [f"{shots}, {note}" for note in unmarked(lines, contests)]
+    return Held(column, shots, entries, contest.tests, contest.visible, notes)

@@ -3,31 +3,34 @@
 What a plan names is confirmatory: its claims are one family of tests, on its own cells alone. All else is exploratory.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from os.path import exists  # Path's own raises for names that are too long
 from pathlib import Path
 
+import pandas as pd
 import yaml
 
 from peftbench.config.fingerprint import digest
 from peftbench.config.spec import Cell
 from peftbench.config.validate import parse
-from peftbench.ground import untrusted
+from peftbench.ground import registered, untrusted
 from peftbench.ground.errors import ConfigError, DataError, shown
-from peftbench.ground.files import RECORD_FILE, write_atomically
+from peftbench.ground.files import CHECKPOINT_FILE, METRICS_FILE, RECORD_FILE, write_atomically
 from peftbench.ground.quantity import quantity
 from peftbench.ground.version import __version__
-from peftbench.report import columns, comparison, planned, verdict
+from peftbench.record import Record
+from peftbench.report import alike, columns, comparison, planned, verdict
 from peftbench.report.planned import Test
-from peftbench.report.records import Study
+from peftbench.report.records import Study, frame
 from peftbench.report.statistics import ALPHA, Paired, holm
 from peftbench.report.table import apart
 from peftbench.report.verdict import Verdict, Word
 
 MOST_BYTES = 16 << 20
 MOST_NAMED = 5  # cells that a line names
+TRACES = (RECORD_FILE, CHECKPOINT_FILE, METRICS_FILE)  # of a cell that may have been scored
 ANSWERS: dict[Word, str] = {"ahead": "confirmed", "behind": "refuted", "tied": "not confirmed"}  # to "ONE > OTHER"
 HEAD = "# A registered plan: `peftbench compare STUDY --plan FILE` answers its claims; an edit shows in sha256.\n"
 
@@ -44,6 +47,8 @@ class Plan:
         cells: their folders under the outputs, study/cell-fingerprint/seed.
         claims: as they were typed, "id3 > lora" (ahead) or "id3 = lora" (tied within the margin).
         tests: every claim on every task: all of them one family, whatever has run.
+        fingerprints: all 16 digits, by the folder that seeds share; empty in plans of version 0.4, of which the eight
+            in the folders' names are known.
     """
 
     study: str
@@ -53,6 +58,19 @@ class Plan:
     cells: list[str]
     claims: list[str]
     tests: list[Test]
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def sha256(self) -> str:
+        """Of all that it says."""
+        return digest({key: value for key, value in asdict(self).items() if value or key != "fingerprints"})
+
+    def is_of(self, cell: str, record: Record) -> bool:
+        """Whether a record that lies in the folder of a planned cell is that cell's: its fingerprint, seed, split."""
+        shared, _, draw = cell.rpartition("/")
+        fingerprint = self.fingerprints.get(shared, shared.rpartition("-")[2])
+        own = f"seed{record.cell.seed}" if record.few is None else f"split{record.few.split}-seed{record.cell.seed}"
+        return draw == own and record.cell.study == self.study and record.fingerprint.startswith(fingerprint)
 
 
 def made(
@@ -67,11 +85,12 @@ def made(
     """A plan that may be written to a file, now.
 
     Args:
+        outputs: where they will lie.
         cells: their folders.
         kinds: a cell of every folder that seeds share.
 
     Raises:
-        ConfigError: the file is there, a cell has a result already, or a claim cannot be tested on these cells.
+        ConfigError: the file is there, a cell has run or begun already, or a claim cannot be tested on these cells.
     """
     if exists(path):
         raise ConfigError(f"--register {shown(path)}: is there already, and a plan is never changed")
@@ -80,12 +99,24 @@ def made(
     comparison.check_margin(margin)
     for claim in claims:
         planned.parts(claim)
-    if run := [cell for cell in cells if (outputs / cell / RECORD_FILE).exists()]:
-        of_all = quantity(len(cells), "cell has a result", "cells have results")
-        late = f"{len(run)} of {of_all}, and a plan comes before them: {run[0]}"
+    if run := [cell for cell in cells if any((outputs / cell / name).exists() for name in TRACES)]:
+        late = f"{len(run)} of {quantity(len(cells), 'cell')} ran or began before, and a plan comes first: {run[0]}"
         raise ConfigError(f"--register {shown(path)}: {late}")
     tests = planned.tests(claims, cells, kinds, study)
-    return Plan(study, datetime.now(UTC).isoformat(), __version__, margin, list(cells), list(claims), tests)
+    fingerprints = {shared: cell.fingerprint for shared, cell in kinds.items()}
+    now = datetime.now(UTC).isoformat()
+    return Plan(study, now, __version__, margin, list(cells), list(claims), tests, fingerprints)
+
+
+def register(path: Path, outputs: Path, plan: Plan) -> None:
+    """Write a plan to a file that is not there, and into the list that its study has of all its plans.
+
+    Raises:
+        ConfigError, DataError: that list cannot be written, or read.
+        OSError: the file cannot be written.
+    """
+    registered.add(outputs / plan.study, [registered.Registered(plan.sha256, plan.registered, len(plan.tests))])
+    write(path, plan)
 
 
 def write(path: Path, plan: Plan) -> None:
@@ -94,7 +125,7 @@ def write(path: Path, plan: Plan) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    content = {**asdict(plan), "sha256": digest(asdict(plan))}
+    content = {**asdict(plan), "sha256": plan.sha256}
     write_atomically(path, (HEAD + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)).encode())
 
 
@@ -117,7 +148,7 @@ def read(path: Path) -> Plan:
         plan = parse(Plan, raw, "plan")
     except ConfigError as error:
         raise DataError([f"{shown(path)}: {problem}" for problem in error.every]) from None
-    if digest(asdict(plan)) != sha256:
+    if plan.sha256 != sha256:
         raise DataError(f"--plan {shown(path)}: was edited after it was registered (its sha256 is another)")
     return plan
 
@@ -127,11 +158,13 @@ def answers(study: Study, plan: Plan) -> list[str]:
 
     Raises:
         ConfigError: the plan is of another study.
+        DataError: the study's list of plans cannot be read.
     """
     if plan.study != study.name:
         raise ConfigError(f"--plan: is of study {shown(plan.study)}, not of {study.name}")
-    own, missing, notes = _planned(study, plan)
+    own, left_out = _planned(study, plan)
     rows, differing = apart(own)
+    missing, gaps = _missing(own, rows, plan)
     every = {column.name: column for column in columns.read(own, rows)}
     pairs = {test: both for test in plan.tests if (both := _paired(test, every, own)) is not None}
     number = len(plan.tests)
@@ -153,9 +186,10 @@ def answers(study: Study, plan: Plan) -> list[str]:
         for test in plan.tests
     ]
     of = f"{quantity(len(plan.claims), 'claim')}, {quantity(number, 'test')}"
-    head = f"plan registered {plan.registered[:16]}, {of}"
+    listed = registered.in_words(plan.sha256, study.folders[0].parents[1])
+    head = f"plan registered {plan.registered[:16]}, {of}; {listed}"
     tested = [comparison.how(judged, "; a claim of equality by two one-sided tests")] if judged else []
-    return [head, *notes, *differing, *said, *tested]
+    return [head, *gaps, *left_out, *differing, *alike.differing(own), *said, *tested]
 
 
 def _paired(test: Test, every: Mapping[str, columns.Column], own: Study) -> Paired | None:
@@ -191,32 +225,62 @@ def _unequal(item: Verdict, both: Paired, p: float) -> str:
     word = f"more than {comparison.points(item.margin)} apart: " if p < ALPHA else ""
     size = f"{item.difference:+.1f} points{comparison.intervals(item)}"
     p_of = f"p {comparison.p_in_words(p)} for a {side} difference"
-    text = f"{item.column}: {word}{size}, {p_of}, {comparison.better(item)}"
+    text = f"{item.column}: {word}{size}, {p_of}, {comparison.better(item)}{comparison.of_rows(both)}"
     if p < ALPHA or both.estimate is None:
         return text
     within = f"these runs show equality within {both.estimate.equal_within(item.tests):.1f} points"
     return f"{text}; {within}{comparison.for_equality(item, both)}"
 
 
-def _planned(study: Study, plan: Plan) -> tuple[Study, list[str], list[str]]:
-    """The study's planned runs alone, the cells that have none, and lines about what is missing, was added, or ran too
-    early."""
-    names = ["/".join(folder.parts[-3:]) for folder in study.folders]
-    done = [i for i, record in enumerate(study.records) if record.status == "done"]
+def _planned(study: Study, plan: Plan) -> tuple[Study, list[str]]:
+    """The study's planned runs alone, and lines about those that were added, ran too early, or are of another cell than
+    the one in whose folder they lie."""
+    done = {_cell(study.folders[i]): i for i, record in enumerate(study.records) if record.status == "done"}
     cells = set(plan.cells)
-    registered = datetime.fromisoformat(plan.registered).timestamp() - 1  # records know whole seconds
-    early = {names[i] for i in done if names[i] in cells and _started(study.records[i].time.started) < registered}
-    kept = [i for i in done if names[i] in cells - early]
-    missing = sorted(cells - {names[i] for i in kept})
-    added = sorted({names[i] for i in done} - cells)
-    others = quantity(len(added), "cell that is not planned has", "cells that are not planned have")
-    lines = {
-        f"missing: {len(missing)} of {quantity(len(cells), 'planned cell')}, so every answer is provisional": missing,
-        f"left out: {quantity(len(early), 'cell')} that ran before the plan was registered": sorted(early),
-        f"added: {others} no part in this": added,
+    others = {cell for cell in cells & done.keys() if not plan.is_of(cell, study.records[done[cell]])}
+    moment = datetime.fromisoformat(plan.registered).timestamp() - 1  # records know whole seconds
+    early = {
+        cell for cell in (cells & done.keys()) - others if _started(study.records[done[cell]].time.started) < moment
     }
-    notes = [f"{line}: {_some(named)}" for line, named in lines.items() if named]
-    return Study(study.name, [study.records[i] for i in kept], [study.folders[i] for i in kept]), missing, notes
+    kept = [i for cell, i in done.items() if cell in cells - early - others]
+    added = done.keys() - cells
+    of_others = quantity(len(others), "record is", "records are")
+    unplanned = quantity(len(added), "cell that is not planned has", "cells that are not planned have")
+    notes = _named(
+        {
+            f"left out: {quantity(len(early), 'cell')} that ran before the plan was registered": early,
+            f"left out: {of_others} of another fingerprint, seed, split or study than the planned cell": others,
+            f"added: {unplanned} no part in this": added,
+        }
+    )
+    return Study(study.name, [study.records[i] for i in kept], [study.folders[i] for i in kept]), notes
+
+
+def _missing(own: Study, rows: pd.DataFrame, plan: Plan) -> tuple[set[str], list[str]]:
+    """Planned cells that have no part in the tests of their row, and lines about them.
+
+    Args:
+        own: the planned runs.
+        rows: as `table.apart` gives them: a run that was made otherwise than the others of its row is in another.
+    """
+    ran = [_cell(folder) for folder in own.folders]
+    in_place = set()
+    if not rows.empty:
+        is_there = (rows["name"] == frame(own.records)["name"]) & rows["score"].notna()
+        in_place = {cell for cell, there in zip(ran, is_there, strict=True) if there}
+    missing = set(plan.cells) - in_place
+    of_all = quantity(len(set(plan.cells)), "planned cell")
+    notes = _named(
+        {
+            f"missing: {len(missing)} of {of_all}, so every answer is provisional": missing,
+            "of these made otherwise than most of their row, or without a score": missing & set(ran),
+        }
+    )
+    return missing, notes
+
+
+def _cell(folder: Path) -> str:
+    return "/".join(folder.parts[-3:])
 
 
 def _started(moment: str) -> float:
@@ -226,6 +290,10 @@ def _started(moment: str) -> float:
         return 0.0
 
 
-def _some(cells: Sequence[str]) -> str:
-    more = f" and {len(cells) - MOST_NAMED} more" if len(cells) > MOST_NAMED else ""
-    return ", ".join(cells[:MOST_NAMED]) + more
+def _named(lines: Mapping[str, Collection[str]]) -> list[str]:
+    """Each line with the cells that it is of, the first of them by name; without those that are of none."""
+    said = []
+    for line, cells in lines.items():
+        more = f" and {len(cells) - MOST_NAMED} more" if len(cells) > MOST_NAMED else ""
+        said += [f"{line}: {', '.join(sorted(cells)[:MOST_NAMED])}{more}"] if cells else []
+    return said

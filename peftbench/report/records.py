@@ -205,6 +205,12 @@ def _column(task: str, metric: str, data: str) -> str:
     return f"{task} {SHORT.get(metric, metric)}" + (" (sample)" if data == "sample" else "")
 
 
+def limits_of_column(column: str) -> tuple[float, float]:
+    """What its scores can be, in percent: correlations go below zero."""
+    is_share = column.partition(" ")[2].startswith(("acc", "f1"))
+    return (0.0 if is_share else -100.0), 100.0
+
+
 def is_mean(column: str) -> bool:
     """Whether a column is a mean over tasks: that of runs which learned them together, or one after the other."""
     return column.removesuffix(" (sample)").endswith((" mean", " last"))

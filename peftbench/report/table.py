@@ -99,7 +99,7 @@ def build(study: Study, paper: Paper | None = None) -> Table:
     rows, notes = apart(study)
     columns = sorted(rows["column"].unique()) if len(rows) else []
     lines, contests = with_marks(lines_of(study, rows, columns, statistic, paper), read(study, rows, RESAMPLES))
-    notes += [*_of_marks(contests), *rates.notes(study, rows)]
+    notes += [*_of_marks(contests), *unmarked(lines, contests), *rates.notes(study, rows)]
     if any(record.cell.data == "sample" for record in records):
         notes.append("sample: a few hundred built-in rows; these are no GLUE scores")
     if any(entry.collapsed for line in lines for entry in line.entries.values()):
@@ -250,19 +250,38 @@ def lines_of(
 
 
 def with_marks(lines: list[Line], columns: Sequence[Column]) -> tuple[list[Line], dict[str, Contest]]:
-    """The lines with the best of every column and what is tied with it, and the contests that were held, by column."""
+    """The lines with the best of every column and what is tied with it, and the contests that were held, by column.
+
+    The first of a column by its own seeds may be behind another on those that both have: then nothing is marked.
+    """
     contests = {}
     for column in columns:
-        values = {line.name: value for line in lines if (value := line.entries[column.name].value) is not None}
-        order = sorted(values, key=lambda name: -values[name])
+        order = _order(lines, column.name)
         if len(order) < 2 or len(column.scores[order[0]]) < 2:
             continue
         contests[column.name] = contest = contenders(column)
+        if order[0] not in contest.rows:
+            continue
         beside = set(tied(order[1:], contest))
         for line in lines:
             entry = line.entries[column.name]
             line.entries[column.name] = replace(entry, best=line.name == order[0], tied=line.name in beside)
     return lines, contests
+
+
+def _order(lines: Sequence[Line], column: str) -> list[str]:
+    """The rows that have a column, the highest first."""
+    values = {line.name: value for line in lines if (value := line.entries[column].value) is not None}
+    return sorted(values, key=lambda name: -values[name])
+
+
+def unmarked(lines: Sequence[Line], contests: Mapping[str, Contest]) -> Iterator[str]:
+    """A footnote for every contest whose first row is none of those that may be the best."""
+    for column, contest in contests.items():
+        if (first := _order(lines, column)[0]) not in contest.rows:
+            why = "is shown to be worse than another on the seeds that both have"
+            why = why if first in contest.worse else "has no two seeds in common with another"
+            yield f"{column}: nothing is marked, as the highest, {first}, {why}"
 
 
 def _of_marks(contests: Mapping[str, Contest]) -> list[str]:

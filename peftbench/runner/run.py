@@ -19,7 +19,16 @@ from peftbench.data.rows import POOL, Rows, rows_of
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens, tokenize
 from peftbench.ground.errors import BadInput, ConfigError, Diverged
-from peftbench.ground.files import DELTA_FILE, RECORD_FILE, cache_folder, expanded, keep_last, place, stamp
+from peftbench.ground.files import (
+    DELTA_FILE,
+    METRICS_FILE,
+    RECORD_FILE,
+    cache_folder,
+    expanded,
+    keep_last,
+    place,
+    stamp,
+)
 from peftbench.ground.machine import process_state
 from peftbench.methods.base import Tuner
 from peftbench.record import Record, Search, write_record
@@ -88,7 +97,8 @@ def run(
     with Meter() as meter:
         ending = ending_of(lambda stop: Run(cell, asked, folder, work, stop, check).execute())
         work.energy = meter.energy()
-    record = record_of(cell, asked, work, ending, times_of(work.fit, watch, started))
+    first = min(started, work.checkpoints.started)
+    record = record_of(cell, asked, work, ending, times_of(work.fit, watch, first))
     if process_state().is_main_process:
         write_record(record, folder, check)
         if ending.status != "failed":  # a failure may pass, and the next try goes on from there
@@ -357,7 +367,7 @@ def watchers(
     with ExitStack() as stack:
         following: list[Watcher] = []
         if process_state().is_main_process:
-            following.append(stack.enter_context(MetricsFile(folder / "metrics.jsonl", check)))
+            following.append(stack.enter_context(MetricsFile(folder / METRICS_FILE, check)))
             following += stack.enter_context(bar(progress or "", show=progress is not None))
             following += stack.enter_context(TRACKERS[tracker.kind](tracker, folder, told))
         yield following

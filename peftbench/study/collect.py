@@ -7,15 +7,16 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from peftbench.ground import registered
 from peftbench.ground.errors import ConfigError, DataError, shown
-from peftbench.ground.files import DELTA_FILE, RECORD_FILE, STUDY, write_atomically
+from peftbench.ground.files import DELTA_FILE, METRICS_FILE, RECORD_FILE, STUDY, write_atomically
 from peftbench.record import Record, find_records, read_record, write_record
 from peftbench.study import index
 from peftbench.study.agreement import agreement
 from peftbench.study.lock import Lock
 
 CELL = re.compile(r"[^/]{1,200}/(split\d{1,10}-)?seed\d{1,10}")
-FILES = (DELTA_FILE, "metrics.jsonl", "predictions/*.tsv", ".hydra/*.yaml")  # the record comes last
+FILES = (DELTA_FILE, METRICS_FILE, "predictions/*.tsv", ".hydra/*.yaml")  # the record comes last
 
 
 def collect(studies: Sequence[Path], outputs: Path) -> tuple[int, int]:
@@ -31,8 +32,8 @@ def collect(studies: Sequence[Path], outputs: Path) -> tuple[int, int]:
 
     Raises:
         ConfigError: the folders are of several studies, or there is none.
-        DataError: a record cannot be read, two records of one cell disagree, or a delta is not its record's; every one
-            is named, nothing copied.
+        DataError: a record or a list of plans cannot be read, two records of one cell disagree, or a delta is not its
+            record's; every one is named, nothing copied.
     """
     names = {path.resolve().name for path in studies}
     if len(names) > 1:
@@ -62,6 +63,7 @@ def collect(studies: Sequence[Path], outputs: Path) -> tuple[int, int]:
     problems += [line for cell, path in chosen.items() for line in _wrong_delta(kept[cell][0], path)]
     if problems:
         raise DataError(problems)
+    plans = [plan for study in studies for plan in registered.read(study)]
     for cell, path in chosen.items():
         _copy(path.parent, target / cell)
     for cell, record in failed_again.items():
@@ -69,6 +71,7 @@ def collect(studies: Sequence[Path], outputs: Path) -> tuple[int, int]:
             write_record(record, target / cell, held.check)
     for study in studies:
         index.add(target, index.read(study))
+    registered.add(target, plans)
     return len(chosen), twice
 
 

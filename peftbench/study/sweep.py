@@ -129,14 +129,26 @@ def listed(outputs: Path, study: str) -> dict[Path, str]:
     return {whole / name: name for name in index.names(index.read(outputs / study).values())}
 
 
-def with_kept(lines: Sequence[list[str]]) -> list[list[str]]:
+def with_kept(lines: Sequence[list[str]], where: Path | None = None) -> list[list[str]]:
     """The overrides of these cells and of all others that their study keeps; where they say no more than which study
-    it is, of these others alone."""
+    it is, of these others alone.
+
+    Args:
+        where: other outputs, whose study of this name keeps the others; they are then cells of these lines' outputs.
+
+    Raises:
+        ConfigError: no cell is kept there.
+    """
     outputs, study = study_of(lines[0])
-    kept = index.read(outputs / study)
+    kept = [cell.overrides for cell in index.read((where or outputs) / study).values()]
+    if where is not None:
+        if not kept:
+            raise ConfigError(f"--saved-in {shown(where, 100)}: keeps no cell of study {study}")
+        here = [word for word in lines[0] if word.startswith("outputs=")]
+        kept = [[*(word for word in words if not word.startswith("outputs=")), *here] for words in kept]
     own = [line for line in lines if not kept or not all(word.startswith(("study=", "outputs=")) for word in line)]
     typed = {index.key(line) for line in own}
-    return [*own, *(cell.overrides for key, cell in kept.items() if key not in typed)]
+    return [*own, *(words for words in kept if index.key(words) not in typed)]
 
 
 def prepare(lines: Sequence[list[str]], rerun: str = "unfinished", to_come: Mapping[Path, str] | None = None) -> Sweep:

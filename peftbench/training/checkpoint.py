@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,11 @@ FORMAT = 2  # raised when a state holds other things: one of an earlier format i
 
 
 class Checkpoints:
-    """The checkpoint of one cell: when to write it, its file, and whether it may be taken up."""
+    """The checkpoint of one cell: when to write it, its file, and whether it may be taken up.
+
+    Attributes:
+        started: when the cell was begun: before the checkpoint that is taken up, where there is one.
+    """
 
     def __init__(
         self,
@@ -43,6 +48,7 @@ class Checkpoints:
         self._path, self._every = folder / CHECKPOINT_FILE, every
         self._identity = {**identity, "format": FORMAT}
         self._last = time.monotonic()
+        self.started = datetime.now(UTC)
 
     def due(self) -> bool:
         """Whether it is time for one."""
@@ -53,7 +59,7 @@ class Checkpoints:
         if self._every is None:
             return
         tensors: dict[str, torch.Tensor] = {}
-        facts = {"identity": self._identity, "state": _pack(state, tensors)}
+        facts = {"identity": self._identity, "state": _pack(state, tensors), "started": self.started.isoformat()}
         facts["sha256"] = _digest(facts, tensors)
         # one key alone: safetensors writes several in no fixed order
         write_atomically(self._path, save(tensors, metadata={KEY: json.dumps(facts)}), self._check)
@@ -77,6 +83,8 @@ class Checkpoints:
             different = [key for key, value in self._identity.items() if facts["identity"].get(key) != value]
             warn(f"{self._path}: of another {', '.join(different) or 'run'}; the cell starts anew")
             return None
+        if "started" in facts:  # version 0.4 kept none
+            self.started = datetime.fromisoformat(facts["started"])
         state: dict[str, Any] = _unpack(facts["state"], tensors)
         return state
 

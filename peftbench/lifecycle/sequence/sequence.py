@@ -66,7 +66,7 @@ def sequence(job: Job, screen: Screen) -> int:
             keep_split(
                 job.folder, stages.dev(task).name, stages.classes.names, answer.scores, stages.labels(task), check
             )
-        return _record(job, stages, hashes, progress, answers, watch, started)
+        return _record(job, stages, hashes, progress, answers, watch, min(started, checkpoints.started))
 
     return settled(job.folder, job.inputs, make, screen)
 

@@ -56,7 +56,7 @@ def steps(material: Material) -> Iterator[Figure]:
         if series:
             panels.append(Panel(column, "optimizer steps", SCORE, column, series=series))
     if panels:
-        note = "band: 95% bootstrap interval over seeds"
+        note = "band: 95% t-interval of the mean over seeds"
         yield Figure("port_steps", GROUP, "ports over steps", "lines", panels, note)
 
 

@@ -1,5 +1,6 @@
 """What a figure is made of. It says what is shown; `plots` draws it to files, the page's script in a browser."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -8,9 +9,9 @@ from typing import Literal
 import pandas as pd
 
 from peftbench.record import Record
-from peftbench.report import bootstrap
 from peftbench.report.aggregates import Comparable, comparable
-from peftbench.report.records import Study, repeated
+from peftbench.report.records import Study, limits_of_column, repeated
+from peftbench.report.statistics import of_mean
 from peftbench.report.styles import Style, style
 from peftbench.report.table import apart
 
@@ -50,7 +51,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Front:
-    """A Pareto front as steps: from x on, the best score that so much can buy, and its interval over seeds."""
+    """A Pareto front as steps: from x on, the best mean that so much buys, with the interval of its method."""
 
     x: list[float]
     y: list[float]
@@ -115,7 +116,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Summary:
-    """One row of the table in one column: the mean over seeds (or splits), its interval (None below 3) and these."""
+    """One row of the table in one column: the mean over seeds (or splits), its 95% t-interval and these.
+
+    The interval is None where there is one seed, or all are equal.
+    """
 
     mean: float
     low: float | None
@@ -128,10 +132,10 @@ class Summary:
         return f"{self.mean:.2f}{interval}, n={len(self.scores)}"
 
 
-def summary(scores: Iterable[float]) -> Summary:
-    """Mean and bootstrap interval over seeds, of at least one score."""
+def summary(scores: Iterable[float], limits: Pair = (-math.inf, math.inf)) -> Summary:
+    """Mean and t-interval over seeds, of at least one score; `limits` are what a score can be."""
     values = [float(score) for score in scores]
-    low, high = bootstrap.of_mean(values)
+    low, high = of_mean(values, limits) or (None, None)
     mean = sum(values) / len(values)
     return Summary(mean, low, high, values)
 
@@ -183,7 +187,7 @@ class Material:
     def summaries(self) -> dict[tuple[str, str], Summary]:
         """The same, summed up; splits of few labels count once each."""
         scores = {key: repeated(same.set_index("split")[["score"]])["score"] for key, same in self.groups.items()}
-        return {key: summary(own) for key, own in scores.items()}
+        return {key: summary(own, limits_of_column(key[1])) for key, own in scores.items()}
 
     @cached_property
     def together(self) -> Comparable:
