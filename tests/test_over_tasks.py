@@ -103,7 +103,7 @@ def test_whether_the_difference_depends_on_the_task_is_brown_and_forsythes_test(
 
 def test_the_mean_of_these_tasks_has_the_interval_of_seeds_and_rows_drawn_anew() -> None:
     random = np.random.default_rng(6)
-    tasks = {name: Paired(random.normal(2, 1, 4), random.normal(2, 1, (4, 300))) for name in "abc"}
+    tasks = {name: Paired(random.normal(2, 1, 6), random.normal(2, 1, (6, 300))) for name in "abc"}
     together = over_tasks.combine(tasks)
     assert together is not None
     assert together.drawn is not None
@@ -112,7 +112,7 @@ def test_the_mean_of_these_tasks_has_the_interval_of_seeds_and_rows_drawn_anew()
     fixed, random_tasks = comparison.over_all(together, 3, 1.0)[1:]
     assert f"; seeds and rows drawn anew: {together.drawn.low:+.1f} to {together.drawn.high:+.1f})" in fixed
     assert "drawn anew" not in random_tasks
-    for other in (Paired(random.normal(2, 1, 4)), Paired(random.normal(2, 1, 2), random.normal(2, 1, (2, 300)))):
+    for other in (Paired(random.normal(2, 1, 6)), Paired(random.normal(2, 1, 5), random.normal(2, 1, (5, 300)))):
         without = over_tasks.combine({**tasks, "d": other})
         assert without is not None
         assert (without.fixed is not None, without.drawn) == (True, None)

@@ -42,7 +42,7 @@ def test_the_mean_of_these_tasks_has_what_the_crossed_bootstrap_draws() -> None:
     random = np.random.default_rng(0)
 
     def column(name: str) -> columns.Column:
-        rows = {row: {(seed, 0): random.normal(80, 1, 200) for seed in range(3)} for row in "ab"}
+        rows = {row: {(seed, 0): random.normal(80, 1, 200) for seed in range(6)} for row in "ab"}
         means = {row: {run: float(values.mean()) for run, values in runs.items()} for row, runs in rows.items()}
         return columns.Column(name, means, rows, 99)
 

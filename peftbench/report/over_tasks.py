@@ -25,7 +25,7 @@ class OverTasks:
     Attributes:
         fixed: over these tasks.
         drawn: the crossed bootstrap's interval of the same, seeds and rows of every task drawn anew; None where a task
-            has no predictions or less than three seeds.
+            has not all predictions, or too few seeds.
         random: over all tasks like these: a mixed model with a random part for each task; t with tasks less one
             degrees of freedom, and no smaller an error than that of `fixed`. None: there is no noise at all.
         between: standard deviation of the true difference between tasks, as the model estimates it; 0: the fit is
@@ -67,10 +67,10 @@ def _fixed_tasks(pairs: Mapping[str, Paired], known: list[Estimate]) -> Estimate
 
 
 def _drawn(pairs: Mapping[str, Paired], fixed: Estimate | None) -> Interval | None:
-    resampled = [one.resampled for one in pairs.values() if one.resampled is not None and one.seeds > 2]
-    if fixed is None or len(resampled) < len(pairs):
+    drawn = [one.drawn for one in pairs.values() if one.drawn is not None]
+    if fixed is None or len(drawn) < len(pairs):
         return None
-    return Interval(fixed.mean, *bootstrap.crossed(*resampled))
+    return Interval(fixed.mean, *bootstrap.crossed(*drawn))
 
 
 def _random_tasks(pairs: Mapping[str, Paired]) -> tuple[Estimate | None, float | None]:

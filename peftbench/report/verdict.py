@@ -12,7 +12,6 @@ from peftbench.report.columns import Column
 from peftbench.report.statistics import ALPHA, MARGIN, Interval, Paired, holm
 
 Word = Literal["ahead", "behind", "tied", "not decided"]
-LEAST_DRAWN = 6  # seeds: of 3, 4 and 5 drawn anew, 88, 91 and 92% of the intervals hold
 
 
 @dataclass(frozen=True)
@@ -86,13 +85,12 @@ def judge(
     verdicts = []
     for (first, second, column), paired in pairs.items():
         p, p_of_equality = (known.get((first, second, column), 1.0) for known in (p_values, p_of_equal))
-        estimate, resampled = paired.estimate, paired.resampled
-        whole = resampled is not None and len(resampled) == paired.seeds >= LEAST_DRAWN
-        drawn = bootstrap.crossed(resampled) if resampled is not None and whole else None
+        estimate = paired.estimate
+        drawn = None if paired.drawn is None else bootstrap.crossed(paired.drawn)
         verdicts.append(
             Verdict(
                 first, second, column, paired.seeds, paired.unit, int((paired.differences > 0).sum()),
-                None if resampled is None else (rows or {}).get(column),
+                None if paired.resampled is None else (rows or {}).get(column),
                 paired.mean,
                 estimate.interval() if estimate else None,
                 Interval(paired.mean, *drawn) if drawn else None,
