@@ -248,6 +248,7 @@ WRONG_HERE = [
     (["method=ia3", "budget=500"], r"budget: 500 entries; peft's ia3 takes none"),
     (["method=vera", "budget=10"], r"budget: 10 entries; peft's vera here needs at least 516 \(r 1\)"),
     (["method=vblora", "budget=200"], r"budget: 200 entries; peft's vblora here needs at least 256 \(num_vectors 2\)"),
+    (["method=prompt_tuning", "budget=100000"], r"max_length=\d+: \w+ has 512 positions, 781 of them for the method's"),
     (["method=hra", "budget=600"], r"budget: 600 entries; peft's hra here needs at least 1,024 \(r 2\)"),
     (["method=beft", "model=modernbert_base", "model.config.vocab_size=99999"], r"no linear map with a bias"),
     (

@@ -97,10 +97,7 @@ def together(cell: Cell, to_come: Collection[Path] = ()) -> None:
     if cell.select.head_factors is not None and cell.protocol.head_lr is None:
         factors = show(list(cell.select.head_factors))
         problems.append(f"select.head_factors={shown(factors)}: needs protocol.head_lr, whose multiples are tried")
-    own = member(kind, "own_tokens")(cell.method.arguments)
-    if cell.protocol.max_length + own > (limit := cell.model.positions):
-        there = f"{cell.model.name} has {limit} positions" + (f", {own:,} of them for the method's own" if own else "")
-        problems.append(f"protocol.max_length={cell.protocol.max_length}: {there}")
+    problems += positions(cell, cell.method.arguments)
     for task in cell.task.parts:
         problems += few_labels(cell, task)
     problems += joint(cell)
@@ -118,6 +115,18 @@ def together(cell: Cell, to_come: Collection[Path] = ()) -> None:
         problems.append(f"readout=prompt: the layout of {cell.model.name} names no masked_head")
     if problems:
         raise ConfigError(problems)
+
+
+def positions(cell: Cell, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """A line where the backbone has no room for rows and the method's own tokens.
+
+    Args:
+        arguments: the method's, at its size.
+    """
+    own = member(method_class(cell.method.target), "own_tokens")(arguments)
+    if cell.protocol.max_length + own > (limit := cell.model.positions):
+        there = f"{cell.model.name} has {limit} positions" + (f", {own:,} of them for the method's own" if own else "")
+        yield f"protocol.max_length={cell.protocol.max_length}: {there}"
 
 
 def joint(cell: Cell) -> Iterator[str]:

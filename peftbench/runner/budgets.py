@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from peftbench.backbone.model import Model
+from peftbench.config import checks
 from peftbench.config.members import member
 from peftbench.config.spec import Attachment, Budget, Cell, Scope
-from peftbench.config.validate import method_class
+from peftbench.config.validate import make_method, method_class
 from peftbench.ground.errors import ConfigError
+from peftbench.methods.dial import within
 from peftbench.runner import deltas, readouts
 
 
@@ -22,6 +24,20 @@ def resolve(cell: Cell) -> Cell:
         return cell
     model = readouts.without_weights(cell.model, cell.task, cell.readout)
     return replace(cell, budget=Budget(cell.budget.name, _entries(cell.budget, cell.scope, model, cell.seed)))
+
+
+def check_positions(cell: Cell) -> None:
+    """See that tokens of the method's own, as many as its budget gives it, leave room for the rows.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if cell.budget.entries is None or not member(method_class(cell.method.target), "own_tokens")(cell.method.arguments):
+        return
+    model = readouts.without_weights(cell.model, cell.task, cell.readout)
+    sized = within(make_method(cell.method), model, cell.scope, cell.budget.entries)
+    if problems := [*checks.positions(cell, vars(sized))]:
+        raise ConfigError(problems)
 
 
 def _entries(budget: Budget, scope: Scope, model: Model, seed: int) -> int:

@@ -51,9 +51,10 @@ def count_resolved(cell: Cell, steps: int | None = None) -> Counts:
         steps: optimizer steps that it will take, where that is known already.
 
     Raises:
-        ConfigError: the method finds nothing to train there or cannot train for so many steps, or there is no layer
-            to keep where the protocol asks for it.
+        ConfigError: the method finds nothing to train there, leaves no room for the rows or cannot train for so many
+            steps, or there is no layer to keep where the protocol asks for it.
     """
+    budgets.check_positions(cell)
     model, tuner, before = _attached(cell)
     if steps is not None:
         tuner.check_steps(steps)
