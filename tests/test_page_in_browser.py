@@ -335,7 +335,7 @@ def check_probed(probed: dict[str, Any]) -> None:
     for text in (matrix, pairs):
         assert "\nsigns: > the row is shown to be better than the column, &lt; worse, = tied within 1 point" in text
         assert "p corrected by Holm for 3 pairs in mrpc acc, is below 5%" in text
-    assert "95% bootstrap interval of the mean over seeds" in numbers
+    assert "95% t-interval of the mean over seeds" in numbers
     assert "± rows: standard error" in runs
     assert probed["headless"] == [0] * 5, "the first cell of a row names it"
     assert "bitfit, mrpc acc, seed" in probed["open"]

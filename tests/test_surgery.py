@@ -260,7 +260,7 @@ def test_the_effect_is_counted_inside_and_outside() -> None:
     assert seen == {
         "rows": 6, "prone": 6, "rate_before": 0.5, "rate": pytest.approx(1 / 3), "shown": 3,
         "cured": pytest.approx(2 / 3), "outside": 3, "moved": pytest.approx(1 / 3),
-        "score_before": pytest.approx(2 / 3), "score": 1.0,
+        "score_before": pytest.approx(2 / 3), "score": 1.0, "prone_rows": None,
     }  # fmt: skip
     none = behaviour.effect(behaviour.Predicts(1), rows, np.eye(2)[[1] * 6], after, "accuracy")
     assert (none["outside"], none["moved"], none["score"]) == (0, None, None)
