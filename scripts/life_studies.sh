@@ -120,10 +120,10 @@ port() {
         local onto=() study=life_port_$distance
         read -ra onto < <(newer "$distance" ${make[$distance]})
         for method in full lora bitfit; do
-            plan "$method" "$steps" "study=$study" task=sst2 "${onto[@]}"
-            plan "$method" 100 "study=$study" task=sst2 "${onto[@]}"
+            plan "$method" "$steps" "study=$study.port" task=sst2 "${onto[@]}"
+            plan "$method" 100 "study=$study.port" task=sst2 "${onto[@]}"
         done
-        work "$study" # runs trained anew are the ceilings that ports look for
+        work "$study.port" # runs trained anew are the ceilings that ports look for
         peftbench port from=life task=sst2 method=full,lora,bitfit seed=0,1,2 "${onto[@]}" "study=$study" \
             port.steps=0,100 port.refit_rows=500 "${here[@]}" --save
         work "$study"

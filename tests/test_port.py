@@ -342,6 +342,8 @@ def test_runs_trained_anew_are_named_and_then_found(here: Path, command: Command
         run_of(typed[2:])
     out = port(command, here, *words, onto="same")
     assert "no run anew" not in out
+    every = [read_record(path) for path in find_records(here / "outputs" / "anew")]
+    assert all(one.made is not None for one in every), "runs lie beside the study, so that no row stands twice"
     records = made(here / "outputs" / "anew")
     _, record = records["anew of lora"]
     own = read_record(own_run(here, "lora") / RECORD_FILE)

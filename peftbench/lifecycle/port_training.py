@@ -24,7 +24,7 @@ from peftbench.study import cell as study_cell
 from peftbench.study import done, verify
 from peftbench.study.lock import Elsewhere
 
-SUFFIX = ".port"  # the runs that train on from a ported delta of study "pilot" are the study "pilot.port"
+SUFFIX = ".port"  # study "pilot.port" has the runs that train on from ported deltas of "pilot", and those trained anew
 OTHER = ("model", "init_from", "init_head", "study", "outputs", "cache", "rerun", "predict_test", "cells_per_gpu")
 CEILING = "anew"
 
@@ -126,7 +126,7 @@ def ceilings(job: Job, settled: Settled, tell: Callable[[str], None]) -> Iterato
     for steps in (job.keys.steps, None) if job.keys.steps else (None,):
         name = CEILING if steps is None else f"{CEILING} with {steps} steps"
         try:
-            words = words_of(job, job.where.study, steps)
+            words = words_of(job, job.where.study + SUFFIX, steps)
             run = _found(job, compose.cell_from(words))
         except BadInput as error:
             tell(f"no run {name} can be named: {error.every[0]}")
@@ -141,9 +141,9 @@ def ceilings(job: Job, settled: Settled, tell: Callable[[str], None]) -> Iterato
 
 
 def _found(job: Job, cell: Cell) -> Parent | None:
-    """The finished run of a cell, in the artefacts' study or in that of the old run."""
+    """The finished run of a cell, in its own study, in the artefacts' or in that of the old run."""
     inputs = done.hash_inputs(done.reads_of(cell))
-    for study in (job.where.study, job.patch.run.record.cell.study):
+    for study in (cell.study, job.where.study, job.patch.run.record.cell.study):
         place, need = done.find(expanded(cell.outputs) / replace(cell, study=study).folder, inputs)
         if need != "run":
             return parent(place)
