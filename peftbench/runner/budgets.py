@@ -1,9 +1,10 @@
 """Budgets as people give them (a share, another method's count) turned into a number of backbone entries."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from peftbench.backbone.model import Model
-from peftbench.config import checks
 from peftbench.config.members import member
 from peftbench.config.spec import Attachment, Budget, Cell, Scope
 from peftbench.config.validate import make_method, method_class
@@ -26,18 +27,16 @@ def resolve(cell: Cell) -> Cell:
     return replace(cell, budget=Budget(cell.budget.name, _entries(cell.budget, cell.scope, model, cell.seed)))
 
 
-def check_positions(cell: Cell) -> None:
-    """See that tokens of the method's own, as many as its budget gives it, leave room for the rows.
+def sized(attachment: Attachment, model: Model) -> Mapping[str, Any]:
+    """A method's arguments, its tokens as many as its budget gives it; those of other methods as they are.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: see `dial.within`.
     """
-    if cell.budget.entries is None or not member(method_class(cell.method.target), "own_tokens")(cell.method.arguments):
-        return
-    model = readouts.without_weights(cell.model, cell.task, cell.readout)
-    sized = within(make_method(cell.method), model, cell.scope, cell.budget.entries)
-    if problems := [*checks.positions(cell, vars(sized))]:
-        raise ConfigError(problems)
+    kind, given = method_class(attachment.method.target), attachment.method.arguments
+    if attachment.budget.entries is None or not member(kind, "own_tokens")(given):
+        return given
+    return vars(within(make_method(attachment.method), model, attachment.scope, attachment.budget.entries))
 
 
 def _entries(budget: Budget, scope: Scope, model: Model, seed: int) -> int:

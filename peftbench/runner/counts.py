@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from peftbench.backbone.model import Model
 from peftbench.backbone.prefix import Prefix
+from peftbench.config import checks
 from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError
 from peftbench.methods.base import Tuner
@@ -54,7 +55,6 @@ def count_resolved(cell: Cell, steps: int | None = None) -> Counts:
         ConfigError: the method finds nothing to train there, leaves no room for the rows or cannot train for so many
             steps, or there is no layer to keep where the protocol asks for it.
     """
-    budgets.check_positions(cell)
     model, tuner, before = _attached(cell)
     if steps is not None:
         tuner.check_steps(steps)
@@ -83,4 +83,6 @@ def _attached(cell: Cell) -> tuple[Model, Tuner, int]:
     """The model without weights, its tuner, and its entries before the method was attached."""
     model = readouts.without_weights(cell.model, cell.task, cell.readout)
     before = entries(model)
+    if problems := [*checks.positions(cell, budgets.sized(cell.attachment, model))]:
+        raise ConfigError(problems)
     return model, deltas.attach(cell.attachment, model, cell.seed), before
