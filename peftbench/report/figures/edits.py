@@ -1,17 +1,16 @@
 """Edits of finished runs: the rate of a behaviour, and what else moved, over strength and over the share of rows."""
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Literal
 
 from peftbench.report import axes, edits
 from peftbench.report.edits import Edited, Keys
-from peftbench.report.figures.parts import Figure, Material, Pair, Panel, Series, bounds, summary
+from peftbench.report.figures.parts import Figure, Material, Panel, Series, bounds, summary
 
 Axis = Literal["strength", "rows"]
 LABELS: dict[Axis, str] = {"strength": "strength (mean lengths of a row)", "rows": "share of all rows (%)"}
 SHOWN: dict[str, tuple[str, Callable[[Edited], float | None]]] = {  # word -> axis, value
-    "rate": ("rate of the behaviour (%)", lambda edited: 100 * edited.seen.rate),
+    "rate": ("change of the rate (points)", lambda edited: 100 * (edited.seen.rate - edited.seen.rate_before)),
     "headline": ("change of the score (points)", lambda edited: edited.headline),
     "collateral": ("change on other tasks (points)", lambda edited: edits.measures(edited)["collateral"]),
 }
@@ -53,17 +52,16 @@ def _panel(column: str, behaviour: str, every: list[tuple[str, Edited]], axis: A
             more = f", {_other(edited.keys, axis)}" if len(others) > 1 else ""
             point = (100 * x if axis == "rows" else x, y, row)
             lines.setdefault((edited.keys.words, more), []).append(point)
-    limits = (0.0, 100.0) if word == "rate" else (-math.inf, math.inf)
-    series = [_line(control, more, points, limits) for (control, more), points in lines.items()]
+    series = [_line(control, more, points) for (control, more), points in lines.items()]
     return Panel(f"{column}: {behaviour}", LABELS[axis], label, column, series=series)
 
 
-def _line(control: str, more: str, points: list[tuple[float, float, str]], limits: Pair) -> Series:
-    """One control's curve; a control is drawn alike wherever it stands. `limits` are what a value can be."""
+def _line(control: str, more: str, points: list[tuple[float, float, str]]) -> Series:
+    """One control's curve; a control is drawn alike wherever it stands."""
     by_x: dict[float, list[float]] = {}
     for x, y, _ in sorted(points):
         by_x.setdefault(x, []).append(y)
-    every = [summary(values, limits) for values in by_x.values()]
+    every = [summary(values) for values in by_x.values()]
     notes = [f"{x:g}: {one.words()}" for x, one in zip(by_x, every, strict=True)]
     rows = tuple(dict.fromkeys(row for *_, row in points))
     middle = [one.mean for one in every]
