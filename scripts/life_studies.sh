@@ -13,7 +13,7 @@ glue=$1 outputs=$2
 shift 2
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 steps=400 # of 16 rows
-cola=(1340 protocol.batch_size=32) # five epochs: with 2,000 steps of 16 rows, all but full fine-tuning stay at CoLA's larger class
+cola=(1340 protocol.batch_size=32) # five epochs: LoRA is at CoLA's larger class after 2,000 steps of 16, full fine-tuning after 400
 # Rates of backbone and head with which so few steps leave MRPC's larger class
 declare -A rate=([full]=1e-4 [lora]=1.5e-3 [bitfit]=3e-3 [id3]=6e-3) head=([full]=1e-3 [lora]=3e-3 [bitfit]=5e-3 [id3]=5e-3)
 precision="protocol.precision=${PRECISION:-bf16}"
