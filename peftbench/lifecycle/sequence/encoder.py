@@ -1,7 +1,7 @@
 """phi(x): rows to features of an encoder, without a head of its own, with or without adapters beside its layers."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,7 +85,7 @@ class Encoder:
         """
         if not self._frozen or (self.adapters is not None and self.adapters.before_layer is not None):
             return self._pass(tokens, adapters)
-        key = id(tokens), _sha256(adapters)
+        key = id(tokens), tensors_sha256((adapters or {}).values())
         if key not in self._known:
             self._known[key] = tokens, self._pass(tokens, adapters)  # with the rows, so that no others get their id
         return self._known[key][1].clone()
@@ -100,9 +100,9 @@ class Encoder:
         return out
 
 
-def _sha256(adapters: Adapters | None) -> str:
+def tensors_sha256(tensors: Iterable[torch.Tensor]) -> str:
+    """Of the values of tensors, in their order."""
     sha256 = hashlib.sha256()
-    for name, tensor in sorted((adapters or {}).items()):
-        sha256.update(name.encode())
-        sha256.update(tensor.detach().cpu().contiguous().numpy().data)
+    for tensor in tensors:
+        sha256.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha256.hexdigest()

@@ -1,6 +1,5 @@
 """The stages of a sequence: a learner learns one, is scored on every task so far, and can be taken up after it."""
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +14,7 @@ from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
 from peftbench.ground.machine import process_state
 from peftbench.lifecycle.sequence.classes import Classes, capped, classes_of, stages_of
-from peftbench.lifecycle.sequence.encoder import Encoder, Pooled
+from peftbench.lifecycle.sequence.encoder import Encoder, Pooled, tensors_sha256
 from peftbench.lifecycle.sequence.fitting import Fitting
 from peftbench.lifecycle.sequence.job import Job
 from peftbench.lifecycle.sequence.keys import MosKeys, SimpleCilKeys, WholeKeys
@@ -137,10 +136,8 @@ class Stages:
         return scored(answer.scores, self.labels(task), self.classes.of([number]), number, answer.retrieved)
 
     def _sha256(self) -> str:
-        sha256 = hashlib.sha256()
-        for tensor in _tensors([self.learner.state_dict(), dict(self.encoder.model.module.named_parameters())]):
-            sha256.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return sha256.hexdigest()
+        every = [self.learner.state_dict(), dict(self.encoder.model.module.named_parameters())]
+        return tensors_sha256(_tensors(every))
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
