@@ -11,13 +11,13 @@ printf '%s\\t' "$@" >> "$NOTES"; echo >> "$NOTES"
 """
 
 
-def commands_of(script: str, here: Path) -> list[list[str]]:
+def commands_of(script: str, here: Path, *more: str) -> list[list[str]]:
     """The words of every command, in their order; both the data and the outputs are folders of `here`."""
     (here / "peftbench").write_text(NOTED)
     (here / "peftbench").chmod(0o755)
     environment = {**os.environ, "PATH": f"{here}:{os.environ['PATH']}", "NOTES": str(here / "notes")}
     ended = subprocess.run(
-        ["bash", STUDIES_OF / script, here, here / "outputs"],
+        ["bash", STUDIES_OF / script, here, here / "outputs", *more],
         env=environment,
         capture_output=True,
         text=True,
