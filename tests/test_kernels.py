@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from peftbench.ground.files import private_folder
+from peftbench.kernels.products import multiplies_bf16
 
 CODE = """
 import torch
@@ -22,6 +24,7 @@ print(sampled_bf16(x, x, torch.arange(16, dtype=torch.int32)).sum().item())
 # as on a CPU without bf16 instructions; in a process of its own, for torch keeps what replaces its kernels
 PRODUCTS = """
 import torch
+torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
 torch.ops.mkldnn._is_mkldnn_bf16_supported = lambda: False
 from peftbench.kernels.products import widen_products
 
@@ -88,6 +91,27 @@ def test_no_link_and_no_file_is_a_folder_of_ours(tmp_path: Path) -> None:
     for name in ("link", "file"):
         with pytest.raises(PermissionError):
             private_folder(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("machine", "avx512_bf16", "amx", "onednn", "own"),
+    [
+        ("x86_64", False, False, True, False),  # plain AVX-512: oneDNN's answer is yes, and its products are slow
+        ("x86_64", False, False, False, False),
+        ("x86_64", True, False, True, True),
+        ("AMD64", False, True, True, True),
+        ("aarch64", False, False, True, True),
+        ("aarch64", False, False, False, False),
+    ],
+)
+def test_bf16_is_left_to_torch_where_the_cpu_has_instructions_for_it(
+    machine: str, avx512_bf16: bool, amx: bool, onednn: bool, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn, raising=False)
+    assert multiplies_bf16() is own
 
 
 def test_bf16_is_multiplied_in_fp32_where_a_cpu_has_no_instructions_for_it_and_fp32_stays_as_it_was() -> None:
