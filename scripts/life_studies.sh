@@ -17,8 +17,8 @@ cola=(1340 protocol.batch_size=32) # five epochs: LoRA is at CoLA's larger class
 # Rates of backbone and head with which so few steps leave MRPC's larger class
 declare -A rate=([full]=1e-4 [lora]=1.5e-3 [bitfit]=3e-3 [id3]=6e-3) head=([full]=1e-3 [lora]=3e-3 [bitfit]=5e-3 [id3]=5e-3)
 precision="protocol.precision=${PRECISION:-bf16}"
-here=(data=folder "data.path=$glue" "outputs=$outputs")
-cell=("${here[@]}" model=minilm_l6 tracker=none progress=false "$precision" protocol.selection=held_out
+here=(data=folder "data.path=$glue" "outputs=$outputs" tracker=none)
+cell=("${here[@]}" model=minilm_l6 progress=false "$precision" protocol.selection=held_out
     protocol.batch_size=16 "protocol.evaluate_every=$steps" seed=0,1,2) # "port" looks for just these words, with fewer steps
 
 # A study keeps these cells of a method for its workers: METHOD STEPS WORD...

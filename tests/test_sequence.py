@@ -35,6 +35,7 @@ TINY = [
     "protocol.max_length=24",
     "protocol.precision=fp32",
     "study=q",
+    "tracker=none",
 ]
 TRAINED = ["learner.epochs=2", "learner.batch_size=16", "learner.lr=0.05"]
 ALIGNED = ["learner.align_epochs=2"]

@@ -11,6 +11,7 @@ import pytest
 from support import TINY, call, losses
 
 from peftbench.config.spec import Cell
+from peftbench.record import read_record
 from peftbench.runner.run import Outcome
 from peftbench.runner.tracking import MetricsFile
 from peftbench.runner.wandb_run import mode
@@ -210,3 +211,27 @@ def test_metrics_of_a_runner_that_lost_the_cell_do_not_reach_the_new_file(tmp_pa
         other.step(1, {"loss": 2.0})
         paused.step(2, {"loss": 1.0})
     assert path.read_text() == '{"step": 1, "loss": 2.0}\n'
+
+
+def test_an_artefact_is_a_run_of_its_own_where_its_run_was_followed_or_it_is_asked_for(
+    run_tiny: Run, command: Callable[..., Any]
+) -> None:
+    silent, followed = run_tiny("study=silent"), run_tiny("tracker=wandb", "tracker.tags=[mine]", "study=told")
+    outputs = followed.path.parents[3]
+    said = command("score", str(followed.path.parent), "data.limit=40")
+    assert (said.code, said.err) == (0, "")
+    record = read_record(path := Path(said.out.splitlines()[-1]))
+    (logged,) = offline_runs(path.parent)
+    assert (logged["exit"], logged["group"]) == (0, "told")
+    assert logged["name"] == "sst2-lora of sst2-bert_tiny-s0"
+    assert {"sst2", "lora of sst2", "bert_tiny", "data:sample", "mine", "score"} == set(logged["tags"])
+    assert (logged["config"]["fingerprint"], logged["config"]["made"]["by"]) == (record.fingerprint, "score")
+    assert [row["dev/accuracy"] for row in logged["history"] if "dev/accuracy" in row] == [record.headline.value]
+    assert logged["summary"]["accuracy"] == record.headline.value
+    assert command("score", str(followed.path.parent), "data.limit=40").out.startswith("already done")
+    assert len(offline_runs(path.parent)) == 1
+    command("score", str(followed.path.parent), "data.limit=32", "tracker=none")
+    command("score", str(silent.path.parent), "data.limit=32")
+    assert len(offline_runs(outputs)) == 2
+    command("score", str(silent.path.parent), "data.limit=40", "tracker=wandb", "study=own")
+    assert [run["group"] for run in offline_runs(outputs / "own")] == ["own"]

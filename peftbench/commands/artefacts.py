@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def score(arguments: Sequence[str]) -> int:
     """`peftbench score RUN... task=WORD`: finished runs on another task of the same labels."""
     parser = Parser(prog="peftbench score")
-    _add_runs(parser, "task=, and where needed data=, study=, outputs=, cache=")
+    _add_runs(parser, "task=, and where needed data=, study=, outputs=, cache=, tracker=")
     _add_choices(parser)
     options = parser.parse_intermixed_args(arguments)
     runs, words = _apart(options.given, "score")

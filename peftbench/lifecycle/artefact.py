@@ -20,7 +20,7 @@ import numpy as np
 from peftbench.backbone.weights import beside
 from peftbench.config import compose
 from peftbench.config.fingerprint import digest
-from peftbench.config.spec import Cell, ModelSpec, TaskSpec
+from peftbench.config.spec import Cell, ModelSpec, TaskSpec, TrackerSpec
 from peftbench.data.rows import Rows
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
@@ -47,14 +47,15 @@ from peftbench.runner import provenance
 from peftbench.runner.delta import Delta
 from peftbench.runner.recording import headline, keep_predictions, metrics, times_of
 from peftbench.runner.run import Outcome, read_rows
-from peftbench.runner.tracking import Stopwatch
+from peftbench.runner.tracking import Stopwatch, follow_made
 from peftbench.study import done
 from peftbench.study.cell import Screen
 from peftbench.study.done import InputHashes
 from peftbench.study.lock import Elsewhere, Lock, forget_deaths, owner
 from peftbench.training.fit import Fit, Scores
 
-WORDS = ("task", "data", "study", "outputs", "cache")  # that say where an artefact is scored and kept
+PLACE = ("data", "study", "outputs", "cache", "tracker")  # words that say where an artefact is kept, and who is told
+WORDS = ("task", *PLACE)
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,13 @@ class Where:
     Attributes:
         cell: gives task, data, cache; its model and protocol are the parents'.
         outputs: the folder of studies.
+        tracker: who is told of it.
     """
 
     cell: Cell
     outputs: Path
     study: str
+    tracker: TrackerSpec
 
     @property
     def task(self) -> TaskSpec:
@@ -85,7 +88,7 @@ def where_of(words: Sequence[str], run: Parent, allowed: Sequence[str] = WORDS) 
     """Where an artefact of a run is scored and kept: as these words say, and else as the run was.
 
     Args:
-        words: task=, data=, study=, outputs=, cache= and keys of them.
+        words: task=, data=, study=, outputs=, cache=, tracker= and keys of them.
         allowed: words and groups that may be among them.
 
     Raises:
@@ -101,7 +104,8 @@ def where_of(words: Sequence[str], run: Parent, allowed: Sequence[str] = WORDS) 
     if "data" not in typed:
         cell = replace(cell, data=run.data)
     outputs = expanded(cell.outputs) if "outputs" in typed else run.outputs
-    return Where(cell, outputs, cell.study if "study" in typed else run.record.cell.study)
+    tracker = cell.tracker if "tracker" in typed else run.tracker
+    return Where(cell, outputs, cell.study if "study" in typed else run.record.cell.study, tracker)
 
 
 def groups_of(words: Sequence[str], allowed: Sequence[str] = WORDS) -> set[str]:
@@ -191,7 +195,7 @@ def settle(recipe: Recipe, where: Where, make: Callable[[Mapping[str, Split]], R
         keep_predictions(folder, where.task, result.logits, labels, check)
         return made
 
-    return settled(folder, lambda: inputs_of(recipe, where), record, screen)
+    return settled(folder, lambda: inputs_of(recipe, where), record, screen, where.tracker)
 
 
 def settled(
@@ -199,6 +203,7 @@ def settled(
     inputs: Callable[[], InputHashes],
     make: Callable[[Callable[[], None]], Record],
     screen: Screen,
+    tracker: TrackerSpec,
 ) -> int:
     """Make what a folder lacks and keep its record, as its only runner; returns the exit code.
 
@@ -206,7 +211,7 @@ def settled(
         folder: STUDY/CELL/SEED under the folder of studies.
         inputs: what it would be made of now; a record of anything else is moved aside.
         make: makes it and leaves all files but the record, which it gives; told what to call before each is written.
-        screen: told how it goes.
+        screen, tracker: told how it goes, and what came of it.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -229,6 +234,7 @@ def settled(
         write_record(record, folder, lock.check)
         done.remove_checkpoint(folder)
         forget_deaths(folder)
+        follow_made(tracker, folder, record)
     screen.ended(Outcome(record, folder / RECORD_FILE))
     return 0
 
@@ -310,7 +316,8 @@ def _record(
 
 
 def _config(recipe: Recipe, task: TaskSpec, where: Where) -> dict[str, Any]:
-    own = {"task": _part(task), "data": _part(where.cell.data), "study": where.study, "init_from": None}
+    own: dict[str, Any] = {"task": _part(task), "data": _part(where.cell.data), "tracker": _part(where.tracker)}
+    own |= {"study": where.study, "init_from": None}
     if recipe.model is not None:
         own["model"] = _part(recipe.model)
     return {**recipe.parents[0].record.config, **own}

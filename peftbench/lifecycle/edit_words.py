@@ -9,7 +9,7 @@ import yaml
 from peftbench.config import recipes
 from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.lifecycle import saved_lines
-from peftbench.lifecycle.artefact import where_of
+from peftbench.lifecycle.artefact import PLACE, where_of
 from peftbench.lifecycle.behaviour import answer_of, check_prone
 from peftbench.lifecycle.edit import Asked, Job
 from peftbench.lifecycle.editable import Edit, EditableRun
@@ -22,7 +22,6 @@ from peftbench.runner.run import read_rows
 GROUP = "edit"
 DEFAULT = "surgery"
 BESIDE = "collateral"  # which other tasks' runs are scored on the edits
-PLACE = ("data", "study", "outputs", "cache")
 
 
 @dataclass(frozen=True)

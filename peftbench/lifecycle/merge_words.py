@@ -11,14 +11,13 @@ from peftbench.config.spec import Cell
 from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.ground.files import check_study, expanded
 from peftbench.lifecycle import saved_lines
-from peftbench.lifecycle.artefact import Where, where_of
+from peftbench.lifecycle.artefact import PLACE, Where, where_of
 from peftbench.lifecycle.merge import Group, Job
 from peftbench.lifecycle.merging import METHODS, Merge
 from peftbench.lifecycle.parents import Parent
 from peftbench.lifecycle.runs import by_seed, joint_run
 
 OWN = ("from", "method", "budget", "seed", "tasks")
-PLACE = ("data", "study", "outputs", "cache")
 
 
 @dataclass(frozen=True)

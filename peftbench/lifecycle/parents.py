@@ -6,7 +6,7 @@ from pathlib import Path
 
 from peftbench.config.few_labels import PromptSpec
 from peftbench.config.recorded import part
-from peftbench.config.spec import DataSpec, ModelSpec, Task, TaskSpec
+from peftbench.config.spec import DataSpec, ModelSpec, Task, TaskSpec, TrackerSpec
 from peftbench.config.spec import Protocol as TrainingProtocol
 from peftbench.ground.errors import ConfigError, DataError
 from peftbench.ground.files import RECORD_FILE, place
@@ -80,6 +80,14 @@ class Parent:
     def protocol(self) -> TrainingProtocol:
         """How it was trained."""
         return part(self.record, TrainingProtocol, "protocol")
+
+    @property
+    def tracker(self) -> TrackerSpec:
+        """Who followed it; nobody, where that tracker is not installed here."""
+        try:
+            return part(self.record, TrackerSpec, "tracker")
+        except DataError:
+            return TrackerSpec(mode="disabled")
 
 
 def check_plain(run: Parent, done: str) -> None:

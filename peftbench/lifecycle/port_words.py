@@ -9,15 +9,14 @@ from peftbench.config import compose, recipes
 from peftbench.config.spec import Cell, ModelSpec
 from peftbench.ground.errors import ConfigError, near, shown
 from peftbench.ground.files import check_study, expanded
-from peftbench.lifecycle import artefact, port_training, saved_lines
-from peftbench.lifecycle.artefact import where_of
+from peftbench.lifecycle import port_training, saved_lines
+from peftbench.lifecycle.artefact import PLACE, WORDS, where_of
 from peftbench.lifecycle.parents import Parent, check_plain
 from peftbench.lifecycle.patch import Patch, check_fit
 from peftbench.lifecycle.port import Job, Port
 from peftbench.lifecycle.runs import matching
 
 CHOOSE = ("method", "budget", "task", "seed")  # runs of the study
-PLACE = ("data", "study", "outputs", "cache")
 GROUP = "port"
 
 
@@ -116,7 +115,7 @@ def _job(
     known: Collection[str],
     patches: dict[tuple[Path, str], Patch],
 ) -> Job:
-    where = where_of(place, run, (*artefact.WORDS, "model"))
+    where = where_of(place, run, (*WORDS, "model"))
     cell = run.record.cell
     own = {"method": cell.method, "budget": cell.budget, "task": cell.task, "seed": str(cell.seed)}
     line = ["port", *(word for word in words if word.partition("=")[0] not in own)]

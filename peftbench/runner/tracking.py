@@ -5,14 +5,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
+from math import nan
 from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from peftbench.config.spec import TrackerSpec
 from peftbench.ground.files import write_atomically
-from peftbench.record import CellName
+from peftbench.record import CellName, Record
 from peftbench.runner.trackio_run import trackio_run
 from peftbench.runner.wandb_run import wandb_run
 from peftbench.training.fit import Scores, Watcher
@@ -136,6 +138,21 @@ TRACKERS: dict[str, Callable[..., AbstractContextManager[Sequence[Watcher]]]] = 
     "wandb": wandb_run,
     "trackio": trackio_run,
 }
+
+
+def follow_made(tracker: TrackerSpec, folder: Path, record: Record) -> None:
+    """Tell a tracker of an artefact: a run of its own, with configuration, evaluations and final numbers."""
+    assert record.made is not None
+    made = {"by": record.made.by, "keys": record.made.keys}
+    config = {**record.config, "fingerprint": record.fingerprint, "made": made}
+    told = described(record.cell, [*tracker.tags, record.made.by], config)
+    with TRACKERS[tracker.kind](tracker, folder, told) as following:
+        for watcher in following:
+            for one in record.metrics.evaluations:
+                numbers = {name: nan if value is None else value for name, value in one.metrics.items()}
+                watcher.evaluation(Scores(one.step, one.epoch, numbers, one.collapsed, nan, nan))
+            counts = {} if record.counts is None else record.counts.as_dict()
+            watcher.end({**counts, record.headline.name: record.headline.value})
 
 
 class Stopwatch:

@@ -68,7 +68,7 @@ def sequence(job: Job, screen: Screen) -> int:
             )
         return _record(job, stages, hashes, progress, answers, watch, min(started, checkpoints.started))
 
-    return settled(job.folder, job.inputs, make, screen)
+    return settled(job.folder, job.inputs, make, screen, job.cell.tracker)
 
 
 def _record(

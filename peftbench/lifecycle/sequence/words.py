@@ -31,7 +31,8 @@ LEARNERS: dict[str, type[LearnerKeys]] = {
     "mos": MosKeys,
     "oracle": AdaptersKeys,
 }
-PLACE = ("model", "data", "seed", "study", "outputs", "cache", "protocol")  # words and keys of a cell that it has
+# words and keys of a cell that it has
+PLACE = ("model", "data", "seed", "study", "outputs", "cache", "tracker", "protocol")
 
 
 def ask(words: Sequence[str]) -> list[Job]:
