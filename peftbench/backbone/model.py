@@ -248,7 +248,10 @@ def _draw(model: Model, parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 def compute_precision(model: Model, precision: str, trained: Iterable[nn.Parameter]) -> None:
-    """Keep frozen matrices resident in bf16; whatever is trained, every norm and the buffers stay in fp32."""
+    """Keep frozen weights resident in bf16; whatever is trained, every norm and the buffers stay in fp32.
+
+    autocast rounds matrices and biases anyway. Frozen embeddings it would not: by them, what layers pass on is bf16.
+    """
     if precision == "fp32":
         return
     kept = {id(parameter) for parameter in trained}
