@@ -3,6 +3,8 @@
 import importlib
 import multiprocessing
 import os
+import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,24 @@ from peftbench.ground.environment import LAUNCHED, cgroup_quota, prepare
 from peftbench.ground.errors import ConfigError
 from peftbench.study import compose_many
 
-SET_HERE = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+SET_HERE = (
+    "OMP_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+)
+NUMBAS = """
+import os
+os.cpu_count, os.sched_getaffinity = lambda: 64, lambda _: set(range(64))
+from peftbench.ground import environment
+environment.cgroup_quota = lambda: 3.0
+environment.prepare()
+import numba
+environment.leave_threads_to_workers()
+environment.prepare()
+print(numba.config.NUMBA_NUM_THREADS, os.environ["NUMBA_NUM_THREADS"])
+"""
 
 
 def write(path: Path, text: str) -> None:
@@ -33,7 +52,7 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(environment, "cgroup_quota", lambda: None)
-    monkeypatch.setattr(environment, "chosen_threads", [])
+    monkeypatch.setattr(environment, "chosen_threads", {})
 
 
 def test_the_least_quota_on_the_way_up_counts(tmp_path: Path) -> None:
@@ -90,6 +109,17 @@ def test_cells_are_composed_by_as_many_processes_as_can_run(monkeypatch: pytest.
     monkeypatch.setattr(compose_many, "ProcessPoolExecutor", refuse)
     with pytest.raises(RuntimeError, match=r"^2 beside this one$"):
         list(compose_many.cells_from([[]] * compose_many.FEW))
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [({}, "3"), ({"OMP_NUM_THREADS": "5,2"}, "5"), ({"OMP_NUM_THREADS": "5", "NUMBA_NUM_THREADS": "4"}, "4")],
+)
+def test_numba_starts_no_more_threads_than_torch_unless_somebody_said_so(said: dict[str, str], number: str) -> None:
+    """On a machine of 64 cores with a quota of 3; it refuses another number once it has started them."""
+    variables = {**{name: value for name, value in os.environ.items() if name not in SET_HERE}, **said}
+    found = subprocess.run([sys.executable, "-c", NUMBAS], env=variables, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [number, number]
 
 
 def test_what_somebody_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
