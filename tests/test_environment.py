@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import joblib
 import pytest
 from forgery import Said
 from support import TINY, start
@@ -22,6 +23,7 @@ from peftbench.study import compose_many
 SET_HERE = (
     "OMP_NUM_THREADS",
     "NUMBA_NUM_THREADS",
+    "LOKY_MAX_CPU_COUNT",
     "OMP_WAIT_POLICY",
     "GOMP_SPINCOUNT",
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
@@ -229,18 +231,21 @@ def test_workers_of_one_command_get_their_share_of_threads(monkeypatch: pytest.M
 def test_processes_of_a_launcher_count_for_themselves(
     said: str | None, command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Unless somebody set a number."""
-    found: list[str | None] = []
+    """Unless somebody set a number; joblib, which divides the cores, knows of a nested group's quota."""
+    found: list[object] = []
 
     def hydra_jobs(_: object) -> tuple[list[int], None]:
-        found.append(os.environ.get("OMP_NUM_THREADS"))
+        found.extend([os.environ.get("OMP_NUM_THREADS"), joblib.cpu_count()])
         return [], None
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(environment, "cgroup_quota", lambda: 1.0)
 
     if said is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", said)
     monkeypatch.setattr(run, "hydra_jobs", hydra_jobs)
     assert command("run", "-m", *TINY, "seed=0,1", f"outputs={tmp_path}").code == 1  # both are left
-    assert found == [said]
+    assert found == [said, 1]
 
 
 @pytest.mark.usefixtures("unset")

@@ -73,6 +73,7 @@ def leave_threads_to_workers() -> None:
     """Let the processes of a launcher count for themselves: some share this machine's cores, some run on another."""
     for name in _still_chosen():
         del os.environ[name]
+    os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(cores()))  # joblib looks at the outermost control group alone
 
 
 def share_threads(processes: int) -> None:
