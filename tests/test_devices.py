@@ -3,15 +3,19 @@
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from support import assemble
+from test_models import small
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from peftbench.backbone.model import build
 from peftbench.config.spec import Cell
-from peftbench.runner import deltas
+from peftbench.ground.seeds import drawn_from
+from peftbench.runner import deltas, provenance
 
 Make = Callable[..., Cell]
 GPU = torch.device("cuda", 1)
@@ -56,3 +60,62 @@ def test_averages_of_pefts_adalora_come_back_where_its_parameters_lie(tiny: Make
     taken = elsewhere.state_dict()["averages"]
     assert {name: set(values) for name, values in taken.items()} == {name: set(kept[name]) for name in kept}
     assert {tensor.device.type for values in taken.values() for tensor in values.values()} == {"meta"}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_deberta_reads_nothing_back_on_its_way_forward(training: bool) -> None:
+    """On the device "meta", from which nothing can be read."""
+    model = build(small("deberta_v3_base"), 2, "meta")
+    model.module.train(training)
+    ids = torch.zeros(2, 11, dtype=torch.long, device="meta")
+    assert model.forward({"input_ids": ids, "attention_mask": torch.ones_like(ids)}).shape == (2, 2)
+
+
+class Choices(TorchDispatchMode):
+    """Counts choices by a mask, of which a GPU must first say how many elements they are."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        chosen = args[1] if func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put_) else []
+        self.count += sum(part is not None and part.dtype == torch.bool for part in chosen)
+        return func(*args, **(kwargs or {}))
+
+
+def test_kept_hidden_states_are_taken_up_without_a_choice_by_a_mask(tiny: Make) -> None:
+    _, _, trainer = assemble(tiny("method=full", "scope.layers=1", "protocol.keep_prefix=true"))
+    trainer.begin(1)
+    assert trainer.train is not None
+    assert trainer.forward.prefix is not None
+    batch = trainer.forward.batch(trainer.train, np.arange(len(trainer.train)))
+    assert not bool(batch.inputs["attention_mask"].all()), "some rows are padded"
+    with Choices() as choices, trainer.forward.prefix.standing_in(batch):
+        pass
+    assert choices.count == 0
+
+
+def test_what_is_drawn_from_a_stream_asks_no_gpu_for_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("a GPU was asked, and took memory for that")
+
+    with drawn_from(0, "head"):
+        expected = torch.rand(3)
+    before = torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("get_rng_state", "set_rng_state", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, refuse)
+    with drawn_from(0, "head"):
+        assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("device", "reset"), [(GPU, [GPU]), (torch.device("cpu"), [])])
+def test_the_peak_that_is_reset_is_that_of_the_runs_own_device(
+    device: torch.device, reset: list[torch.device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda *given: asked.extend(given or ["whichever"]))
+    monkeypatch.setattr(provenance, "process_state", lambda: Namespace(device=device))
+    provenance.reset_peak_memory()
+    assert asked == reset
