@@ -161,7 +161,8 @@ class Record:
         error: what went wrong, where the status is not done.
         search: how the learning rate was chosen, where it was.
         drawn: parameters of the backbone that the weights lacked, drawn from the seed and stored in the delta.
-        attention: how many attention modules are this bench's own; None in records of before version 0.3.
+        attention: how many attention modules this bench's own function computed; None in records of before version 0.3,
+            and in those of artefacts, sequences apart.
         worker: who computed it; None in records of before version 0.4.
         failed_on: hosts on which the cell failed, this time and before; empty where it is done.
         made: how it was made of finished runs, where it is an artefact's.

@@ -12,6 +12,7 @@ from uses import MODELS
 
 from peftbench.backbone.model import Model, load_model
 from peftbench.config import compose
+from peftbench.ground.errors import ConfigError
 from peftbench.record import Attention
 from peftbench.runner.run import Outcome
 
@@ -58,7 +59,7 @@ def gradients(module: torch.nn.Module, logits: torch.Tensor) -> Mapping[str, tor
 def test_it_is_the_librarys_own_function_at_rest_and_in_training(name: str) -> None:
     for rate in (0.0, NONE):
         ours, theirs = both(name, rate)
-        counted = ours.attention()
+        counted = ours.attention(torch.device("cpu"))
         assert counted.modules == counted.ours == 2
         batch = rows(11)
         with torch.no_grad():
@@ -109,6 +110,18 @@ def test_another_stream_of_random_numbers_is_another_fingerprint() -> None:
         compose.cell_from(["tracker=none", f"model.layout.attention={word}"]).fingerprint for word in ("bench", "sdpa")
     ]
     assert kept[0] == kept[1]
+
+
+def test_on_a_gpu_torchs_own_function_computes_all_of_them() -> None:
+    model, _ = load_model(small("bert_base_cased"), 2, seed=0)
+    assert model.attention(torch.device("cuda")) == Attention(modules=2, ours=0)
+
+
+def test_wherever_a_model_is_built_its_attention_must_be_found() -> None:
+    spec = small("bert_base_cased")
+    kinds = {**spec.layout.kinds, "key": (*spec.layout.kinds["key"], *spec.layout.kinds["query"]), "query": ()}
+    with pytest.raises(ConfigError, match=r"layout\.kinds\.query: bert_base_cased has no such module"):
+        load_model(replace(spec, layout=replace(spec.layout, kinds=kinds)), 2, seed=0)
 
 
 def test_a_record_says_how_many_attention_modules_are_ours(run_tiny: Callable[..., Outcome]) -> None:

@@ -75,7 +75,7 @@ def test_dropped_attention_and_its_gradients_are_those_of_its_formula(trained: s
     mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
     mask[1, ..., 3:] = False
     module = torch.nn.Module()
-    module.dropout = Dropout(0.4, Noise(9))
+    module.dropout = Dropout(0.9, Noise(9))  # the rate that is asked for counts
     actual, _ = attention(module, *one[:3], mask, dropout=0.4, position_bias=one[3])
     query, key, value, bias = other
     scores = ((query / 2) @ key.transpose(-1, -2) + bias).masked_fill(~mask, torch.finfo(dtype).min)

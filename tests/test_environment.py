@@ -3,10 +3,13 @@
 import importlib
 import multiprocessing
 import os
+import subprocess
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+import joblib
 import pytest
 from forgery import Said
 from support import TINY, start
@@ -17,7 +20,25 @@ from peftbench.ground.environment import LAUNCHED, cgroup_quota, prepare
 from peftbench.ground.errors import ConfigError
 from peftbench.study import compose_many
 
-SET_HERE = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+SET_HERE = (
+    "OMP_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "LOKY_MAX_CPU_COUNT",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+)
+NUMBAS = """
+import os
+os.cpu_count, os.sched_getaffinity = lambda: 64, lambda _: set(range(64))
+from peftbench.ground import environment
+environment.cgroup_quota = lambda: 3.0
+environment.prepare()
+import numba
+environment.leave_threads_to_workers()
+environment.prepare()
+print(numba.config.NUMBA_NUM_THREADS, os.environ["NUMBA_NUM_THREADS"])
+"""
 
 
 def write(path: Path, text: str) -> None:
@@ -33,7 +54,7 @@ def unset(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setattr(environment, "cgroup_quota", lambda: None)
-    monkeypatch.setattr(environment, "chosen_threads", [])
+    monkeypatch.setattr(environment, "chosen_threads", {})
 
 
 def test_the_least_quota_on_the_way_up_counts(tmp_path: Path) -> None:
@@ -90,6 +111,17 @@ def test_cells_are_composed_by_as_many_processes_as_can_run(monkeypatch: pytest.
     monkeypatch.setattr(compose_many, "ProcessPoolExecutor", refuse)
     with pytest.raises(RuntimeError, match=r"^2 beside this one$"):
         list(compose_many.cells_from([[]] * compose_many.FEW))
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [({}, "3"), ({"OMP_NUM_THREADS": "5,2"}, "5"), ({"OMP_NUM_THREADS": "5", "NUMBA_NUM_THREADS": "4"}, "4")],
+)
+def test_numba_starts_no_more_threads_than_torch_unless_somebody_said_so(said: dict[str, str], number: str) -> None:
+    """On a machine of 64 cores with a quota of 3; it refuses another number once it has started them."""
+    variables = {**{name: value for name, value in os.environ.items() if name not in SET_HERE}, **said}
+    found = subprocess.run([sys.executable, "-c", NUMBAS], env=variables, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [number, number]
 
 
 def test_what_somebody_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,18 +231,21 @@ def test_workers_of_one_command_get_their_share_of_threads(monkeypatch: pytest.M
 def test_processes_of_a_launcher_count_for_themselves(
     said: str | None, command: Callable[..., Said], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Unless somebody set a number."""
-    found: list[str | None] = []
+    """Unless somebody set a number; joblib, which divides the cores, knows of a nested group's quota."""
+    found: list[object] = []
 
     def hydra_jobs(_: object) -> tuple[list[int], None]:
-        found.append(os.environ.get("OMP_NUM_THREADS"))
+        found.extend([os.environ.get("OMP_NUM_THREADS"), joblib.cpu_count()])
         return [], None
+
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(environment, "cgroup_quota", lambda: 1.0)
 
     if said is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", said)
     monkeypatch.setattr(run, "hydra_jobs", hydra_jobs)
     assert command("run", "-m", *TINY, "seed=0,1", f"outputs={tmp_path}").code == 1  # both are left
-    assert found == [said]
+    assert found == [said, 1]
 
 
 @pytest.mark.usefixtures("unset")

@@ -98,6 +98,8 @@ def test_what_launchers_refuse(tmp_path: Path) -> None:
         (2, None, ["GPU-a", "GPU-b", "GPU-a"]),
         (1, "1", ["GPU-b", None, None]),
         (1, "", ["", "", ""]),
+        (1, "-1", ["-1", "-1", "-1"]),
+        (1, "1,-1,0", ["GPU-b", None, None]),
     ],
 )
 def test_every_runner_takes_a_gpu_of_its_own(

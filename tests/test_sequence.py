@@ -18,7 +18,7 @@ from peftbench.lifecycle.sequence.classes import stages_of
 from peftbench.lifecycle.sequence.learners import Finetune
 from peftbench.lifecycle.sequence.mos import Mos
 from peftbench.lifecycle.sequence.words import LEARNERS, ask
-from peftbench.record import MEASURED, Record, find_records, read_record
+from peftbench.record import MEASURED, Attention, Record, find_records, read_record
 from peftbench.runner.run import read_rows
 from peftbench.study.lock import Lock
 from peftbench.training.checkpoint import Checkpoints
@@ -93,6 +93,7 @@ def test_every_learner_is_scored_after_every_stage_and_found_again(
         "oracle": 2 * adapters(16) + CLASSES * (SIZE + 1),
         "mos": 2 * adapters(16) + CLASSES * (SIZE + 1) + CLASSES * SIZE + CLASSES * (SIZE + SIZE**2),
     }
+    assert record.attention == Attention(modules=2, ours=2)
     assert record.counts is not None
     assert record.made is not None
     facts, chosen = record.made.facts, record.metrics.chosen

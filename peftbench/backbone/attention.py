@@ -30,6 +30,7 @@ def attention(
     torch's fused kernels are used wherever nothing is dropped; on a CPU they cannot drop.
 
     Args:
+        dropout: the share that is dropped, as the architecture asks for it.
         attention_mask: of a shape that broadcasts to (batch, heads, tokens, tokens), bool: what a token may see.
         position_bias: of such a shape, added to the scores.
     """
@@ -45,7 +46,7 @@ def attention(
     query, key = (part.to(value.dtype).contiguous() for part in (query * scale, key))
     bias = None if position_bias is None else position_bias.to(value.dtype)
     with torch.autocast(query.device.type, enabled=False):  # its softmax would hand on fp32
-        mixed = Attend.apply(query, key, value, bias, attention_mask, drop.noise.key(), drop.p)
+        mixed = Attend.apply(query, key, value, bias, attention_mask, drop.noise.key(), dropout)
     return mixed.transpose(1, 2).contiguous(), None
 
 

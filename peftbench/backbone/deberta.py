@@ -16,7 +16,7 @@ from peftbench.backbone.attention import ATTENTION
 
 
 class Attention(DisentangledSelfAttention):
-    """The same function as the library's; dropout of embeddings falls on those of positions that occur."""
+    """The same function as the library's; on a CPU only embeddings of positions that occur are looked at."""
 
     is_causal = False
 
@@ -68,8 +68,9 @@ class Attention(DisentangledSelfAttention):
         # buckets of query's place - key's place, from tokens - 1 down to 1 - tokens; the last twice, for `_diagonals`
         falling = torch.cat([buckets[0, :, 0].flip(0), buckets[0, 0, 1:], buckets[0, 0, -1:]])
         numbers = (falling + self.pos_ebd_size).clamp(0, 2 * self.pos_ebd_size - 1)
-        first = numbers[-1]
-        occurring = self.pos_dropout(embeddings[first : numbers[0] + 1])
+        # on a GPU, which would have to be waited for, all of them
+        first, last = (int(numbers[-1]), int(numbers[0])) if numbers.device.type == "cpu" else (0, len(embeddings) - 1)
+        occurring = self.pos_dropout(embeddings[first : last + 1])
         bias: Any = 0
         if "c2p" in self.pos_att_type:
             to_keys = self.key_proj if self.share_att_key else self.pos_key_proj

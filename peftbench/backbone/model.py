@@ -1,5 +1,6 @@
 """Backbone and head: built from config alone or loaded from safetensors, with every parameter's place known."""
 
+import functools
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -139,20 +140,28 @@ class Model:
         first = {f"{name}.down" for name in self.ranks}
         return [(name, linear) for name, linear in self.linears(scope) if name not in first]
 
-    @torch.no_grad()
-    def attention(self) -> Attention:
-        """How many of the attention modules are this bench's own; two tokens go through the model.
+    def attention(self, device: torch.device) -> Attention:
+        """How many attention modules this bench's own function computes on a device: on a GPU, where torch's does, 0.
 
         Raises:
-            ConfigError: the layout says that all are, and some are not.
+            ConfigError: see `load_model`, which counts them before anything is attached.
         """
+        return self._attention if device.type == "cpu" else Attention(self._attention.modules, 0)
+
+    @functools.cached_property
+    @torch.no_grad()
+    def _attention(self) -> Attention:
+        """Found by two tokens that go through the model."""
         inside = tuple("." + path for path in self.layout.kinds["query"])
         queries = [name for name, _ in self.module.named_modules() if not self.is_head(name) and name.endswith(inside)]
         modules = {self.module.get_submodule(name.rpartition(".")[0]) for name in queries}
         training = self.module.training
         self.module.eval()
-        ours = modules & users(lambda: self.forward({"input_ids": torch.zeros(1, 2, dtype=torch.long)}))
+        tokens = torch.zeros(1, 2, dtype=torch.long)
+        ours = modules & users(lambda: self.forward({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}))
         self.module.train(training)
+        if self.layout.attention == "bench" and not modules:
+            raise ConfigError(f"model.layout.kinds.query: {self.name} has no such module; its attention is not found")
         if self.layout.attention == "bench" and len(ours) < len(modules):
             share = f"{len(ours)} of {len(modules)} attention modules of {self.name} are this bench's own"
             raise ConfigError(f"model.layout.attention=bench: {share}; give eager or sdpa")
@@ -216,6 +225,7 @@ def load_model(spec: ModelSpec, num_labels: int, seed: int, readout: Readout = C
         The model, and the folder its weights came from (None for random weights).
 
     Raises:
+        ConfigError: the layout says that all attention is this bench's own, and some is not.
         DataError: the weights cannot be had, are not safetensors, or are not the ones that the spec pins.
     """
     folder = weights_folder(spec)
@@ -231,6 +241,7 @@ def load_model(spec: ModelSpec, num_labels: int, seed: int, readout: Readout = C
         lacking = {name: parameters[name] for name in sorted(model.drawn)}
         _draw(model, lacking)
     model.drawn = {name: parameter.detach().clone() for name, parameter in lacking.items()}
+    model.attention(torch.device("cpu"))  # found and checked once, while the model is in fp32 and nothing is attached
     return model, folder
 
 
@@ -248,7 +259,10 @@ def _draw(model: Model, parameters: Mapping[str, nn.Parameter]) -> None:
 
 
 def compute_precision(model: Model, precision: str, trained: Iterable[nn.Parameter]) -> None:
-    """Keep frozen matrices resident in bf16; whatever is trained, every norm and the buffers stay in fp32."""
+    """Keep frozen weights resident in bf16; whatever is trained, every norm and the buffers stay in fp32.
+
+    autocast rounds matrices and biases anyway. Frozen embeddings it would not: by them, what layers pass on is bf16.
+    """
     if precision == "fp32":
         return
     kept = {id(parameter) for parameter in trained}

@@ -94,7 +94,7 @@ class Prefix:
             name = batch.split.name
             if name not in self._kept:
                 self._kept[name] = hidden.new_empty(len(self._points), len(batch.split.ids), hidden.shape[-1])
-            self._kept[name][:, _places(batch.split, batch.rows, inside)] = hidden
+            self._kept[name][:, _places(batch.split, batch.rows, inside)[inside]] = hidden
 
     @contextmanager
     def standing_in(self, batch: Batch) -> Iterator[None]:
@@ -103,8 +103,8 @@ class Prefix:
             yield
             return
         kept, inside = self._kept[batch.split.name], batch.inputs["attention_mask"].bool()
-        hidden = kept.new_zeros(len(kept), *inside.shape, kept.shape[-1])
-        hidden[:, inside] = kept[:, _places(batch.split, batch.rows, inside)]
+        # no choice by a mask: a GPU would have to be waited for to know how many those are
+        hidden = kept[:, _places(batch.split, batch.rows, inside)].masked_fill_(~inside[..., None], 0)
         replaced: list[Any] = [*self._embeddings, *self._layers]
         try:
             for module in self._embeddings:
@@ -124,9 +124,10 @@ def _stand_in(module: Any, output: Any) -> None:
 
 
 def _places(tokens: Tokens, rows: np.ndarray, inside: torch.Tensor) -> torch.Tensor:
-    """Where the tokens of rows lie among all tokens of their split, in the order of `inside`'s ones."""
+    """Where the tokens of rows lie among all tokens of their split (rows, width); of padding, a place of another."""
     starts = torch.from_numpy(tokens.starts[rows]).to(inside.device)
-    return (starts[:, None] + torch.arange(inside.shape[1], device=inside.device))[inside]
+    places = starts[:, None] + torch.arange(inside.shape[1], device=inside.device)
+    return places.clamp(max=len(tokens.ids) - 1)
 
 
 def _depth(model: Model, touched: Iterable[str]) -> int:

@@ -17,7 +17,7 @@ TRUE = ("1", "true", "yes", "on", "t", "y")
 ONEDNN_KEPT = "64"  # compiled products; 1024 by default, and every width of a batch has some 20 of its own
 
 
-chosen_threads: list[str] = []  # what was set here, not by anybody else
+chosen_threads: dict[str, str] = {}  # how many, by variable: what was set here, not by anybody else
 _began = time.monotonic()  # when the command did (s)
 
 
@@ -31,9 +31,7 @@ def prepare() -> None:
     _began = time.monotonic()
     _check()
     os.environ.pop("WANDB_SERVICE", None)  # the process that writes for whoever started us ends with them
-    if "OMP_NUM_THREADS" not in os.environ:
-        os.environ["OMP_NUM_THREADS"] = str(cores())
-        chosen_threads[:] = [os.environ["OMP_NUM_THREADS"]]
+    _set_threads()
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that wait busily take what a neighbour could use
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", ONEDNN_KEPT)
@@ -55,16 +53,39 @@ def one_process(command: str) -> None:
         raise ConfigError(f"{command}: is one process, not {size}; start it without torchrun or accelerate launch")
 
 
+def _set_threads() -> None:
+    """torch's threads, unless somebody set a number, and as many of numba's: by itself it starts one for every core."""
+    ours = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(cores())}
+    os.environ.update(ours)
+    if "NUMBA_NUM_THREADS" not in os.environ:
+        number = os.environ["OMP_NUM_THREADS"].split(",")[0].strip()
+        if (numba := sys.modules.get("numba")) is not None:  # its threads may be there, and it refuses another number
+            number = str(numba.config.NUMBA_NUM_THREADS)
+        os.environ["NUMBA_NUM_THREADS"] = number
+        if ours:
+            ours["NUMBA_NUM_THREADS"] = number
+    if ours:
+        chosen_threads.clear()
+        chosen_threads.update(ours)
+
+
 def leave_threads_to_workers() -> None:
     """Let the processes of a launcher count for themselves: some share this machine's cores, some run on another."""
-    if chosen_threads and os.environ.get("OMP_NUM_THREADS") == chosen_threads[0]:
-        del os.environ["OMP_NUM_THREADS"]
+    for name in _still_chosen():
+        del os.environ[name]
+    os.environ.setdefault("LOKY_MAX_CPU_COUNT", str(cores()))  # joblib looks at the outermost control group alone
 
 
 def share_threads(processes: int) -> None:
     """Give each of so many processes of this machine its part of the cores, unless somebody set a number."""
-    if chosen_threads and os.environ.get("OMP_NUM_THREADS") == chosen_threads[0]:
-        os.environ["OMP_NUM_THREADS"] = str(max(1, cores() // processes))
+    for name in _still_chosen():
+        os.environ[name] = str(max(1, cores() // processes))
+
+
+def _still_chosen() -> list[str]:
+    """The variables that still say what was set here; none if somebody has set torch's number since."""
+    kept = [name for name, number in chosen_threads.items() if os.environ.get(name) == number]
+    return kept if "OMP_NUM_THREADS" in kept else []
 
 
 def cores() -> int:

@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import time
 
 import torch
 from accelerate import PartialState
@@ -13,6 +14,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
 def process_state() -> PartialState:
     """Device, rank and number of processes; a GPU where there is one, unless ACCELERATE_USE_CPU is set."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.cuda.is_available())
+
+
+def settled_clock(device: torch.device) -> float:
+    """Seconds of a clock, read once the device has done what it was given: a GPU works on while its process goes on."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def keep_freed_memory() -> None:

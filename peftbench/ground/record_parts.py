@@ -104,7 +104,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Attention:
-    """The backbone's attention modules, and how many of them are this bench's own, with its dropout."""
+    """The backbone's attention modules, and how many of them this bench's own function computed: on a GPU none."""
 
     modules: Whole
     ours: Whole

@@ -29,9 +29,16 @@ def stream(seed: int, name: str) -> int:
 
 @contextmanager
 def drawn_from(seed: int, name: str) -> Iterator[None]:
-    """Draw torch's random numbers from one stream, and leave the global generators as they were."""
+    """Draw what torch draws on the CPU from one stream, and leave its generator as it was."""
+    with drawn_by(stream(seed, name)):
+        yield
+
+
+@contextmanager
+def drawn_by(number: int) -> Iterator[None]:
+    """The same by a seed of torch's own. GPUs are left alone: to ask one for its state would take memory on each."""
     import torch  # here: rows are cut by a stream, too, and reading them needs no torch
 
-    with torch.random.fork_rng():
-        torch.manual_seed(stream(seed, name))
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(number)
         yield

@@ -187,8 +187,9 @@ class AdaLoRATuner(PeftTuner):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up such a state."""
         self.config.rank_pattern = dict(state["ranks"]) or None
+        device = next(iter(self._trainables.values())).device  # a checkpoint is read into the CPU's memory
         for name, average in state["averages"].items():
-            setattr(self._allocator, name, dict(average))
+            setattr(self._allocator, name, {of: values.to(device) for of, values in average.items()})
 
     @property
     def _allocator(self) -> Any:

@@ -77,8 +77,9 @@ def hardware() -> dict[str, Any]:
 def reset_peak_memory() -> None:
     """Forget the memory peak of earlier runs in this process (Linux; elsewhere the peak is the process's own)."""
     give_back_freed_memory()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    device = process_state().device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -87,8 +88,9 @@ def reset_peak_memory() -> None:
 
 def peak_memory_mb() -> float:
     """Peak since the reset, in MiB: of the GPU where there is one, else resident memory of this process."""
-    if process_state().device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    device = process_state().device
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         peak = next(line for line in lines if line.startswith("VmHWM:"))

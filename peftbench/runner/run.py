@@ -185,7 +185,7 @@ class Run:
         outputs = expanded(cell.outputs)
         taught_by = {place(folder, outputs): sha256 for folder, sha256 in parents_of_update(cell).values()}
         work.hashes = hashes_of(taught_by, rows, work.tokens, model, cell.model.weights)
-        work.drawn, work.attention = sorted(model.drawn), model.attention()
+        work.drawn, work.attention = sorted(model.drawn), model.attention(process_state().device)
         before = entries(model)
         work.flops = flops.of_backbone(model, work.tokens)
         tuner = learner.attach(model)

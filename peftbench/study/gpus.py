@@ -6,6 +6,7 @@ import os
 import subprocess
 import tempfile
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -48,7 +49,9 @@ def visible() -> list[str]:
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
         return list(uuids.values())
-    return [uuids.get(word, word) for word in allowed.split(",") if word]
+    words = (word.strip() for word in allowed.split(","))
+    known = takewhile(lambda word: word in uuids or word.startswith(("GPU-", "MIG-")), words)  # CUDA stops there, too
+    return [uuids.get(word, word) for word in known]
 
 
 def _lock(name: str) -> IO[str] | None:

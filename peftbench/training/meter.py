@@ -1,7 +1,6 @@
 """What a log line says: loss, penalty, speed and gradient norm since the last one."""
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 
 from peftbench.data.batches import Batch
 from peftbench.ground.errors import Diverged
+from peftbench.ground.machine import settled_clock
 from peftbench.training.fit import Fit
 
 
@@ -21,11 +21,11 @@ class Meter:
 
     def __init__(self, fit: Fit, device: torch.device) -> None:
         """`fit` gets the tokens that were computed."""
-        self._fit = fit
+        self._fit, self._device = fit, device
         self._losses, self._penalties = torch.zeros((), device=device), torch.zeros((), device=device)
         self._parts: dict[str, torch.Tensor] = {}
         self._penalised = False
-        self._since, self._logged_at, self._seen_tokens = time.perf_counter(), 0, 0
+        self._since, self._logged_at, self._seen_tokens = settled_clock(self._device), 0, 0
         self.norm = torch.zeros(())
 
     def saw(self, batch: Batch) -> None:
@@ -47,7 +47,7 @@ class Meter:
 
     def restart(self) -> None:
         """Seconds until now are no training."""
-        self._since = time.perf_counter()
+        self._since = settled_clock(self._device)
 
     def facts(self, step: int, lr: float, total: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         """Means per step since the last call; the sums start anew.
@@ -64,7 +64,7 @@ class Meter:
         loss = total(self._losses).item() / count
         if not math.isfinite(loss):
             raise Diverged(f"the training loss is {loss} after step {step}")
-        seconds = max(time.perf_counter() - self._since, 1e-9)
+        seconds = max(settled_clock(self._device) - self._since, 1e-9)
         facts = {
             "loss": loss,
             **{name: total(value).item() / count for name, value in self._parts.items()},
@@ -77,7 +77,7 @@ class Meter:
         self._losses.zero_()
         self._parts = {}
         self._penalties.zero_()
-        self._since, self._logged_at, self._seen_tokens = time.perf_counter(), step, self._fit.tokens
+        self._since, self._logged_at, self._seen_tokens = settled_clock(self._device), step, self._fit.tokens
         return facts
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The training loop. It steps what a tuner offers and never asks which method it runs."""
 
 import functools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from peftbench.data.batches import Batch, cut
 from peftbench.data.joint import order_of
 from peftbench.data.tokens import Tokens
 from peftbench.ground.errors import Diverged
-from peftbench.ground.machine import keep_freed_memory, process_state
+from peftbench.ground.machine import keep_freed_memory, process_state, settled_clock
 from peftbench.methods.base import Training, Tuner
 from peftbench.training import randomness
 from peftbench.training.checkpoint import Checkpoints
@@ -202,12 +201,12 @@ class Trainer:
 
     def step(self, step: int, rows: np.ndarray) -> None:
         """One optimizer step on a global batch of rows."""
-        started = time.perf_counter()
+        started = settled_clock(self.state.device)
         self.model.module.train()
         if self._backward(step, rows):
             self._move(step)
         done = self.fit.steps = step + 1
-        self.fit.train_s += time.perf_counter() - started
+        self.fit.train_s += settled_clock(self.state.device) - started
         if done % self._log_every == 0 or done == self.optimization.steps:
             lr = self.protocol.lr * self.optimization.share(step)
             facts = self._meter.facts(done, lr, self._total_over_processes)
@@ -315,14 +314,14 @@ class Trainer:
         return step == self.optimization.steps or step % every == 0
 
     def _evaluate(self, step: int, epoch: float) -> None:
-        started = time.perf_counter()
+        started = settled_clock(self.state.device)
         logits = {name: self.evaluator.predict(tokens) for name, tokens in self.scored.items()}
         for name, values in logits.items():
             if not np.isfinite(values).all():
                 raise Diverged(f"the logits of {name} are not finite after step {step}")
         evaluation = self.evaluator.score(self.scored, logits, step, epoch, self._choosing)
         self._selection.see(self.fit, evaluation, logits)
-        self.fit.eval_s += time.perf_counter() - started
+        self.fit.eval_s += settled_clock(self.state.device) - started
         self._meter.restart()
         for watcher in self.watchers:
             watcher.evaluation(evaluation)

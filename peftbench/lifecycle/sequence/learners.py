@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from peftbench.data.tokens import Tokens
+from peftbench.ground.seeds import drawn_by
 from peftbench.lifecycle.sequence.classes import Stage
 from peftbench.lifecycle.sequence.encoder import Encoder
 from peftbench.lifecycle.sequence.fitting import Fitting, LinearHead
@@ -64,8 +65,7 @@ class Learner(Protocol):
 def fresh_adapters(fitting: Fitting, stage: int = 0) -> dict[str, torch.Tensor]:
     """New adapters of the learner's width, drawn from the seed's stream and the stage."""
     adapters = side_adapters(fitting.encoder)
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(fitting.seed_of("fresh") + stage)
+    with drawn_by(fitting.seed_of("fresh") + stage), torch.no_grad():
         return adapters.fresh(fitting.keys.width)
 
 

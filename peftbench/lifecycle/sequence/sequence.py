@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from peftbench.ground.machine import process_state
 from peftbench.lifecycle.artefact import settled
 from peftbench.lifecycle.sequence import matrix
 from peftbench.lifecycle.sequence.job import Job
@@ -104,6 +105,7 @@ def _record(
         overrides=list(job.words),
         config={**job.config, "method": job.settings},
         drawn=sorted(stages.encoder.model.drawn),
+        attention=stages.encoder.model.attention(process_state().device),
         made=Made("sequence", job.settings, facts_of(job, progress)),
     )
 

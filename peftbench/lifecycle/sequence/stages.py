@@ -1,6 +1,5 @@
 """The stages of a sequence: a learner learns one, is scored on every task so far, and can be taken up after it."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,7 +11,7 @@ from peftbench.backbone.model import compute_precision, load_model
 from peftbench.backbone.weights import weights_folder
 from peftbench.data.split import Split
 from peftbench.data.tokens import Tokens
-from peftbench.ground.machine import process_state
+from peftbench.ground.machine import process_state, settled_clock
 from peftbench.lifecycle.sequence.classes import Classes, capped, classes_of, stages_of
 from peftbench.lifecycle.sequence.encoder import Encoder, Pooled, tensors_sha256
 from peftbench.lifecycle.sequence.fitting import Fitting
@@ -107,9 +106,9 @@ class Stages:
             progress.load_state_dict(kept["progress"])
             self.learner.load_state_dict(kept["learner"])
         for stage in self._stages[len(progress.stages) :]:
-            began = time.perf_counter()
+            began = settled_clock(process_state().device)
             self.learner.learn(stage)
-            learned = time.perf_counter()
+            learned = settled_clock(process_state().device)
             seen = self._job.order if self.learner.together else self._job.order[: stage.number + 1]
             before = self._sha256()
             answers = {task: self.learner.answer(self.dev(task), self._names.index(task)) for task in seen}
@@ -117,7 +116,7 @@ class Stages:
             progress.stages.append({task: self._scored(task, answer) for task, answer in answers.items()})
             progress.stored.append(sum(tensor.nbytes for tensor in _tensors(self.learner.state_dict())))
             progress.train_s += learned - began
-            progress.eval_s += time.perf_counter() - learned
+            progress.eval_s += settled_clock(process_state().device) - learned
             if stage is not self._stages[-1]:  # after the last one comes the record
                 checkpoints.write({"progress": asdict(progress), "learner": self.learner.state_dict()})
             told(stage.number + 1, len(self._stages), progress.stages[-1])
