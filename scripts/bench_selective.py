@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from whole_runs import precisions  # type: ignore[import-not-found]
 
 from peftbench.backbone.model import Model, compute_precision, load_model
 from peftbench.config import compose
@@ -35,6 +35,7 @@ from peftbench.sparse.gradients import dense, sampled
 from peftbench.training.trainer import Trainer
 
 BATCH, WIDTH, ROUNDS, WARM = 32, 64, 15, 3
+PEER = Path(__file__).parent / "peers" / "selective_steps.py"
 LINEAR = "scope.kinds=[query,key,value,attention_output,intermediate,output]"
 METHODS = {
     "full": ["method=full"],
@@ -84,39 +85,28 @@ def stepper(*overrides: str) -> Callable[[], None]:
     return step
 
 
-def peer_stepper(matrices_alone: bool) -> Callable[[], None]:
-    """ID3 as people run the authors' package, `selective-optimizers` 0.4: transformers' own model under bf16 autocast.
+def peer_stepper(matrices_alone: bool, style: str) -> Callable[[], None]:
+    """ID3 as people run the authors' package: it steps in a process of its own, without this bench's kernels.
 
     Args:
         matrices_alone: candidates are the layers' linear maps, as in ours; otherwise everything but the classifier.
-    """
-    from selective_optimizers.wrap import get_selective_optimizer
+        style: fp32 or bf16 (autocast).
 
+    Raises:
+        SystemExit: when it steps, the process has ended.
+    """
     spec = compose.cell_from(["tracker=none"]).model
-    config = AutoConfig.for_model(spec.model_type, **spec.config, num_labels=2)
-    module = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa").train()
-    head = list(module.classifier.parameters())
-    linear = {m.weight for m in module.bert.encoder.modules() if isinstance(m, torch.nn.Linear)}
-    body = [p for p in module.bert.parameters() if not matrices_alone or p in linear]
-    for parameter in module.bert.parameters():
-        parameter.requires_grad_(not matrices_alone or parameter in linear)
-    optimizer = get_selective_optimizer(torch.optim.AdamW, "id3")(
-        [{"params": body}, {"params": head, "choose_all": True}],
-        lr=1e-3,
-        budget=20_000 + sum(p.numel() for p in head),
-        max_steps=200,
-        verify=False,
-    )
-    ids, labels = torch.randint(1000, spec.config["vocab_size"], (BATCH, WIDTH)), torch.randint(2, (BATCH,))
-    mask = torch.ones_like(ids)
+    asked = {"model_type": spec.model_type, "config": dict(spec.config), "rows": BATCH, "width": WIDTH}
+    line = json.dumps({**asked, "matrices_alone": matrices_alone, "style": style})
+    peer = subprocess.Popen([sys.executable, str(PEER), line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert peer.stdin is not None
+    assert peer.stdout is not None
+    asks, answers = peer.stdin, peer.stdout
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = module(input_ids=ids, attention_mask=mask).logits
-        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
-        torch.nn.utils.clip_grad_norm_([*body, *head], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        print(file=asks, flush=True)
+        if not answers.readline():
+            raise SystemExit(f"{PEER.name} ended")
 
     return step
 
@@ -146,19 +136,22 @@ def alternating(
 
 
 def steps() -> dict[str, Any]:
-    """Step times of every method and of the peer, and the ratios that matter."""
+    """Step times of every method and of the peer, and the ratios that matter: to its fastest precision."""
     ours = {name: stepper(*words) for name, words in METHODS.items()}
-    peers = {"peer's id3": peer_stepper(True), "peer's id3, all tensors": peer_stepper(False)}
-    milliseconds = alternating({**ours, **peers})
+    peers = {"peer's id3": True, "peer's id3, all tensors": False}
+    styles = precisions("id3")
+    theirs = {f"{name} in {style}": peer_stepper(alone, style) for name, alone in peers.items() for style in styles}
+    milliseconds = alternating({**ours, **theirs})
     ms = {name: row["median_ms"] for name, row in milliseconds.items()}
+    best = {name: min((f"{name} in {style}" for style in styles), key=ms.__getitem__) for name in peers}
     matrices, backbone = (f"random masking, 0.1% of the {part}" for part in ("matrices", "backbone"))
     pairs = [
         (matrices, "lora r8"),
         (backbone, "lora r8"),
         ("id3", "full"),
         ("id3, all tensors", "full"),
-        ("id3", "peer's id3"),
-        ("id3, all tensors", "peer's id3, all tensors"),
+        ("id3", best["peer's id3"]),
+        ("id3, all tensors", best["peer's id3, all tensors"]),
     ]
     ratios = {f"{ours} / {other}": ms[ours] / ms[other] for ours, other in pairs}
     return {"steps": milliseconds, "ratios": {name: round(value, 3) for name, value in ratios.items()}}
