@@ -199,6 +199,7 @@ def limit(model: str) -> dict[str, object]:
     `share` is of the rate of one product over and over, whose operands never leave the cache; `products_alone` is the
     time that all products of the step take one after the other with operands of their own, as a step has them.
     """
+    import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
     import torch
     from bench_selective import BATCH, WIDTH, alternating, stepper  # type: ignore[import-not-found]
     from products import products  # type: ignore[import-not-found]

@@ -45,6 +45,7 @@ def measure(method: str, model: str, steps: int, rows: int = 32) -> Run:
     Returns:
         That, or {"refused": a line} where the backbone cannot have the method.
     """
+    import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
     import torch
     from bench_selective import trainer_of  # type: ignore[import-not-found]
 

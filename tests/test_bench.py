@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pkgutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -253,6 +254,43 @@ def test_what_is_made_for_a_gpu_runs_without_one(
     assert "Trainer, full in bf16" in found, "the faster"
     assert (found["ours / theirs"], found["least"]) == (round((1 / 3 + 4 / 6) / 2, 2), 0.33)
     assert bench_gpu.theirs("bert_tiny", "lora", 4, "bf16_weights")["peak_mb"] > 0
+
+
+# Called where a script imports torch within a function.
+IMPORTS = {
+    "bench.limit": "import bench; bench.limit('bert_tiny')",
+    "bench_methods.measure": "import bench_methods; bench_methods.measure('lora', 'bert_tiny', 1)",
+    "bench_gpu.one": "import bench_gpu; bench_gpu.one('bert_tiny', 'lora', 1)",
+    **{
+        name: f"import {name}"
+        for name in ("products", "bench_selective", "bench_pruned", "bench_ladder", "bench_bridge", "fused_cells")
+    },
+}
+UNTIL_TORCH = """
+import json, os, sys
+
+class Torch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            raise KeyError("OMP_WAIT_POLICY" in os.environ)
+
+sys.meta_path.insert(0, Torch())
+for name, line in json.loads(sys.argv[1]).items():
+    os.environ.pop("OMP_WAIT_POLICY", None)
+    for module in [module for module in sys.modules if "bench" in module or module == "prepared"]:
+        del sys.modules[module]
+    try:
+        exec(line)
+    except KeyError as error:
+        print(json.dumps([name, error.args[0]]))
+"""
+
+
+def test_threads_are_set_before_torch_looks(scripts: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": f"{scripts}:{scripts.parent}"}
+    line = [sys.executable, "-c", UNTIL_TORCH, json.dumps(IMPORTS)]
+    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [[name, True] for name in IMPORTS]
 
 
 def test_the_authors_id3_steps_when_it_is_asked_to(monkeypatch: pytest.MonkeyPatch, scripts: Path) -> None:
