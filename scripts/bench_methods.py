@@ -100,8 +100,16 @@ def _merges(trainer: Any) -> bool:
 
 
 def bound(gib: float | None) -> None:
-    """Let this process have so much memory of its own and no more: to ask for more is then an error."""
-    if gib is not None:
+    """Let this process have so much memory and no more, of a GPU or of its own: to ask for more is then an error."""
+    if gib is None:
+        return
+    import prepared  # noqa: F401  # before torch
+    import torch
+
+    if torch.cuda.is_available():
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / whole))
+    else:
         resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30),) * 2)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -254,6 +255,55 @@ def test_what_is_made_for_a_gpu_runs_without_one(
     assert "Trainer, full in bf16" in found, "the faster"
     assert (found["ours / theirs"], found["least"]) == (round((1 / 3 + 4 / 6) / 2, 2), 0.33)
     assert bench_gpu.theirs("bert_tiny", "lora", 4, "bf16_weights")["peak_mb"] > 0
+
+
+FEW = ("model=bert_tiny", "model.config.vocab_size=2000")
+
+
+def test_cells_in_one_pass_learn_what_each_learns_alone(monkeypatch: pytest.MonkeyPatch, scripts: Path) -> None:
+    import fused_cells
+
+    found = fused_cells.same(*FEW)
+    assert len(found) == 2 * len(fused_cells.METHODS)
+    for name, row in found.items():
+        assert len(set(row["losses"])) == 3, "cells of three seeds"
+        assert row["greatest difference"] < (2e-2 if name.endswith("bf16") else 1e-5), name
+    monkeypatch.setattr(fused_cells, "ROUNDS", 1)
+    times = fused_cells.measure(2, 8, "method=lora", *FEW)
+    assert {"alone", "2 together", "4 together", "8 together"} < times.keys()
+
+
+def test_what_a_ladder_keeps_and_how_long_choosing_takes_are_measured(
+    monkeypatch: pytest.MonkeyPatch, scripts: Path
+) -> None:
+    import bench_ladder
+    import bench_selective
+
+    names = ("full", "lora", "lst", "lst, every second rung", "head")
+    kept = {name: bench_ladder.saved_mb(bench_ladder.trainer_of(*bench_ladder.METHODS[name], *FEW)) for name in names}
+    assert kept["full"] > kept["lora"] > kept["lst"] > kept["lst, every second rung"] > kept["head"] >= 0
+    assert bench_ladder.peak_mb("lora", "bert_tiny") > 0
+    monkeypatch.setattr(bench_selective, "MATRICES", ((32, 16),))
+    monkeypatch.setattr(bench_selective, "DENSITIES", (0.01,))
+    (found,) = {row["density"] for row in bench_selective.crossover()["crossover_ms"]}
+    assert found == 0.01
+    assert bench_selective.selection_ms("model=bert_tiny", "budget=500")["budget"] == 500
+
+
+def test_a_limit_is_of_the_gpus_memory_where_there_is_one(monkeypatch: pytest.MonkeyPatch, scripts: Path) -> None:
+    import bench_methods
+
+    shares: list[float] = []
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(bench_methods.resource, "setrlimit", lambda _, limit: limits.append(limit))
+    bench_methods.bound(12.0)
+    assert limits == [(12 * 2**30, 12 * 2**30)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=48 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    bench_methods.bound(12.0)
+    assert shares == [0.25]
+    assert len(limits) == 1
 
 
 # Called where a script imports torch within a function.
