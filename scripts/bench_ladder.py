@@ -52,9 +52,8 @@ def saved_mb(trainer: Trainer) -> float:
 
 
 def peak_mb(name: str, model: str) -> float:
-    """Peak MiB of 10 steps of one method: of the GPU, or resident in this process."""
+    """Peak MiB of 10 steps of one method, the first among them: of the GPU, or resident in this process."""
     step = stepper(trainer_of(*METHODS[name], f"model={model}"))
-    step()
     reset_peak_memory()
     for _ in range(10):
         step()

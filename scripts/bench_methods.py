@@ -66,10 +66,9 @@ def measure(method: str, model: str, steps: int, rows: int = 32) -> Run:
     except ConfigError as error:
         return {"refused": error.every[0]}
     times, at_most = [], 0
+    reset_peak_memory()  # of loading the model; the first step's own counts
     for step in range(total):
         at_most = max(at_most, sum(p.numel() for p in trainer.tuner.trainables().values()))
-        if step == 1:
-            reset_peak_memory()
         started = time.perf_counter()
         trainer.step(step, numbers)
         if torch.cuda.is_available():

@@ -22,6 +22,7 @@ from peftbench.backbone.model import load_model
 from peftbench.config import compose
 from peftbench.data.tokens import tokenizer_for
 from peftbench.runner.run import Outcome
+from peftbench.training.trainer import Trainer
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -288,6 +289,25 @@ def test_what_a_ladder_keeps_and_how_long_choosing_takes_are_measured(
     (found,) = {row["density"] for row in bench_selective.crossover()["crossover_ms"]}
     assert found == 0.01
     assert bench_selective.selection_ms("model=bert_tiny", "budget=500")["budget"] == 500
+
+
+def test_a_peak_has_the_first_step(monkeypatch: pytest.MonkeyPatch, scripts: Path) -> None:
+    import bench_ladder
+    import bench_methods
+
+    def peaks() -> tuple[float, float]:
+        return bench_methods.measure("bitfit", "bert_tiny", 1)["peak_mb"], bench_ladder.peak_mb("head", "bert_tiny")
+
+    before = peaks()
+    plain = Trainer.step
+
+    def step(self: Trainer, number: int, *rest: Any) -> None:
+        if number == 0:
+            torch.ones(75, 2**20)  # 300 MiB
+        plain(self, number, *rest)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    assert all(peak > without + 200 for peak, without in zip(peaks(), before, strict=True))
 
 
 def test_a_limit_is_of_the_gpus_memory_where_there_is_one(monkeypatch: pytest.MonkeyPatch, scripts: Path) -> None:
