@@ -60,7 +60,7 @@ def process(command: Sequence[str], said: Callable[[str], Mapping[str, Any]], en
 
 
 def ours(words: Sequence[str], data: Path, work: Path, steps: int, lr: float = LR) -> Sample:
-    """Our command, with nothing cached from before."""
+    """Our command; no rows or tokens are cached. Code that numba compiled is kept from the first run on."""
     with tempfile.TemporaryDirectory(dir=work) as fresh:
         line = [
             "run", *words, "data=folder", f"data.path={data}", f"outputs={fresh}/out", "tracker=none", "progress=false",
