@@ -10,11 +10,10 @@ is counted, so that other work on the machine is not. Prints JSON: milliseconds,
 import argparse
 import copy
 import json
-import time
 import warnings
 
 from bench_pruned import stepper  # type: ignore[import-not-found]
-from bench_selective import alternating, trainer_of  # type: ignore[import-not-found]
+from bench_selective import alternating, own_time, trainer_of  # type: ignore[import-not-found]
 from peft import get_peft_model
 
 from peftbench.backbone.model import Model
@@ -56,7 +55,7 @@ def main() -> None:
     for word in asked.methods.split(","):
         bridged = trainer_of(f"method={word}", f"model={asked.model}")
         steppers = {"bridge": stepper(bridged), "peft": stepper(plain(word, asked.model, bridged))}
-        times = alternating(steppers, asked.rounds, time.process_time)
+        times = alternating(steppers, asked.rounds, own_time)
         ratio = times["bridge"]["median_ms"] / times["peft"]["median_ms"]
         found[word] = {**times, "ratio": round(ratio, 3)}
         print(word, json.dumps(found[word]), flush=True)

@@ -1,30 +1,27 @@
 """Steps per second and peak memory beside transformers' Trainer with peft: made for a GPU, runs anywhere.
 
-    python scripts/bench_gpu.py [--shapes minilm_l6,bert_base_cased] [--methods lora,bitfit,...] [--steps 60]
+    python scripts/bench_gpu.py [--shapes minilm_l6,bert_base_cased] [--methods lora,bitfit] [--steps 60] [--rounds 3]
 
-Random weights of the named shapes, 32 rows of 64 random tokens, bf16, both sides in one process. Random masking and ID3
-have no counterpart in peft and stand beside its LoRA and full fine-tuning. Prints one line of JSON per shape and
-method; for the share of the bf16 rate see `bench.py limit --model SHAPE`.
+Random weights of the named shapes, 32 rows of 64 random tokens, ours in bf16. Every run is a process of its own, and
+they take turns; the Trainer's is on one GPU and without this bench's kernels, in fp32, in bf16 and with bf16 weights:
+the fastest counts. Random masking and ID3 have no counterpart in peft and stand beside its LoRA and full
+fine-tuning. Prints one line of JSON per shape and method; for the share of the bf16 rate see
+`bench.py limit --model SHAPE`.
 """
 
 import argparse
 import itertools
 import json
 import statistics
-import tempfile
+import subprocess
+import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
-import bench_selective  # type: ignore[import-not-found]
-import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
-import torch
-from datasets import Dataset
-from peers.hf_trainer import QUERY_AND_VALUE  # type: ignore[import-not-found]
-from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from whole_runs import PEERS, precisions  # type: ignore[import-not-found]
 
 from peftbench.config import compose
-from peftbench.runner.provenance import peak_memory_mb, reset_peak_memory
 
 METHODS = {  # ours -> the Trainer's
     "lora": (["method=lora"], "lora"),
@@ -34,78 +31,68 @@ METHODS = {  # ours -> the Trainer's
     "full": (["method=full"], "full"),
 }
 
-
-def settle() -> None:
-    """Wait for what a GPU was given to do."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+Run = dict[str, float]
 
 
-class Clock(TrainerCallback):
-    """When each of the Trainer's steps ended."""
+def one(shape: str, method: str, steps: int) -> dict[str, Any]:
+    """Our step in this process, over and over: when each ended (s), and the peak memory (MiB)."""
+    import bench_selective  # type: ignore[import-not-found]  # before torch
+    import torch
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    from peftbench.runner.provenance import peak_memory_mb, reset_peak_memory
 
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        """See `TrainerCallback`."""
-        settle()
-        self.times.append(time.perf_counter())
-
-
-def ours(shape: str, words: list[str], steps: int) -> dict[str, float]:
-    """Our step, over and over."""
     reset_peak_memory()
-    step, times = bench_selective.stepper(f"model={shape}", *words), []
+    step, times = bench_selective.stepper(f"model={shape}", *METHODS[method][0]), []
     for _ in range(steps):
         step()
-        settle()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         times.append(time.perf_counter())
-    return rate(times)
+    return {"times": times, "peak_mb": peak_memory_mb()}
 
 
-def theirs(shape: str, method: str, steps: int) -> dict[str, float]:
-    """The Trainer's: bf16, fused AdamW, nothing logged or saved."""
-    reset_peak_memory()
+def ours(shape: str, method: str, steps: int) -> Run:
+    """The same in a process of its own."""
+    return _measured([__file__, "--one", "--shapes", shape, "--methods", method, "--steps", str(steps)])
+
+
+def theirs(shape: str, method: str, steps: int, style: str) -> Run:
+    """The Trainer's steps."""
     spec = compose.cell_from([f"model={shape}", "tracker=none"]).model
-    model: Any = AutoModelForSequenceClassification.from_config(
-        AutoConfig.for_model(spec.model_type, **spec.config, num_labels=2)
-    )
-    if method == "lora":
-        targets = QUERY_AND_VALUE.get(spec.model_type, ["query", "value"])
-        config = LoraConfig(task_type="SEQ_CLS", r=8, lora_alpha=16, lora_dropout=0.1, target_modules=targets)
-        model = get_peft_model(model, config)
-    elif method == "bitfit":
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name.endswith("bias") or name.startswith("classifier"))
-    rows, width = bench_selective.BATCH, bench_selective.WIDTH
-    ids = torch.randint(1000, int(spec.config["vocab_size"]), (4 * rows, width))
-    data = Dataset.from_dict(
-        {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.randint(0, 2, (4 * rows,))}
-    ).with_format("torch")
-    clock = Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=rows,
-            bf16=True,
-            optim="adamw_torch_fused",
-            use_cpu=not torch.cuda.is_available(),
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-        )
-        Trainer(model=model, args=arguments, train_dataset=data, callbacks=[clock]).train()
-    return rate(clock.times)
+    asked = {"model_type": spec.model_type, "config": dict(spec.config), "method": method, "style": style}
+    return _measured([str(PEERS / "trainer_steps.py"), json.dumps({**asked, "steps": steps, "rows": 32, "width": 64})])
 
 
-def rate(times: list[float]) -> dict[str, float]:
-    """Steps per second by the median step, the first fifth left out, and the peak memory."""
-    warm = times[len(times) // 5 :]
+def _measured(line: Sequence[str]) -> Run:
+    """Steps per second by the median step, the first fifth left out, and the peak memory, of a process that says so."""
+    done = subprocess.run([sys.executable, *line], stdout=subprocess.PIPE, text=True, check=True)
+    said = json.loads(done.stdout.splitlines()[-1])
+    warm = said["times"][len(said["times"]) // 5 :]
     median = statistics.median(b - a for a, b in itertools.pairwise(warm))
-    return {"steps_per_s": round(1 / median, 2), "peak_mb": round(peak_memory_mb(), 1)}
+    return {"steps_per_s": round(1 / median, 2), "peak_mb": round(said["peak_mb"], 1)}
+
+
+def beside(shape: str, method: str, steps: int, rounds: int) -> dict[str, Any]:
+    """Both sides in turns: medians, and the ratio to the Trainer's fastest precision round by round."""
+    other = METHODS[method][1]
+    runs: dict[str, list[Run]] = {}
+    for _ in range(rounds):
+        runs.setdefault("ours", []).append(ours(shape, method, steps))
+        for style in precisions(other):
+            runs.setdefault(f"Trainer, {other} in {style}", []).append(theirs(shape, other, steps, style))
+    medians = {
+        name: {key: statistics.median(run[key] for run in some) for key in some[0]} for name, some in runs.items()
+    }
+    best = max((name for name in medians if name != "ours"), key=lambda name: medians[name]["steps_per_s"])
+    ratios = [a["steps_per_s"] / b["steps_per_s"] for a, b in zip(runs["ours"], runs[best], strict=True)]
+    found = {"ours": medians["ours"], best: medians[best], "ours / theirs": round(statistics.median(ratios), 2)}
+    return {
+        "shape": shape,
+        "method": method,
+        **found,
+        "least": round(min(ratios), 2),
+        "greatest": round(max(ratios), 2),
+    }
 
 
 def main() -> None:
@@ -114,14 +101,14 @@ def main() -> None:
     parser.add_argument("--shapes", default="minilm_l6,bert_base_cased")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    for shape in asked.shapes.split(","):
-        for name in asked.methods.split(","):
-            words, other = METHODS[name]
-            one, two = ours(shape, words, asked.steps), theirs(shape, other, asked.steps)
-            ratio = round(one["steps_per_s"] / two["steps_per_s"], 2)
-            line = {"shape": shape, "method": name, "ours": one, f"Trainer, {other}": two, "ours / theirs": ratio}
-            print(json.dumps(line), flush=True)
+    if asked.one:
+        print(json.dumps(one(asked.shapes, asked.methods, asked.steps)))
+        return
+    for shape, method in itertools.product(asked.shapes.split(","), asked.methods.split(",")):
+        print(json.dumps(beside(shape, method, asked.steps, asked.rounds)), flush=True)
 
 
 if __name__ == "__main__":

@@ -4,19 +4,19 @@
 
 Random weights, 32 rows of 64 random tokens, bf16, beside full fine-tuning, LoRA, BitFit and the head alone; "kept" is
 protocol.keep_prefix=true. The methods take turns in one process, whose own processor time is counted, so that other
-work on the machine is not; every peak is that of a process of its own. Prints JSON: ms, MiB, and shares of LoRA's.
+work on the machine is not (on a GPU the wall's); every peak is that of a process of its own. Prints JSON: ms, MiB, and
+shares of LoRA's.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-import time
 
 import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
 import torch
 from bench_pruned import stepper  # type: ignore[import-not-found]
-from bench_selective import BATCH, alternating, trainer_of  # type: ignore[import-not-found]
+from bench_selective import BATCH, alternating, own_time, trainer_of  # type: ignore[import-not-found]
 from torch.profiler import ProfilerActivity, profile
 
 from peftbench.runner.provenance import peak_memory_mb, reset_peak_memory
@@ -37,22 +37,23 @@ METHODS = {
 
 
 def saved_mb(trainer: Trainer) -> float:
-    """MiB of tensors that a forward pass leaves behind for the way back."""
+    """MiB of tensors that a forward pass leaves behind for the way back, on the device that computes."""
     trainer.model.module.train()
     rows = torch.arange(BATCH).numpy()
     trainer.loss(rows).backward()  # kernels are loaded, tables made
+    before = torch.cuda.memory_allocated()  # 0 without a GPU
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         loss = trainer.loss(rows)
-    kept = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+    on_cpu = sum(event.self_cpu_memory_usage for event in profiler.key_averages())
+    kept = torch.cuda.memory_allocated() - before if torch.cuda.is_available() else on_cpu
     loss.backward()
     trainer.optimizer.zero_grad(set_to_none=True)
     return round(kept / 2**20, 1)
 
 
 def peak_mb(name: str, model: str) -> float:
-    """Peak resident MiB of this process over 10 steps of one method."""
+    """Peak MiB of 10 steps of one method, the first among them: of the GPU, or resident in this process."""
     step = stepper(trainer_of(*METHODS[name], f"model={model}"))
-    step()
     reset_peak_memory()
     for _ in range(10):
         step()
@@ -70,7 +71,7 @@ def main() -> None:
         print(peak_mb(asked.peak, asked.model))
         return
     trainers = {name: trainer_of(*words, f"model={asked.model}") for name, words in METHODS.items()}
-    times = alternating({name: stepper(t) for name, t in trainers.items()}, asked.rounds, time.process_time)
+    times = alternating({name: stepper(t) for name, t in trainers.items()}, asked.rounds, own_time)
     columns = {
         "step_ms": {name: row["median_ms"] for name, row in times.items()},
         "least_step_ms": {name: row["min_ms"] for name, row in times.items()},

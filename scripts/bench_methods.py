@@ -29,6 +29,7 @@ BEGIN, END = "<!-- what scripts/bench_methods.py measured -->", "<!-- end -->"
 WARM = 3  # steps at the start that are not counted
 QUICK = {"rounds": 1, "steps": 2}
 REFERENCE = "lora"  # whose step and peak are 1
+MEASURED = ("step_ms", "peak_mb", "loss")  # anew in every round
 OTHERS = ("peft", "spafit_")  # beginnings of words that need a type, or are one yaml's variants for 24 layers
 
 Run = dict[str, Any]
@@ -40,11 +41,12 @@ def methods() -> list[str]:
 
 
 def measure(method: str, model: str, steps: int, rows: int = 32) -> Run:
-    """One method in this process: counts, milliseconds of a step (median, the first ones apart), MiB, bytes.
+    """One method in this process: counts, milliseconds of a step (median, the first ones apart), MiB, bytes, a loss.
 
     Returns:
         That, or {"refused": a line} where the backbone cannot have the method.
     """
+    import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
     import torch
     from bench_selective import trainer_of  # type: ignore[import-not-found]
 
@@ -65,16 +67,17 @@ def measure(method: str, model: str, steps: int, rows: int = 32) -> Run:
     except ConfigError as error:
         return {"refused": error.every[0]}
     times, at_most = [], 0
+    reset_peak_memory()  # of loading the model; the first step's own counts
     for step in range(total):
         at_most = max(at_most, sum(p.numel() for p in trainer.tuner.trainables().values()))
-        if step == 1:
-            reset_peak_memory()
         started = time.perf_counter()
         trainer.step(step, numbers)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         times.append(1000 * (time.perf_counter() - started))
     peak, kept = peak_memory_mb(), trainer.tuner.kept()
+    trainer.model.module.eval()
+    loss = float(trainer.loss(numbers).detach()) / rows
     head = sum(p.numel() for _, p in trainer.model.head())
     cell = compose.cell_from([*words, "task=sst2", "tracker=none"])
     stored = deltas.learned(delta_facts(cell, trainer.model), trainer.model, trainer.tuner).stored_bytes - 4 * head
@@ -84,6 +87,7 @@ def measure(method: str, model: str, steps: int, rows: int = 32) -> Run:
         "stored_bytes": stored,
         "step_ms": round(statistics.median(times[WARM:]), 1),
         "peak_mb": round(peak, 1),
+        "loss": round(loss, 3),
         "merges": _merges(trainer),
         "device": str(trainer.state.device),
     }
@@ -99,8 +103,16 @@ def _merges(trainer: Any) -> bool:
 
 
 def bound(gib: float | None) -> None:
-    """Let this process have so much memory of its own and no more: to ask for more is then an error."""
-    if gib is not None:
+    """Let this process have so much memory and no more, of a GPU or of its own: to ask for more is then an error."""
+    if gib is None:
+        return
+    import prepared  # noqa: F401  # before torch
+    import torch
+
+    if torch.cuda.is_available():
+        whole = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * 2**30 / whole))
+    else:
         resource.setrlimit(resource.RLIMIT_DATA, (int(gib * 2**30),) * 2)
 
 
@@ -151,12 +163,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def medians(measurements: Mapping[str, Any]) -> dict[str, Run]:
-    """One row for every method that ran, fastest first: what does not change, medians, ratios to LoRA's."""
+    """One row for every method that ran, fastest first: what does not change, medians and spreads, ratios to LoRA's."""
     rows: dict[str, Run] = {}
     for method, runs in measurements["runs"].items():
         if runs := [run for run in runs if not {"refused", "error"} & run.keys()]:
-            middle = {key: statistics.median(run[key] for run in runs) for key in ("step_ms", "peak_mb")}
-            rows[method] = {**runs[0], **middle, "rounds": len(runs)}
+            found = {key: [run[key] for run in runs] for key in MEASURED}
+            middle = {key: statistics.median(values) for key, values in found.items()}
+            spreads = {f"{key}_spread": (min(values), max(values)) for key, values in found.items()}
+            rows[method] = {**runs[0], **middle, **spreads, "rounds": len(runs)}
     if REFERENCE in rows:
         base = {key: rows[REFERENCE][key] for key in ("step_ms", "peak_mb")}
         for row in rows.values():
@@ -170,21 +184,27 @@ def table(measurements: Mapping[str, Any]) -> str:
     rounds = min((row["rounds"] for row in rows.values()), default=0)
     lines = [
         f"{settings['model']}'s shape, {settings['rows']} x {settings['tokens']} tokens, {settings['precision']}, "
-        f"{settings['steps']} steps a run, medians of {rounds} rounds; step and peak also as shares of LoRA's.",
+        f"{settings['steps']} steps a run, medians of {rounds} rounds (least to greatest); step and peak as shares "
+        f"of LoRA's, too; the loss of a run's own rows after its {WARM + settings['steps']} steps (0.69 is guessed).",
         "",
-        "| method | entries at most | kept | stored kB | step ms | of LoRA's | peak MiB | of LoRA's | merges |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| method | entries at most | kept | stored kB | step ms | of LoRA's | peak MiB | of LoRA's | merges | loss |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---|---:|",
     ]
     for method, row in rows.items():
         shares = [f"{row[key]:.2f}" if key in row else "" for key in ("step", "peak")]
         lines.append(
             f"| `{method}` | {row['at_most']:,} | {row['kept']:,} | {row['stored_bytes'] / 1000:,.0f} "
-            f"| {row['step_ms']:,.0f} | {shares[0]} | {row['peak_mb']:,.0f} | {shares[1]} "
-            f"| {'yes' if row['merges'] else 'no'} |"
+            f"| {_shown(row, 'step_ms', 0)} | {shares[0]} | {_shown(row, 'peak_mb', 0)} | {shares[1]} "
+            f"| {'yes' if row['merges'] else 'no'} | {_shown(row, 'loss', 2)} |"
         )
     without = {method: runs[-1] for method, runs in measurements["runs"].items() if runs and method not in rows}
     errors = [f"- `{method}`: {run.get('refused') or run['error']}" for method, run in without.items()]
     return "\n".join([*lines, *(["", "Not on this backbone:", "", *errors] if errors else [])])
+
+
+def _shown(row: Run, key: str, digits: int) -> str:
+    middle, least, greatest = (f"{value:,.{digits}f}" for value in (row[key], *row[f"{key}_spread"]))
+    return f"{middle} ({least} to {greatest})"
 
 
 def draw(measurements: Mapping[str, Any], png: Path) -> None:

@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from whole_runs import precisions  # type: ignore[import-not-found]
 
 from peftbench.backbone.model import Model, compute_precision, load_model
 from peftbench.config import compose
 from peftbench.config.spec import Cell
 from peftbench.data.tokens import Tokens
+from peftbench.ground.machine import process_state
 from peftbench.methods.base import Tuner
 from peftbench.runner import budgets, deltas
 from peftbench.runner.provenance import peak_memory_mb, reset_peak_memory
@@ -35,6 +36,8 @@ from peftbench.sparse.gradients import dense, sampled
 from peftbench.training.trainer import Trainer
 
 BATCH, WIDTH, ROUNDS, WARM = 32, 64, 15, 3
+PEER = Path(__file__).parent / "peers" / "selective_steps.py"
+MATRICES, DENSITIES = ((384, 384), (1536, 384)), (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
 LINEAR = "scope.kinds=[query,key,value,attention_output,intermediate,output]"
 METHODS = {
     "full": ["method=full"],
@@ -52,19 +55,25 @@ def attached(cell: Cell, model: Model) -> Tuner:
     return deltas.attach(cell.attachment, model, cell.seed)
 
 
-def trainer_of(*overrides: str, total: int = 200, attach: Callable[[Cell, Model], Tuner] = attached) -> Trainer:
-    """A trainer with random weights and random rows of equal length, ready for the first of `total` steps."""
-    words = ["model.weights=random", "task=sst2", f"protocol.batch_size={BATCH}", "tracker=none", *overrides]
+def trainer_of(
+    *overrides: str,
+    total: int = 200,
+    attach: Callable[[Cell, Model], Tuner] = attached,
+    batch: int = BATCH,
+    width: int = WIDTH,
+) -> Trainer:
+    """A trainer with random weights and random rows of `width` tokens, ready for the first of `total` steps."""
+    words = ["model.weights=random", "task=sst2", f"protocol.batch_size={batch}", "tracker=none", *overrides]
     cell: Cell = budgets.resolve(compose.cell_from(words))
     model, _ = load_model(cell.model, 2, cell.seed)
     tuner = attach(cell, model)
     compute_precision(model, cell.protocol.precision, [*tuner.trainables().values(), *dict(model.head()).values()])
-    rows, vocabulary = 4 * BATCH, int(cell.model.config["vocab_size"])
+    rows, vocabulary = 4 * batch, int(cell.model.config["vocab_size"])
     random = torch.Generator().manual_seed(cell.seed)
-    ids = torch.randint(1000, vocabulary, (rows * WIDTH,), generator=random, dtype=torch.int32).numpy()
-    starts = torch.arange(0, rows * WIDTH + 1, WIDTH).numpy()
+    ids = torch.randint(1000, vocabulary, (rows * width,), generator=random, dtype=torch.int32).numpy()
+    starts = torch.arange(0, rows * width + 1, width).numpy()
     labels = torch.randint(0, 2, (rows,), generator=random).numpy()
-    train = Tokens("train", ids, starts, torch.full((rows,), WIDTH, dtype=torch.int32).numpy(), labels, 0)
+    train = Tokens("train", ids, starts, torch.full((rows,), width, dtype=torch.int32).numpy(), labels, 0)
     trainer = Trainer(model, tuner, cell.protocol, cell.task, train, {}, "accuracy", cell.seed, log_every=10**9)
     trainer.begin(total)
     return trainer
@@ -84,50 +93,44 @@ def stepper(*overrides: str) -> Callable[[], None]:
     return step
 
 
-def peer_stepper(matrices_alone: bool) -> Callable[[], None]:
-    """ID3 as people run the authors' package, `selective-optimizers` 0.4: transformers' own model under bf16 autocast.
+def peer_stepper(matrices_alone: bool, style: str) -> Callable[[], None]:
+    """ID3 as people run the authors' package: it steps in a process of its own, without this bench's kernels.
 
     Args:
         matrices_alone: candidates are the layers' linear maps, as in ours; otherwise everything but the classifier.
-    """
-    from selective_optimizers.wrap import get_selective_optimizer
+        style: fp32 or bf16 (autocast).
 
+    Raises:
+        SystemExit: when it steps, the process has ended.
+    """
     spec = compose.cell_from(["tracker=none"]).model
-    config = AutoConfig.for_model(spec.model_type, **spec.config, num_labels=2)
-    module = AutoModelForSequenceClassification.from_config(config, attn_implementation="sdpa").train()
-    head = list(module.classifier.parameters())
-    linear = {m.weight for m in module.bert.encoder.modules() if isinstance(m, torch.nn.Linear)}
-    body = [p for p in module.bert.parameters() if not matrices_alone or p in linear]
-    for parameter in module.bert.parameters():
-        parameter.requires_grad_(not matrices_alone or parameter in linear)
-    optimizer = get_selective_optimizer(torch.optim.AdamW, "id3")(
-        [{"params": body}, {"params": head, "choose_all": True}],
-        lr=1e-3,
-        budget=20_000 + sum(p.numel() for p in head),
-        max_steps=200,
-        verify=False,
-    )
-    ids, labels = torch.randint(1000, spec.config["vocab_size"], (BATCH, WIDTH)), torch.randint(2, (BATCH,))
-    mask = torch.ones_like(ids)
+    asked = {"model_type": spec.model_type, "config": dict(spec.config), "rows": BATCH, "width": WIDTH}
+    line = json.dumps({**asked, "matrices_alone": matrices_alone, "style": style})
+    peer = subprocess.Popen([sys.executable, str(PEER), line], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert peer.stdin is not None
+    assert peer.stdout is not None
+    asks, answers = peer.stdin, peer.stdout
 
     def step() -> None:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = module(input_ids=ids, attention_mask=mask).logits
-        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
-        torch.nn.utils.clip_grad_norm_([*body, *head], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        print(file=asks, flush=True)
+        if not answers.readline():
+            raise SystemExit(f"{PEER.name} ended")
 
     return step
 
 
+def own_time() -> float:
+    """Seconds of processor time of this process; of the wall where a GPU computes, whose time no process counts."""
+    return time.perf_counter() if torch.cuda.is_available() else time.process_time()
+
+
 def alternating(
-    steppers: Mapping[str, Callable[[], None]], rounds: int = ROUNDS, clock: Callable[[], float] = time.perf_counter
+    steppers: Mapping[str, Callable[[], object]], rounds: int = ROUNDS, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, dict[str, float]]:
     """Median, least and greatest milliseconds of a step, the steppers taking turns; a GPU's work is waited for.
 
     Args:
-        clock: gives seconds: of the wall, or this process's own (`time.process_time`) beside other work.
+        clock: gives seconds: of the wall, or this process's own (`own_time`) beside other work.
     """
     settle = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     times: dict[str, list[float]] = {name: [] for name in steppers}
@@ -140,25 +143,28 @@ def alternating(
             if round_ >= WARM:
                 times[name].append(1000 * (clock() - start))
     return {
-        name: {"median_ms": round(statistics.median(t), 1), "min_ms": round(min(t), 1), "max_ms": round(max(t), 1)}
+        name: {"median_ms": round(statistics.median(t), 3), "min_ms": round(min(t), 3), "max_ms": round(max(t), 3)}
         for name, t in times.items()
     }
 
 
 def steps() -> dict[str, Any]:
-    """Step times of every method and of the peer, and the ratios that matter."""
+    """Step times of every method and of the peer, and the ratios that matter: to its fastest precision."""
     ours = {name: stepper(*words) for name, words in METHODS.items()}
-    peers = {"peer's id3": peer_stepper(True), "peer's id3, all tensors": peer_stepper(False)}
-    milliseconds = alternating({**ours, **peers})
+    peers = {"peer's id3": True, "peer's id3, all tensors": False}
+    styles = precisions("id3")
+    theirs = {f"{name} in {style}": peer_stepper(alone, style) for name, alone in peers.items() for style in styles}
+    milliseconds = alternating({**ours, **theirs})
     ms = {name: row["median_ms"] for name, row in milliseconds.items()}
+    best = {name: min((f"{name} in {style}" for style in styles), key=ms.__getitem__) for name in peers}
     matrices, backbone = (f"random masking, 0.1% of the {part}" for part in ("matrices", "backbone"))
     pairs = [
         (matrices, "lora r8"),
         (backbone, "lora r8"),
         ("id3", "full"),
         ("id3, all tensors", "full"),
-        ("id3", "peer's id3"),
-        ("id3, all tensors", "peer's id3, all tensors"),
+        ("id3", best["peer's id3"]),
+        ("id3, all tensors", best["peer's id3, all tensors"]),
     ]
     ratios = {f"{ours} / {other}": ms[ours] / ms[other] for ours, other in pairs}
     return {"steps": milliseconds, "ratios": {name: round(value, 3) for name, value in ratios.items()}}
@@ -184,28 +190,15 @@ def peak(name: str) -> float:
 
 def crossover() -> dict[str, Any]:
     """Milliseconds of both products for one matrix of MiniLM's, by precision, tokens and density."""
-    timings = []
-    for out, width in ((384, 384), (1536, 384)):
-        for precision, tokens in itertools.product((torch.bfloat16, torch.float32), (512, 2048)):
-            x, dy = torch.randn(tokens, width).to(precision), torch.randn(tokens, out).to(precision)
-            for density in (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05):
-                ids = torch.randperm(out * width)[: max(1, round(density * out * width))].sort().values.int()
-                times: dict[str, list[float]] = {"sampled": [], "dense": []}
-                for _ in range(30):
-                    for product in (sampled, dense):
-                        start = time.perf_counter()
-                        product(x, dy, ids)
-                        times[product.__name__].append(1000 * (time.perf_counter() - start))
-                medians = {name: round(statistics.median(t), 3) for name, t in times.items()}
-                timings.append(
-                    {
-                        "matrix": f"{out}x{width}",
-                        "dtype": str(precision),
-                        "tokens": tokens,
-                        "density": density,
-                        **medians,
-                    }
-                )
+    timings, device = [], process_state().device
+    for (out, width), precision, tokens in itertools.product(MATRICES, (torch.bfloat16, torch.float32), (512, 2048)):
+        x, dy = (torch.randn(tokens, size, device=device).to(precision) for size in (width, out))
+        for density in DENSITIES:
+            ids = torch.randperm(out * width)[: max(1, round(density * out * width))].sort().values.int().to(device)
+            products = {f.__name__: functools.partial(f, x, dy, ids) for f in (sampled, dense)}
+            medians = {name: row["median_ms"] for name, row in alternating(products, rounds=30).items()}
+            facts = {"matrix": f"{out}x{width}", "dtype": str(precision), "tokens": tokens, "density": density}
+            timings.append({**facts, **medians})
     return {"crossover_ms": timings}
 
 
@@ -230,7 +223,7 @@ def selection_ms(*overrides: str) -> dict[str, float]:
     for name, words in {"bare": ["method=full", LINEAR], "id3": ["method=id3", "method.steps=200", *overrides]}.items():
         trainer = trainer_of(*words, *[word for word in overrides if word.startswith("model=")])
         tensors = [p for _, p in trainer.model.backbone() if p.requires_grad]
-        gradients = [torch.randn(p.shape, generator=random).to(p.dtype) for p in tensors]
+        gradients = [torch.randn(p.shape, generator=random).to(p) for p in tensors]
         takers[name] = functools.partial(one_selection, trainer, tensors, gradients, itertools.count())
         entries = sum(p.numel() for p in tensors)
     milliseconds = alternating(takers, rounds=7)

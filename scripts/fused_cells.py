@@ -15,14 +15,12 @@ core does.
 import argparse
 import copy
 import json
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
 import torch
-from bench_selective import trainer_of  # type: ignore[import-not-found]
+from bench_selective import alternating, trainer_of  # type: ignore[import-not-found]
 from torch import nn
 from torch.nn import functional
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -34,7 +32,7 @@ from peftbench.methods.lora import LoRALinear
 
 ATTENTION = "peftbench_fused"  # the name under which transformers finds `attention_of_each`
 METHODS = ("lora", "bitfit", "head")
-ROUNDS, WARM = 7, 3
+ROUNDS = 7
 
 
 class Packing:
@@ -226,10 +224,7 @@ class Group:
     """Cells that differ by their seeds, with one row of optimizer steps for all of them or one for each."""
 
     def __init__(self, count: int, batch: int, width: int, *words: str) -> None:
-        import bench_selective
-
-        bench_selective.BATCH, bench_selective.WIDTH = batch, width
-        self.cells = [trainer_of(*words, f"seed={seed}") for seed in range(count)]
+        self.cells = [trainer_of(*words, f"seed={seed}", batch=batch, width=width) for seed in range(count)]
         self.rows = torch.arange(batch).numpy()
         self.fused: Fused | None = None
         for trainer in self.cells:
@@ -240,7 +235,7 @@ class Group:
         if self.fused is None:
             self.fused = Fused([trainer.model for trainer in self.cells])
         batches = [trainer.forward.batch(trainer.train, self.rows) for trainer in self.cells]
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.cells[0].protocol.precision == "bf16"):
+        with self.cells[0].forward.autocast():
             logits = self.fused.forward([batch.inputs for batch in batches])
         return self._finish([functional.cross_entropy(z, b.labels) for z, b in zip(logits, batches, strict=True)])
 
@@ -261,10 +256,10 @@ class Group:
         return [loss.item() for loss in losses]
 
 
-def measure(batch: int, width: int, method: str) -> dict[str, Any]:
+def measure(batch: int, width: int, *words: str) -> dict[str, Any]:
     """Milliseconds of one cell's step: by itself, by itself on one thread, and in groups, taking turns."""
-    alone, threads = Group(1, batch, width, f"method={method}"), torch.get_num_threads()
-    groups = {count: Group(count, batch, width, f"method={method}") for count in (2, 4, 8)}
+    alone, threads = Group(1, batch, width, *words), torch.get_num_threads()
+    groups = {count: Group(count, batch, width, *words) for count in (2, 4, 8)}
 
     def on_one_thread() -> None:
         torch.set_num_threads(1)
@@ -273,24 +268,18 @@ def measure(batch: int, width: int, method: str) -> dict[str, Any]:
 
     turns = {"alone": (alone.one_by_one, 1), "alone, one thread": (on_one_thread, 1)}
     turns |= {f"{count} together": (group.together, count) for count, group in groups.items()}
-    times: dict[str, list[float]] = {name: [] for name in turns}
-    for round_ in range(ROUNDS + WARM):
-        for name, (step, cells) in turns.items():
-            start = time.perf_counter()
-            step()
-            if round_ >= WARM:
-                times[name].append(1000 * (time.perf_counter() - start) / cells)
-    medians = {name: round(statistics.median(values), 1) for name, values in times.items()}
+    times = alternating({name: step for name, (step, _) in turns.items()}, ROUNDS)
+    medians = {name: round(times[name]["median_ms"] / cells, 1) for name, (_, cells) in turns.items()}
     medians[f"a process per core, if all {threads} stay as fast"] = round(medians["alone, one thread"] / threads, 1)
     return medians
 
 
-def same() -> dict[str, Any]:
+def same(*more: str) -> dict[str, Any]:
     """Losses of six steps of three cells: together and one by one."""
     differences = {}
     for precision in ("fp32", "bf16"):
         for method in METHODS:
-            words = (f"method={method}", f"protocol.precision={precision}")
+            words = (f"method={method}", f"protocol.precision={precision}", *more)
             one, other = Group(3, 8, 24, *words), Group(3, 8, 24, *words)
             pairs = [(one.together(), other.one_by_one()) for _ in range(6)]
             worst = max(abs(a - b) for together, alone in pairs for a, b in zip(together, alone, strict=True))
@@ -310,7 +299,10 @@ def main() -> None:
         return
     for width in map(int, asked.widths.split(",")):
         for method in METHODS:
-            print(json.dumps({"width": width, "method": method, **measure(asked.batch, width, method)}), flush=True)
+            print(
+                json.dumps({"width": width, "method": method, **measure(asked.batch, width, f"method={method}")}),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import prepared  # type: ignore[import-not-found]  # noqa: F401  # before torch
 import torch
 
 from peftbench.kernels.products import widen_products

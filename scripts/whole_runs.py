@@ -17,6 +17,7 @@ from peftbench.record import find_records, read_record
 PEERS = Path(__file__).parent / "peers"
 PRODUCTS = Path(__file__).parent / "products.py"
 LR = 5e-4
+PRECISIONS = ("fp32", "bf16", "bf16_weights")  # a user's choices for the Trainer
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Sample:
 
     Attributes:
         seconds: from start to end.
-        peak_mb: peak resident MiB.
+        peak_mb: peak MiB: of the GPU where it computes on one, else resident memory.
         accuracy: on dev, at the end; None where it scored nothing.
         train_s: seconds of its optimizer steps alone.
     """
@@ -40,7 +41,7 @@ def process(command: Sequence[str], said: Callable[[str], Mapping[str, Any]], en
     """Run a command to its end and measure it.
 
     Args:
-        said: what it says of itself in what it prints: accuracy and train_s, as far as it knows them.
+        said: what it says of itself in what it prints: accuracy, train_s and a GPU's peak, as far as it knows.
 
     Raises:
         SystemExit: it fails.
@@ -55,11 +56,11 @@ def process(command: Sequence[str], said: Callable[[str], Mapping[str, Any]], en
         text = screen.read()
     if running.returncode:
         raise SystemExit(f"{' '.join(command)}: exit {running.returncode}\n{text}")
-    return Sample(round(seconds, 2), round(usage.ru_maxrss / 1024, 1), **said(text))
+    return Sample(**{"seconds": round(seconds, 2), "peak_mb": round(usage.ru_maxrss / 1024, 1), **said(text)})
 
 
 def ours(words: Sequence[str], data: Path, work: Path, steps: int, lr: float = LR) -> Sample:
-    """Our command, with nothing cached from before."""
+    """Our command; no rows or tokens are cached. Code that numba compiled is kept from the first run on."""
     with tempfile.TemporaryDirectory(dir=work) as fresh:
         line = [
             "run", *words, "data=folder", f"data.path={data}", f"outputs={fresh}/out", "tracker=none", "progress=false",
@@ -70,25 +71,30 @@ def ours(words: Sequence[str], data: Path, work: Path, steps: int, lr: float = L
             records = [read_record(path) for path in find_records(Path(fresh) / "out" / "default")]
             if len(records) != 1:
                 return {}
-            last = records[0].metrics.evaluations[-1]
-            return {"accuracy": last.metrics["accuracy"], "train_s": records[0].time.train_s}
+            record = records[0]
+            facts = {"accuracy": record.metrics.evaluations[-1].metrics["accuracy"], "train_s": record.time.train_s}
+            return facts if record.hardware.device == "cpu" else {**facts, "peak_mb": record.memory.peak_mb}
 
         return process([sys.executable, "-m", "peftbench", *line], said, {"PEFTBENCH_CACHE": f"{fresh}/cache"})
 
 
+def precisions(method: str) -> tuple[str, ...]:
+    """In which the Trainer may run a method: where all matrices train, none can be loaded in bf16."""
+    return PRECISIONS[:2] if method in ("full", "id3") else PRECISIONS
+
+
 def theirs(
-    peer: str, task: str, method: str, data: Path, weights: Path, work: Path, steps: int, seed: int = 0, lr: float = LR
+    style: str, task: str, method: str, data: Path, weights: Path, work: Path, steps: int, seed: int = 0, lr: float = LR
 ) -> Sample:
-    """A peer's script: `best` and `run_glue` are styles of hf_trainer.py, `selective-optimizers` is one of its own."""
-    own = peer == "selective-optimizers"
-    line = [str(PEERS / ("selective_optimizers_trainer.py" if own else "hf_trainer.py"))]
+    """A peer's script in a process without this bench: hf_trainer.py in one of its styles, for ID3 its authors' own."""
+    own = method == "id3"
+    line = [str(PEERS / ("selective_optimizers_trainer.py" if own else "hf_trainer.py")), "--style", style]
     line += ["--task", task, "--steps", str(steps), "--lr", str(lr), "--data", str(data), "--weights", str(weights)]
     line += ["--out", str(work / "trainer"), "--seed", str(seed), "--method", "full" if own else method]
-    line += [] if own else ["--style", peer]
 
     def said(text: str) -> dict[str, float]:
         line = json.loads(next(line for line in reversed(text.splitlines()) if line.startswith("{")))
-        return {"accuracy": line["accuracy"], "train_s": line["train_s"]}
+        return {key: line[key] for key in ("accuracy", "train_s", "peak_mb") if key in line}
 
     return process([sys.executable, *line], said, {})
 

@@ -27,7 +27,7 @@ def both(name: str, rate: float, **numbers: Any) -> tuple[Model, torch.nn.Module
     known = AutoModelForSequenceClassification.from_config
     sizes = {"hidden_size": 48, "dim": 48, "embedding_size": 48, "intermediate_size": 64, "hidden_dim": 64}
     sizes |= {"num_attention_heads": 4, "n_heads": 4, "pooler_hidden_size": 48}
-    config = spec.config | {key: value for key, value in (sizes | numbers).items() if key in spec.config}
+    config = spec.config | {key: value for key, value in sizes.items() if key in spec.config} | numbers
     declared = AutoConfig.for_model(spec.model_type).to_dict()
     rates = dict.fromkeys(RATES, 0.0) | dict.fromkeys(OF_ATTENTION, rate)
     config |= {"initializer_range": 0.3} | {key: value for key, value in rates.items() if key in declared}
@@ -84,6 +84,18 @@ def test_positions_far_apart_share_a_bucket(terms: list[str], shared: bool) -> N
     for tokens in (3, 31):
         one, other = (module.train()(**rows(tokens)).logits for module in (ours.module, theirs))
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rate", [0.0, NONE])
+def test_a_token_sees_its_window_alone(rate: float) -> None:
+    """ModernBERT's second layer; 31 tokens are more than a window of 6, as 11 are less than its own of 128."""
+    ours, theirs = both("modernbert_base", rate, local_attention=6)
+    batch = rows(31)
+    one, other = (module.train()(**batch).logits for module in (ours.module, theirs))
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    wide, _ = both("modernbert_base", rate)
+    wide.module.load_state_dict(ours.module.state_dict())
+    assert not torch.allclose(wide.module.train()(**batch).logits, other, atol=1e-3), "the window hides something"
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -30,7 +30,7 @@ def test_a_stopped_round_goes_on_and_methods_take_turns(
             return {"refused": "no linear map"}
         cost = {"lora": 100.0, "bitfit": 50.0}[method] + 10 * len(made)
         entries = {"at_most": 20, "kept": 10, "stored_bytes": 4000, "merges": True}
-        return {**entries, "step_ms": cost, "peak_mb": 2 * cost}
+        return {**entries, "step_ms": cost, "peak_mb": 2 * cost, "loss": cost / 1000}
 
     monkeypatch.setattr(bench, "in_process", measured)
     (tmp_path / "page.md").write_text(f"Before.\n{bench.BEGIN}\nold\n{bench.END}\nAfter.\n")
@@ -46,7 +46,10 @@ def test_a_stopped_round_goes_on_and_methods_take_turns(
     assert page.startswith("Before.\n")
     assert page.endswith("After.\n")
     assert "old" not in page
-    assert "| `bitfit` | 20 | 10 | 4 | 90 | 0.69 | 180 | 0.69 | yes |" in page
+    assert (
+        "| `bitfit` | 20 | 10 | 4 | 90 (70 to 110) | 0.69 | 180 (140 to 220) | 0.69 | yes | 0.09 (0.07 to 0.11) |"
+        in page
+    )
     assert page.index("`bitfit`") < page.index("`lora`") < page.index("- `vera`: no linear map")
     assert (tmp_path / "all.png").stat().st_size > 5_000
     with pytest.raises(SystemExit, match="measured with"):
@@ -54,7 +57,15 @@ def test_a_stopped_round_goes_on_and_methods_take_turns(
 
 
 def test_what_took_too_long_is_tried_again(bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    good = {"at_most": 20, "kept": 10, "stored_bytes": 4000, "merges": True, "step_ms": 100.0, "peak_mb": 200.0}
+    good = {
+        "at_most": 20,
+        "kept": 10,
+        "stored_bytes": 4000,
+        "merges": True,
+        "step_ms": 100.0,
+        "peak_mb": 200.0,
+        "loss": 0.5,
+    }
     ends = iter([good, {"error": "takes more than 5 s"}, good])
     monkeypatch.setattr(bench, "in_process", lambda method, options: next(ends))
     (tmp_path / "page.md").write_text(f"{bench.BEGIN}\n{bench.END}\n")
@@ -72,6 +83,7 @@ def test_one_run_counts_and_measures(bench: Any) -> None:
     assert run["stored_bytes"] == 8 * 3_072
     assert run["merges"]
     assert run["step_ms"] > 0
+    assert 0 < run["loss"] < 3
     assert bench.measure("prompt_tuning", "bert_tiny", steps=1)["merges"] is False
     assert {"lora", "spafit", "prefix_tuning"} <= set(bench.methods())
     assert not {"peft", "spafit_4_9_i"} & set(bench.methods())

@@ -2,7 +2,8 @@
 
     python scripts/peers/selective_optimizers_trainer.py --task rte --data GLUE --steps 100 --weights DIR --out DIR
 
-Candidates are the linear maps of the layers; the head trains whole. Prints one line of JSON, as `hf_trainer.py` does.
+Candidates are the linear maps of the layers; the head trains whole. `--style fp32` or `bf16`, as in hf_trainer.py: no
+matrix of the layers is frozen, to be loaded in bf16. Prints one line of JSON, as `hf_trainer.py` does.
 """
 
 from typing import Any
