@@ -4,7 +4,8 @@
 #     scripts/glue_studies.sh GLUE OUTPUTS [STUDY...]      (studies: small contradictions field; default: all)
 #
 # All of them are one study, glue_small, so that no cell is run twice. What the first two are to show is registered before
-# any cell runs. Start it again to go on, or once for each core, side by side: what is done is skipped.
+# any cell runs. All cells get one seed before any gets the next, so that tables are whole wherever it is stopped. Start it
+# again to go on, or once for each core, side by side: what is done is skipped.
 set -euo pipefail
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -28,8 +29,10 @@ keep() {
     done
 }
 
+# The cells of a study: FOLDER SEEDS
+declare -A seeds=([small]=0,1,2,3,4,5,6,7 [contradictions]=0,1,2,3,4,5,6,7,8,9 [field]=0,1,2)
 small() {
-    local of=("$1" mrpc,rte,stsb,cola 0,1,2,3,4,5,6,7)
+    local of=("$1" mrpc,rte,stsb,cola "$2")
     keep "${of[@]}" method=full,bitfit,lora,spafit
     keep "${of[@]}" method=id3,id3_lora,random_masking budget.like=bitfit
     keep "${of[@]}" method=adalora budget.like=bitfit 'method.kinds=[query,value]'
@@ -39,7 +42,7 @@ small_claims=('full > lora' 'lora > bitfit' 'id3 > bitfit' 'id3 > random_masking
     'adalora > lora' 'spafit > bitfit' 'bitfit > head')
 
 contradictions() {
-    local rank of=("$1" mrpc,stsb,cola 0,1,2,3,4,5,6,7,8,9)
+    local rank of=("$1" mrpc,stsb,cola "$2")
     keep "${of[@]}" method=id3,d3,fish,pafi,largest,random_masking budget.like=bitfit
     # LoRA of three ranks at one scale of 2, and as many random entries
     for rank in 1 2 32; do
@@ -70,7 +73,7 @@ smaller() {
 }
 
 field() {
-    local of=("$1" mrpc,stsb,cola 0,1,2) pela
+    local of=("$1" mrpc,stsb,cola "$2") pela
     keep "${of[@]}" method=hut,lst,light_peft,dora,pissa,vera,fourierft,hira,loha,delora budget.like=bitfit
     keep "${of[@]}" method=ia3,ln_tuning,road # as large as they are
     read -ra pela < <(smaller)
@@ -83,7 +86,7 @@ register() {
     [ ! -e "$outputs/$1.plan.yaml" ] || return 0
     rm -rf "${list:?}" # what an end in the middle left
     for claim in "${!all}"; do claims+=(--claim "$claim"); done
-    "$1" "$list"
+    "$1" "$list" "${seeds[$1]}"
     peftbench plan study=glue_small "outputs=$outputs" --saved-in "$list" --register "$outputs/$1.plan.yaml" \
         "${claims[@]}" > /dev/null
 }
@@ -99,11 +102,13 @@ mkdir -p "$outputs"
     register contradictions
 ) 9> "$outputs/plans.lock"
 for study in "$@"; do
-    "$study" "$outputs"
-    code=0
-    peftbench work glue_small --outputs "$outputs" --wait || code=$?
-    [ "$code" -ne 76 ] || exit 76 # peftbench stop
-    [ "$code" -eq 0 ] || echo "$study: not all was made" >&2
+    for seed in ${seeds[$study]//,/ }; do
+        "$study" "$outputs" "$seed"
+        code=0
+        peftbench work glue_small --outputs "$outputs" --wait || code=$?
+        [ "$code" -ne 76 ] || exit 76 # peftbench stop
+        [ "$code" -eq 0 ] || echo "$study, seed $seed: not all was made" >&2
+    done
 done
 for study in "$@"; do
     [ ! -e "$outputs/$study.plan.yaml" ] || peftbench compare glue_small --plan "$outputs/$study.plan.yaml" --outputs "$outputs"

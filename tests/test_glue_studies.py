@@ -30,11 +30,13 @@ def cells_of(lines: list[list[str]], task: str, seeds: tuple[int, ...] = (0, 1))
 
 
 def listed(said: list[list[str]], end: str) -> list[list[str]]:
-    """The words of what is kept for the outputs that end so."""
+    """The words of what is kept for the outputs that end so, of the first seed where each is kept by itself."""
     return [
         words[2:-1]
         for words in said
-        if words[:2] == ["plan", "-m"] and any(word.startswith("outputs=") and word.endswith(end) for word in words)
+        if words[:2] == ["plan", "-m"]
+        and any(word.startswith("outputs=") and word.endswith(end) for word in words)
+        and ("seed=0" in words or not end.endswith("/outputs"))
     ]
 
 
@@ -60,6 +62,17 @@ def test_all_cells_share_one_protocol_but_for_the_rates(said: list[list[str]]) -
         protocols = {(replace(cell.protocol, lr=1.0, head_lr=None), cell.select.factors) for cell in cells}
         assert len(protocols) == 1, task
         assert len({cell.folder for cell in cells}) >= 9
+
+
+def test_all_cells_get_one_seed_before_any_gets_the_next(said: list[list[str]]) -> None:
+    seeds: list[set[str]] = [set()]
+    for words in said:
+        if words[0] == "work":
+            seeds.append(set())
+        elif any(word.startswith("outputs=") and word.endswith("/outputs") for word in words) and "-m" in words:
+            seeds[-1] |= {word for word in words if word.startswith("seed=")}
+    orders = [range(8), range(10), range(3)]
+    assert seeds == [*({f"seed={seed}"} for order in orders for seed in order), set()]
 
 
 def test_what_is_compared_has_as_many_entries(said: list[list[str]]) -> None:
