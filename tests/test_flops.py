@@ -31,7 +31,7 @@ JOINT = ["task=joint", "task.tasks=[stsb,rte,sst2]"]
         ["method=adalora", "method.rank=2"],  # with a penalty
         ["method=hut"],  # which computes its weights anew in every pass
         ["method=prefix_tuning"],
-        ["method=lst", "method.reduction=8", "protocol.keep_prefix=true"],
+        ["method=lst", "method.examples=2", "method.reduction=8", "protocol.keep_prefix=true"],
         ["method=gradual_unfreeze"],  # parameters join on the way
         ["method=light_peft", "method.estimation=3"],  # the model shrinks on the way
         ["method=id3", "budget=500"],

@@ -1,9 +1,11 @@
-"""The command in a process of its own, forked from a process that has imported what commands import, and done no more.
+"""The command in a process of its own, forked from one that has imported what commands import, and composed once.
 
-Starting Python with torch and transformers takes longer than most of what a test asks of the command.
+Starting Python with torch and transformers takes longer than most of what a test asks of the command, and Hydra's first
+composition half a second.
 """
 
 import atexit
+import functools
 import multiprocessing
 import os
 import subprocess
@@ -11,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from multiprocessing import forkserver
 from pathlib import Path
 
 COMMANDS = ("count", "run", "studies", "use", "views", "words", "work", "trust")
@@ -19,9 +22,20 @@ HEAVY += ("study.reproduce", "study.sweep", "study.work")
 TIMEOUT = 300.0  # seconds
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload(
-    ["__main__", *(f"peftbench.commands.{name}" for name in COMMANDS), *(f"peftbench.{name}" for name in HEAVY)]
-)
+_imported = [*(f"peftbench.commands.{name}" for name in COMMANDS), *(f"peftbench.{name}" for name in HEAVY)]
+_forks.set_forkserver_preload(["__main__", *_imported, "composed"])
+
+
+@functools.cache
+def _begin() -> None:
+    """Start the process to fork from; before Python 3.13 it does not look for modules where we do, unless told."""
+    plain = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([plain] if plain else [])])
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("PYTHONPATH")
+        os.environ |= {} if plain is None else {"PYTHONPATH": plain}
 
 
 class Running:
@@ -29,6 +43,7 @@ class Running:
 
     def __init__(self, words: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
         """`environment` is all of it; variables that Python or a library reads as it is imported have no effect."""
+        _begin()
         self._place = tempfile.TemporaryDirectory()
         self._out, self._err = (Path(self._place.name) / name for name in ("out", "err"))
         self.args = list(words)
