@@ -53,17 +53,18 @@ def one(shape: str, method: str, steps: int) -> dict[str, Any]:
 
 def ours(shape: str, method: str, steps: int) -> Run:
     """The same in a process of its own."""
-    return _measured([__file__, "--one", "--shapes", shape, "--methods", method, "--steps", str(steps)])
+    return measured_alone([__file__, "--one", "--shapes", shape, "--methods", method, "--steps", str(steps)])
 
 
 def theirs(shape: str, method: str, steps: int, style: str) -> Run:
     """The Trainer's steps."""
     spec = compose.cell_from([f"model={shape}", "tracker=none"]).model
-    asked = {"model_type": spec.model_type, "config": dict(spec.config), "method": method, "style": style}
-    return _measured([str(PEERS / "trainer_steps.py"), json.dumps({**asked, "steps": steps, "rows": 32, "width": 64})])
+    of_model = {"model_type": spec.model_type, "config": dict(spec.config), "method": method, "style": style}
+    asked = json.dumps({**of_model, "steps": steps, "rows": 32, "width": 64})
+    return measured_alone([str(PEERS / "trainer_steps.py"), asked])
 
 
-def _measured(line: Sequence[str]) -> Run:
+def measured_alone(line: Sequence[str]) -> Run:
     """Steps per second by the median step, the first fifth left out, and the peak memory, of a process that says so."""
     done = subprocess.run([sys.executable, *line], stdout=subprocess.PIPE, text=True, check=True)
     said = json.loads(done.stdout.splitlines()[-1])

@@ -252,7 +252,7 @@ def test_what_is_made_for_a_gpu_runs_without_one(
         return {"steps_per_s": float(len(order)), "peak_mb": said["peak_mb"]}
 
     order: list[str] = []
-    monkeypatch.setattr(bench_gpu, "_measured", measured)
+    monkeypatch.setattr(bench_gpu, "measured_alone", measured)
     found = bench_gpu.beside("bert_tiny", "id3", steps=4, rounds=2)
     assert [Path(name).name for name in order] == ["bench_gpu.py", "trainer_steps.py", "trainer_steps.py"] * 2, "turns"
     assert "Trainer, full in bf16" in found, "the faster"
