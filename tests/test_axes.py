@@ -201,6 +201,7 @@ def test_costs_are_those_of_the_records(finished: Path, tmp_path: Path) -> None:
     assert row["TFLOPs of training"] == record.flops.training
     assert row["MFLOPs more a row"] == record.flops.more > 0
     assert ("kJ of CPUs" in row) == (record.energy is not None)
+    assert ("energy: all that" in output) == (record.energy is not None)
 
 
 def test_a_study_without_stored_predictions_says_so(write_run: Callable[..., Path], tmp_path: Path) -> None:

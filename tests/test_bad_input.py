@@ -124,6 +124,8 @@ LINES: list[tuple[list[str], str]] = [
     (["data=folder"], "data.path"),
     (["data=folder", "data.path=/nowhere"], "/nowhere"),
     (["data=folder", "data.path=3"], "data.path"),
+    (["data.path=GLUE"], "data.path=GLUE: not read by data=sample, the built-in sample; add data=folder"),
+    (["data=folder", "data.path=.", "data.revision=main"], "data.revision=main: not read by data=folder"),
     (["task=cola", "data=sample"], "data=sample"),
     (["task=ax"], "init_from"),
     (["protocol.lr=${nope}"], "nope"),

@@ -119,7 +119,14 @@ def test_a_papers_sweep_is_run_mnli_first(tmp_path: Path) -> None:
             lines = [f"{i}\tone thing {i}\tother thing {i % 5}\t{labels[i % len(labels)]}\n" for i in range(24)]
             (tmp_path / folder / f"{name}.tsv").write_text(head + "".join(lines))
     words = ["reproduce", "lora_roberta_base", "--only", "rte", "seed=0", "data=folder", f"data.path={tmp_path}"]
-    words += ["model=bert_tiny", "model.weights=random", "tracker=none", "protocol.epochs=1", "protocol.max_length=32"]
+    words += [
+        "model=bert_tiny",
+        "model.weights=random",
+        "tracker=none",
+        "protocol.epochs=1",
+        "protocol.max_length=32",
+        "study=mine",
+    ]
     dry = start(*words, "--dry-run", cwd=tmp_path)
     assert dry.returncode == 0, dry.stderr
     assert "lora_roberta_base: 4 cells, 1 of them from an MNLI run" in dry.stdout
@@ -127,7 +134,8 @@ def test_a_papers_sweep_is_run_mnli_first(tmp_path: Path) -> None:
     assert not (tmp_path / "outputs").exists()
     done = call(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    records = [read_record(path) for path in find_records(tmp_path / "outputs" / "lora_roberta_base")]
+    assert done.stdout.splitlines()[-1].endswith("; peftbench table mine --paper lora_roberta_base")
+    records = [read_record(path) for path in find_records(tmp_path / "outputs" / "mine")]
     assert sorted(f"{record.cell.task} {record.cell.method}" for record in records) == [
         "mnli lora", "rte bitfit", "rte full", "rte lora"
     ]  # fmt: skip

@@ -78,6 +78,8 @@ def test_random_masking_is_ahead_of_id3_on_cola_in_the_committed_study() -> None
     assert "better in 4 of 4 seeds" in lines[1]
     assert "this design shows" in lines[2]
     assert lines[4] == "does the difference depend on the task: yes, p = 0.003"
+    with pytest.raises(ConfigError, match="id3 like-bitfit is both sides"):
+        comparison.lines(study, "id3", "id3 like-bitfit")
     assert lines[5].startswith("mean of these 3 tasks: ")
     assert lines[6].startswith("mean over all tasks like these, 3 of them tried: not decided")
     assert lines[7].startswith("probability of improvement: ")

@@ -165,11 +165,35 @@ def test_a_signal_ends_a_run_long_before_its_last_step_and_the_next_start_goes_o
 
 
 def test_cells_that_could_not_be_run_are_left_and_the_exit_code_says_so(tmp_path: Path) -> None:
-    sweep = call("run", *TINY, "data=folder", "data.path=nowhere", "-m", "method=bitfit,head", cwd=tmp_path)
+    (tmp_path / "rows" / "SST-2").mkdir(parents=True)
+    for split in ("train", "dev"):
+        (tmp_path / "rows" / "SST-2" / f"{split}.tsv").write_text("sentence\tlabel\nfine\tgood\n")
+    sweep = call("run", *TINY, "data=folder", "data.path=rows", "-m", "method=bitfit,head", cwd=tmp_path)
     assert sweep.returncode == 3  # what kept them was refused input
     assert sweep.stdout.splitlines()[-1] == "2 cells: 0 done, 0 failed, 2 left"
-    assert sweep.stderr.splitlines() == ["data.path=nowhere: no such folder"] * 2
+    lines = sweep.stderr.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith("rows/SST-2/train.tsv, line 2") for line in lines)
     assert not (tmp_path / "outputs").exists()  # a study of refused cells alone is none
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("data=sample", "data=sample: has no mrpc, only RTE, SST-2, STS-B; use data=hub or data=folder data.path=..."),
+        ("data.path=rows", "data.path=rows: has no folder MRPC (the official download's name for mrpc)"),
+        ("data.path=file", "data.path=file: not a folder"),
+    ],
+)
+def test_a_sweep_that_names_a_task_without_rows_starts_no_cell(tmp_path: Path, word: str, line: str) -> None:
+    (tmp_path / "rows" / "SST-2").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    asked = [*TINY, "data=folder", word, "task=sst2,mrpc", "method=bitfit,head", "study=pilot"]
+    sweep = call("run", "-m", *asked, cwd=tmp_path)
+    assert (sweep.returncode, sweep.stdout, sweep.stderr) == (3, "", f"{line}\n")
+    assert not (tmp_path / "outputs").exists()
+    plan = call("plan", *asked, cwd=tmp_path)
+    assert (plan.returncode, plan.stderr) == (0, f"rows are missing here: {line}\n")
 
 
 def test_what_status_and_plan_refuse(tmp_path: Path) -> None:

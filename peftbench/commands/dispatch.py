@@ -47,7 +47,7 @@ results:
   table STUDY             show a study's results, one row per method; --paper, --format for a file, --show
                           for other views than scores: table --help lists both
   compare STUDY ONE OTHER test whether one method beats another, in words and numbers
-  plot STUDY --to DIR     draw score against entries, time and memory; curves; seeds; as PNG and PDF
+  plot STUDY --to DIR     draw score against entries, time and memory; curves; seeds; as PNG, SVG, PDF
   report STUDY            write one HTML file: table, plots, every run
   submission STUDY        write the official GLUE zip of --method; --check ZIP validates any zip
   sync STUDY              upload what W&B recorded offline, and the study's table and figures as one run
@@ -71,7 +71,7 @@ after a run:
 examples:
   peftbench run                                        LoRA on the built-in sample, offline
   peftbench run task=mrpc method=bitfit data=folder data.path=GLUE
-  peftbench run -m study=pilot method=full,lora task=rte,mrpc seed=0,1,2
+  peftbench run -m study=pilot method=full,lora task=rte,sst2 seed=0,1,2
   peftbench count model=bert_large_cased method=lora method.rank=64
 
 exit codes: 0 done, 1 a run failed or cells of a sweep are left, 2 wrong configuration or a folder that is not

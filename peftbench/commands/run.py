@@ -59,7 +59,7 @@ def run_sweep(arguments: Sequence[str], overrides: Sequence[str]) -> int:
     """
     from peftbench.study import sweep
 
-    return run_cells(sweep.prepare(sweep.cells_of(overrides), rerun_word(overrides)), arguments)
+    return run_cells(sweep.prepare(sweep.cells_of(overrides), rerun_word(overrides), run_here=True), arguments)
 
 
 def run_cells(prepared: "Sweep", arguments: Sequence[str] = ("-m",)) -> int:

@@ -12,7 +12,7 @@ from peftbench.commands.paths import kept_if_used, writable_file
 from peftbench.commands.run import rerun_word, run_cells
 from peftbench.config import compose
 from peftbench.config.words import OPTUNA
-from peftbench.ground.errors import ConfigError, short_line, shown
+from peftbench.ground.errors import ConfigError, DataError, short_line, shown, warn
 from peftbench.ground.files import expanded
 from peftbench.ground.quantity import quantity
 
@@ -62,6 +62,8 @@ def plan(arguments: Sequence[str]) -> int:
     left = [cell.folder for cell in survey.left]
     seconds = status.estimates(same_study).total(left)
     screen.plan(survey, seconds, status.peak_of(left, same_study))
+    for problem in DataError(sweep.absent_rows(survey)).problems:
+        warn(f"rows are missing here: {problem}")  # they may lie where the cells are to run
     if options.register is not None:
         print(f"registered; peftbench compare {survey.study} --plan {options.register}")
     if options.save:
@@ -147,8 +149,9 @@ def reproduce(arguments: Sequence[str]) -> int:
         sweep.survey(table.first)  # every mistake is found here
         screen.reproduction(paper, table)
         return 0
-    codes = [run_cells(sweep.prepare(table.first))]
+    codes = [run_cells(sweep.prepare(table.first, run_here=True))]
     if table.after_mnli:
-        codes.append(run_cells(sweep.prepare(reproduce.cells_after_mnli(table))))
-    print(f"{paper.name}: {quantity(number, 'cell')}; peftbench table {defaults['study'][6:]} --paper {paper.name}")
+        codes.append(run_cells(sweep.prepare(reproduce.cells_after_mnli(table), run_here=True)))
+    study = sweep.study_of(extra)[1]
+    print(f"{paper.name}: {quantity(number, 'cell')}; peftbench table {study} --paper {paper.name}")
     return max(codes)

@@ -8,7 +8,7 @@ from typing import Any
 from peftbench.config.bounds import CONTROL, LARGEST, MOST, TOO_LONG, too_long
 from peftbench.config.members import member
 from peftbench.config.parents import is_to_come, of_update
-from peftbench.config.spec import Cell, TaskSpec
+from peftbench.config.spec import Cell, DataSpec, TaskSpec
 from peftbench.config.validate import method_class, show
 from peftbench.config.words import GROUPS
 from peftbench.ground.errors import ConfigError, near, shown
@@ -97,6 +97,7 @@ def together(cell: Cell, to_come: Collection[Path] = ()) -> None:
     if cell.select.head_factors is not None and cell.protocol.head_lr is None:
         factors = show(list(cell.select.head_factors))
         problems.append(f"select.head_factors={shown(factors)}: needs protocol.head_lr, whose multiples are tried")
+    problems += unread(cell.data)
     problems += positions(cell, cell.method.arguments)
     for task in cell.task.parts:
         problems += few_labels(cell, task)
@@ -115,6 +116,14 @@ def together(cell: Cell, to_come: Collection[Path] = ()) -> None:
         problems.append(f"readout=prompt: the layout of {cell.model.name} names no masked_head")
     if problems:
         raise ConfigError(problems)
+
+
+def unread(data: DataSpec) -> Iterator[str]:
+    """A line for every key that says where rows lie and that their source would not look at."""
+    if data.source == "sample" and data.path is not None:
+        yield f"data.path={shown(data.path)}: not read by data={data.name}, the built-in sample; add data=folder"
+    if data.source != "hub" and data.revision is not None:
+        yield f"data.revision={shown(data.revision)}: not read by data={data.name}; only data=hub has revisions"
 
 
 def positions(cell: Cell, arguments: Mapping[str, Any]) -> Iterator[str]:

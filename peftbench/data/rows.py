@@ -39,6 +39,11 @@ class Rows:
         """What changes when a file of theirs does."""
         return [one for task in self.task.parts for one in sources.stamps(self.data, task, self._splits(task))]
 
+    def absent(self) -> list[str]:
+        """A line for every task of theirs that the source does not have."""
+        lines = [sources.absent(self.data, task) for task in self.task.parts]
+        return [line for line in lines if line is not None]
+
     def read(self) -> dict[str, Split]:
         """Every split, the held-out part of train, and its part without labels; those of several tasks by both names.
 

@@ -1,7 +1,7 @@
 """Where the rows come from: the Hub, a folder in the layout of the official download, or the built-in sample."""
 
 from collections.abc import Hashable, Sequence
-from os.path import isdir  # Path's own raises for names that are too long
+from os.path import exists, isdir  # Path's own raises for names that are too long
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,17 @@ def stamps(data: DataSpec, task: TaskSpec, splits: Sequence[str]) -> list[Hashab
     return [stamp(folder / task.folder.files[split]) for split in splits]
 
 
+def absent(data: DataSpec, task: TaskSpec) -> str | None:
+    """Why a source has no rows of a task at all, as far as folders show; None: it may have them."""
+    if data.source == "hub":
+        return None
+    try:
+        _folder(data, task)
+    except DataError as error:
+        return str(error)
+    return None
+
+
 def _check_splits(data: DataSpec, task: TaskSpec, splits: Sequence[str]) -> None:
     key, known = ("hub.splits", task.hub.splits) if data.source == "hub" else ("folder.files", task.folder.files)
     if absent := [split for split in splits if split not in known]:
@@ -91,7 +102,7 @@ def _folder(data: DataSpec, task: TaskSpec) -> Path:
                 "use data=hub or data=folder data.path=..."
             )
     elif not isdir(root):
-        raise DataError(f"data.path={shown(root, 80)}: no such folder")
+        raise DataError(f"data.path={shown(root, 80)}: {'not a folder' if exists(root) else 'no such folder'}")
     elif not isdir(root / name):
         raise DataError(
             f"data.path={shown(root, 80)}: has no folder {name} (the official download's name for {task.name})"

@@ -24,12 +24,15 @@ def lines(study: Study, first: str, second: str, margin: float = MARGIN) -> list
         margin: points within which two methods count as equal.
 
     Raises:
-        ConfigError: a row is not in the study's table, the two have no task and seed in common, or the margin is none.
+        ConfigError: a row is not in the study's table, both words are of one row, the two have no task and seed in
+            common, or the margin is none.
     """
     check_margin(margin)
     rows = apart(study)[0]
     names = list(dict.fromkeys(rows["name"])) if len(rows) else []
     first, second = (row_named(word, names, study.name) for word in (first, second))
+    if first == second:
+        raise ConfigError(f"{first} is both sides; name two rows of study {study.name}")
     both = columns.read(study, rows[rows["name"].isin([first, second])])
     pairs = {column.name: paired for column in both if (paired := column.paired(first, second)) is not None}
     if not pairs:

@@ -29,6 +29,7 @@ COSTS: dict[Measure, Callable[[Record], float | None]] = {
     Measure("kJ of CPUs", 2, 1e-3): lambda record: None if record.energy is None else record.energy.cpu,
     Measure("kJ of GPU", 2, 1e-3): lambda record: None if record.energy is None else record.energy.gpu,
 }
+METERED = ("kJ of CPUs", "kJ of GPU")
 
 
 def line(records: Sequence[Record]) -> str:
@@ -70,9 +71,11 @@ def sheet(study: Study) -> Sheet:
         "memory: of the process, or of the GPU where there is one; search: once for all seeds of a cell",
         "FLOPs: of matrix products and attention, a multiplication and an addition being two; more a row: what the "
         "method, not merged, adds to the longest row of train, forward through the backbone",
-        "energy: all that the machine's own meters counted during the run, other work on the same CPUs included",
         "–: the record does not say",
     ]
+    if any(cell.values[name] for cell in cells for name in METERED):
+        said = "energy: all that the machine's own meters counted during the run, other work on the same CPUs included"
+        notes.insert(-1, said)
     return axes.sheet(f"{study.name}: what runs cost, mean ± sd", [*COSTS], cells, notes)
 
 

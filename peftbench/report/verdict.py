@@ -56,11 +56,6 @@ class Verdict:
     family: str
     tests: int
 
-    @property
-    def winner(self) -> str | None:
-        """The one that is shown to be better; None where neither is."""
-        return {"ahead": self.first, "behind": self.second}.get(self.word)
-
 
 def judge(
     pairs: Mapping[tuple[str, str, str], Paired],

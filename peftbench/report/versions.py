@@ -41,13 +41,15 @@ def paired(
             without either, rows of the same name are, and rows of any name where each study has one.
 
     Raises:
-        ConfigError: there is no such study or row, or nothing that both have.
+        ConfigError: there is no such study or row, both are one run, or there is nothing that both have.
         DataError: a run's record cannot be read, or it did not end well.
     """
     runs = [(Path(word) / RECORD_FILE).is_file() for word in (old, new)]
     if all(runs):
         if old_row or new_row:
             raise ConfigError("--old-row, --new-row: choose rows of studies, and these are two runs")
+        if Path(old).samefile(new):
+            raise ConfigError(f"{old} and {new} are one run; name two")
         before, after = _of_run(Path(old)), _of_run(Path(new))
         if is_mean(before.column) or is_mean(after.column):
             raise ConfigError(f"{old if is_mean(before.column) else new}: {OF_ONE_TASK}")

@@ -12,7 +12,7 @@ from peftbench.config import compose
 from peftbench.config.bounds import TOO_LONG, too_long
 from peftbench.config.spec import Cell
 from peftbench.config.words import OPTUNA, words_for_globs
-from peftbench.ground.errors import ConfigError, shown
+from peftbench.ground.errors import ConfigError, DataError, shown
 from peftbench.ground.files import CHECKPOINT_FILE, RECORD_FILE, expanded
 from peftbench.record import record_status
 from peftbench.study import compose_many, done, index, lock
@@ -151,20 +151,29 @@ def with_kept(lines: Sequence[list[str]], where: Path | None = None) -> list[lis
     return [*own, *(words for words in kept if index.key(words) not in typed)]
 
 
-def prepare(lines: Sequence[list[str]], rerun: str = "unfinished", to_come: Mapping[Path, str] | None = None) -> Sweep:
+def prepare(
+    lines: Sequence[list[str]],
+    rerun: str = "unfinished",
+    to_come: Mapping[Path, str] | None = None,
+    run_here: bool = False,
+) -> Sweep:
     """Find out which cells have to run; the study remembers all of them.
 
     Args:
         lines: the overrides of each cell.
         rerun: which cells with a record run again: unfinished, failed or all.
         to_come: the study's cells that others may start from before they are done, by their whole folders.
+        run_here: whether this machine runs them next, and so has to have their rows.
 
     Raises:
         ConfigError: a cell is not possible; every problem of every cell is in it.
+        DataError: the rows of a task are not on this machine, where they have to be; every such task is in it.
     """
     outputs, study = study_of(lines[0])
     states = CellStates(outputs, study)
     sweep = _survey(lines, rerun, states, to_come or {})
+    if run_here and (absent := absent_rows(sweep)):
+        raise DataError(absent)
     index.add(outputs / study, {index.key(cell.overrides): cell for cell in sweep.cells})
     states.keep()
     _remove_checkpoints(sweep)
@@ -183,6 +192,12 @@ def _remove_checkpoints(sweep: Sweep) -> None:
 def survey(lines: Sequence[list[str]], rerun: str = "unfinished", to_come: Mapping[Path, str] | None = None) -> Sweep:
     """As `prepare`, and nothing is written."""
     return _survey(lines, rerun, CellStates(*study_of(lines[0])), to_come or {})
+
+
+def absent_rows(sweep: Sweep) -> list[str]:
+    """A line for every task of the cells that are left whose rows are not on this machine, as far as folders show."""
+    rows = {repr(cell.reads.rows): cell.reads.rows for cell in sweep.left if cell.reads is not None}
+    return list(dict.fromkeys(line for one in rows.values() for line in one.absent()))
 
 
 def kinds(cells: Sequence[Planned], to_come: Mapping[Path, str]) -> dict[str, Cell]:
