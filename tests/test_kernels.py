@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from peftbench.ground.files import private_folder
 from peftbench.kernels.products import multiplies_bf16
@@ -110,7 +109,7 @@ def test_bf16_is_left_to_torch_where_the_cpu_has_instructions_for_it(
     monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn, raising=False)
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: onednn, raising=False)
     assert multiplies_bf16() is own
 
 
