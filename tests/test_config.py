@@ -73,6 +73,7 @@ def test_every_yaml_says_what_it_is(path: Path) -> None:
 
 
 BAD = [
+    (["model=gpt2"], ["bert_mini, bert_small, bert_tiny, ..."]),
     (["task=ret"], ["task=ret: there is no task called 'ret'; did you mean rte"]),
     (["method=lra"], ["did you mean lora"]),
     (["protocol.lrr=1"], ["protocol.lrr: there is no such key; did you mean protocol.lr"]),

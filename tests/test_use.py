@@ -85,7 +85,7 @@ def test_missing_tasks_are_filled_only_on_request(template: Record, tmp_path: Pa
     put(tmp_path, template, "rte", 0, 0.8)
     refused = call("submission", "s", "--method", "lora", cwd=tmp_path)
     assert refused.returncode == 2
-    assert "for CoLA.tsv, SST-2.tsv" in refused.stderr
+    assert "for CoLA.tsv, SST-2.tsv, MRPC.tsv, STS-B.tsv, QQP.tsv, ...; --fill" in refused.stderr
     assert not (tmp_path / "submission.zip").exists()
     done = call("submission", "s", "--method", "lora", "--fill-majority", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

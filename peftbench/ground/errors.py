@@ -6,6 +6,7 @@ from difflib import get_close_matches
 
 MOST_LINES = 6
 LONGEST_LINE = 200  # characters
+MOST_WORDS = 12  # of a list of what is allowed
 
 
 class BadInput(Exception):
@@ -53,16 +54,22 @@ def warn(*lines: object) -> None:
     print(*lines, sep="\n", file=sys.stderr)
 
 
-def near(word: object, allowed: Iterable[object], limit: int = 12) -> str:
+def near(word: object, allowed: Iterable[object]) -> str:
     """Say what is allowed in the place of `word`, near misses first."""
     words = sorted({str(item) for item in allowed})
     close = get_close_matches(str(word), words, n=3, cutoff=0.5)
     close = close or [item for item in words if str(word) and str(word) in item][:3]
     if close:
         return f"did you mean {' or '.join(close)}?"
-    if len(words) > limit:
-        return f"allowed: {', '.join(words[:limit])}, ..."
-    return f"allowed: {', '.join(words)}"
+    return f"allowed: {first_of(words, 130)}"
+
+
+def first_of(words: Sequence[str], room: int = 60) -> str:
+    """As many of these words as a line has room for, none of them cut, and three dots where some are left out."""
+    fits = list(words[:MOST_WORDS])
+    while len(fits) > 1 and len(", ".join(fits)) > room:
+        fits.pop()
+    return ", ".join(fits if len(fits) == len(words) else [*fits, "..."])
 
 
 def shown(value: object, limit: int = 60) -> str:

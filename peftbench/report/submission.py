@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peftbench.ground import escape, predictions, untrusted
-from peftbench.ground.errors import ConfigError, DataError, shown
+from peftbench.ground.errors import ConfigError, DataError, first_of, shown
 from peftbench.ground.quantity import quantity
 from peftbench.record import Record
 from peftbench.report.records import Study
@@ -97,7 +97,7 @@ def write(study: Study, method: str, path: Path, fill: bool) -> list[str]:
             lines.append(escape.terminal(f"{file.name}: {folder.parent.name}/{folder.name}{score}"))
     if missing and not fill:
         raise ConfigError(
-            f"no run of {method} with test predictions (predict_test=true) for {', '.join(missing)}; "
+            f"no run of {method} with test predictions (predict_test=true) for {first_of(missing)}; "
             "--fill-majority puts the majority class there"
         )
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
