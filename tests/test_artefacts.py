@@ -119,14 +119,15 @@ def test_a_run_with_a_prompt_is_scored_with_it_and_not_merged(
     trained: Path, run_tiny: Run, command: Command, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     words = [*masked_checkpoint("bert_base_uncased", tmp_path / "masked"), "readout=prompt", "protocol.max_length=32"]
-    words += ["data=folder", f"data.path={trained.parents[3] / 'rows'}", "method=full", "study=p", "protocol.lr=0.01"]
-    rte = run_tiny(*words, "task=rte", "protocol.precision=fp32").path.parent
+    words += ["method=full", "study=p", "protocol.lr=0.01", "protocol.precision=fp32"]
+    rows = ["data=folder", f"data.path={trained.parents[3] / 'rows'}"]
+    rte = run_tiny(*words, *rows, "task=rte").path.parent
     capfd.readouterr()  # of the library that wrote the backbone
     code, out, err = command("score", str(rte), "task=qnli")
     assert (code, err) == (0, "")
     made = Path(out.splitlines()[-1]).parent
     assert (made / "predictions" / "dev.tsv").read_text() == (rte / "predictions" / "dev.tsv").read_text()
-    run_tiny(*words, "task=sst2", "data=sample", "protocol.precision=fp32")
+    run_tiny(*words, "task=sst2")
     ask = ["merge", "from=p", f"outputs={rte.parents[2]}", "method=full", "merge=average"]
     assert "with a prompt; classifiers are merged" in line_of(command(*ask), 2)
 

@@ -48,11 +48,11 @@ def paired(
     if all(runs):
         if old_row or new_row:
             raise ConfigError("--old-row, --new-row: choose rows of studies, and these are two runs")
-        if Path(old).samefile(new):
-            raise ConfigError(f"{old} and {new} are one run; name two")
         before, after = _of_run(Path(old)), _of_run(Path(new))
         if is_mean(before.column) or is_mean(after.column):
             raise ConfigError(f"{old if is_mean(before.column) else new}: {OF_ONE_TASK}")
+        if Path(old).samefile(new):
+            raise ConfigError(f"{old} and {new} are one run; name two")
         if before.column != after.column:
             raise ConfigError(f"{old} is of {before.column}, {new} of {after.column}: flips are of one task")
         return [(before, after)], []
