@@ -41,7 +41,7 @@ OURS = {
     "lst from magnitude, kept": ["method=lst", "method.init=magnitude", KEPT],
     "head, kept": ["method=head", KEPT],
 }
-OTHERS = {  # method -> its peer
+OTHERS = {
     "lora": "Trainer",
     "bitfit": "Trainer",
     "full": "Trainer",

@@ -17,7 +17,7 @@ declare -A steps=([mrpc]=400 [rte]=400 [stsb]=600 [cola]=1000)
 
 # Both rates are searched: the head's at 0.1 and 1 times 5e-3, at the best of 0.3, 1, 3 and 10 times each method's own.
 cell=(study=glue_small model=minilm_l6 data=folder "data.path=$glue" tracker=none progress=false
-    protocol.precision=fp32  # fast on every processor, bf16 on few
+    protocol.precision=fp32  # the fastest where a processor has no instructions for bf16
     protocol.batch_size=16 protocol.head_lr=5e-3 select=lr 'select.factors=[0.3,1,3,10]' 'select.head_factors=[0.1,1]')
 
 # The study in a folder keeps these cells: FOLDER TASKS SEEDS WORD...

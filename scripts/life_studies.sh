@@ -5,7 +5,7 @@
 #
 # All of them use the runs of study "life", which are trained once. Start it again to go on, or once for each core, side by
 # side: what is done is skipped, and what somebody makes is left to him. A study that fails does not end the others.
-# PRECISION=fp32 where the processor has no fast products in bf16.
+# PRECISION=fp32 is a little faster where the processor has no instructions for bf16.
 set -euo pipefail
 trap 'exit 130' INT
 trap 'exit 143' TERM
