@@ -4,8 +4,8 @@
 #     scripts/base_study.sh GLUE OUTPUTS MPNET [SEED...]      (MPNET: a folder with its weights; default: seeds 0 and 1)
 #
 # The claims are those of study "small" of glue_studies.sh, registered before any cell runs. A cell takes 8 to 15 minutes
-# of two cores with instructions for bf16 (without them longer, and PRECISION=fp32 is the faster), so all methods get one seed before
-# any gets the next. Start it again to go on, or once for each core: what is done is skipped.
+# of two cores with instructions for bf16 (without them longer, and PRECISION=fp32 is the faster), so all methods get one
+# seed before any gets the next. Start it again to go on, or once for each core: what is done is skipped.
 set -euo pipefail
 trap 'exit 130' INT
 trap 'exit 143' TERM

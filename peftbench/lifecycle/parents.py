@@ -83,7 +83,7 @@ class Parent:
 
     @property
     def tracker(self) -> TrackerSpec:
-        """Who followed it; nobody, where that tracker is not installed here."""
+        """Who followed it; nobody, where this version or machine has no such tracker."""
         try:
             return part(self.record, TrackerSpec, "tracker")
         except DataError:
